@@ -1,0 +1,1 @@
+"""The library behind `sgsfa`: masks, training, features, matching. Nothing here imports the command line."""

@@ -1,0 +1,70 @@
+"""What a data set is to the rest of the program: a root folder and a list of records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Split = Literal["train", "query", "gallery", "all"]
+"""`all` marks images without a role: a plain folder, for masks and extraction only."""
+
+DISTRACTOR_PID = 0
+"""Gallery images of nobody who is searched for; they stay as negatives (Market-1501)."""
+
+UNKNOWN = -1
+"""pid or camid of an image that has none (a plain folder). Junk images (-1 in Market-1501) are never records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image in one role.
+
+    Attributes:
+        path: POSIX path relative to the data set's root; the image's name in every file of ours.
+        pid: Identity as the data set numbers it, or `UNKNOWN`.
+        camid: Camera as the data set numbers it, or `UNKNOWN`.
+        split: Its role.
+    """
+
+    path: str
+    pid: int
+    camid: int
+    split: Split
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set that was read.
+
+    Attributes:
+        kind: Name of its layout (`market1501`, `csv`, ...).
+        name: Short name for folders and tables.
+        root: Folder that record paths are relative to.
+        records: All records, in the layout's own order (gallery order breaks ties in rankings).
+        label_maps: Folder of 20-class label maps with the images' relative names, where the set has them.
+        extra: Columns beside the four of a record, by record path (visible fraction, occluder, ...).
+        notes: Choices made while reading that a result must mention (junk dropped, pseudo cameras, ...).
+    """
+
+    kind: str
+    name: str
+    root: Path
+    records: tuple[Record, ...]
+    label_maps: Path | None = None
+    extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def split(self, *names: Split) -> tuple[Record, ...]:
+        """The records whose split is among `names`, in order."""
+        return tuple(record for record in self.records if record.split in names)
+
+    def path_of(self, record: Record) -> Path:
+        """Where the image of `record` lies."""
+        return self.root / record.path
+
+
+def unique_names(records: Iterable[Record]) -> list[str]:
+    """The distinct image names of `records`, sorted; the order of every mask file."""
+    return sorted({record.path for record in records})
