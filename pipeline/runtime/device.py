@@ -1,0 +1,82 @@
+"""Which device computes, and in which precision."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipeline.errors import DeviceError
+
+if TYPE_CHECKING:
+    from pipeline.config import Precision
+
+_AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_CUDA_HINT = "use `auto` or `cpu`, or install a build of PyTorch for your GPU"
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn a device name of the configuration into a device that is there.
+
+    Args:
+        name: `auto` (the first CUDA device, else Apple's `mps`, else `cpu`), `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    Raises:
+        DeviceError: The name is not a device, or this machine has no such device.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"{name!r} is not a device", expected="auto | cpu | cuda | cuda:N | mps") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise DeviceError(f"{name!r} was asked for, but PyTorch sees no CUDA device here", hint=_CUDA_HINT)
+        if device.index is not None and device.index >= count:
+            raise DeviceError(f"there is no device {name!r}", expected=f"cuda:0 to cuda:{count - 1}")
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise DeviceError("'mps' was asked for, but this machine has none", hint="use `auto` or `cpu`")
+    elif device.type != "cpu":
+        raise DeviceError(f"{name!r} is not supported", expected="auto | cpu | cuda | cuda:N | mps")
+    return device
+
+
+def device_label(device: torch.device) -> str:
+    """A name of `device` for people: `NVIDIA H100 (cuda:0)`, `AMD EPYC 7763, 2 threads (cpu)`."""
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        return f"{torch.cuda.get_device_name(index)} (cuda:{index})"
+    if device.type == "cpu":
+        return f"{_processor()}, {torch.get_num_threads()} threads (cpu)"
+    return f"{platform.machine()} ({device.type})"
+
+
+def autocast(device: torch.device, amp: Precision) -> contextlib.AbstractContextManager[object]:
+    """The context in which forwards run in precision `amp`; nothing at all for `off`.
+
+    Raises:
+        DeviceError: fp16 on the CPU, where its kernels are missing or slower than float32.
+    """
+    if amp == "off":
+        return contextlib.nullcontext()
+    if amp == "fp16" and device.type == "cpu":
+        raise DeviceError("fp16 does not work on the CPU", hint="set amp to bf16 or off")
+    return torch.autocast(device.type, dtype=_AMP_DTYPES[amp])
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "CPU"

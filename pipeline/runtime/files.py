@@ -1,0 +1,80 @@
+"""Files that appear whole or not at all, and their hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the folder of `path`; on a clean exit what was written there becomes `path`.
+
+    The folder of `path` is made if it is missing. On an error the temporary file is removed and `path` stays as it
+    was. A reader, or a power cut, sees the old file or the new one, never a part.
+
+    Args:
+        path: The file to write.
+
+    Yields:
+        A path that does not exist yet, with the suffix of `path`, for any writer to create.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Hidden, so that no glob for finished files finds it; the suffix stays, because writers choose formats by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield temporary
+        fsync_path(temporary)
+        os.replace(temporary, path)
+        fsync_path(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write `obj` as indented JSON, whole or not at all. Keys keep their order; NaN is refused."""
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not JSON.
+    """
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    """SHA-256 of `data`, as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def fsync_path(path: Path) -> None:
+    """Have the system write a file or a folder's entries to the disk."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        # Windows opens no folders; there a rename is durable as it is.
+        if os.name == "nt" and path.is_dir():
+            return
+        raise
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,48 @@
+"""Independent random streams, each found by a seed and words, the same in every process and on every platform."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+
+def derive(seed: int, *words: int | str) -> int:
+    """A 63-bit seed for the stream that `words` name under `seed`.
+
+    Python's own `hash` differs between processes and summing seeds makes neighbours collide, so the words are
+    hashed, each with its type and length.
+    """
+    text = "\x1f".join(f"{type(word).__name__}:{word}" for word in (seed, *words))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def rng(seed: int, *words: int | str) -> np.random.Generator:
+    """NumPy's generator (PCG64) for the stream named by `words`."""
+    return np.random.Generator(np.random.PCG64(derive(seed, *words)))
+
+
+def generator(seed: int, *words: int | str) -> torch.Generator:
+    """A torch generator on the CPU for the stream named by `words`."""
+    import torch  # here, because rendering workers need `rng` but not a second of torch's import
+
+    made = torch.Generator(device="cpu")
+    made.manual_seed(derive(seed, *words))
+    return made
+
+
+def set_deterministic(on: bool) -> None:
+    """Ask torch for kernels that give the same bits each time; where there is none, it warns and goes on."""
+    import torch
+
+    if on:
+        # cuBLAS reads this at its first call in the process.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on, warn_only=True)
+    torch.backends.cudnn.deterministic = on
+    torch.backends.cudnn.benchmark = not on
