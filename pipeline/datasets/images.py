@@ -1,0 +1,276 @@
+"""Images in and out: one decoder, one set of rules and one way of resizing for the whole program.
+
+What comes out is always uint8 RGB. The rules for unusual files:
+
+* The EXIF orientation is applied, as every viewer does.
+* Grey and palette images become RGB. CMYK is converted without its colour profile.
+* Transparent pixels lie on white.
+* 16 bits a channel are reduced to the upper 8; 32-bit and floating-point images are refused.
+* The first page of a TIFF or MPO file is taken; animations (GIF, WebP, PNG) are refused.
+* Truncated files, files that are no image, and absurd sizes are refused.
+
+A JPEG whose compressed data are damaged in the middle can still be decoded to its end; no decoder can tell such
+damage from a strange picture, and neither does this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import struct
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipeline.errors import ImageError, Rejected
+from pipeline.runtime.files import atomic_write
+
+RgbImage = npt.NDArray[np.uint8]
+"""(H, W, 3) RGB."""
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
+"""File name endings, in lower case, that are taken for images."""
+
+MIN_SIDE = 8
+"""Pixels. Nothing of a person can be told in less."""
+
+MAX_SIDE_RATIO = 20.0
+"""The longer side over the shorter one."""
+
+MAX_PIXELS = 64_000_000
+"""More than any camera's crop has; decides, from the header alone, against decompression bombs."""
+
+# Pillow guesses among dozens of formats, some of which start other programs; a data set needs these.
+_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
+_SEVERAL_PAGES = frozenset({"TIFF", "MPO"})
+_CHUNK = 8
+
+# What Pillow's readers raise on damaged files.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error)
+
+# Pillow warns on stderr about sizes, which are judged here, and about metadata, which is not used.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def read_image(path: Path) -> RgbImage:
+    """Read an image by the rules above.
+
+    Returns:
+        uint8 RGB of shape (H, W, 3).
+
+    Raises:
+        ImageError: The file cannot be read, is truncated, is no image, or is of a kind that is refused.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"the file cannot be read: {error.strerror or error}", where=path) from error
+    return decode_image(data, path)
+
+
+def decode_image(data: bytes, where: Path) -> RgbImage:
+    """Decode the bytes of an image file; `where` is named in errors.
+
+    Raises:
+        ImageError: As in `read_image`.
+    """
+    if not data:
+        raise ImageError("the file is empty (0 bytes)", where=where)
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            _refuse_unusable(image, where)
+            image.load()
+            _turn_upright(image)
+            return _to_rgb(image, where)
+    except UnidentifiedImageError:
+        raise ImageError(f"not an image: {_describe(data)}", where=where, expected=_expected()) from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"absurd size: {error}", where=where) from None
+    except _DAMAGE as error:
+        raise ImageError(f"the image is truncated or damaged: {error}", where=where) from error
+
+
+def read_resized(path: Path, height: int, width: int) -> RgbImage:
+    """Read an image at a wanted size; the aspect ratio is not kept, as is usual for person crops.
+
+    Returns:
+        uint8 RGB of shape (height, width, 3).
+
+    Raises:
+        ImageError: As in `read_image`.
+    """
+    return resize(read_image(path), height, width)
+
+
+def resize(image: RgbImage, height: int, width: int) -> RgbImage:
+    """Resize by area averaging where neither side grows, else bilinearly."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = height <= image.shape[0] and width <= image.shape[1]
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """Some images, decoded and resized.
+
+    Attributes:
+        index: int64 (B,); position of each image in the list of paths, ascending.
+        images: uint8 RGB (B, height, width, 3). B is less than the batch size where images failed, and may be 0.
+        failed: The images of this batch that could not be used.
+        failed_index: int64; position of each of `failed` in the list of paths.
+    """
+
+    index: npt.NDArray[np.int64]
+    images: npt.NDArray[np.uint8]
+    failed: tuple[Rejected, ...]
+    failed_index: npt.NDArray[np.int64]
+
+
+def decode_batches(
+    paths: Sequence[Path], height: int, width: int, *, batch: int, threads: int
+) -> Iterator[DecodedBatch]:
+    """Decode images in the background, in order.
+
+    At most three batches are held at a time: the one that the caller works on and two that are being decoded.
+
+    Args:
+        paths: The image files.
+        height: Height that every image is resized to, in pixels.
+        width: Width, likewise.
+        batch: Images a batch; the last one may be smaller.
+        threads: Decoding threads, at least 1. Decoding leaves Python's lock, so they run at the same time.
+
+    Yields:
+        Batches that together hold or list every path exactly once.
+    """
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode") as pool:
+        pending: deque[_Pending] = deque()
+        try:
+            for start in range(0, len(paths), batch):
+                positions = range(start, min(start + batch, len(paths)))
+                pending.append(_Pending(pool, paths, positions, height, width))
+                if len(pending) > 2:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def write_image(path: Path, rgb: RgbImage, *, quality: int = 95) -> None:
+    """Write an image, whole or not at all, in the format that the suffix names.
+
+    Args:
+        path: Where to; `.png` is lossless.
+        rgb: uint8 (H, W, 3), or (H, W) for grey.
+        quality: Of JPEG and WebP, 1 to 100.
+    """
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    with atomic_write(path) as temporary:
+        if path.suffix.lower() == ".png":
+            image.save(temporary, optimize=False)
+        else:
+            image.save(temporary, quality=quality, subsampling=0)
+
+
+class _Pending:
+    """A batch on its way: its images are decoded in chunks straight into their rows."""
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, paths: Sequence[Path], positions: range, height: int, width: int
+    ) -> None:
+        self._paths = paths
+        self._positions = np.asarray(positions, dtype=np.int64)
+        self._images = np.empty((len(positions), height, width, 3), dtype=np.uint8)
+        rows = range(len(positions))
+        self._chunks: list[Future[list[tuple[int, str]]]] = [
+            pool.submit(self._decode, rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)
+        ]
+
+    def _decode(self, rows: range) -> list[tuple[int, str]]:
+        failed = []
+        height, width = self._images.shape[1:3]
+        for row in rows:
+            try:
+                self._images[row] = read_resized(self._paths[self._positions[row]], height, width)
+            except ImageError as error:
+                failed.append((row, error.found))
+        return failed
+
+    def result(self) -> DecodedBatch:
+        failed = [failure for chunk in self._chunks for failure in chunk.result()]
+        failed_rows = np.asarray([row for row, _ in failed], dtype=np.int64)
+        index, images = self._positions, self._images
+        if failed:
+            index, images = np.delete(index, failed_rows), np.delete(images, failed_rows, axis=0)
+        failed_index = self._positions[failed_rows]
+        rejected = tuple(
+            Rejected(str(self._paths[position]), reason)
+            for position, (_, reason) in zip(failed_index, failed, strict=True)
+        )
+        return DecodedBatch(index, images, rejected, failed_index)
+
+
+def _refuse_unusable(image: Image.Image, where: Path) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"absurd size: {width}x{height} pixels", where=where, expected=f"at most {MAX_PIXELS:,} pixels"
+        )
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(
+            f"absurd size: {width}x{height} pixels", where=where, expected=f"at least {MIN_SIDE} pixels a side"
+        )
+    if max(width, height) > MAX_SIDE_RATIO * min(width, height):
+        raise ImageError(
+            f"absurd size: {width}x{height} pixels",
+            where=where,
+            expected=f"one side at most {MAX_SIDE_RATIO:g} times the other",
+        )
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format not in _SEVERAL_PAGES:
+        raise ImageError(f"an animation of {frames} frames", where=where, expected="a still image")
+
+
+def _turn_upright(image: Image.Image) -> None:
+    # Damaged metadata say nothing about the picture, which is kept as it lies.
+    with contextlib.suppress(*_DAMAGE):
+        ImageOps.exif_transpose(image, in_place=True)
+
+
+def _to_rgb(image: Image.Image, where: Path) -> RgbImage:
+    if image.mode == "RGB":
+        return np.array(image, dtype=np.uint8)
+    if image.mode.startswith("I;16"):
+        upper = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(upper[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ImageError(f"{image.mode!r}-mode pixels of 32 bits", where=where, expected="8 or 16 bits a channel")
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def _describe(data: bytes) -> str:
+    if not data.strip(b"\0"):
+        return f"{len(data)} zero bytes"
+    try:
+        data[:512].decode("ascii")
+    except UnicodeDecodeError:
+        return "unknown format"
+    return "a text file"
+
+
+def _expected() -> str:
+    return ", ".join(_FORMATS)
