@@ -1,0 +1,1 @@
+"""A features file in, results, breakdowns and pictures out."""
