@@ -1,0 +1,107 @@
+"""The attention modules of the semantic-guided branch (paper, Sec. 3.1, Fig. 3 and 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+LOCAL_PARTS = ("head", "upper", "lower", "shoes")
+
+
+class WholeBodyAttention(nn.Module):
+    """Spatial and channel attention on stage-1 features; the spatial map is the supervised body mask.
+
+    The figure is not in the paper's text; the sub-modules are our reading (docs/method.md): spatial = 1x1
+    convolution to C/gamma, BN, ReLU, 3x3 convolution to one channel; channel = squeeze-and-excitation with the
+    same gamma. f' = f * M' as in Sec. 3.1, times the channel weights.
+
+    Args:
+        channels: C of the features.
+        reduction: gamma of Fig. 3.
+    """
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.spatial = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, 1, 3, padding=1),
+        )
+        self.channel = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1)
+        )
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask the features.
+
+        Args:
+            features: (B, C, H, W).
+
+        Returns:
+            The masked features of the same shape, and the mask's logits (B, 1, H, W).
+        """
+        logits = self.spatial(features)
+        weights = self.channel(features.mean((2, 3), keepdim=True))
+        return features * torch.sigmoid(logits) * torch.sigmoid(weights), logits
+
+
+class LocalAttention(nn.Module):
+    """Four part masks on stage-4 features: one shared convolution, then a head for each part (Fig. 4).
+
+    The sigmoids are independent; parts do not compete.
+
+    Args:
+        channels: C of the features.
+        reduction: gamma_1 of Fig. 4.
+    """
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = max(1, channels // reduction)
+        self.shared = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
+        )
+        # One convolution with four outputs holds the four independent heads.
+        self.heads = nn.Conv2d(hidden, len(LOCAL_PARTS), 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, 4, H, W) of the part masks, in the order of `LOCAL_PARTS`, from (B, C, H, W)."""
+        logits: Tensor = self.heads(self.shared(features))
+        return logits
+
+
+class PartEmbedding(nn.Module):
+    """From masked features to a part's feature: 1x1 convolution, BN, ReLU, pooling.
+
+    Args:
+        channels: C of the features.
+        length: Length of the feature.
+    """
+
+    def __init__(self, channels: int, length: int) -> None:
+        super().__init__()
+        self.project = nn.Sequential(
+            nn.Conv2d(channels, length, 1, bias=False), nn.BatchNorm2d(length), nn.ReLU(inplace=True)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, length, H, W)."""
+        projected: Tensor = self.project(features)
+        return projected
+
+
+def masked_mean(features: Tensor, mask: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Mean of features weighted by a mask, sum(f m) / sum(m).
+
+    Args:
+        features: (B, C, H, W).
+        mask: (B, 1, H, W) in [0, 1]. An empty mask gives zeros, not NaN.
+        epsilon: Least denominator.
+
+    Returns:
+        (B, C).
+    """
+    weighted = torch.einsum("bchw,bhw->bc", features, mask[:, 0].to(features.dtype))
+    return weighted / mask.sum((1, 2, 3)).clamp_min(epsilon).unsqueeze(1).to(features.dtype)

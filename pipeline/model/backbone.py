@@ -1,0 +1,198 @@
+"""Backbones by one interface: an early stage at stride 4 and a late stage at stride 16."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from pipeline.config import suggestion
+from pipeline.errors import ConfigError, WeightsError
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+BACKBONES = (*RESNETS, "mobilenet_v2")
+
+_MOBILENET_EARLY = 4
+"""Blocks 0-3 of torchvision's MobileNetV2 features end at stride 4 (24 channels)."""
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What the rest of the network must know of a backbone.
+
+    Attributes:
+        early_channels: Channels of `early` at stride 4.
+        late_channels: Channels of `late` at stride 16.
+    """
+
+    early_channels: int
+    late_channels: int
+
+
+class Backbone(nn.Module):
+    """`late(early(images))`: stage-1 features at stride 4, stage-4 features at stride 16.
+
+    The whole-body attention sits between the two, so they are separate modules.
+
+    Args:
+        early: Images (B, 3, H, W) -> (B, early_channels, H/4, W/4).
+        late: -> (B, late_channels, H/16, W/16).
+        info: Their channels.
+    """
+
+    def __init__(self, early: nn.Module, late: nn.Module, info: BackboneInfo) -> None:
+        super().__init__()
+        self.early = early
+        self.late = late
+        self.info = info
+
+
+def build_backbone(name: str, weights: Mapping[str, Tensor] | None = None) -> Backbone:
+    """Build a backbone whose last stage has stride 1, so that 256x128 images give 16x8 features (paper, Sec. 3).
+
+    Args:
+        name: One of `BACKBONES`, or `timm:NAME`.
+        weights: State dict of the classification network of that name, as torchvision (or timm) keys it; the
+            classifier's entries may be absent and are ignored. None: random initial weights.
+
+    Raises:
+        ConfigError: There is no such backbone.
+        WeightsError: The weights do not fit it.
+    """
+    if name.startswith("timm:"):
+        return _timm(name.removeprefix("timm:"), weights)
+    if name not in BACKBONES:
+        raise ConfigError(
+            f"there is no backbone {name!r}",
+            where="model.backbone",
+            expected=" | ".join([*BACKBONES, "timm:NAME"]),
+            hint=suggestion(name, BACKBONES),
+        )
+    network = torchvision.models.get_model(name, weights=None)
+    if weights is not None:
+        _load(network, weights, name)
+    return _mobilenet(network) if name == "mobilenet_v2" else _resnet(network)
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    own = network.state_dict()
+    needed = {key for key in own if not key.startswith(("fc.", "classifier."))}
+    # BatchNorm's counters are missing from files of old PyTorch versions and play no part in the result.
+    missing = sorted(key for key in needed - set(weights) if not key.endswith("num_batches_tracked"))
+    wrong = sorted(key for key in needed & set(weights) if own[key].shape != weights[key].shape)
+    if missing or wrong:
+        first = (missing or wrong)[0]
+        problem = "is missing" if missing else f"has shape {tuple(weights[first].shape)}"
+        raise WeightsError(
+            f"these weights are not those of {name}: {first!r} {problem}",
+            expected=f"{tuple(own[first].shape)} for {first!r}, and {len(needed)} entries as torchvision names them",
+            hint="name the file's own network as model.backbone",
+        )
+    network.load_state_dict({key: weights[key] for key in needed if key in weights}, strict=False)
+
+
+def _resnet(network: nn.Module) -> Backbone:
+    last = network.get_submodule("layer4")
+    for module in last.modules():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.stride = (1, 1)
+    early = nn.Sequential(*(network.get_submodule(part) for part in ("conv1", "bn1", "relu", "maxpool", "layer1")))
+    late = nn.Sequential(*(network.get_submodule(part) for part in ("layer2", "layer3", "layer4")))
+    return Backbone(early, late, BackboneInfo(_out_channels(early), _out_channels(late)))
+
+
+def _mobilenet(network: nn.Module) -> Backbone:
+    features = network.get_submodule("features")
+    assert isinstance(features, nn.Sequential)
+    strided = [module for module in features.modules() if isinstance(module, nn.Conv2d) and module.stride == (2, 2)]
+    # Strides 2, 4, 8, 16, 32: the fifth is given up for a 16x8 map.
+    strided[-1].stride = (1, 1)
+    early, late = features[:_MOBILENET_EARLY], features[_MOBILENET_EARLY:]
+    return Backbone(early, late, BackboneInfo(_out_channels(early), _out_channels(late)))
+
+
+def _out_channels(module: nn.Module) -> int:
+    return [part for part in module.modules() if isinstance(part, nn.Conv2d)][-1].out_channels
+
+
+class _TimmLate(nn.Module):
+    """The part of a timm feature extractor after its stride-4 features, as a module of its own."""
+
+    def __init__(self, network: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict({name: network.get_submodule(name) for name in names})
+
+    def forward(self, features: Tensor) -> Tensor:
+        for part in self.parts.values():
+            features = part(features)
+        return features
+
+
+def _timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError(
+            f"backbone timm:{name} needs the package timm", where="model.backbone", hint="pip install 'sgsfa[timm]'"
+        ) from None
+    try:
+        network: Any = timm.create_model(name, features_only=True, output_stride=16, pretrained=False)
+    except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
+        raise ConfigError(
+            f"timm cannot build {name!r} with features at output stride 16: {error}", where="model.backbone"
+        ) from error
+    reductions = list(network.feature_info.reduction())
+    if 4 not in reductions or reductions[-1] != 16 or not isinstance(network, nn.ModuleDict):
+        raise ConfigError(
+            f"timm's {name!r} has features at strides {reductions}",
+            where="model.backbone",
+            expected="a plain sequence of stages with strides 4 and 16",
+        )
+    if weights is not None:
+        missing, _ = network.load_state_dict(dict(weights), strict=False)
+        if missing:
+            raise WeightsError(f"these weights are not those of timm:{name}: {missing[0]!r} is missing")
+    index = len(reductions) - 1 - reductions[::-1].index(4)
+    boundary = network.feature_info[index]["module"].split(".")[0]
+    names = list(network.keys())
+    cut = names.index(boundary) + 1
+    channels = network.feature_info.channels()
+    return Backbone(
+        _TimmLate(network, names[:cut]),
+        _TimmLate(network, names[cut:]),
+        BackboneInfo(int(channels[index]), int(channels[-1])),
+    )
+
+
+def feature_size(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Sizes of the early and the late feature maps for an input size, each (height, width)."""
+    return (height // 4, width // 4), (height // 16, width // 16)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def initialise(module: nn.Module) -> None:
+    """Kaiming weights for convolutions and linear layers, identity for normalisation, zero biases."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out" if isinstance(part, nn.Conv2d) else "fan_in")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.ones_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
+def classifier(features: int, classes: int) -> nn.Linear:
+    """A bias-free identity classifier with small initial weights (Luo et al., "Bag of Tricks", 2019)."""
+    layer = nn.Linear(features, classes, bias=False)
+    torch.nn.init.normal_(layer.weight, std=0.001)
+    return layer

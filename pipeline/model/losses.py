@@ -1,0 +1,237 @@
+"""The losses (paper, Sec. 3.4; docs/method.md).
+
+L = balance (L_tri + L_se) + (1 - balance) L_d_cls (eq. 11), plus the whole-body feature's own losses where the
+model has one. Everything is finite for every batch: without masks L_se is zero, without a chosen feature L_d_cls
+is zero, without a valid triplet L_tri is zero; each keeps its graph, so that distributed training never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.config import LossConfig
+from pipeline.model.network import Output
+
+Gather = Callable[[Tensor], Tensor]
+"""Collects a tensor's rows from all ranks (this rank's with gradient), for hard mining over the global batch."""
+
+VISIBLE_SHARE = 0.01
+"""A part whose true mask covers more than this share of the map counts as shown (a pixel and a bit of 16x8)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossParts:
+    """The total to minimise and the terms it is made of, each a scalar tensor.
+
+    Attributes:
+        total: Eq. 11 and the whole-body feature's losses.
+        triplet: L_tri.
+        masks: L_se (eq. 9).
+        identity: L_d_cls.
+        whole: The whole-body feature's own identity and triplet loss, already weighted.
+    """
+
+    total: Tensor
+    triplet: Tensor
+    masks: Tensor
+    identity: Tensor
+    whole: Tensor
+
+    def named(self) -> dict[str, Tensor]:
+        """The terms by name, detached, for logs."""
+        return {
+            "loss": self.total.detach(),
+            "triplet": self.triplet.detach(),
+            "masks": self.masks.detach(),
+            "identity": self.identity.detach(),
+            "whole": self.whole.detach(),
+        }
+
+
+def total_loss(
+    output: Output,
+    pids: Tensor,
+    whole_mask: Tensor,
+    part_masks: Tensor,
+    has_mask: Tensor,
+    config: LossConfig,
+    *,
+    gather: Gather | None = None,
+) -> LossParts:
+    """The loss of a batch.
+
+    Args:
+        output: The network's output in training mode.
+        pids: (B,) int64 class index of each image.
+        whole_mask: (B, 1, 64, 32) true body mask in [0, 1].
+        part_masks: (B, 4, 16, 8) true part masks in [0, 1].
+        has_mask: (B,) bool; images without a mask are left out of L_se.
+        config: Weights and choices.
+        gather: For mining over all ranks of a distributed run.
+    """
+    assert output.logits is not None, "the loss needs the output of training mode"
+    zero = output.whole.float().sum() * 0.0
+    shown = shown_parts(part_masks, has_mask)
+    if output.part_mask_logits is None:
+        triplet = masks = identity = zero
+    else:
+        triplet = _triplet(output, pids, shown, config, gather)
+        masks = mask_loss(output.whole_mask_logits, output.part_mask_logits, whole_mask, part_masks, has_mask)
+        identity = _identity(output, pids, shown, config)
+    whole = zero
+    if output.logits.whole is not None and config.whole_weight > 0:
+        distances, same, valid = _pairs(output.whole, pids, None, gather)
+        own = F.cross_entropy(output.logits.whole.float(), pids, label_smoothing=config.smoothing)
+        whole = config.whole_weight * (own + batch_hard_triplet(distances, same, valid, config.margin))
+    total = config.balance * (triplet + config.mask_weight * masks) + (1.0 - config.balance) * identity + whole
+    return LossParts(total, triplet, masks, identity, whole)
+
+
+def shown_parts(part_masks: Tensor, has_mask: Tensor) -> Tensor:
+    """(B, 4) bool: which parts the true masks show; all of them where an image has no mask."""
+    return (part_masks.float().mean((2, 3)) > VISIBLE_SHARE) | ~has_mask.unsqueeze(1)
+
+
+def mask_loss(
+    whole_logits: Tensor | None, part_logits: Tensor, whole_mask: Tensor, part_masks: Tensor, has_mask: Tensor
+) -> Tensor:
+    """L_se (eq. 8, 9): per-pixel binary cross-entropy, mean over pixels and images, summed over the masks.
+
+    Args:
+        whole_logits: (B, 1, H, W), or None: no such term.
+        part_logits: (B, 4, h, w).
+        whole_mask: (B, 1, 64, 32) in [0, 1].
+        part_masks: (B, 4, 16, 8) in [0, 1].
+        has_mask: (B,) bool; without a single mask the loss is zero.
+    """
+    weight = has_mask.to(torch.float32)
+    count = weight.sum().clamp_min(1.0)
+
+    def term(logits: Tensor, target: Tensor) -> Tensor:
+        target = _match_size(target.float(), logits)
+        pixels = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+        return (pixels.mean((2, 3)) * weight.unsqueeze(1)).sum() / count
+
+    loss = term(part_logits, part_masks)
+    return loss if whole_logits is None else loss + term(whole_logits, whole_mask)
+
+
+def _match_size(target: Tensor, logits: Tensor) -> Tensor:
+    """Masks are stored for 256x128 images; other input sizes have other maps."""
+    if target.shape[-2:] == logits.shape[-2:]:
+        return target
+    return F.interpolate(target, size=logits.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
+
+
+def smoothed_cross_entropy(logits: Tensor, pids: Tensor, chosen: Tensor, smoothing: float) -> Tensor:
+    """Mean of eq. 10 over the chosen features.
+
+    Args:
+        logits: (B, P, K) for P features an image.
+        pids: (B,) class indices.
+        chosen: (B, P) bool; the others are left out of the mean, not counted as zero.
+        smoothing: epsilon.
+    """
+    batch, features, classes = logits.shape
+    each = F.cross_entropy(
+        logits.float().reshape(batch * features, classes),
+        pids.repeat_interleave(features),
+        label_smoothing=smoothing,
+        reduction="none",
+    ).view(batch, features)
+    weight = chosen.to(each.dtype)
+    return (each * weight).sum() / weight.sum().clamp_min(1.0)
+
+
+def _identity(output: Output, pids: Tensor, shown: Tensor, config: LossConfig) -> Tensor:
+    """L_d_cls: over the spatial features that eq. 3 chose, and over the shown semantic ones where they have necks."""
+    assert output.logits is not None
+    assert output.logits.spatial is not None
+    chosen = output.spatial_present if config.dynamic else torch.ones_like(output.spatial_present)
+    loss = smoothed_cross_entropy(output.logits.spatial, pids, chosen, config.smoothing)
+    if output.logits.semantic is not None:
+        loss = loss + smoothed_cross_entropy(output.logits.semantic, pids, shown, config.smoothing)
+    return loss
+
+
+def _triplet(output: Output, pids: Tensor, shown: Tensor, config: LossConfig, gather: Gather | None) -> Tensor:
+    strips = output.spatial[:, :3]
+    if config.triplet_on == "parts":
+        features = torch.cat([output.semantic, strips], 1)
+        visible = torch.cat([shown, output.spatial_present[:, :2], output.spatial_present[:, 4:5]], 1)
+        distances, same, valid = _pairs(features, pids, visible, gather)
+    else:
+        chosen = {
+            "semantic": output.semantic,
+            "spatial": strips,
+            "all": torch.cat([output.semantic, strips], 1),
+        }[config.triplet_on]
+        distances, same, valid = _pairs(chosen.flatten(1), pids, None, gather)
+    return batch_hard_triplet(distances, same, valid, config.margin)
+
+
+def _pairs(
+    features: Tensor, pids: Tensor, visible: Tensor | None, gather: Gather | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances (B, N) from this rank's images to all, whether they show the same person, and which pairs count."""
+    keys = features if gather is None else gather(features)
+    key_pids = pids if gather is None else gather(pids)
+    same = pids.unsqueeze(1) == key_pids.unsqueeze(0)
+    if visible is None:
+        return euclidean(features.float(), keys.float()), same, torch.ones_like(same)
+    key_visible = visible if gather is None else gather(visible)
+    distances, shared = shared_part_distance(features.float(), keys.float(), visible, key_visible)
+    return distances, same, shared
+
+
+def euclidean(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances (A, B) of rows (A, D) and (B, D), with a finite gradient where two rows are equal."""
+    squared = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2.0 * (a @ b.T)
+    return squared.clamp_min(1e-12).sqrt()
+
+
+def shared_part_distance(a: Tensor, b: Tensor, visible_a: Tensor, visible_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean Euclidean distance over the parts that both images show; what matching compares, as a training target.
+
+    Args:
+        a: (A, P, D) part features.
+        b: (B, P, D).
+        visible_a: (A, P) bool.
+        visible_b: (B, P) bool.
+
+    Returns:
+        Distances (A, B), and whether a pair shares a part (A, B).
+    """
+    parts_a, parts_b = a.transpose(0, 1), b.transpose(0, 1)
+    squared = parts_a.square().sum(2, keepdim=True) + parts_b.square().sum(2).unsqueeze(1)
+    each = (squared - 2.0 * parts_a @ parts_b.transpose(1, 2)).clamp_min(1e-12).sqrt()
+    both = visible_a.T.unsqueeze(2) & visible_b.T.unsqueeze(1)
+    count = both.sum(0)
+    return (each * both).sum(0) / count.clamp_min(1), count > 0
+
+
+def batch_hard_triplet(distances: Tensor, same: Tensor, valid: Tensor, margin: float) -> Tensor:
+    """Batch-hard triplet loss (Hermans et al., 2017): hardest positive and hardest negative of each anchor.
+
+    Args:
+        distances: (A, N) from anchors to candidates. The anchor itself may be among them: its distance of zero
+            is never the hardest positive unless there is no other.
+        same: (A, N) bool, same identity.
+        valid: (A, N) bool, pairs that can be compared at all.
+        margin: alpha.
+
+    Returns:
+        Mean over the anchors that have a positive and a negative; zero (with a graph) if none has.
+    """
+    positive, negative = same & valid, ~same & valid
+    farthest = distances.masked_fill(~positive, -torch.inf).amax(1)
+    nearest = distances.masked_fill(~negative, torch.inf).amin(1)
+    usable = positive.any(1) & negative.any(1)
+    gap = torch.where(usable, farthest, 0.0) - torch.where(usable, nearest, 0.0)
+    each = F.relu(gap + margin) * usable.to(gap.dtype)
+    return each.sum() / usable.sum().clamp_min(1) + distances.sum() * 0.0

@@ -1,0 +1,315 @@
+"""SGSFA and its rival: from normalised images to part features, masks and visibilities (docs/method.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.config import ModelConfig
+from pipeline.model import spatial
+from pipeline.model.attention import LOCAL_PARTS, LocalAttention, PartEmbedding, WholeBodyAttention, masked_mean
+from pipeline.model.backbone import Backbone, build_backbone, classifier, initialise
+
+
+@dataclass(frozen=True, slots=True)
+class PartLogits:
+    """Identity logits, made in training only. K is the number of training identities.
+
+    Attributes:
+        spatial: (B, 5, K), in the order of `spatial.COMBINATIONS`; None in the baseline.
+        semantic: (B, 4, K), where the model has necks.
+        whole: (B, K), where the model has a trained whole-body feature.
+    """
+
+    spatial: Tensor | None
+    semantic: Tensor | None
+    whole: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the network says of a batch of B images.
+
+    Attributes:
+        whole_mask_logits: (B, 1, H/4, W/4), or None without whole-body attention.
+        part_mask_logits: (B, 4, H/16, W/16) for head, upper, lower, shoes; None in the baseline.
+        semantic: (B, 4, D) before any neck; the triplet loss works on these.
+        spatial: (B, 5, D) before the neck, top, middle, bottom, top+middle, middle+bottom.
+        spatial_present: (B, 5) bool, the choice of eq. 3.
+        whole: (B, W) whole-body feature before its neck.
+        visibility: (B, 7) mask means in [0, 1] (eq. 4) in the order of matching: four semantic, three spatial.
+        matched: (B, 7, D) features that matching compares: after the neck where there is one.
+        matched_whole: (B, W) whole-body feature that matching compares.
+        logits: Identity logits in training mode, else None.
+    """
+
+    whole_mask_logits: Tensor | None
+    part_mask_logits: Tensor | None
+    semantic: Tensor
+    spatial: Tensor
+    spatial_present: Tensor
+    whole: Tensor
+    visibility: Tensor
+    matched: Tensor
+    matched_whole: Tensor
+    logits: PartLogits | None
+
+    def parts(self) -> Tensor:
+        """(B, 7, D) features for matching, in the order head, upper, lower, shoes, top, middle, bottom."""
+        return self.matched
+
+
+class MaskedBatchNorm1d(nn.BatchNorm1d):
+    """Batch normalisation whose statistics leave out the rows that are absent.
+
+    Absent spatial features (eq. 3) are zero vectors; counted in, they would shift the statistics of those that
+    are there. Selecting rows would make shapes depend on data and stall a GPU, so rows are weighted instead.
+    """
+
+    def forward(self, features: Tensor, present: Tensor | None = None) -> Tensor:
+        """Normalise (B, D) features; `present` (B,) bool tells which rows count in training."""
+        if present is None or not self.training:
+            return super().forward(features)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        weight = present.to(torch.float32).unsqueeze(1)
+        count = weight.sum()
+        values = features.float()
+        mean = (values * weight).sum(0) / count.clamp_min(1.0)
+        variance = ((values - mean).square() * weight).sum(0) / count.clamp_min(1.0)
+        # With fewer than two rows there is no variance to normalise by; the running one serves.
+        enough = count >= 2
+        mean = torch.where(enough, mean, self.running_mean)
+        variance = torch.where(enough, variance, self.running_var)
+        if self.track_running_stats:
+            momentum = torch.where(enough, float(self.momentum or 0.0), 0.0)
+            unbiased = variance.detach() * (count / (count - 1).clamp_min(1.0))
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.detach(), momentum)
+                self.running_var.lerp_(unbiased, momentum)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(1)
+        normal = (values - mean) * torch.rsqrt(variance + self.eps)
+        return (normal * self.weight + self.bias).to(features.dtype)
+
+
+class Head(nn.Module):
+    """A BNNeck and an identity classifier without bias (paper, Sec. 4.2; Luo et al., 2019).
+
+    Args:
+        length: Length of the feature.
+        classes: Number of training identities.
+    """
+
+    def __init__(self, length: int, classes: int) -> None:
+        super().__init__()
+        self.neck = MaskedBatchNorm1d(length)
+        # A neck without shift keeps the features around the origin, where cosine distances make sense.
+        self.neck.bias.requires_grad_(False)
+        self.classify = classifier(length, classes)
+
+    def forward(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, D) -> features after the neck (B, D) and logits (B, K)."""
+        after = self.neck(features, present)
+        return after, self.classify(after)
+
+
+class SGSFA(nn.Module):
+    """The network of the paper.
+
+    Args:
+        config: Its shape and its choices.
+        classes: Number of training identities.
+        backbone: Features at strides 4 and 16.
+    """
+
+    def __init__(self, config: ModelConfig, classes: int, backbone: Backbone) -> None:
+        super().__init__()
+        self.config = config
+        info = backbone.info
+        self.backbone = backbone
+        self.whole_attention = (
+            WholeBodyAttention(info.early_channels, config.whole_reduction) if config.whole_attention else None
+        )
+        self.local_attention = LocalAttention(info.late_channels, config.local_reduction)
+        self.semantic_embeddings = nn.ModuleList(
+            PartEmbedding(info.late_channels, config.part_dim) for _ in LOCAL_PARTS
+        )
+        self.spatial_embedding = PartEmbedding(info.late_channels, config.part_dim)
+        self.spatial_heads = nn.ModuleList(Head(config.part_dim, classes) for _ in spatial.COMBINATIONS)
+        self.semantic_heads = (
+            nn.ModuleList(Head(config.part_dim, classes) for _ in LOCAL_PARTS) if config.necks else None
+        )
+        self.whole_project: nn.Module | None = None
+        self.whole_head: Head | None = None
+        if config.whole_dim:
+            self.whole_project = nn.Linear(info.late_channels, config.whole_dim, bias=False)
+            self.whole_head = Head(config.whole_dim, classes)
+        for name, module in self.named_children():
+            if name != "backbone":
+                initialise(module)
+        for part in self.modules():
+            if isinstance(part, Head):
+                nn.init.normal_(part.classify.weight, std=0.001)
+
+    def forward(self, images: Tensor) -> Output:
+        """Look at a batch.
+
+        Args:
+            images: (B, 3, H, W) normalised images (`normalise`).
+        """
+        early = self.backbone.early(images)
+        whole_logits: Tensor | None = None
+        if self.whole_attention is not None:
+            early, whole_logits = self.whole_attention(early)
+        features: Tensor = self.backbone.late(early)
+
+        part_logits = self.local_attention(features)
+        masks = torch.sigmoid(part_logits)
+        semantic = torch.stack(
+            [
+                self._pool(embed(features * masks[:, i : i + 1]), masks[:, i : i + 1])
+                for i, embed in enumerate(self.semantic_embeddings)
+            ],
+            1,
+        )
+
+        # Rows, strips and visibilities are decisions about the masks, not functions to learn through.
+        seen = masks.detach().float()
+        strips, present = self._strips(seen)
+        pooled = spatial.pool_strips(self.spatial_embedding(features), strips)
+        strip_mean, _ = spatial.strip_visibility(seen, strips)
+        visibility = torch.cat([seen.mean((2, 3)), strip_mean], 1)
+
+        whole = features.mean((2, 3))
+        if self.whole_project is not None:
+            whole = self.whole_project(whole)
+        return self._classify(semantic, pooled, present, whole, visibility, whole_logits, part_logits)
+
+    def _pool(self, projected: Tensor, mask: Tensor) -> Tensor:
+        if self.config.pooling == "masked":
+            return masked_mean(projected, mask)
+        return projected.mean((2, 3))
+
+    def _strips(self, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Row masks (B, 3, H) of the strips and the choice of eq. 3 (B, 5)."""
+        head, threshold = masks[:, 0], self.config.head_threshold
+        rows = masks.shape[2]
+        by_maximum = self.config.head_row_test == "max+1" and not self.training
+        start = (spatial.head_row_maximum if by_maximum else spatial.head_row_first)(head, threshold)
+        body: Tensor | None = None
+        if self.config.body_height == "head":
+            body = torch.round(spatial.head_height(head, threshold) / self.config.strips[0]).to(torch.int64)
+        strips = spatial.strip_masks(spatial.strip_bounds(start, rows, self.config.strips, body), rows)
+        _, peak = spatial.strip_visibility(masks, strips)
+        return strips, spatial.choose_features(peak > threshold)
+
+    def _classify(
+        self,
+        semantic: Tensor,
+        pooled: Tensor,
+        present: Tensor,
+        whole: Tensor,
+        visibility: Tensor,
+        whole_logits: Tensor | None,
+        part_logits: Tensor,
+    ) -> Output:
+        spatial_out = [head(pooled[:, i], present[:, i]) for i, head in enumerate(self.spatial_heads)]
+        matched_semantic, semantic_logits = semantic, None
+        if self.semantic_heads is not None:
+            semantic_out = [head(semantic[:, i]) for i, head in enumerate(self.semantic_heads)]
+            matched_semantic = torch.stack([after for after, _ in semantic_out], 1)
+            semantic_logits = torch.stack([logits for _, logits in semantic_out], 1)
+        matched_whole, identity = whole, None
+        if self.whole_head is not None:
+            matched_whole, identity = self.whole_head(whole)
+        strips = torch.stack([after for after, _ in spatial_out[: len(spatial.STRIPS)]], 1)
+        logits = None
+        if self.training:
+            logits = PartLogits(torch.stack([each for _, each in spatial_out], 1), semantic_logits, identity)
+        return Output(
+            whole_mask_logits=whole_logits,
+            part_mask_logits=part_logits,
+            semantic=semantic,
+            spatial=pooled,
+            spatial_present=present,
+            whole=whole,
+            visibility=visibility,
+            matched=torch.cat([matched_semantic, strips.to(matched_semantic.dtype)], 1),
+            matched_whole=matched_whole,
+            logits=logits,
+        )
+
+
+class Baseline(nn.Module):
+    """The honest rival: the same backbone, one global feature, a BNNeck.
+
+    It fills the same `Output` with parts that are never visible, so that matching falls back on the whole-body
+    feature and everything after training serves both.
+
+    Args:
+        config: Its shape; `whole_dim` 0 keeps the backbone's own channels.
+        classes: Number of training identities.
+        backbone: Features at strides 4 and 16.
+    """
+
+    def __init__(self, config: ModelConfig, classes: int, backbone: Backbone) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        length = config.whole_dim or backbone.info.late_channels
+        self.project: nn.Module = (
+            nn.Linear(backbone.info.late_channels, length, bias=False) if config.whole_dim else nn.Identity()
+        )
+        initialise(self.project)
+        self.head = Head(length, classes)
+
+    def forward(self, images: Tensor) -> Output:
+        """Look at a batch of (B, 3, H, W) normalised images."""
+        features = self.backbone.late(self.backbone.early(images))
+        whole = self.project(features.mean((2, 3)))
+        after, identity = self.head(whole)
+        batch = images.shape[0]
+        nothing = whole.new_zeros
+        return Output(
+            whole_mask_logits=None,
+            part_mask_logits=None,
+            semantic=nothing((batch, len(LOCAL_PARTS), 1)),
+            spatial=nothing((batch, len(spatial.COMBINATIONS), 1)),
+            spatial_present=torch.zeros((batch, len(spatial.COMBINATIONS)), dtype=torch.bool, device=whole.device),
+            whole=whole,
+            visibility=nothing((batch, len(LOCAL_PARTS) + len(spatial.STRIPS))),
+            matched=nothing((batch, len(LOCAL_PARTS) + len(spatial.STRIPS), 1)),
+            matched_whole=after,
+            logits=PartLogits(None, None, identity) if self.training else None,
+        )
+
+
+Network = SGSFA | Baseline
+
+
+def build_model(
+    config: ModelConfig, num_classes: int, *, backbone_weights: Mapping[str, Tensor] | None = None
+) -> Network:
+    """Build the network that a configuration asks for.
+
+    Args:
+        config: Shape and choices.
+        num_classes: Number of training identities K.
+        backbone_weights: Where the backbone starts (`load_backbone_weights`); None: random.
+
+    Raises:
+        ConfigError: There is no such backbone.
+        WeightsError: The weights are another network's.
+    """
+    backbone = build_backbone(config.backbone, backbone_weights)
+    return SGSFA(config, num_classes, backbone) if config.kind == "sgsfa" else Baseline(config, num_classes, backbone)
+
+
+def unit_length(features: Tensor) -> Tensor:
+    """Features scaled to length 1 along the last axis; zero vectors stay zero."""
+    return F.normalize(features, dim=-1)

@@ -1,0 +1,145 @@
+"""The spatial branch's geometry: head row, strips, visibility, and which features train (paper, Sec. 3.2).
+
+Pure functions on masks; all work on whole batches without a loop over images.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+STRIPS = ("top", "middle", "bottom")
+COMBINATIONS = ("top", "middle", "bottom", "top+middle", "middle+bottom")
+"""FR of eq. 1, in the order of every tensor with five spatial features."""
+
+NO_HEAD = -1
+
+
+def head_row_first(head: Tensor, threshold: float) -> Tensor:
+    """First row of each head mask with an active pixel, scanning from the top.
+
+    Args:
+        head: (B, H, W) in [0, 1].
+        threshold: A pixel above it is active.
+
+    Returns:
+        (B,) int64 row, or `NO_HEAD`.
+    """
+    active = (head > threshold).any(2)
+    first = active.to(torch.int64).argmax(1)
+    return torch.where(active.any(1), first, torch.full_like(first, NO_HEAD))
+
+
+def head_row_maximum(head: Tensor, threshold: float) -> Tensor:
+    """Row of each head mask's maximum plus one, kept inside the image (Sec. 3.3, l_head + 1).
+
+    Args:
+        head: (B, H, W) in [0, 1].
+        threshold: A head whose maximum does not exceed it is not found.
+
+    Returns:
+        (B,) int64 row, or `NO_HEAD`.
+    """
+    peaks, rows = head.amax(2).max(1)
+    rows = (rows + 1).clamp_max(head.shape[1] - 1)
+    return torch.where(peaks > threshold, rows, torch.full_like(rows, NO_HEAD))
+
+
+def head_height(head: Tensor, threshold: float) -> Tensor:
+    """Rows from the first to the last active row of each head mask (B, H, W); 0 without a head."""
+    active = (head > threshold).any(2)
+    rows = active.shape[1]
+    first = active.to(torch.int64).argmax(1)
+    last = rows - 1 - active.flip(1).to(torch.int64).argmax(1)
+    return torch.where(active.any(1), last - first + 1, torch.zeros_like(first))
+
+
+def strip_bounds(start: Tensor, rows: int, fractions: tuple[float, float, float], body: Tensor | None = None) -> Tensor:
+    """Where top, middle and bottom begin and end.
+
+    The rows from `start` down (or the body's height, where given) are divided by `fractions`; each strip has at
+    least one row as long as three rows are left, and no strip leaves the image.
+
+    Args:
+        start: (B,) head row, or `NO_HEAD`.
+        rows: Rows H of the feature map.
+        fractions: Shares of top, middle and bottom; they add up to 1.
+        body: (B,) height of the body in rows; None: all rows under `start`.
+
+    Returns:
+        (B, 3, 2) int64: begin (inclusive) and end (exclusive) of each strip. Without a head all are empty (0, 0).
+    """
+    found = start != NO_HEAD
+    begin = start.clamp_min(0)
+    left = rows - begin
+    height = left if body is None else torch.minimum(body.clamp_min(3), left)
+    top = torch.round(height * fractions[0]).to(torch.int64).clamp_min(1)
+    middle = torch.round(height * fractions[1]).to(torch.int64).clamp_min(1)
+    # The first strips leave a row for those below them, where there are rows enough.
+    top = torch.minimum(top, (height - 2).clamp_min(1))
+    middle = torch.minimum(middle, (height - top - 1).clamp_min(1))
+    limit = begin + height
+    first = torch.minimum(begin + top, limit)
+    second = torch.minimum(first + middle, limit)
+    bounds = torch.stack(
+        [torch.stack([begin, first], 1), torch.stack([first, second], 1), torch.stack([second, limit], 1)], 1
+    )
+    return torch.where(found[:, None, None], bounds, torch.zeros_like(bounds))
+
+
+def strip_masks(bounds: Tensor, rows: int) -> Tensor:
+    """Row masks of the strips: (B, 3, 2) bounds -> (B, 3, rows) float, 1 inside."""
+    row = torch.arange(rows, device=bounds.device)
+    inside = (row >= bounds[..., :1]) & (row < bounds[..., 1:])
+    return inside.to(torch.float32)
+
+
+def strip_visibility(parts: Tensor, strips: Tensor) -> tuple[Tensor, Tensor]:
+    """How much of the body each strip shows.
+
+    Args:
+        parts: (B, 4, H, W) predicted part masks in [0, 1].
+        strips: (B, 3, H) row masks.
+
+    Returns:
+        Mean of the union (maximum) of the part masks inside each strip (B, 3), 0 for an empty strip; and the
+        largest value of that union inside each strip (B, 3), which eq. 2 thresholds.
+    """
+    union = parts.amax(1)
+    row_mean = union.mean(2)
+    row_peak = union.amax(2)
+    mean = torch.einsum("bh,bsh->bs", row_mean, strips.to(row_mean.dtype))
+    mean = mean / strips.sum(2).clamp_min(1.0)
+    peak = (row_peak.unsqueeze(1) * strips).amax(2)
+    return mean, peak
+
+
+def choose_features(visible: Tensor) -> Tensor:
+    """Which of the five spatial features train (eq. 3).
+
+    Args:
+        visible: (B, 3) bool: t, m, b.
+
+    Returns:
+        (B, 5) bool in the order of `COMBINATIONS`.
+    """
+    t, m, b = visible.unbind(1)
+    two = t & m
+    three = two & b
+    return torch.stack([t, two, three, two, three], 1)
+
+
+def pool_strips(features: Tensor, strips: Tensor) -> Tensor:
+    """Average features over each strip and over its two training-time combinations (eq. 1).
+
+    Args:
+        features: (B, C, H, W).
+        strips: (B, 3, H) row masks.
+
+    Returns:
+        (B, 5, C) in the order of `COMBINATIONS`; a feature whose strips are empty is zero.
+    """
+    combined = torch.cat([strips, strips[:, 0:1] + strips[:, 1:2], strips[:, 1:2] + strips[:, 2:3]], 1)
+    rows = features.mean(3)
+    weights = combined / combined.sum(2, keepdim=True).clamp_min(1.0)
+    return torch.einsum("bch,bsh->bsc", rows, weights.to(rows.dtype))
