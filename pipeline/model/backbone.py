@@ -145,7 +145,8 @@ def _timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
         raise ConfigError(
             f"timm cannot build {name!r} with features at output stride 16: {error}", where="model.backbone"
         ) from error
-    reductions = list(network.feature_info.reduction())
+    info: Any = network.feature_info
+    reductions = list(info.reduction())
     if 4 not in reductions or reductions[-1] != 16 or not isinstance(network, nn.ModuleDict):
         raise ConfigError(
             f"timm's {name!r} has features at strides {reductions}",
@@ -157,10 +158,10 @@ def _timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
         if missing:
             raise WeightsError(f"these weights are not those of timm:{name}: {missing[0]!r} is missing")
     index = len(reductions) - 1 - reductions[::-1].index(4)
-    boundary = network.feature_info[index]["module"].split(".")[0]
+    boundary = info[index]["module"].split(".")[0]
     names = list(network.keys())
     cut = names.index(boundary) + 1
-    channels = network.feature_info.channels()
+    channels = info.channels()
     return Backbone(
         _TimmLate(network, names[:cut]),
         _TimmLate(network, names[cut:]),
