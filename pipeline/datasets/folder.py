@@ -1,0 +1,35 @@
+"""Any folder of images, without identities: for masks and features only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.datasets.faults import FaultKind, ReadLog
+from pipeline.datasets.kind import KindInfo
+from pipeline.datasets.layout import list_images, short_name
+from pipeline.datasets.records import UNKNOWN, Dataset, Record
+
+
+def read(path: Path, variant: str, log: ReadLog) -> Dataset:
+    """Take every image in the folder and its sub-folders."""
+    name = short_name(path.resolve().name)
+    if not path.is_dir():
+        problem = "is a file, not a folder" if path.exists() else "does not exist"
+        log.fault(FaultKind.MISSING, f"the folder {problem}", path)
+        return Dataset("folder", name, path, ())
+    images = list_images(path, log, deep=True)
+    if not images:
+        log.fault(FaultKind.EMPTY, "the folder has no images", path, expected="image files, also in sub-folders")
+    log.folders["all"] = path
+    records = tuple(Record(str(image), UNKNOWN, UNKNOWN, "all") for image in images)
+    return Dataset("folder", name, path, records)
+
+
+INFO = KindInfo(
+    name="folder",
+    summary="any folder of images, without identities: for masks and features",
+    layout="image files, also in sub-folders",
+    cameras="none",
+    source="your own images",
+    read=read,
+)

@@ -1,0 +1,225 @@
+"""Folders and file names: what the readers of all layouts share."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pipeline.datasets.faults import FaultKind, ReadLog
+from pipeline.datasets.images import SUFFIXES
+from pipeline.datasets.records import UNKNOWN, Record, Split
+
+_NESTING = 2
+
+
+class NameFault(Exception):
+    """A file name that does not follow its layout; the message says why."""
+
+
+ParseName = Callable[[PurePosixPath], tuple[int, int]]
+"""(path inside the split's folder) -> (pid, camid); raises `NameFault`. A pid of `UNKNOWN` marks junk."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamePattern:
+    """File names that carry identity and camera.
+
+    Attributes:
+        regex: Matches the whole stem; groups `pid` and `cam`.
+        example: A name that follows it, for messages.
+        cameras: Valid camera numbers.
+    """
+
+    regex: re.Pattern[str]
+    example: str
+    cameras: range
+
+    def __call__(self, path: PurePosixPath) -> tuple[int, int]:
+        """Identity and camera of an image.
+
+        Raises:
+            NameFault: The name does not match, or its camera does not exist.
+        """
+        match = self.regex.fullmatch(path.stem)
+        if match is None:
+            raise NameFault(f"expected a name like {self.example}")
+        camera = int(match["cam"])
+        if camera not in self.cameras:
+            raise NameFault(f"camera {camera} is not one of {self.cameras.start} to {self.cameras.stop - 1}")
+        return int(match["pid"]), camera
+
+
+def find_root(path: Path, wanted: Sequence[str], log: ReadLog) -> Path:
+    """Find the folder that holds the `wanted` entries: `path` itself, or one a few levels below it.
+
+    Archives are often unpacked with one folder more. What is missing is logged; where nothing fits, `path` is
+    returned.
+    """
+    if not path.is_dir():
+        problem = "is a file, not a folder" if path.exists() else "does not exist"
+        log.fault(FaultKind.MISSING, f"the data folder {problem}", path, expected=f"a folder with {_listed(wanted)}")
+        return path
+    candidates = [(sum((folder / name).exists() for name in wanted), folder) for folder in _levels(path)]
+    best = max(found for found, _ in candidates)
+    roots = [folder for found, folder in candidates if found == best]
+    if best == 0:
+        log.fault(
+            FaultKind.MISSING,
+            f"the folder has none of {_listed(wanted)}",
+            path,
+            expected=f"these {len(wanted)} in it, or at most {_NESTING} folders deeper",
+            hint=f"it holds: {_contents(path)}",
+        )
+        return path
+    if len(roots) > 1 and roots[0] != path:
+        log.fault(
+            FaultKind.MISSING,
+            f"several folders fit: {', '.join(str(root.relative_to(path)) for root in roots[:4])}",
+            path,
+            hint="name the one that is meant",
+        )
+    for name in wanted:
+        if not (roots[0] / name).exists():
+            log.fault(FaultKind.MISSING, f"{name} is missing", roots[0], expected=_listed(wanted))
+    return roots[0]
+
+
+def first_existing(root: Path, names: Sequence[str]) -> str:
+    """The first of `names` that exists in `root`, else the first one."""
+    return next((name for name in names if (root / name).exists()), names[0])
+
+
+def list_images(folder: Path, log: ReadLog, *, deep: bool = False) -> list[PurePosixPath]:
+    """The images in a folder as relative POSIX paths, sorted by name.
+
+    Hidden files are passed over, and so are files whose ending names no image format; the latter are noted. Links to
+    folders are followed, each folder once.
+
+    Args:
+        folder: Where to look.
+        log: Takes the notes and names that are not UTF-8.
+        deep: Also look in sub-folders.
+    """
+    found: list[str] = []
+    others: list[str] = []
+    seen: set[str] = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen or not deep:
+            folders.clear()
+        if real in seen:
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        prefix = Path(here).relative_to(folder).as_posix()
+        for name in files:
+            if name.startswith("."):
+                continue
+            relative = name if prefix == "." else f"{prefix}/{name}"
+            (found if PurePosixPath(name).suffix.lower() in SUFFIXES else others).append(relative)
+    if others:
+        log.note(f"{len(others)} files in {folder.name} are no images by their names, {min(others)!r} among them")
+    return [PurePosixPath(name) for name in sorted(found) if _is_utf8(name, folder, log)]
+
+
+def read_split(
+    root: Path, folder: str, split: Split, parse: ParseName, log: ReadLog, *, deep: bool = False
+) -> list[Record]:
+    """Read one split from one folder.
+
+    Args:
+        root: The data set's root.
+        folder: Folder below it, as a POSIX path.
+        split: The role of its images.
+        parse: Identity and camera from the path inside `folder`.
+        log: Takes the faults, and the number of junk images, which are dropped.
+        deep: Look in sub-folders too.
+
+    Returns:
+        The records, sorted by path; none where the folder is missing.
+    """
+    base = root / folder
+    if not base.is_dir():
+        return []
+    log.folders[split] = base
+    records: list[Record] = []
+    stems: dict[PurePosixPath, PurePosixPath] = {}
+    junk = 0
+    for path in list_images(base, log, deep=deep):
+        try:
+            pid, camid = parse(path)
+        except NameFault as error:
+            log.fault(FaultKind.NAME, f"the name {path.name!r} does not follow the layout: {error}", base / path)
+            continue
+        twin = stems.setdefault(path.with_suffix(""), path)
+        if twin != path:
+            log.fault(FaultKind.DUPLICATE, f"{path} and {twin} are one image by their names", base / path)
+            continue
+        if pid == UNKNOWN:
+            junk += 1
+            continue
+        records.append(Record(f"{folder}/{path}", pid, camid, split))
+    if junk:
+        log.note(f"{junk:,} junk images (-1) of {folder} dropped")
+    if not records:
+        log.fault(FaultKind.EMPTY, "the folder has no usable images", base)
+    return records
+
+
+def id_folder(camid: int) -> ParseName:
+    """Parse `ID/anything.jpg`: the folder is the identity, and all images have the pseudo camera `camid`."""
+
+    def parse(path: PurePosixPath) -> tuple[int, int]:
+        if len(path.parts) != 2 or not path.parts[0].isdecimal():
+            raise NameFault("expected ID/IMAGE, one folder an identity, its name a number")
+        return int(path.parts[0]), camid
+
+    return parse
+
+
+def pseudo_cameras(log: ReadLog) -> None:
+    """Note that the set has no cameras and gets 0 for queries and 1 for the gallery."""
+    log.note("the set has no cameras: every query gets camera 0, every gallery image camera 1")
+
+
+def short_name(text: str) -> str:
+    """A name for folders and tables: letters, digits, `-`, `_` and `.` only."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "data"
+
+
+def _levels(path: Path) -> list[Path]:
+    levels = [[path]]
+    for _ in range(_NESTING):
+        levels.append([folder for parent in levels[-1] for folder in _folders(parent)])
+    return [folder for level in levels for folder in level]
+
+
+def _folders(path: Path) -> list[Path]:
+    # Identity folders can be thousands; no archive nests its content beside that many.
+    try:
+        with os.scandir(path) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError:
+        return []
+    return [path / name for name in names[:64]]
+
+
+def _contents(path: Path) -> str:
+    names = sorted(entry.name for entry in path.iterdir())
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "nothing"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"{name}" for name in names)
+
+
+def _is_utf8(name: str, folder: Path, log: ReadLog) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        log.fault(FaultKind.NAME, f"the name {os.fsencode(name)!r} is not UTF-8", folder, hint="rename the file")
+        return False
+    return True

@@ -1,0 +1,96 @@
+"""KIND:PATH -> a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.config import suggestion
+from pipeline.datasets import folder, market1501, synthetic, table
+from pipeline.datasets.faults import FaultKind, ReadLog, as_error
+from pipeline.datasets.kind import KindInfo, check_counts
+from pipeline.datasets.records import Dataset
+from pipeline.errors import DataError
+
+_KINDS = (
+    market1501.INFO,
+    table.INFO,
+    folder.INFO,
+    synthetic.INFO,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A data set as a user names it: KIND:PATH or KIND/VARIANT:PATH."""
+
+    info: KindInfo
+    variant: str
+    path: Path
+
+
+def kinds() -> tuple[KindInfo, ...]:
+    """All kinds of data set, in the order of the documentation."""
+    return _KINDS
+
+
+def parse_spec(spec: str) -> Spec:
+    """Take KIND[/VARIANT]:PATH apart.
+
+    Raises:
+        DataError: It has no such form, or the kind or variant is not known.
+    """
+    label, colon, text = spec.partition(":")
+    names = [info.name for info in _KINDS]
+    if not colon or not label or not text:
+        raise DataError(
+            f"{spec!r} does not name a data set", expected="KIND:PATH, as in market1501:/data/Market-1501", hint=_LIST
+        )
+    name, _, variant = label.partition("/")
+    info = next((info for info in _KINDS if info.name == name), None)
+    if info is None:
+        near = suggestion(name.lower().replace("_", "-"), names)
+        raise DataError(
+            f"unknown kind of data set {name!r}", where=spec, expected=" | ".join(names), hint=near or _LIST
+        )
+    if variant and variant not in info.variants:
+        known = [f"{name}/{other}" for other in info.variants if other]
+        raise DataError(
+            f"{name} has no variant {variant!r}",
+            where=spec,
+            expected=" | ".join([name, *known]),
+            hint=suggestion(label, known),
+        )
+    return Spec(info, variant, Path(text).expanduser())
+
+
+def read_logged(spec: Spec) -> tuple[Dataset, ReadLog]:
+    """Read a data set with everything that is wrong about it in the log; never raises for a fault of the data."""
+    log = ReadLog()
+    dataset = spec.info.read(spec.path, spec.variant, log)
+    check_counts(spec.info, spec.variant, dataset, log)
+    return replace(dataset, notes=tuple(log.notes)), log
+
+
+def open_dataset(spec: str, *, expect_counts: bool = True) -> Dataset:
+    """Open a data set.
+
+    Args:
+        spec: KIND:PATH or KIND/VARIANT:PATH; `kinds()` lists them.
+        expect_counts: Refuse a known data set that is not whole. Without it, wrong counts and missing folders are
+            turned into notes as long as there are images.
+
+    Raises:
+        DataError: The specification or the data set is wrong; lists the first few faults and their number.
+    """
+    parsed = parse_spec(spec)
+    dataset, log = read_logged(parsed)
+    tolerated = {FaultKind.COUNTS, FaultKind.MISSING} if not expect_counts and parsed.info.counts else set[FaultKind]()
+    fatal = [fault for fault in log.faults if fault.kind not in tolerated]
+    if fatal or not dataset.records:
+        raise as_error(fatal or log.faults, spec)
+    overruled = tuple(f"{fault.where}: {fault.found}" for fault in log.faults)
+    return replace(dataset, notes=dataset.notes + overruled)
+
+
+_LIST = "`sgsfa data list` shows all kinds"
