@@ -1,0 +1,68 @@
+"""Options and texts that the commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+DEFAULT_FILE = Path("sgsfa.toml")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FILE",
+        help="Configuration file. Without it and without --preset: sgsfa.toml, if there is one here.",
+    ),
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", "-p", metavar="NAME", help="Start from a preset: demo, paper, strong or baseline."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one key, as in train.epochs=60. Repeatable."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; warnings stay.")]
+
+
+def command_app(help_text: str | None = None) -> typer.Typer:
+    """The `app` that each module in `sgsfa_cli.commands` defines.
+
+    Args:
+        help_text: For a group, its description; a single command's stands in its docstring.
+    """
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=help_text is not None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command: command lines that run as they stand, one paragraph each."""
+    # Rich takes [x] for markup; in help texts it is always meant literally.
+    return "\n\n".join(["Examples:", *(f"  {line}".replace("[", r"\[") for line in lines)])
+
+
+def load(config: Path | None, preset: str | None, overrides: Sequence[str] | None) -> RunConfig:
+    """Resolve the configuration from the shared options.
+
+    Raises:
+        ConfigError: See `pipeline.config.load_config`.
+    """
+    from pipeline.config import load_config
+
+    if config is None and preset is None and DEFAULT_FILE.is_file():
+        config = DEFAULT_FILE
+    return load_config(config, preset=preset, overrides=overrides or ())
