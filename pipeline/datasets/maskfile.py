@@ -235,7 +235,7 @@ class MaskWriter:
             file.create_dataset("quality", data=np.zeros(count, "<f4"))
             file.create_dataset("done", data=np.zeros(count, np.uint8))
             file.create_dataset("crc", data=np.zeros(count, "<u4"))
-            file.create_dataset("names", data=np.array(encoded, f"S{width}"), dtype=h5py.string_dtype("utf-8", width))
+            file.create_dataset("names", data=np.array(encoded, h5py.string_dtype("utf-8", width)))
             attributes = _attributes_of(meta, encoded)
             for key, value in attributes.items():
                 file.attrs[key] = value

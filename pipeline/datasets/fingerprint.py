@@ -1,0 +1,137 @@
+"""Content hashes of images, and of a data set: what decides whether a stage must run again.
+
+Hashing all images takes a while on a large set, so a stat cache remembers the hash of every file whose size, time of
+change and inode are still the same. The cache only ever saves time: a file that was touched is hashed again, and if
+its content is equal its hash is too. Losing the cache, or an entry to another process that writes at the same time,
+costs that time again and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pipeline.datasets.records import Dataset, Record, unique_names
+from pipeline.errors import DataError
+from pipeline.runtime.files import atomic_write, read_json, sha256_file
+
+_CACHE_FORMAT = 1
+_THREADS = 8
+# A file that changes twice within the clock's grain keeps its time of change; files this young are not remembered.
+_SETTLED_NS = 2_000_000_000
+
+_Entry = tuple[int, int, int, str]
+"""Size, time of change in ns, inode, hash."""
+
+
+def image_hashes(root: Path, names: Iterable[str], *, cache: Path | None) -> dict[str, str]:
+    """SHA-256 of the content of each image.
+
+    Args:
+        root: Folder that the names are relative to.
+        names: Image names.
+        cache: The stat cache, made if it is missing; None hashes everything. Several roots may share one.
+
+    Returns:
+        The hash of each name, in the order given.
+
+    Raises:
+        DataError: Some of the files cannot be read.
+    """
+    names = list(names)
+    key = str(root.resolve())
+    known = _load(cache).get(key, {}) if cache else {}
+    started = time.time_ns()
+    hashes: dict[str, str] = {}
+    changed: list[str] = []
+    for name in names:
+        remembered = known.get(name)
+        if remembered is not None and remembered[:3] == _state(root / name):
+            hashes[name] = remembered[3]
+        else:
+            changed.append(name)
+
+    fresh: dict[str, _Entry] = {}
+    unreadable: list[str] = []
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as pool:
+        for name, result in zip(changed, pool.map(_hash, [root / name for name in changed]), strict=True):
+            if isinstance(result, OSError):
+                unreadable.append(f"{name} ({result.strerror or result})")
+                continue
+            hashes[name] = result[3]
+            if started - result[1] > _SETTLED_NS:
+                fresh[name] = result
+    if unreadable:
+        more = f" and {len(unreadable) - 5:,} more" if len(unreadable) > 5 else ""
+        raise DataError(
+            f"{len(unreadable):,} of {len(names):,} images cannot be read: {', '.join(unreadable[:5])}{more}",
+            where=root,
+        )
+    if cache and fresh:
+        _store(cache, key, fresh)
+    return {name: hashes[name] for name in names}
+
+
+def dataset_fingerprint(dataset: Dataset, records: Sequence[Record], cache: Path | None) -> str:
+    """SHA-256 over the records in their order: relative path, identity, camera, split and content of the image.
+
+    Neither the place of the data set nor a time of change has a part in it.
+
+    Raises:
+        DataError: Some of the images cannot be read.
+    """
+    hashes = image_hashes(dataset.root, unique_names(records), cache=cache)
+    digest = hashlib.sha256()
+    for record in records:
+        row = [record.path, record.pid, record.camid, record.split, hashes[record.path]]
+        digest.update(json.dumps(row, ensure_ascii=False).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+
+
+def _hash(path: Path) -> _Entry | OSError:
+    try:
+        # Looked at before reading: a change during the reading shows in the next look.
+        stat = path.stat()
+        return stat.st_size, stat.st_mtime_ns, stat.st_ino, sha256_file(path)
+    except OSError as error:
+        return error
+
+
+def _load(cache: Path) -> dict[str, dict[str, _Entry]]:
+    try:
+        content = read_json(cache)
+        if content["format"] != _CACHE_FORMAT:
+            return {}
+        return {
+            root: {
+                name: (int(size), int(changed), int(inode), str(sha256))
+                for name, (size, changed, inode, sha256) in entries.items()
+            }
+            for root, entries in content["roots"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        # A cache that is missing or broken is an empty one.
+        return {}
+
+
+def _store(cache: Path, root: str, fresh: dict[str, _Entry]) -> None:
+    # Read again, so that what another process found meanwhile is kept.
+    roots = _load(cache)
+    roots.setdefault(root, {}).update(fresh)
+    text = json.dumps({"format": _CACHE_FORMAT, "roots": roots}, ensure_ascii=False, separators=(",", ":"))
+    with contextlib.suppress(OSError), atomic_write(cache) as temporary:
+        temporary.write_text(text, encoding="utf-8")
