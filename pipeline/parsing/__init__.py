@@ -1,0 +1,1 @@
+"""Human parsers: images in, soft label maps out; and how labels become the four parts."""
