@@ -27,8 +27,8 @@ class WholeBodyAttention(nn.Module):
             nn.Conv2d(channels, hidden, 1, bias=False),
             nn.BatchNorm2d(hidden),
             nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, 1, 3, padding=1),
         )
+        self.to_mask = nn.Conv2d(hidden, 1, 3, padding=1)
         self.channel = nn.Sequential(
             nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1)
         )
@@ -42,7 +42,7 @@ class WholeBodyAttention(nn.Module):
         Returns:
             The masked features of the same shape, and the mask's logits (B, 1, H, W).
         """
-        logits = self.spatial(features)
+        logits = self.to_mask(self.spatial(features))
         weights = self.channel(features.mean((2, 3), keepdim=True))
         return features * torch.sigmoid(logits) * torch.sigmoid(weights), logits
 

@@ -75,7 +75,7 @@ def total_loss(
         gather: For mining over all ranks of a distributed run.
     """
     assert output.logits is not None, "the loss needs the output of training mode"
-    zero = output.whole.float().sum() * 0.0
+    zero = output.whole.float().sum() * 0.0 + 0.0
     shown = shown_parts(part_masks, has_mask)
     if output.part_mask_logits is None:
         triplet = masks = identity = zero

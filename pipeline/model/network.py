@@ -155,6 +155,10 @@ class SGSFA(nn.Module):
         for part in self.modules():
             if isinstance(part, Head):
                 nn.init.normal_(part.classify.weight, std=0.001)
+        # Masks start near one half everywhere: saturated ones would gate the backbone before they know anything.
+        nn.init.normal_(self.local_attention.heads.weight, std=0.01)
+        if self.whole_attention is not None:
+            nn.init.normal_(self.whole_attention.to_mask.weight, std=0.01)
 
     def forward(self, images: Tensor) -> Output:
         """Look at a batch.

@@ -1,0 +1,191 @@
+"""Shapes, gradients, masked statistics and the network's behaviour at the edges."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import LossConfig, ModelConfig
+from pipeline.errors import ConfigError
+from pipeline.model.attention import LocalAttention, WholeBodyAttention, masked_mean
+from pipeline.model.backbone import build_backbone
+from pipeline.model.losses import total_loss
+from pipeline.model.network import SGSFA, Baseline, MaskedBatchNorm1d, build_model
+
+STRONG = {"whole_dim": 256, "necks": True}
+
+
+def tiny(**options: object) -> ModelConfig:
+    return ModelConfig.model_validate(
+        {"backbone": "mobilenet_v2", "height": 64, "width": 32, "part_dim": 16, **options}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "early", "late"),
+    [("resnet18", 64, 512), ("resnet34", 64, 512), ("resnet50", 256, 2048), ("mobilenet_v2", 24, 1280)],
+)
+def test_backbones_give_strides_4_and_16(name: str, early: int, late: int) -> None:
+    backbone = build_backbone(name).eval()
+    with torch.no_grad():
+        first = backbone.early(torch.randn(1, 3, 256, 128))
+        last = backbone.late(first)
+    assert first.shape == (1, early, 64, 32)
+    assert last.shape == (1, late, 16, 8)
+    assert (backbone.info.early_channels, backbone.info.late_channels) == (early, late)
+
+
+def test_an_unknown_backbone_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError, match="resnet51") as caught:
+        build_backbone("resnet51")
+    assert "resnet5" in str(caught.value.hint) or "resnet" in str(caught.value.hint)
+
+
+def test_shapes_of_the_paper() -> None:
+    network = build_model(ModelConfig(backbone="resnet50"), 5).train()
+    output = network(torch.randn(2, 3, 256, 128))
+    assert output.whole_mask_logits is not None
+    assert output.whole_mask_logits.shape == (2, 1, 64, 32)
+    assert output.part_mask_logits is not None
+    assert output.part_mask_logits.shape == (2, 4, 16, 8)
+    assert output.semantic.shape == (2, 4, 256)
+    assert output.spatial.shape == (2, 5, 256)
+    assert output.parts().shape == (2, 7, 256)
+    assert output.whole.shape == (2, 2048)
+    assert output.visibility.shape == (2, 7)
+    assert output.logits is not None
+    assert output.logits.spatial is not None
+    assert output.logits.spatial.shape == (2, 5, 5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, STRONG, {"whole_attention": False}, {"pooling": "average"}, {"body_height": "head"}, {"kind": "baseline"}],
+)
+def test_gradients_reach_every_parameter(options: dict[str, object]) -> None:
+    torch.manual_seed(0)
+    network = build_model(tiny(**options), 3).train()
+    if isinstance(network, SGSFA):
+        # A head must be found, or the dynamic classifiers rightly get no gradient.
+        nn.init.constant_(network.local_attention.heads.bias, 1.0)  # type: ignore[arg-type]
+    pids = torch.tensor([0, 0, 1, 1, 2, 2])
+    output = network(torch.randn(6, 3, 64, 32))
+    loss = total_loss(
+        output, pids, torch.rand(6, 1, 64, 32), torch.rand(6, 4, 16, 8), torch.ones(6, dtype=torch.bool),
+        LossConfig(triplet_on="parts", balance=0.5),
+    )  # fmt: skip
+    loss.total.backward()
+    silent = [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.abs().sum() > 0)
+    ]
+    assert silent == []
+
+
+def with_masks(network: SGSFA, bias: float) -> SGSFA:
+    """Make the network predict the same mask value everywhere."""
+    nn.init.zeros_(network.local_attention.heads.weight)
+    nn.init.constant_(network.local_attention.heads.bias, bias)  # type: ignore[arg-type]
+    return network
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_head_means_no_visible_strip(training: bool) -> None:
+    network = build_model(tiny(), 3)
+    assert isinstance(network, SGSFA)
+    output = with_masks(network, -20.0).train(training)(torch.randn(4, 3, 64, 32))
+    assert not output.spatial_present.any()
+    assert (output.visibility[:, 4:] == 0).all()
+    assert torch.isfinite(output.parts()).all()
+
+
+def test_a_head_everywhere_shows_every_strip() -> None:
+    network = build_model(tiny(), 3)
+    assert isinstance(network, SGSFA)
+    output = with_masks(network, 20.0).eval()(torch.randn(4, 3, 64, 32))
+    assert output.spatial_present.all()
+    torch.testing.assert_close(output.visibility, torch.ones(4, 7))
+
+
+def test_the_test_time_head_row_may_follow_the_maximum() -> None:
+    network = build_model(tiny(head_row_test="max+1"), 3)
+    assert isinstance(network, SGSFA)
+    masks = torch.zeros(1, 4, 16, 8)
+    masks[:, :, 4:8] = 0.9
+    masks[0, 0, 6, 3] = 1.0
+    strips, _ = network.eval()._strips(masks)
+    assert strips[0].sum(0).nonzero()[0].item() == 7
+    strips, _ = network.train()._strips(masks)
+    assert strips[0].sum(0).nonzero()[0].item() == 4
+
+
+def test_a_short_body_ends_where_the_head_says() -> None:
+    network = build_model(tiny(body_height="head"), 3).eval()
+    assert isinstance(network, SGSFA)
+    masks = torch.zeros(1, 4, 16, 8)
+    masks[0, 0, 2] = 0.9  # a head one row high: a body of round(1 / 0.15) = 7 rows
+    strips, _ = network._strips(masks)
+    assert strips[0].sum(0).nonzero().flatten().tolist() == list(range(2, 9))
+
+
+def test_logits_are_made_in_training_only() -> None:
+    network = build_model(tiny(**STRONG), 3)
+    images = torch.randn(2, 3, 64, 32)
+    assert network.eval()(images).logits is None
+    trained = network.train()(images).logits
+    assert trained is not None
+    assert trained.semantic is not None
+    assert trained.whole is not None
+
+
+def test_the_baseline_shows_no_part() -> None:
+    network = build_model(tiny(kind="baseline"), 3).eval()
+    assert isinstance(network, Baseline)
+    output = network(torch.randn(2, 3, 64, 32))
+    assert (output.visibility == 0).all()
+    assert output.matched_whole.shape == (2, 1280)
+
+
+def test_attention_multiplies_features_by_mask_and_channel_weights() -> None:
+    torch.manual_seed(0)
+    attention = WholeBodyAttention(16, 8).eval()
+    features = torch.randn(2, 16, 6, 4)
+    masked, logits = attention(features)
+    weights = torch.sigmoid(attention.channel(features.mean((2, 3), keepdim=True)))
+    torch.testing.assert_close(masked, features * torch.sigmoid(logits) * weights)
+    assert attention.spatial[0].weight.shape[:2] == (2, 16), "gamma = 8"
+    assert LocalAttention(16, 2).shared[0].weight.shape[:2] == (8, 16), "gamma_1 = 2"
+
+
+def test_masked_mean_weighs_pixels_and_survives_an_empty_mask() -> None:
+    features = torch.arange(8.0).view(1, 1, 2, 4).expand(2, 1, 2, 4)
+    mask = torch.zeros(2, 1, 2, 4)
+    mask[0, 0, 0, 1], mask[0, 0, 1, 3] = 0.5, 0.25
+    found = masked_mean(features, mask)
+    assert found[0].item() == pytest.approx((0.5 * 1 + 0.25 * 7) / 0.75)
+    assert found[1].item() == 0.0
+
+
+def test_masked_statistics_equal_those_of_the_present_rows() -> None:
+    torch.manual_seed(0)
+    ours, theirs = MaskedBatchNorm1d(5).train(), nn.BatchNorm1d(5).train()
+    features = torch.randn(9, 5)
+    present = torch.tensor([1, 0, 1, 1, 0, 1, 1, 0, 1], dtype=torch.bool)
+    found, expected = ours(features, present), theirs(features[present])
+    torch.testing.assert_close(found[present], expected)
+    assert ours.running_mean is not None
+    assert theirs.running_mean is not None
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_masked_statistics_with_too_few_rows_leave_the_running_ones(count: int) -> None:
+    norm = MaskedBatchNorm1d(3).train()
+    present = torch.zeros(4, dtype=torch.bool)
+    present[:count] = True
+    assert torch.isfinite(norm(torch.randn(4, 3), present)).all()
+    assert norm.running_mean is not None
+    assert (norm.running_mean == 0).all()

@@ -1,0 +1,147 @@
+"""Weight files: round trips, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+
+from pipeline.config import ModelConfig
+from pipeline.errors import WeightsError
+from pipeline.model import weights
+from pipeline.model.network import build_model
+
+SMALL = ModelConfig(backbone="mobilenet_v2", height=64, width=32, part_dim=16)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "model.safetensors"
+    meta = weights.CheckpointMeta(SMALL, 3, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "rendered", 5, 1)
+    model = build_model(SMALL, 3).to(memory_format=torch.channels_last)
+    weights.save_checkpoint(path, model, meta)
+    return path
+
+
+def test_a_checkpoint_comes_back_equal(checkpoint: Path) -> None:
+    torch.manual_seed(0)
+    original = build_model(SMALL, 3).eval()
+    model, meta = weights.load_checkpoint(checkpoint)
+    assert meta.model == SMALL
+    assert meta.thresholds == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+    assert meta.threshold_array().dtype.name == "float32"
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        assert torch.equal(model(images).parts(), original(images).parts())
+
+
+def test_a_missing_damaged_or_foreign_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="does not exist"):
+        weights.load_checkpoint(tmp_path / "none.safetensors")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="cannot be read"):
+        weights.load_checkpoint(damaged)
+    foreign = tmp_path / "foreign.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, foreign)
+    with pytest.raises(WeightsError, match="not a checkpoint of this program"):
+        weights.load_checkpoint(foreign)
+
+
+def rewrite(path: Path, **changes: object) -> None:
+    state = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["sgsfa"])
+    safetensors.torch.save_file(state, path, metadata={"sgsfa": json.dumps({**header, **changes})})
+
+
+def test_a_header_that_does_not_fit_is_refused(checkpoint: Path) -> None:
+    rewrite(checkpoint, num_classes=9)
+    with pytest.raises(WeightsError, match="another shape"):
+        weights.load_checkpoint(checkpoint)
+    rewrite(checkpoint, format=99)
+    with pytest.raises(WeightsError, match="format 99"):
+        weights.load_checkpoint(checkpoint)
+    rewrite(checkpoint, format=1, model={"backbone": 3})
+    with pytest.raises(WeightsError, match="damaged"):
+        weights.load_checkpoint(checkpoint)
+
+
+class Bomb:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.system, (f"touch {self.target}",))
+
+
+@pytest.mark.parametrize("write", ["torch", "pickle"])
+def test_a_pickle_bomb_does_not_go_off(tmp_path: Path, write: str) -> None:
+    target, path = tmp_path / "exploded", tmp_path / "weights.pth"
+    if write == "torch":
+        torch.save({"state_dict": {"a": torch.zeros(1)}, "bomb": Bomb(target)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb(target)))
+    with pytest.raises(WeightsError, match="code to be run"):
+        weights.read_state_dict(path)
+    assert not target.exists()
+
+
+def test_state_dicts_are_found_in_their_wrappings(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"state_dict": {"module.a": torch.ones(2)}, "epoch": 3}, path)
+    assert list(weights.read_state_dict(path)) == ["a"]
+    safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "w.safetensors")
+    assert list(weights.read_state_dict(tmp_path / "w.safetensors")) == ["a"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model"])
+def test_a_file_that_is_no_weights_is_refused(tmp_path: Path, content: bytes) -> None:
+    for name in ("w.pth", "w.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError):
+            weights.read_state_dict(tmp_path / name)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(WeightsError, match="holds a list"):
+        weights.read_state_dict(tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    with pytest.raises(WeightsError, match="no tensors"):
+        weights.read_state_dict(tmp_path / "empty.pth")
+
+
+def test_backbone_weights_from_a_file_start_the_network(tmp_path: Path) -> None:
+    source = torchvision.models.mobilenet_v2(weights=None)
+    path = tmp_path / "mobilenet.pth"
+    torch.save(source.state_dict(), path)
+    start = weights.load_backbone_weights(str(path), "mobilenet_v2")
+    assert start is not None
+    network = build_model(SMALL, 3, backbone_weights=start)
+    assert torch.equal(network.backbone.early[0][0].weight, source.features[0][0].weight)
+    assert weights.load_backbone_weights("none", "mobilenet_v2") is None
+    with pytest.raises(WeightsError, match="not those of resnet18"):
+        build_model(ModelConfig(backbone="resnet18"), 3, backbone_weights=start)
+    wrong = {key: value[..., :1] if key.endswith("0.0.weight") else value for key, value in start.items()}
+    with pytest.raises(WeightsError, match="has shape"):
+        build_model(SMALL, 3, backbone_weights=wrong)
+
+
+def test_without_internet_imagenet_names_the_file_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(WeightsError, match="could not be downloaded") as caught:
+        weights.load_backbone_weights("imagenet", "mobilenet_v2")
+    assert "--weights FILE" in str(caught.value.hint)
+    with pytest.raises(WeightsError, match="torchvision's"):
+        weights.load_backbone_weights("imagenet", "timm:resnet26d")
