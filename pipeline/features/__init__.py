@@ -1,0 +1,1 @@
+"""Extraction: query and gallery images to a features file."""

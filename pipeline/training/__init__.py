@@ -1,0 +1,1 @@
+"""Training: image store, P x K batches, augmentation on the device, the loop, checkpoints, several processes."""

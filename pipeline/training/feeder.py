@@ -1,0 +1,84 @@
+"""Batches of the store on the device: sliced where the store lies there, fetched ahead in a thread where not."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.training.store import ImageStore
+
+Rows = npt.NDArray[np.int64]
+T = TypeVar("T")
+
+_AHEAD = 2
+_SHARE_OF_DEVICE = 0.3
+"""Of the GPU's free memory; the rest is the network's."""
+
+
+class Feeder:
+    """Brings rows of a store to a device.
+
+    Args:
+        store: The images.
+        device: Where batches are wanted.
+    """
+
+    def __init__(self, store: ImageStore, device: torch.device) -> None:
+        self._store = store
+        self._device = device
+        self._resident = torch.from_numpy(store.images).to(device) if _fits(store, device) else None
+
+    @property
+    def resident(self) -> bool:
+        """Whether all images lie on the device."""
+        return self._resident is not None
+
+    def batches(self, plans: Iterable[T], rows: Callable[[T], Rows]) -> Iterator[tuple[T, Tensor]]:
+        """Each plan with its images (B, H, W, 3) uint8, in order.
+
+        Args:
+            plans: What is to be done, one a step; drawn ahead of its use by at most two.
+            rows: The rows of the store that a plan needs.
+        """
+        if self._resident is not None:
+            for plan in plans:
+                yield plan, self._resident.index_select(0, torch.from_numpy(rows(plan)).to(self._device))
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
+            waiting: deque[tuple[T, Future[Tensor]]] = deque()
+            try:
+                for plan in plans:
+                    waiting.append((plan, pool.submit(self._gather, rows(plan))))
+                    if len(waiting) > _AHEAD:
+                        yield self._arrive(*waiting.popleft())
+                while waiting:
+                    yield self._arrive(*waiting.popleft())
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _gather(self, rows: Rows) -> Tensor:
+        # Ascending order makes a mapped file's reads sequential.
+        order = np.argsort(rows, kind="stable")
+        images = np.empty((len(rows), *self._store.images.shape[1:]), np.uint8)
+        images[order] = self._store.images[rows[order]]
+        batch = torch.from_numpy(images)
+        return batch.pin_memory() if self._device.type == "cuda" else batch
+
+    def _arrive(self, plan: T, batch: Future[Tensor]) -> tuple[T, Tensor]:
+        return plan, batch.result().to(self._device, non_blocking=True)
+
+
+def _fits(store: ImageStore, device: torch.device) -> bool:
+    if not store.in_memory:
+        return False
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return store.images.nbytes < _SHARE_OF_DEVICE * free

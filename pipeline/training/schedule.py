@@ -1,0 +1,40 @@
+"""The learning rate as a function of the step; nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+
+from pipeline.config import TrainConfig
+
+
+def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """The learning rate of a step.
+
+    Warm-up rises linearly from `warmup_factor` to 1 over `warmup_epochs`. Then `step` multiplies by `gamma` at each
+    milestone, counted in epochs from the start of training; `cosine` falls from 1 at the end of the warm-up to
+    `final_factor` at the last step.
+
+    Args:
+        step: Counted from 0 over the whole run.
+        steps_per_epoch: At least 1.
+        config: The schedule.
+    """
+    return config.lr * _warmup(step, steps_per_epoch, config) * _after(step, steps_per_epoch, config)
+
+
+def _warmup(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    steps = config.warmup_epochs * steps_per_epoch
+    if step >= steps:
+        return 1.0
+    return config.warmup_factor + (1.0 - config.warmup_factor) * step / steps
+
+
+def _after(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    if config.schedule == "step":
+        return config.gamma ** sum(step >= milestone * steps_per_epoch for milestone in config.milestones)
+    start = config.warmup_epochs * steps_per_epoch
+    last = config.epochs * steps_per_epoch - 1
+    if step <= start or last <= start:
+        return 1.0
+    share = min(1.0, (step - start) / (last - start))
+    return config.final_factor + (1.0 - config.final_factor) * 0.5 * (1.0 + math.cos(math.pi * share))

@@ -1,0 +1,230 @@
+"""Training images, decoded and resized once, and their masks, row by row beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.datasets.images import decode_batches
+from pipeline.datasets.maskfile import MaskFile
+from pipeline.datasets.records import Dataset, Record
+from pipeline.errors import ArtifactError, DataError, Rejected
+from pipeline.runtime.files import sha256_file
+from pipeline.runtime.parallel import worker_count
+from pipeline.runtime.progress import Progress
+
+Bytes = npt.NDArray[np.uint8]
+
+_MASK_DONE = 1
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """Images of one size in a uint8 array.
+
+    Attributes:
+        images: (N, H, W, 3) RGB, in memory or mapped from the cache file.
+        names: (N) image names.
+        rejected: Images that could not be read and have no row.
+    """
+
+    images: Bytes
+    names: tuple[str, ...]
+    rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images are held in memory; else they are read from the cache file batch by batch."""
+        return not isinstance(self.images, np.memmap)
+
+
+def load_images(
+    dataset: Dataset,
+    names: Sequence[str],
+    *,
+    height: int,
+    width: int,
+    cache: Path,
+    budget_gb: float,
+    progress: Progress,
+) -> ImageStore:
+    """Decode and resize images once, into an HDF5 file; later runs over the same contents only read that.
+
+    Args:
+        dataset: Where the images lie.
+        names: Which images, each once.
+        height: Their new height in pixels.
+        width: Their new width in pixels.
+        cache: Folder of the cache file. The file's name holds a hash of the images' names and contents and of the
+            size, so that a stale file is never taken; other files of this kind in the folder are removed.
+        budget_gb: Up to this size the images are read into memory, above it mapped; the values are the same.
+        progress: Where to report.
+
+    Raises:
+        DataError: Not a single image can be read.
+        ArtifactError: The cache file cannot be written.
+    """
+    path = cache / f"images-{_content_key(dataset.root, names, height, width)}.h5"
+    if not path.is_file():
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            for stale in cache.glob("images-*.h5*"):
+                stale.unlink()
+            _decode_into(path, dataset, names, height, width, progress)
+        except OSError as error:
+            raise ArtifactError(
+                f"the decoded images cannot be cached: {error}",
+                where=path,
+                hint=f"they need {len(names) * height * width * 3 / 1e9:.2f} GB",
+            ) from error
+    return _open(path, budget_gb)
+
+
+def _content_key(root: Path, names: Sequence[str], height: int, width: int) -> str:
+    digest = hashlib.sha256(f"{height}x{width}".encode())
+    for name in names:
+        path = root / name
+        # An unreadable file is the decoder's to report; here it only has to change the key once it can be read.
+        content = sha256_file(path) if path.is_file() else "missing"
+        digest.update(f"\n{name}\0{content}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _decode_into(path: Path, dataset: Dataset, names: Sequence[str], height: int, width: int, progress: Progress) -> None:
+    paths = [dataset.root / name for name in names]
+    # A fixed temporary name: what a killed run leaves is removed by the next one.
+    temporary = path.with_suffix(".h5.partial")
+    kept: list[int] = []
+    rejected: list[Rejected] = []
+    with h5py.File(temporary, "w", libver="earliest") as file, progress.task("decode", total=len(names)) as task:
+        rows = file.create_dataset("images", (len(names), height, width, 3), np.uint8)
+        for batch in decode_batches(paths, height, width, batch=_BATCH, threads=worker_count(-1)):
+            if len(batch.index):
+                rows[len(kept) : len(kept) + len(batch.index)] = batch.images
+            kept += batch.index.tolist()
+            rejected += [
+                Rejected(names[position], failure.reason)
+                for position, failure in zip(batch.failed_index.tolist(), batch.failed, strict=True)
+            ]
+            task.advance(len(batch.index) + len(batch.failed))
+        if not kept:
+            raise DataError(
+                "none of the training images can be read", where=dataset.root, expected=rejected[0].reason
+            )
+        contents = {"names": [names[i] for i in kept], "rejected": [(r.path, r.reason) for r in rejected]}
+        file["contents"] = np.frombuffer(json.dumps(contents).encode(), dtype=np.uint8)
+    os.replace(temporary, path)
+
+
+def _open(path: Path, budget_gb: float) -> ImageStore:
+    with h5py.File(path, "r") as file:
+        contents = json.loads(file["contents"][()].tobytes())
+        count = len(contents["names"])
+        rows = file["images"]
+        shape = (count, *rows.shape[1:])
+        images: Bytes
+        if rows[:0].nbytes + int(np.prod(shape)) <= budget_gb * 1e9:
+            images = rows[:count]
+        else:
+            # Contiguous and uncompressed, so the array can be mapped as it lies in the file.
+            images = np.memmap(path, np.uint8, mode="r", offset=rows.id.get_offset(), shape=shape)
+    return ImageStore(images, tuple(contents["names"]), tuple(Rejected(*each) for each in contents["rejected"]))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the images of a store should teach, row by row beside it.
+
+    Attributes:
+        labels: (N,) int64 class of each image, 0..num_classes-1.
+        parts: (N, 4, H/16, W/16) uint8 part masks, 255 for a cell full of the part.
+        whole: (N, 1, H/4, W/4) uint8 body mask.
+        has_mask: (N,) bool.
+        num_classes: Number of identities.
+    """
+
+    labels: Tensor
+    parts: Tensor
+    whole: Tensor
+    has_mask: Tensor
+    num_classes: int
+
+    @property
+    def without_mask(self) -> int:
+        """Images that train without L_se."""
+        return int((~self.has_mask).sum())
+
+    def to(self, device: torch.device) -> Targets:
+        """On a device."""
+        return Targets(
+            self.labels.to(device),
+            self.parts.to(device),
+            self.whole.to(device),
+            self.has_mask.to(device),
+            self.num_classes,
+        )
+
+
+def load_targets(
+    records: Mapping[str, Record], names: Sequence[str], masks: Path | None, *, height: int, width: int
+) -> Targets:
+    """Identities and masks of the images in a store, found by name.
+
+    Args:
+        records: Training record of each image name.
+        names: The store's images.
+        masks: A mask file; None: nobody has a mask.
+        height: Height of the network's input in pixels; masks of another size are averaged to its maps.
+        width: Likewise.
+
+    Raises:
+        FormatError: The mask file is damaged or of another kind.
+        DataError: The mask file holds none of these images.
+    """
+    pids = [records[name].pid for name in names]
+    classes = {pid: label for label, pid in enumerate(sorted(set(pids)))}
+    count = len(names)
+    parts = np.zeros((count, 4, 16, 8), np.uint8)
+    whole = np.zeros((count, 1, 64, 32), np.uint8)
+    has_mask = np.zeros(count, np.bool_)
+    if masks is not None:
+        stored = MaskFile.open(masks).load()
+        place = {name: i for i, name in enumerate(stored.names)}
+        rows = np.array([place.get(name, -1) for name in names], dtype=np.int64)
+        if (rows < 0).all():
+            raise DataError(
+                f"the mask file holds none of the {count} training images",
+                where=masks,
+                expected=f"masks of images such as {names[0]}",
+                hint="it was built for another data set; build one with `sgsfa masks build`",
+            )
+        has_mask = (rows >= 0) & (stored.done[np.maximum(rows, 0)] == _MASK_DONE)
+        parts[has_mask] = stored.parts[rows[has_mask]]
+        whole[has_mask, 0] = stored.whole[rows[has_mask]]
+    return Targets(
+        labels=torch.tensor([classes[pid] for pid in pids]),
+        parts=_fit(torch.from_numpy(parts), height // 16, width // 16),
+        whole=_fit(torch.from_numpy(whole), height // 4, width // 4),
+        has_mask=torch.from_numpy(has_mask),
+        num_classes=len(classes),
+    )
+
+
+def _fit(masks: Tensor, rows: int, columns: int) -> Tensor:
+    """Masks are stored for 256 x 128 images; other inputs have other maps."""
+    if masks.shape[2:] == (rows, columns):
+        return masks
+    resized = F.interpolate(masks.float(), size=(rows, columns), mode="bilinear", antialias=True, align_corners=False)
+    return resized.round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,43 @@
+"""The tensors inside nested dataclasses: taken out, put back, joined along the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """All tensors in `tree`, a tensor, None or a dataclass of such, in the order of the fields."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if is_dataclass(tree):
+        return [tensor for item in fields(tree) for tensor in tensors_of(getattr(tree, item.name))]
+    return []
+
+
+def with_tensors(tree: T, tensors: Sequence[Tensor]) -> T:
+    """`tree` with other tensors in the places of its own."""
+    rest = iter(tensors)
+    return _mapped(tree, lambda _: next(rest))
+
+
+def joined(trees: Sequence[T]) -> T:
+    """Several trees of the same shape as one, each tensor concatenated along its first axis."""
+    if len(trees) == 1:
+        return trees[0]
+    columns = zip(*(tensors_of(tree) for tree in trees), strict=True)
+    return with_tensors(trees[0], [torch.cat(column) for column in columns])
+
+
+def _mapped(tree: T, change: Callable[[Tensor], Tensor]) -> T:
+    if isinstance(tree, Tensor):
+        return change(tree)  # type: ignore[return-value]
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return replace(tree, **{item.name: _mapped(getattr(tree, item.name), change) for item in fields(tree)})
+    return tree
