@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -35,6 +36,11 @@ from pipeline.runtime.files import atomic_write
 
 RgbImage = npt.NDArray[np.uint8]
 """(H, W, 3) RGB."""
+
+Area = tuple[float, float, float, float]
+"""Top, left, bottom and right of an image on its canvas, as fractions of the canvas."""
+
+WHOLE_AREA: Area = (0.0, 0.0, 1.0, 1.0)
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
 """File name endings, in lower case, that are taken for images."""
@@ -119,6 +125,20 @@ def resize(image: RgbImage, height: int, width: int) -> RgbImage:
     return np.asarray(resized, dtype=np.uint8)
 
 
+def on_square(image: RgbImage) -> tuple[RgbImage, Area]:
+    """Centre an image on a black square of its longer side, for networks that want its own proportions.
+
+    Returns:
+        uint8 RGB of shape (L, L, 3) with L = max(H, W), and where on it the image lies.
+    """
+    height, width = image.shape[:2]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    canvas = np.zeros((side, side, 3), dtype=np.uint8)
+    canvas[top : top + height, left : left + width] = image
+    return canvas, (top / side, left / side, (top + height) / side, (left + width) / side)
+
+
 @dataclass(frozen=True)
 class DecodedBatch:
     """Some images, decoded and resized.
@@ -128,16 +148,24 @@ class DecodedBatch:
         images: uint8 RGB (B, height, width, 3). B is less than the batch size where images failed, and may be 0.
         failed: The images of this batch that could not be used.
         failed_index: int64; position of each of `failed` in the list of paths.
+        areas: float64 (B, 4); the `Area` of each image. With `fit="stretch"` all are `WHOLE_AREA`.
     """
 
     index: npt.NDArray[np.int64]
     images: npt.NDArray[np.uint8]
     failed: tuple[Rejected, ...]
     failed_index: npt.NDArray[np.int64]
+    areas: npt.NDArray[np.float64]
 
 
 def decode_batches(
-    paths: Sequence[Path], height: int, width: int, *, batch: int, threads: int
+    paths: Sequence[Path],
+    height: int,
+    width: int,
+    *,
+    batch: int,
+    threads: int,
+    fit: Literal["stretch", "square"] = "stretch",
 ) -> Iterator[DecodedBatch]:
     """Decode images in the background, in order.
 
@@ -149,6 +177,7 @@ def decode_batches(
         width: Width, likewise.
         batch: Images a batch; the last one may be smaller.
         threads: Decoding threads, at least 1. Decoding leaves Python's lock, so they run at the same time.
+        fit: `stretch`: resize straight to the wanted size. `square`: put the image `on_square` first.
 
     Yields:
         Batches that together hold or list every path exactly once.
@@ -158,7 +187,7 @@ def decode_batches(
         try:
             for start in range(0, len(paths), batch):
                 positions = range(start, min(start + batch, len(paths)))
-                pending.append(_Pending(pool, paths, positions, height, width))
+                pending.append(_Pending(pool, paths, positions, (height, width), square=fit == "square"))
                 if len(pending) > 2:
                     yield pending.popleft().result()
             while pending:
@@ -187,11 +216,13 @@ class _Pending:
     """A batch on its way: its images are decoded in chunks straight into their rows."""
 
     def __init__(
-        self, pool: ThreadPoolExecutor, paths: Sequence[Path], positions: range, height: int, width: int
+        self, pool: ThreadPoolExecutor, paths: Sequence[Path], positions: range, size: tuple[int, int], *, square: bool
     ) -> None:
         self._paths = paths
+        self._square = square
         self._positions = np.asarray(positions, dtype=np.int64)
-        self._images = np.empty((len(positions), height, width, 3), dtype=np.uint8)
+        self._images = np.empty((len(positions), *size, 3), dtype=np.uint8)
+        self._areas = np.tile(np.array(WHOLE_AREA), (len(positions), 1))
         rows = range(len(positions))
         self._chunks: list[Future[list[tuple[int, str]]]] = [
             pool.submit(self._decode, rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)
@@ -202,7 +233,10 @@ class _Pending:
         height, width = self._images.shape[1:3]
         for row in rows:
             try:
-                self._images[row] = read_resized(self._paths[self._positions[row]], height, width)
+                image = read_image(self._paths[self._positions[row]])
+                if self._square:
+                    image, self._areas[row] = on_square(image)
+                self._images[row] = resize(image, height, width)
             except ImageError as error:
                 failed.append((row, error.found))
         return failed
@@ -210,15 +244,16 @@ class _Pending:
     def result(self) -> DecodedBatch:
         failed = [failure for chunk in self._chunks for failure in chunk.result()]
         failed_rows = np.asarray([row for row, _ in failed], dtype=np.int64)
-        index, images = self._positions, self._images
+        index, images, areas = self._positions, self._images, self._areas
         if failed:
-            index, images = np.delete(index, failed_rows), np.delete(images, failed_rows, axis=0)
+            index = np.delete(index, failed_rows)
+            images, areas = np.delete(images, failed_rows, axis=0), np.delete(areas, failed_rows, axis=0)
         failed_index = self._positions[failed_rows]
         rejected = tuple(
             Rejected(str(self._paths[position]), reason)
             for position, (_, reason) in zip(failed_index, failed, strict=True)
         )
-        return DecodedBatch(index, images, rejected, failed_index)
+        return DecodedBatch(index, images, rejected, failed_index, areas)
 
 
 def _refuse_unusable(image: Image.Image, where: Path) -> None:

@@ -12,6 +12,9 @@ from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.images import SUFFIXES
 from pipeline.datasets.records import UNKNOWN, Record, Split
 
+BOXES = ("bounding_box_train", "query", "bounding_box_test")
+"""The three folders that Market-1501 introduced and many sets took over."""
+
 _NESTING = 2
 
 
@@ -85,6 +88,11 @@ def find_root(path: Path, wanted: Sequence[str], log: ReadLog) -> Path:
         if not (roots[0] / name).exists():
             log.fault(FaultKind.MISSING, f"{name} is missing", roots[0], expected=_listed(wanted))
     return roots[0]
+
+
+def folders_with(path: Path, wanted: Sequence[str]) -> list[Path]:
+    """All folders, `path` or at most a few levels below it, that hold every one of the `wanted` entries."""
+    return [folder for folder in _levels(path) if all((folder / name).exists() for name in wanted)]
 
 
 def first_existing(root: Path, names: Sequence[str]) -> str:
@@ -169,6 +177,16 @@ def read_split(
     return records
 
 
+def read_boxes(root: Path, parse: ParseName, log: ReadLog) -> list[Record]:
+    """Read the folders `BOXES` as training images, queries and gallery."""
+    splits: tuple[Split, ...] = ("train", "query", "gallery")
+    return [
+        record
+        for folder, split in zip(BOXES, splits, strict=True)
+        for record in read_split(root, folder, split, parse, log)
+    ]
+
+
 def id_folder(camid: int) -> ParseName:
     """Parse `ID/anything.jpg`: the folder is the identity, and all images have the pseudo camera `camid`."""
 
@@ -213,7 +231,7 @@ def _contents(path: Path) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(f"{name}" for name in names)
+    return ", ".join(names)
 
 
 def _is_utf8(name: str, folder: Path, log: ReadLog) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.datasets.faults import ReadLog
 from pipeline.datasets.kind import Count, KindInfo
-from pipeline.datasets.layout import NamePattern, find_root, read_split
+from pipeline.datasets.layout import BOXES, NamePattern, find_root, read_boxes
 from pipeline.datasets.records import DISTRACTOR_PID, Dataset
 
 NAME = NamePattern(
@@ -20,12 +20,8 @@ NAME = NamePattern(
 
 def read(path: Path, variant: str, log: ReadLog) -> Dataset:
     """Read the three folders of the archive. Junk is dropped; distractors stay in the gallery."""
-    root = find_root(path, ("bounding_box_train", "query", "bounding_box_test"), log)
-    records = [
-        *read_split(root, "bounding_box_train", "train", NAME, log),
-        *read_split(root, "query", "query", NAME, log),
-        *read_split(root, "bounding_box_test", "gallery", NAME, log),
-    ]
+    root = find_root(path, BOXES, log)
+    records = read_boxes(root, NAME, log)
     distractors = sum(record.split == "gallery" and record.pid == DISTRACTOR_PID for record in records)
     if distractors:
         log.note(f"{distractors:,} distractors (identity 0) stay in the gallery as negatives")

@@ -6,7 +6,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import suggestion
-from pipeline.datasets import folder, market1501, synthetic, table
+from pipeline.datasets import (
+    cuhk03_np,
+    dukemtmc,
+    folder,
+    market1501,
+    msmt17,
+    occluded_duke,
+    occluded_reid,
+    p_duke,
+    partial_ilids,
+    partial_reid,
+    synthetic,
+    table,
+)
 from pipeline.datasets.faults import FaultKind, ReadLog, as_error
 from pipeline.datasets.kind import KindInfo, check_counts
 from pipeline.datasets.records import Dataset
@@ -14,6 +27,14 @@ from pipeline.errors import DataError
 
 _KINDS = (
     market1501.INFO,
+    dukemtmc.INFO,
+    occluded_duke.INFO,
+    p_duke.INFO,
+    occluded_reid.INFO,
+    partial_reid.INFO,
+    partial_ilids.INFO,
+    cuhk03_np.INFO,
+    msmt17.INFO,
     table.INFO,
     folder.INFO,
     synthetic.INFO,

@@ -1,0 +1,121 @@
+"""Occluded-DukeMTMC (Miao et al., ICCV 2019): DukeMTMC-reID, divided anew so that every query is occluded.
+
+Its makers publish name lists and a script that copies the images into new folders. Both forms are read: the lists
+beside, inside or above a DukeMTMC-reID tree, or the folders that the script makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from pipeline.datasets.dukemtmc import GALLERY, NAME, WITHDRAWN
+from pipeline.datasets.faults import FaultKind, ReadLog
+from pipeline.datasets.kind import Count, KindInfo
+from pipeline.datasets.layout import BOXES, NameFault, find_root, folders_with, list_images, read_boxes
+from pipeline.datasets.records import Dataset, Record, Split
+
+LISTS: dict[Split, str] = {"train": "train.list", "query": "query.list", "gallery": "gallery.list"}
+
+# Most queries were gallery images of DukeMTMC-reID, so a list's image may lie in another folder than its split's.
+_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("bounding_box_train",),
+    "query": ("query", "bounding_box_test"),
+    "gallery": ("bounding_box_test",),
+}
+
+
+def read(path: Path, variant: str, log: ReadLog) -> Dataset:
+    """Read by the name lists where there are any, else the folders."""
+    lists = folders_with(path, tuple(LISTS.values())) if path.is_dir() else []
+    if lists:
+        root = _tree(lists[0], log)
+        records = _read_lists(lists[0], root, log)
+    else:
+        root = find_root(path, BOXES, log)
+        records = read_boxes(root, NAME, log)
+    _note_double_files(records, log)
+    return Dataset("occluded-duke", "occluded-duke", root, tuple(records))
+
+
+def _tree(lists: Path, log: ReadLog) -> Path:
+    """The folder with DukeMTMC-reID's images: where the lists are, below it, or beside it."""
+    around = [lists, *_subfolders(lists), lists.parent, *_subfolders(lists.parent)]
+    for folder in around:
+        if all((folder / name).is_dir() for name in BOXES):
+            return folder
+    log.fault(
+        FaultKind.MISSING,
+        f"the name lists are here, but no folder with {', '.join(BOXES)} is with them, below them or beside them",
+        lists,
+        hint="put train.list, query.list and gallery.list into the DukeMTMC-reID folder",
+    )
+    return lists
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _read_lists(lists: Path, root: Path, log: ReadLog) -> list[Record]:
+    present = {name: {path.name for path in list_images(root / name, log)} for name in BOXES if (root / name).is_dir()}
+    if not present:
+        return []
+    records: list[Record] = []
+    for split, name in LISTS.items():
+        log.folders[split] = lists / name
+        records += _read_list(lists / name, split, _FOLDERS[split], present, log)
+    log.note("divided by the name lists; the images are DukeMTMC-reID's")
+    return records
+
+
+def _read_list(
+    file: Path, split: Split, folders: Sequence[str], present: dict[str, set[str]], log: ReadLog
+) -> list[Record]:
+    records: dict[str, Record] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        name = PurePosixPath(line.strip()).name
+        where = f"{file}, line {number}"
+        if not name:
+            continue
+        if name in records:
+            log.fault(FaultKind.DUPLICATE, f"{name} is listed already", where)
+            continue
+        try:
+            pid, camid = NAME(PurePosixPath(name))
+        except NameFault as error:
+            log.fault(FaultKind.NAME, f"the name {name!r} does not follow the layout: {error}", where)
+            continue
+        folder = next((folder for folder in folders if name in present.get(folder, ())), None)
+        if folder is None:
+            log.fault(FaultKind.MISSING, f"the image {name} is in none of {', '.join(folders)}", where)
+            continue
+        records[name] = Record(f"{folder}/{name}", pid, camid, split)
+    return [records[name] for name in sorted(records)]
+
+
+def _note_double_files(records: Sequence[Record], log: ReadLog) -> None:
+    names: dict[Split, set[str]] = {"query": set(), "gallery": set()}
+    for record in records:
+        if record.split in names:
+            names[record.split].add(PurePosixPath(record.path).name)
+    double = len(names["query"] & names["gallery"])
+    if double:
+        log.note(
+            f"{double:,} of the {len(names['query']):,} queries are gallery files too; only the rule that leaves out "
+            "the query's own identity and camera keeps them from being found"
+        )
+
+
+INFO = KindInfo(
+    name="occluded-duke",
+    summary="Occluded-DukeMTMC",
+    layout="bounding_box_train/ query/ bounding_box_test/, or train.list query.list gallery.list with a DukeMTMC-reID "
+    "tree beside, above or below them",
+    cameras="8, from the name (c2)",
+    source="name lists: Miao et al., 'Pose-Guided Feature Alignment for Occluded Person Re-Identification', ICCV 2019; "
+    f"images: DukeMTMC, {WITHDRAWN}",
+    read=read,
+    counts={"": {"train": Count(15_618, 702), "query": Count(2_210, 519), "gallery": GALLERY}},
+    comparable="single query",
+)

@@ -1,0 +1,52 @@
+"""Partial-iLIDS (Zheng et al., CVPR 2011, and He et al., CVPR 2018): 119 people, one image in each of two roles."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+from pipeline.datasets.faults import ReadLog
+from pipeline.datasets.kind import Count, KindInfo
+from pipeline.datasets.layout import NameFault, ParseName, find_root, folders_with, pseudo_cameras, read_split
+from pipeline.datasets.records import Dataset
+
+# The archive says Probe and Gallery; copies differ in case, and some say query.
+FOLDERS = (("Probe", "Gallery"), ("probe", "gallery"), ("query", "gallery"), ("Query", "Gallery"))
+_NAME = re.compile(r"(?P<pid>\d+)(_\d+)?")
+
+
+def parse_name(camid: int) -> ParseName:
+    """Parse `ID.jpg`; all images have the pseudo camera `camid`."""
+
+    def parse(path: PurePosixPath) -> tuple[int, int]:
+        match = _NAME.fullmatch(path.stem)
+        if match is None:
+            raise NameFault("expected an identity, as in 001.jpg")
+        return int(match["pid"]), camid
+
+    return parse
+
+
+def read(path: Path, variant: str, log: ReadLog) -> Dataset:
+    """Read the two folders; there is nothing to train on."""
+    query, gallery = next((pair for pair in FOLDERS if path.is_dir() and folders_with(path, pair)), FOLDERS[0])
+    root = find_root(path, (query, gallery), log)
+    records = [
+        *read_split(root, query, "query", parse_name(0), log),
+        *read_split(root, gallery, "gallery", parse_name(1), log),
+    ]
+    pseudo_cameras(log)
+    return Dataset("partial-ilids", "partial-ilids", root, tuple(records))
+
+
+INFO = KindInfo(
+    name="partial-ilids",
+    summary="Partial-iLIDS",
+    layout="Probe/ Gallery/, 001.jpg = identity",
+    cameras="none; pseudo: query 0, gallery 1",
+    source="He et al., 'Deep Spatial Feature Reconstruction for Partial Person Re-identification', CVPR 2018: the "
+    "authors; made from i-LIDS, whose images the UK Home Office licensed",
+    read=read,
+    counts={"": {"query": Count(119, 119, each=1), "gallery": Count(119, 119, each=1)}},
+    comparable="trained on Market-1501, single shot; rank-1 and rank-3",
+)
