@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.datasets.faults import FaultKind, ReadLog
-from pipeline.datasets.records import DISTRACTOR_PID, Dataset, Record, Split
+from pipeline.datasets.records import DISTRACTOR_PID, UNKNOWN, Dataset, Record, Split
 
 Reader = Callable[[Path, str, ReadLog], Dataset]
 """(path, variant, log) -> data set. Writes what is wrong into the log and returns what it could read."""
@@ -81,6 +81,21 @@ def check_counts(info: KindInfo, variant: str, dataset: Dataset, log: ReadLog) -
             folder,
             expected=f"{expected.images:,} images of {expected.ids:,} identities",
             hint="compare with the original archive, or set data.expect_counts to false to use what is there",
+        )
+
+
+def check_identities(dataset: Dataset, log: ReadLog) -> None:
+    """Log one fault where identities are both trained on and searched for: the result would flatter."""
+    train = {record.pid for record in dataset.split("train")}
+    test = {record.pid for record in dataset.split("query", "gallery")}
+    shared = sorted(train & test - {UNKNOWN, DISTRACTOR_PID})
+    if shared:
+        some = ", ".join(map(str, shared[:5])) + (", ..." if len(shared) > 5 else "")
+        log.fault(
+            FaultKind.IDENTITIES,
+            f"{len(shared):,} identities are in train and in query or gallery: {some}",
+            dataset.root,
+            expected="nobody who is trained on is searched for",
         )
 
 
