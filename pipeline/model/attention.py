@@ -72,36 +72,53 @@ class LocalAttention(nn.Module):
         return logits
 
 
-class PartEmbedding(nn.Module):
-    """From masked features to a part's feature: 1x1 convolution, BN, ReLU, pooling.
+class PartEmbeddings(nn.Module):
+    """From stage-4 features to projected maps of several parts: mask, 1x1 convolution, BN, ReLU for each.
+
+    A 1x1 convolution without bias commutes with a factor per pixel, conv(f m) = m conv(f), so all parts share one
+    large product on the unmasked features and no masked copy of them is ever made.
 
     Args:
         channels: C of the features.
-        length: Length of the feature.
+        length: Length D of a part's feature.
+        parts: Number of parts P.
     """
 
-    def __init__(self, channels: int, length: int) -> None:
+    def __init__(self, channels: int, length: int, parts: int) -> None:
         super().__init__()
-        self.project = nn.Sequential(
-            nn.Conv2d(channels, length, 1, bias=False), nn.BatchNorm2d(length), nn.ReLU(inplace=True)
-        )
+        self.parts = parts
+        self.project = nn.Conv2d(channels, parts * length, 1, bias=False)
+        self.norm = nn.BatchNorm2d(parts * length)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, length, H, W)."""
+    def forward(self, features: Tensor, masks: Tensor) -> Tensor:
+        """Project the features of each part.
+
+        Args:
+            features: (B, C, H, W).
+            masks: (B, P, H, W) in [0, 1]; a part that is not masked has ones.
+
+        Returns:
+            (B, P, D, H, W).
+        """
         projected: Tensor = self.project(features)
-        return projected
+        batch, _, height, width = projected.shape
+        shape = (batch, self.parts, -1, height, width)
+        masked = projected.view(shape) * masks.unsqueeze(2).to(projected.dtype)
+        activated = torch.relu(self.norm(masked.flatten(1, 2)))
+        return activated.view(shape)
 
 
-def masked_mean(features: Tensor, mask: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """Mean of features weighted by a mask, sum(f m) / sum(m).
+def masked_mean(features: Tensor, masks: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Mean of each part's features weighted by its mask, sum(f m) / sum(m).
 
     Args:
-        features: (B, C, H, W).
-        mask: (B, 1, H, W) in [0, 1]. An empty mask gives zeros, not NaN.
+        features: (B, P, D, H, W).
+        masks: (B, P, H, W) in [0, 1]. An empty mask gives zeros, not NaN.
         epsilon: Least denominator.
 
     Returns:
-        (B, C).
+        (B, P, D).
     """
-    weighted = torch.einsum("bchw,bhw->bc", features, mask[:, 0].to(features.dtype))
-    return weighted / mask.sum((1, 2, 3)).clamp_min(epsilon).unsqueeze(1).to(features.dtype)
+    weights = masks.to(features.dtype)
+    total = weights.sum((2, 3)).clamp_min(epsilon).unsqueeze(2)
+    return torch.einsum("bpdhw,bphw->bpd", features, weights) / total

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pipeline.config import ModelConfig
 from pipeline.model import spatial
-from pipeline.model.attention import LOCAL_PARTS, LocalAttention, PartEmbedding, WholeBodyAttention, masked_mean
+from pipeline.model.attention import LOCAL_PARTS, LocalAttention, PartEmbeddings, WholeBodyAttention, masked_mean
 from pipeline.model.backbone import Backbone, build_backbone, classifier, initialise
 
 
@@ -136,10 +136,8 @@ class SGSFA(nn.Module):
             WholeBodyAttention(info.early_channels, config.whole_reduction) if config.whole_attention else None
         )
         self.local_attention = LocalAttention(info.late_channels, config.local_reduction)
-        self.semantic_embeddings = nn.ModuleList(
-            PartEmbedding(info.late_channels, config.part_dim) for _ in LOCAL_PARTS
-        )
-        self.spatial_embedding = PartEmbedding(info.late_channels, config.part_dim)
+        # Four semantic parts and, last, the unmasked features that the strips divide.
+        self.embeddings = PartEmbeddings(info.late_channels, config.part_dim, len(LOCAL_PARTS) + 1)
         self.spatial_heads = nn.ModuleList(Head(config.part_dim, classes) for _ in spatial.COMBINATIONS)
         self.semantic_heads = (
             nn.ModuleList(Head(config.part_dim, classes) for _ in LOCAL_PARTS) if config.necks else None
@@ -174,18 +172,14 @@ class SGSFA(nn.Module):
 
         part_logits = self.local_attention(features)
         masks = torch.sigmoid(part_logits)
-        semantic = torch.stack(
-            [
-                self._pool(embed(features * masks[:, i : i + 1]), masks[:, i : i + 1])
-                for i, embed in enumerate(self.semantic_embeddings)
-            ],
-            1,
-        )
+        projected = self.embeddings(features, torch.cat([masks, torch.ones_like(masks[:, :1])], 1))
+        parts, unmasked = projected[:, :-1], projected[:, -1]
+        semantic = masked_mean(parts, masks) if self.config.pooling == "masked" else parts.mean((3, 4))
 
         # Rows, strips and visibilities are decisions about the masks, not functions to learn through.
         seen = masks.detach().float()
         strips, present = self._strips(seen)
-        pooled = spatial.pool_strips(self.spatial_embedding(features), strips)
+        pooled = spatial.pool_strips(unmasked, strips)
         strip_mean, _ = spatial.strip_visibility(seen, strips)
         visibility = torch.cat([seen.mean((2, 3)), strip_mean], 1)
 
@@ -193,11 +187,6 @@ class SGSFA(nn.Module):
         if self.whole_project is not None:
             whole = self.whole_project(whole)
         return self._classify(semantic, pooled, present, whole, visibility, whole_logits, part_logits)
-
-    def _pool(self, projected: Tensor, mask: Tensor) -> Tensor:
-        if self.config.pooling == "masked":
-            return masked_mean(projected, mask)
-        return projected.mean((2, 3))
 
     def _strips(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Row masks (B, 3, H) of the strips and the choice of eq. 3 (B, 5)."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from pipeline.config import LossConfig, ModelConfig
 from pipeline.errors import ConfigError
-from pipeline.model.attention import LocalAttention, WholeBodyAttention, masked_mean
+from pipeline.model.attention import LocalAttention, PartEmbeddings, WholeBodyAttention, masked_mean
 from pipeline.model.backbone import build_backbone
 from pipeline.model.losses import total_loss
 from pipeline.model.network import SGSFA, Baseline, MaskedBatchNorm1d, build_model
@@ -160,12 +160,24 @@ def test_attention_multiplies_features_by_mask_and_channel_weights() -> None:
 
 
 def test_masked_mean_weighs_pixels_and_survives_an_empty_mask() -> None:
-    features = torch.arange(8.0).view(1, 1, 2, 4).expand(2, 1, 2, 4)
+    features = torch.arange(8.0).view(1, 1, 1, 2, 4).expand(2, 1, 1, 2, 4)
     mask = torch.zeros(2, 1, 2, 4)
     mask[0, 0, 0, 1], mask[0, 0, 1, 3] = 0.5, 0.25
     found = masked_mean(features, mask)
     assert found[0].item() == pytest.approx((0.5 * 1 + 0.25 * 7) / 0.75)
     assert found[1].item() == 0.0
+
+
+def test_one_large_product_equals_masking_and_projecting_each_part() -> None:
+    torch.manual_seed(0)
+    embeddings = PartEmbeddings(6, 3, 2).train()
+    features, masks = torch.randn(4, 6, 5, 4), torch.rand(4, 2, 5, 4)
+    found = embeddings(features, masks)
+    for part in range(2):
+        rows = slice(3 * part, 3 * part + 3)
+        projected = nn.functional.conv2d(features * masks[:, part : part + 1], embeddings.project.weight[rows])
+        expected = torch.relu(nn.BatchNorm2d(3).train()(projected))
+        torch.testing.assert_close(found[:, part], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_masked_statistics_equal_those_of_the_present_rows() -> None:
