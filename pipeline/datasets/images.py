@@ -203,13 +203,18 @@ def write_image(path: Path, rgb: RgbImage, *, quality: int = 95) -> None:
         path: Where to; `.png` is lossless.
         rgb: uint8 (H, W, 3), or (H, W) for grey.
         quality: Of JPEG and WebP, 1 to 100.
+
+    Raises:
+        ImageError: The suffix names no image format.
     """
+    if path.suffix.lower() not in SUFFIXES:
+        raise ImageError(
+            f"no image format ends in {path.suffix or 'nothing'!r}", where=path, expected=" | ".join(sorted(SUFFIXES))
+        )
     image = Image.fromarray(np.ascontiguousarray(rgb))
     with atomic_write(path) as temporary:
-        if path.suffix.lower() == ".png":
-            image.save(temporary, optimize=False)
-        else:
-            image.save(temporary, quality=quality, subsampling=0)
+        # Colour at full resolution: at the size of a person crop its loss shows.
+        image.save(temporary, quality=quality, subsampling=0)
 
 
 class _Pending:
