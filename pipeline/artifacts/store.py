@@ -1,0 +1,401 @@
+"""The artifact store: one folder for each thing that a stage made.
+
+    <root>/<stage>/<name>-<fingerprint8>/            a whole artifact, with manifest.json
+    <root>/<stage>/<name>-<fingerprint8>.partial/    one being built, or left by a run that was stopped
+    <root>/<stage>/<name>-<fingerprint8>.lock        held while it is built
+
+An artifact appears by one rename. What was published is never changed; another fingerprint is another folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.artifacts.lock import Owner, locked, owner
+from pipeline.artifacts.manifest import MANIFEST, Manifest, describe_files, git_state, read_manifest, versions
+from pipeline.errors import ArtifactError, SgsfaError
+from pipeline.runtime.files import fsync_path, read_json, sha256_file, write_json
+
+State = Literal["fresh", "partial", "missing"]
+
+_SESSION = ".session.json"
+_SHOWN_DIGITS = 8
+_FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+_LOW_BYTES = 1 << 20
+# Names that `runtime.files.atomic_write` gives to what is not finished.
+_TEMPORARY = re.compile(r"^\..+\.\d+-[0-9a-f]{8}(\.[^.]*)?$")
+_DISCARDED = re.compile(r"\.discarded-[0-9a-f]{8}$")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An artifact, there or not.
+
+    Attributes:
+        stage: Its stage.
+        name: Name of its run.
+        path: Its folder; for `missing` and `partial`, where it will be.
+        state: `fresh`: whole; `partial`: begun; `missing`.
+        manifest: Of a whole artifact.
+        owner: The live process that builds it.
+    """
+
+    stage: str
+    name: str
+    path: Path
+    state: State
+    manifest: Manifest | None = None
+    owner: Owner | None = None
+
+    @property
+    def partial(self) -> Path:
+        """The folder in which it is built."""
+        return self.path.with_name(self.path.name + ".partial")
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """Where a stage writes.
+
+    Attributes:
+        path: The partial folder; for `published`, the artifact's folder.
+        resumed: An earlier session left work in it.
+        published: Another run finished the artifact in the meantime; there is nothing to do.
+    """
+
+    path: Path
+    resumed: bool
+    published: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Something that `prune` removes, why, and its size in bytes."""
+
+    path: Path
+    reason: str
+    size: int
+
+
+@dataclass(frozen=True)
+class ArtifactStore:
+    """The artifacts under `root`. Nothing is written before `build`."""
+
+    root: Path
+
+    def open(self, stage: str, name: str, fingerprint: str) -> Artifact:
+        """Find an artifact; a run of another name with the same fingerprint made the same thing.
+
+        Raises:
+            ArtifactError: The folder is there, but its manifest cannot be read.
+        """
+        path = self._path(stage, name, fingerprint)
+        found = self._published(path, fingerprint)
+        if found is None:
+            for other in sorted(path.parent.glob(f"*-{fingerprint[:_SHOWN_DIGITS]}")):
+                found = self._published(other, fingerprint)
+                if found is not None:
+                    break
+        if found is not None:
+            return found
+        partial = _partial(path)
+        if not partial.is_dir():
+            return Artifact(stage, name, path, "missing")
+        return Artifact(stage, name, path, "partial", owner=owner(_lock(path)))
+
+    @contextlib.contextmanager
+    def build(
+        self,
+        stage: str,
+        name: str,
+        fingerprint: str,
+        *,
+        manifest: Mapping[str, Any],
+        wait: bool = False,
+        replace: bool = False,
+    ) -> Iterator[Workspace]:
+        """Build an artifact: the body writes into the workspace, a clean exit publishes it.
+
+        On any exception, Ctrl-C included, the partial folder stays for the next session.
+
+        Args:
+            stage: Stage of the artifact.
+            name: Name of the run.
+            fingerprint: Of everything that decides the content.
+            manifest: `decisive` (configuration by dotted key), `inputs` (fingerprint by name), and what else is to
+                be kept, which goes under `extra`.
+            wait: Wait for another run that builds it, instead of stopping.
+            replace: Build it although it is there, from nothing; the old one goes at the moment of publication.
+
+        Yields:
+            The workspace.
+
+        Raises:
+            LockedError: Another live process builds it, and `wait` is off.
+            ArtifactError: The store cannot be written, or the disk is full.
+        """
+        path = self._path(stage, name, fingerprint)
+        partial = _partial(path)
+        with _explained(self.root):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            with _explained(self.root):
+                stack.enter_context(locked(_lock(path), wait=wait))
+                if replace:
+                    _discard(partial)
+                elif self._finished_elsewhere(path, fingerprint):
+                    yield Workspace(path, resumed=True, published=True)
+                    return
+                resumed = partial.is_dir()
+                partial.mkdir(exist_ok=True)
+                started, sessions = _begin_session(partial)
+            begun = time.monotonic()
+            with _explained(partial):
+                yield Workspace(partial, resumed=resumed, published=False)
+                _sweep(partial)
+                (partial / _SESSION).unlink(missing_ok=True)
+                extra = {key: value for key, value in manifest.items() if key not in ("decisive", "inputs")}
+                Manifest(
+                    stage=stage,
+                    name=name,
+                    fingerprint=fingerprint,
+                    decisive=dict(manifest.get("decisive", {})),
+                    inputs=dict(manifest.get("inputs", {})),
+                    started=started,
+                    finished=_now(),
+                    seconds=round(time.monotonic() - begun, 3),
+                    sessions=sessions,
+                    versions=versions(),
+                    git=git_state(),
+                    files=describe_files(partial),
+                    extra=extra,
+                ).write(partial)
+                _publish(partial, path)
+
+    def list(self) -> list[Artifact]:
+        """Everything in the store, whole and partial, by stage and then by age. Broken folders are left to `prune`."""
+        found = []
+        for folder in sorted(self.root.glob("*/*")):
+            if folder.name.endswith(".partial") and folder.is_dir():
+                path = folder.with_name(folder.name.removesuffix(".partial"))
+                if not path.is_dir():
+                    name = path.name.rpartition("-")[0]
+                    found.append(Artifact(folder.parent.name, name, path, "partial", owner=owner(_lock(path))))
+            elif (folder / MANIFEST).is_file() and not _DISCARDED.search(folder.name):
+                with contextlib.suppress(ArtifactError):
+                    manifest = read_manifest(folder)
+                    found.append(Artifact(manifest.stage, manifest.name, folder, "fresh", manifest))
+        return sorted(found, key=lambda a: (a.stage, a.manifest.finished if a.manifest else "~", a.path.name))
+
+    def verify(self, artifact: Artifact) -> tuple[str, ...]:
+        """Compare the files of a whole artifact with its manifest.
+
+        Returns:
+            A sentence for each file that is missing, changed or not the artifact's own; empty when all is well.
+        """
+        if artifact.manifest is None:
+            return ("it is not finished",)
+        faults = []
+        for name, entry in artifact.manifest.files.items():
+            path = artifact.path / name
+            if not path.is_file():
+                faults.append(f"{name} is missing")
+            elif path.stat().st_size != entry.size:
+                faults.append(f"{name} has {path.stat().st_size} bytes instead of {entry.size}")
+            elif sha256_file(path) != entry.sha256:
+                faults.append(f"{name} has been changed: its SHA-256 is not that of the manifest")
+        known = {*artifact.manifest.files, MANIFEST}
+        present = (path.relative_to(artifact.path).as_posix() for path in artifact.path.rglob("*") if path.is_file())
+        faults += [f"{name} does not belong to it" for name in sorted(present) if name not in known]
+        return tuple(faults)
+
+    def prunable(self, keep: Sequence[Path], *, names: Sequence[str] | None = None) -> tuple[Removal, ...]:
+        """What can go: artifacts that nobody asked to keep, and the litter of dead runs.
+
+        Nothing that a live process builds is listed.
+
+        Args:
+            keep: Folders of artifacts to keep, whole or partial.
+            names: Only artifacts of runs with these names; None: of all runs. Litter goes whatever its name.
+        """
+        kept = {path.resolve() for path in keep}
+        removals = []
+        for artifact in self.list():
+            if artifact.path.resolve() in kept or artifact.owner or (names is not None and artifact.name not in names):
+                continue
+            if artifact.state == "fresh":
+                removals.append(Removal(artifact.path, "no plan uses it", _size(artifact.path)))
+            else:
+                removals.append(Removal(artifact.partial, "begun, and no plan uses it", _size(artifact.partial)))
+        listed = {removal.path for removal in removals}
+        for path in sorted(self.root.glob("*/*")):
+            reason = _litter(path)
+            if reason and path not in listed:
+                removals.append(Removal(path, reason, _size(path)))
+        return tuple(removals)
+
+    def remove(self, removals: Sequence[Removal]) -> None:
+        """Remove what `prunable` listed. A folder first loses its name, so that no reader sees half of one.
+
+        Raises:
+            ArtifactError: Something cannot be removed.
+        """
+        with _explained(self.root):
+            for removal in removals:
+                if removal.path.is_dir():
+                    _discard(removal.path)
+                else:
+                    removal.path.unlink(missing_ok=True)
+
+    def _path(self, stage: str, name: str, fingerprint: str) -> Path:
+        return self.root / stage / f"{name}-{fingerprint[:_SHOWN_DIGITS]}"
+
+    def _published(self, path: Path, fingerprint: str) -> Artifact | None:
+        if not (path / MANIFEST).is_file():
+            return None
+        manifest = read_manifest(path)
+        if manifest.fingerprint != fingerprint:
+            return None
+        return Artifact(manifest.stage, manifest.name, path, "fresh", manifest)
+
+    def _finished_elsewhere(self, path: Path, fingerprint: str) -> bool:
+        """Whether the artifact is there, published by another run or by a session killed just before its rename."""
+        if self._published(path, fingerprint) is not None:
+            return True
+        partial = _partial(path)
+        if (partial / MANIFEST).is_file():
+            with contextlib.suppress(ArtifactError):
+                manifest = read_manifest(partial)
+                # The manifest is written last and names every file, so a matching folder is a whole artifact.
+                if manifest.fingerprint == fingerprint and describe_files(partial) == manifest.files:
+                    _publish(partial, path)
+                    return True
+            (partial / MANIFEST).unlink()
+        return False
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
+def _lock(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _begin_session(partial: Path) -> tuple[str, int]:
+    """Note that a session begins; returns when the first one began and which this is, from 1."""
+    _sweep(partial)
+    started, count = _now(), 0
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        earlier = read_json(partial / _SESSION)
+        started, count = str(earlier["started"]), int(earlier["count"])
+    write_json(partial / _SESSION, {"started": started, "count": count + 1})
+    return started, count + 1
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed."""
+    for path in folder.rglob(".*"):
+        if _TEMPORARY.match(path.name) and path.is_file():
+            path.unlink()
+
+
+def _publish(partial: Path, path: Path) -> None:
+    for entry in partial.rglob("*"):
+        fsync_path(entry)
+    fsync_path(partial)
+    if path.exists():
+        # Only a forced rebuild, or a folder with a broken manifest, comes here.
+        old = _take_name_away(path)
+        partial.rename(path)
+        shutil.rmtree(old)
+    else:
+        partial.rename(path)
+    fsync_path(path.parent)
+
+
+def _discard(folder: Path) -> None:
+    if folder.is_dir():
+        shutil.rmtree(_take_name_away(folder))
+
+
+def _take_name_away(folder: Path) -> Path:
+    """Rename a folder that goes, so that nobody finds it while it is being deleted."""
+    discarded = folder.with_name(f"{folder.name}.discarded-{secrets.token_hex(4)}")
+    return folder.rename(discarded)
+
+
+def _litter(path: Path) -> str | None:
+    if _DISCARDED.search(path.name):
+        return "left by an interrupted removal"
+    if path.suffix == ".lock" and path.is_file() and owner(path) is None and not _has_partial(path):
+        return "lock of a dead run"
+    if _TEMPORARY.match(path.name) and path.is_file():
+        return "temporary file of a dead run"
+    if path.name.endswith(".partial") and path.is_dir() and path.with_suffix("").is_dir():
+        return "left beside a finished artifact" if owner(_lock(path.with_suffix(""))) is None else None
+    return None
+
+
+def _has_partial(lock: Path) -> bool:
+    return _partial(lock.with_suffix("")).is_dir()
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextlib.contextmanager
+def _explained(where: Path) -> Iterator[None]:
+    """Turn a full disk and a folder that cannot be written into an error for people."""
+    try:
+        yield
+    except SgsfaError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        # Libraries that write files themselves (HDF5, torch, safetensors) report a full disk each in its own way.
+        if number in _FULL_DISK or "No space left" in str(error) or _free_bytes(where) < _LOW_BYTES:
+            raise ArtifactError(
+                "the disk is full",
+                where=where,
+                hint="free some space (`sgsfa artifacts prune`) and run again; it goes on from what is done",
+            ) from error
+        if _is_unwritable(error, where):
+            raise ArtifactError(
+                f"the artifacts folder cannot be written: {error}",
+                where=where,
+                hint="choose another one: --set artifacts=FOLDER",
+            ) from error
+        raise
+
+
+def _is_unwritable(error: Exception, where: Path) -> bool:
+    kinds = (PermissionError, NotADirectoryError, FileExistsError)
+    if not (isinstance(error, kinds) or (isinstance(error, OSError) and error.errno == errno.EROFS)):
+        return False
+    concerned = getattr(error, "filename", None)
+    # A stage may also fail on a file of the user's that lies elsewhere; then this would be the wrong story.
+    return concerned is None or Path(concerned).absolute().is_relative_to(where.absolute())
+
+
+def _free_bytes(where: Path) -> float:
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(where).free
+    return float("inf")
