@@ -19,13 +19,16 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import DeviceError
 
 R = TypeVar("R")
 
-_PATIENCE = timedelta(minutes=10)
-"""How long a collective waits for a silent peer. A dead one is noticed at once: its connections close."""
+_PATIENCE = timedelta(hours=2)
+"""How long a process waits for a silent one, which may be testing the network. A dead one is noticed at once: its
+connections close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class World:
 
     def device(self, device: torch.device) -> torch.device:
         """The device of this process: its own GPU where `cuda` was asked for without a number."""
-        if self.size > 1 and device.type == "cuda" and device.index is None:
+        if self.size > 1 and str(device) == "cuda":
             return torch.device("cuda", self.local_rank)
         return device
 
@@ -103,29 +106,35 @@ def serve() -> None:
         _leave()
 
 
-def together(function: Callable[..., R], **arguments: Any) -> R:
+def together(function: Callable[..., R], own: dict[str, Any] | None = None, /, **arguments: Any) -> R:
     """Run a module-level function in all processes at once, and return the leader's result.
 
     The arguments travel pickled between processes of one run, never through a file. Inside `function`,
     `torch.distributed` is initialised. A single process just calls it.
+
+    Args:
+        function: What to run.
+        own: Arguments for the leader alone, such as its progress display.
+        arguments: Arguments for all.
     """
     if world().size > 1:
         board = _Board()
         board.post((function.__module__, function.__name__, arguments))
         _join(board)
-    return function(**arguments)
+    return function(**arguments, **(own or {}))
 
 
 class _Board:
     """Torchrun's key-value store, used as a notice board from the leader to the others."""
 
     def __init__(self) -> None:
-        self._store = dist.PrefixStore("sgsfa", _store())
+        self._store = PrefixStore("sgsfa", _store())
         self._read = 0
 
     def post(self, call: tuple[str, str, dict[str, Any]] | None) -> None:
         number = self._store.add("calls", 1) - 1
-        self._store.set(f"call-{number}", pickle.dumps(call))
+        # The stubs say text; the store takes and gives bytes.
+        self._store.set(f"call-{number}", pickle.dumps(call))  # type: ignore[arg-type]
 
     def wait(self) -> tuple[str, str, dict[str, Any]] | None:
         # Polled, because the leader may first render or parse for hours, longer than any timeout of the store.
@@ -143,14 +152,14 @@ class _Board:
         return self._store.get("trouble").decode() if self._store.check(["trouble"]) else None
 
     @property
-    def store(self) -> dist.Store:
+    def store(self) -> Store:
         return self._store
 
 
 @functools.cache
-def _store() -> dist.Store:
-    store: dist.Store
-    store, _, _ = next(iter(dist.rendezvous("env://", timeout=_PATIENCE)))
+def _store() -> Store:
+    store: Store
+    store, _, _ = next(iter(rendezvous("env://", timeout=_PATIENCE)))
     return store
 
 
@@ -161,7 +170,7 @@ def _join(board: _Board) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(
         backend,
-        store=dist.PrefixStore("group", board.store),
+        store=PrefixStore("group", board.store),
         rank=place.rank,
         world_size=place.size,
         timeout=_PATIENCE,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +101,9 @@ def _content_key(root: Path, names: Sequence[str], height: int, width: int) -> s
     return digest.hexdigest()[:16]
 
 
-def _decode_into(path: Path, dataset: Dataset, names: Sequence[str], height: int, width: int, progress: Progress) -> None:
+def _decode_into(
+    path: Path, dataset: Dataset, names: Sequence[str], height: int, width: int, progress: Progress
+) -> None:
     paths = [dataset.root / name for name in names]
     # A fixed temporary name: what a killed run leaves is removed by the next one.
     temporary = path.with_suffix(".h5.partial")
@@ -120,12 +121,10 @@ def _decode_into(path: Path, dataset: Dataset, names: Sequence[str], height: int
             ]
             task.advance(len(batch.index) + len(batch.failed))
         if not kept:
-            raise DataError(
-                "none of the training images can be read", where=dataset.root, expected=rejected[0].reason
-            )
+            raise DataError("none of the training images can be read", where=dataset.root, expected=rejected[0].reason)
         contents = {"names": [names[i] for i in kept], "rejected": [(r.path, r.reason) for r in rejected]}
         file["contents"] = np.frombuffer(json.dumps(contents).encode(), dtype=np.uint8)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _open(path: Path, budget_gb: float) -> ImageStore:

@@ -1,0 +1,55 @@
+"""From uint8 images to the features that matching compares: one way for extraction, tests and calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import Precision
+from pipeline.model.network import Output
+from pipeline.model.normalise import normalise
+from pipeline.runtime.device import autocast
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What matching needs of B images, float32, on the network's device.
+
+    Attributes:
+        parts: (B, 7, D).
+        whole: (B, W).
+        visibility: (B, 7) mask means in [0, 1].
+    """
+
+    parts: Tensor
+    whole: Tensor
+    visibility: Tensor
+
+
+@torch.inference_mode()
+def embed(model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precision = "off") -> Embedded:
+    """Look at images.
+
+    Args:
+        model: In evaluation mode.
+        images: (B, H, W, 3) uint8 RGB of the network's input size, on its device.
+        flip: Average over each image and its mirror image. Parts are symmetric, so nothing has to be swapped.
+        amp: Precision of the forward pass.
+    """
+    straight = _forward(model, images, amp)
+    if not flip:
+        return straight
+    mirrored = _forward(model, images.flip(2), amp)
+    return Embedded(
+        (straight.parts + mirrored.parts) / 2,
+        (straight.whole + mirrored.whole) / 2,
+        (straight.visibility + mirrored.visibility) / 2,
+    )
+
+
+def _forward(model: nn.Module, images: Tensor, amp: Precision) -> Embedded:
+    with autocast(images.device, amp):
+        output: Output = model(normalise(images))
+    return Embedded(output.parts().float(), output.matched_whole.float(), output.visibility.float())

@@ -1,0 +1,105 @@
+"""The visibility threshold of each part, from training images whose masks tell what they show.
+
+The paper leaves tau of eq. 5 open. Here tau_i is half the median of the predicted mask's mean over the training images
+in which the true mask shows part i: a part counts as visible where the network sees at least half of what it
+typically sees of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import ModelConfig, Precision
+from pipeline.matching.parts import NUM_PARTS, PARTS
+from pipeline.model import spatial
+from pipeline.model.embed import embed
+from pipeline.model.losses import shown_parts
+from pipeline.training.feeder import Feeder
+from pipeline.training.store import Targets
+
+MOST_IMAGES = 2048
+"""A median needs no more; they are spread evenly over the training set."""
+
+NEVER = 1.0
+"""Threshold of a part that no true mask shows (a label set without shoes): no mean exceeds it."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Thresholds and how well they tell what is visible.
+
+    Attributes:
+        thresholds: tau for each of the seven parts.
+        accuracy: Share of images in which `visibility > tau` agrees with the true masks, by part; empty without masks.
+        images: Images that were used.
+    """
+
+    thresholds: tuple[float, ...]
+    accuracy: dict[str, float]
+    images: int
+
+
+def calibrate(
+    model: nn.Module,
+    feeder: Feeder,
+    targets: Targets,
+    config: ModelConfig,
+    *,
+    batch: int,
+    device: torch.device,
+    amp: Precision = "off",
+) -> Calibration:
+    """Calibrate on training images, without augmentation.
+
+    Args:
+        model: The trained network, in evaluation mode on `device`.
+        feeder: Its training images.
+        targets: Their masks.
+        config: The network's configuration.
+        batch: Images a forward.
+        device: Where the network is.
+        amp: Precision of the forward.
+    """
+    usable = targets.has_mask.nonzero()[:, 0].cpu()
+    if config.kind == "baseline" or len(usable) == 0:
+        return Calibration((0.0,) * NUM_PARTS, {}, 0)
+    chosen = usable[torch.linspace(0, len(usable) - 1, min(len(usable), MOST_IMAGES)).round().long()]
+    predicted, true = [], []
+    pieces = [chosen[start : start + batch].numpy() for start in range(0, len(chosen), batch)]
+    for rows, images in feeder.batches(pieces, lambda rows: rows):
+        predicted.append(embed(model, images, amp=amp).visibility)
+        place = torch.from_numpy(rows).to(targets.parts.device)
+        true.append(true_visibility(targets.parts[place].float() / 255, config).to(device))
+    return from_samples(torch.cat(predicted), torch.cat(true))
+
+
+def from_samples(predicted: Tensor, true: Tensor) -> Calibration:
+    """Thresholds and accuracy from mask means (N, 7) and what the true masks show (N, 7) bool."""
+    predicted, true = predicted.float().cpu(), true.cpu()
+    thresholds = [float(predicted[true[:, i], i].median() / 2) if true[:, i].any() else NEVER for i in range(NUM_PARTS)]
+    agree = (predicted > torch.tensor(thresholds)) == true
+    accuracy = {part: float(share) for part, share in zip(PARTS, agree.float().mean(0), strict=True)}
+    return Calibration(tuple(thresholds), accuracy, len(predicted))
+
+
+def true_visibility(parts: Tensor, config: ModelConfig) -> Tensor:
+    """Which of the seven parts true masks show: the network's own rules, applied to the truth.
+
+    Args:
+        parts: (B, 4, h, w) true part masks in [0, 1].
+        config: Rules of head row and strips.
+
+    Returns:
+        (B, 7) bool in the order of `PARTS`.
+    """
+    head, threshold, rows = parts[:, 0], config.head_threshold, parts.shape[2]
+    body = None
+    if config.body_height == "head":
+        body = torch.round(spatial.head_height(head, threshold) / config.strips[0]).to(torch.int64)
+    bounds = spatial.strip_bounds(spatial.head_row_first(head, threshold), rows, config.strips, body)
+    _, peak = spatial.strip_visibility(parts, spatial.strip_masks(bounds, rows))
+    everyone = torch.ones(len(parts), dtype=torch.bool, device=parts.device)
+    return torch.cat([shown_parts(parts, everyone), peak > threshold], 1)

@@ -1,0 +1,62 @@
+"""The curves of a training run as one picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline.runtime.files import atomic_write
+from pipeline.training.metrics_log import read_metrics
+
+_LOSSES = ("loss", "triplet", "masks", "identity", "whole")
+
+
+def draw_curves(metrics: Path, out: Path) -> None:
+    """Draw losses, learning rate, part-visibility accuracy and evaluations over the epochs.
+
+    Args:
+        metrics: A metrics.jsonl.
+        out: The PNG to write.
+    """
+    lines = list(read_metrics(metrics))
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    tests = [line for line in lines if line["kind"] == "evaluation"]
+    # The object, not pyplot: pyplot keeps figures alive in a global list and picks a window system.
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    losses, rate, visibility, accuracy = figure.subplots(2, 2).flat
+    for name in _LOSSES:
+        if any(line.get(name) for line in epochs):
+            _plot(losses, epochs, name)
+    losses.set(title="losses, mean over an epoch", yscale="log")
+    _plot(rate, epochs, "lr")
+    rate.set(title="learning rate", yscale="log")
+    parts = sorted({part for line in epochs for part in line.get("visibility_accuracy", {})})
+    for part in parts:
+        visibility.plot(
+            [line["epoch"] for line in epochs],
+            [_number(line.get("visibility_accuracy", {}).get(part)) for line in epochs],
+            label=part,
+        )
+    visibility.set(title="part visibility, agreement with the masks", ylim=(None, 1.0))
+    for name in ("rank1", "mAP"):
+        _plot(accuracy, tests, name, marker="o")
+    accuracy.set(title="first test set")
+    for axes in (losses, rate, visibility, accuracy):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    with atomic_write(out) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def _plot(axes: Axes, lines: list[dict[str, Any]], name: str, marker: str | None = None) -> None:
+    axes.plot([line["epoch"] for line in lines], [_number(line.get(name)) for line in lines], label=name, marker=marker)
+
+
+def _number(value: float | None) -> float:
+    """A gap in the curve where there is no number."""
+    return float("nan") if value is None else value

@@ -1,0 +1,397 @@
+"""The training loop: steps, logs, states, evaluations, and how a run ends early."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import LossConfig, ModelConfig, TrainConfig
+from pipeline.errors import DataError, DeviceError
+from pipeline.model.network import Output
+from pipeline.runtime.device import autocast
+from pipeline.runtime.distributed import World
+from pipeline.runtime.files import write_json
+from pipeline.runtime.progress import Progress
+from pipeline.training.augment import augment
+from pipeline.training.calibrate import from_samples, true_visibility
+from pipeline.training.checkpoint import Facts, load_state, save_state
+from pipeline.training.distributed import mean_over_processes, replicate
+from pipeline.training.ema import Average
+from pipeline.training.feeder import Feeder
+from pipeline.training.interrupts import Interrupts
+from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.optim import build_optimizer, parameters_of, set_learning_rate
+from pipeline.training.plan import StepPlan, plan_steps
+from pipeline.training.sampler import steps_per_epoch
+from pipeline.training.schedule import learning_rate
+from pipeline.training.step import Batch, backward
+from pipeline.training.store import Targets
+
+STATE_FILE = "state.safetensors"
+BAD_BATCH_FILE = "non-finite-batch.json"
+
+_GPU_LOOK_SECONDS = 0.5
+"""How often losses are read back from a GPU; each time it has to finish what it was given."""
+
+_LEAST_SHARE = 0.1
+"""An epoch's end saves a state only when this share of `checkpoint_minutes` has passed since the last one."""
+
+
+class Tester(Protocol):
+    """What an evaluation during training needs."""
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of a network in evaluation mode, `rank1` and `mAP` among them."""
+        ...
+
+    def keep(self, model: nn.Module, epoch: int) -> None:
+        """Keep the weights of the best network so far."""
+        ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a loop works on.
+
+    Attributes:
+        names: Name of each row of the store.
+        feeder: The images.
+        targets: Identities and masks, on the device.
+        size: Height and width of the images.
+        device: Where the network is.
+        place: Which process this is.
+        folder: Where the state goes.
+        identity: What a state must say of itself to be taken up.
+    """
+
+    names: Sequence[str]
+    feeder: Feeder
+    targets: Targets
+    size: tuple[int, int]
+    device: torch.device
+    place: World
+    folder: Path
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recent:
+    """A step whose losses were not read back yet."""
+
+    plan: StepPlan
+    rate: float
+    losses: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a step's network saw of the parts, and what there was to see."""
+
+    visibility: Tensor
+    parts: Tensor
+    has_mask: Tensor
+
+
+class Loop:
+    """Trains a network from step 0, or from the saved state, to the end.
+
+    Args:
+        model: On the device, in the memory layout it trains in.
+        setting: Data, place, folder.
+        model_config: The network's configuration.
+        loss: The losses.
+        config: The training.
+        progress: Where to report.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        setting: Setting,
+        model_config: ModelConfig,
+        loss: LossConfig,
+        config: TrainConfig,
+        progress: Progress,
+    ) -> None:
+        self.model = model
+        self.setting = setting
+        self.config = config
+        self._model_config, self._loss, self._progress = model_config, loss, progress
+        self.optimizer = build_optimizer(model, config)
+        self.average = Average(model, config.ema) if config.ema else None
+        self._scaler = torch.amp.GradScaler(setting.device.type, enabled=config.amp == "fp16")
+        self._labels = setting.targets.labels.tolist()
+        self.per_epoch = steps_per_epoch(self._labels, config)
+        self.total = config.epochs * self.per_epoch
+        self.step = 0
+        self.seconds = 0.0
+        self.best: tuple[int, float] | None = None
+        self._precision = functools.partial(autocast, setting.device, config.amp)
+        self._loss_names: tuple[str, ...] = ()
+        self._recent: list[_Recent] = []
+        self._epoch_losses: list[list[float]] = []
+        self._seen: list[_Seen] = []
+        self._looked = self._saved = time.monotonic()
+        self._saved_step = 0
+        if self.state_file.is_file():
+            self._resume()
+
+    @property
+    def state_file(self) -> Path:
+        """Where the resumable state lies."""
+        return self.setting.folder / STATE_FILE
+
+    @property
+    def trained(self) -> nn.Module:
+        """The network to test and to keep: the averaged one where there is one."""
+        return self.model if self.average is None else self.average.model
+
+    def run(self, log: MetricsLog | None, tester: Tester | None = None) -> None:
+        """Train to the end.
+
+        Args:
+            log: The leader's log; None in the other processes.
+            tester: Tests the network every `eval_every` epochs, in the leader.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved.
+            DataError: A loss was not finite; the batch's names lie beside the state.
+            DeviceError: Out of memory.
+        """
+        if self.step >= self.total:
+            return
+        forward = self._forward_model()
+        batch = self.config.identities * self.config.instances
+        plans = plan_steps(
+            self._labels, self.config, self.setting.size, start=self.step, stop=self.total, place=self.setting.place
+        )
+        feed = self.setting.feeder.batches(plans, lambda plan: plan.rows)
+        with (
+            Interrupts() as interrupts,
+            self._progress.task("train", total=self.total * batch, done=self.step * batch) as task,
+        ):
+            self._looked = time.monotonic()
+            for plan, images in feed:
+                self._recent.append(self._advance(forward, plan, images))
+                self.step += 1
+                ends_epoch = self.step % self.per_epoch == 0
+                # The other processes go on until they miss the leader, which alone knows that the state is safe.
+                stopping = interrupts.requested and self.setting.place.leader
+                saving = stopping or self._save_is_due(ends_epoch)
+                # Looked at before a state is saved, so that no saved state follows a loss that is not finite.
+                if ends_epoch or saving or self._time_to_look():
+                    shown = self._look(log)
+                    task.advance(shown.pop("steps") * batch, **shown)
+                if ends_epoch:
+                    self._end_epoch(log, tester)
+                if saving:
+                    self.save()
+                if stopping:
+                    raise KeyboardInterrupt
+
+    def save(self) -> None:
+        """Save the resumable state, in the leader."""
+        self._saved, self._saved_step = time.monotonic(), self.step
+        if self.setting.place.leader:
+            facts = Facts(self.step, self.setting.identity, self._scaler.state_dict(), self.best, self.seconds)
+            save_state(self.state_file, self.model, self.optimizer, self.average, facts)
+
+    def _resume(self) -> None:
+        facts = load_state(self.state_file, self.model, self.optimizer, self.average, self.setting.identity)
+        self.step, self.best, self.seconds = facts.step, facts.best, facts.seconds
+        self._saved_step = self.step
+        if facts.scaler:
+            self._scaler.load_state_dict(facts.scaler)
+        self._progress.note(f"training goes on from step {self.step:,} of {self.total:,}")
+
+    def _forward_model(self) -> nn.Module:
+        self.model.train()
+        model = compiled(self.model, self._example, self._progress) if self.config.compile else self.model
+        return replicate(model, self.setting.device) if self.setting.place.size > 1 else model
+
+    def _example(self) -> Tensor:
+        share = self.config.identities * self.config.instances // self.setting.place.size // self.config.accumulate
+        example = torch.zeros((share, 3, *self.setting.size), device=self.setting.device)
+        return example.to(memory_format=torch.channels_last)
+
+    def _advance(self, forward: nn.Module, plan: StepPlan, images: Tensor) -> _Recent:
+        try:
+            return self._take_step(forward, plan, images)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise self._out_of_memory() from error
+        except RuntimeError as error:
+            # The CPU's allocator has no exception of its own.
+            if "can't allocate memory" in str(error):
+                raise self._out_of_memory() from error
+            raise
+
+    def _take_step(self, forward: nn.Module, plan: StepPlan, images: Tensor) -> _Recent:
+        rate = learning_rate(plan.step, self.per_epoch, self.config)
+        set_learning_rate(self.optimizer, rate)
+        # Whatever a network draws by itself (stochastic depth) is decided by the step, so nothing has to be saved.
+        torch.manual_seed(plan.seed)
+        batch = self._prepare(plan, images)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts, output = backward(
+            forward,
+            batch,
+            self._loss,
+            precision=self._precision,
+            pieces=self.config.accumulate,
+            gather=self.config.gather and self.setting.place.size > 1,
+            scale=self._scaler.scale,
+        )
+        if self.config.clip_norm:
+            self._scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(parameters_of(self.optimizer), self.config.clip_norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        if self.average is not None:
+            self.average.update(plan.step)
+        self._note_visibility(batch, output)
+        losses = parts.named()
+        self._loss_names = tuple(losses)
+        together = torch.stack([value.float() for value in losses.values()])
+        return _Recent(plan, rate, mean_over_processes(together) if self.setting.place.size > 1 else together)
+
+    def _prepare(self, plan: StepPlan, images: Tensor) -> Batch:
+        targets, device = self.setting.targets, self.setting.device
+        rows = torch.from_numpy(plan.rows[: plan.count]).to(device, non_blocking=True)
+        normal, parts, whole = augment(images, targets.parts[rows], targets.whole[rows], plan.draws.to(device))
+        if not self.config.channels_last:
+            normal = normal.contiguous()
+        return Batch(normal, targets.labels[rows], whole, parts, targets.has_mask[rows])
+
+    def _note_visibility(self, batch: Batch, output: Output) -> None:
+        if self._model_config.kind == "baseline" or not self.setting.place.leader:
+            return
+        # Only kept here, and worked out at the epoch's end: selecting rows now would make the device wait.
+        self._seen.append(_Seen(output.visibility, (batch.parts * 255).to(torch.uint8), batch.has_mask))
+
+    def _time_to_look(self) -> bool:
+        return self.setting.device.type == "cpu" or time.monotonic() - self._looked > _GPU_LOOK_SECONDS
+
+    def _look(self, log: MetricsLog | None) -> dict[str, Any]:
+        """Read back the losses of the steps since the last look; log them; stop at one that is not finite."""
+        now = time.monotonic()
+        recent, self._recent = self._recent, []
+        shown: dict[str, Any] = {"steps": len(recent)}
+        if not recent:
+            return shown
+        values = torch.stack([each.losses for each in recent]).tolist()
+        passed = max(now - self._looked, 1e-9)
+        speed = len(recent) * self.config.identities * self.config.instances / passed
+        self.seconds += passed
+        self._looked = now
+        for each, losses in zip(recent, values, strict=True):
+            named = dict(zip(self._loss_names, losses, strict=True))
+            if named["loss"] - named["loss"] != 0:
+                raise self._not_finite(each.plan, named)
+            self._epoch_losses.append(losses)
+            if log is not None:
+                log.write(
+                    "step",
+                    step=each.plan.step + 1,
+                    epoch=each.plan.epoch + 1,
+                    values={"lr": each.rate, **named, "images_per_second": speed},
+                )
+        if log is not None:
+            log.flush()
+        shown |= dict(zip(self._loss_names, values[-1], strict=True))
+        return shown | {"lr": recent[-1].rate, "epoch": f"{recent[-1].plan.epoch + 1}/{self.config.epochs}"}
+
+    def _end_epoch(self, log: MetricsLog | None, tester: Tester | None) -> None:
+        epoch = self.step // self.per_epoch
+        if log is not None:
+            means = torch.tensor(self._epoch_losses).mean(0).tolist()
+            values: dict[str, Any] = dict(zip(self._loss_names, means, strict=True))
+            values["lr"] = learning_rate(self.step - 1, self.per_epoch, self.config)
+            values["seconds"] = self.seconds
+            if self._seen:
+                values["visibility_accuracy"] = self._visibility_accuracy()
+            log.write("epoch", step=self.step, epoch=epoch, values=values)
+            log.flush()
+        self._epoch_losses, self._seen = [], []
+        every = self.config.eval_every
+        if tester is not None and log is not None and every and epoch % every == 0:
+            tested = tester.test(self.trained.eval())
+            log.write("evaluation", step=self.step, epoch=epoch, values=tested)
+            log.flush()
+            self._progress.note(
+                f"epoch {epoch}: rank-1 {tested['rank1']:.1%}, mAP {tested['mAP']:.1%} on the first test set"
+            )
+            if self.best is None or tested["mAP"] > self.best[1]:
+                self.best = (epoch, tested["mAP"])
+                tester.keep(self.trained, epoch)
+            self.model.train()
+        self._looked = time.monotonic()
+
+    def _visibility_accuracy(self) -> dict[str, float]:
+        known = torch.cat([each.has_mask for each in self._seen])
+        if not known.any():
+            return {}
+        predicted = torch.cat([each.visibility for each in self._seen])[known]
+        parts = torch.cat([each.parts for each in self._seen])[known]
+        return from_samples(predicted, true_visibility(parts.float() / 255, self._model_config)).accuracy
+
+    def _save_is_due(self, ends_epoch: bool) -> bool:
+        waited = (time.monotonic() - self._saved) / 60
+        due = self.config.checkpoint_minutes * (_LEAST_SHARE if ends_epoch else 1.0)
+        return waited >= due and self.step < self.total
+
+    def _not_finite(self, plan: StepPlan, losses: dict[str, float]) -> DataError:
+        names = [self.setting.names[row] for row in plan.batch]
+        path = self.setting.folder / BAD_BATCH_FILE
+        if self.setting.place.leader:
+            facts = {"step": plan.step + 1, "epoch": plan.epoch + 1, "losses": {k: str(v) for k, v in losses.items()}}
+            write_json(path, facts | {"images": names})
+        bad = ", ".join(name for name, value in losses.items() if value - value != 0)
+        return DataError(
+            f"the loss is not finite at step {plan.step + 1:,} (epoch {plan.epoch + 1}): {bad}",
+            where=path,
+            expected="a finite loss; the file names the images of that batch",
+            hint="set train.clip_norm=5, lower train.lr, lengthen train.warmup_epochs, or use bf16 instead of fp16; "
+            "the state saved before it is kept",
+        )
+
+    def _out_of_memory(self) -> DeviceError:
+        config = self.config
+        images = config.identities * config.instances // self.setting.place.size // config.accumulate
+        kept = (
+            f"the state at step {self._saved_step:,} is kept" if self.state_file.is_file() else "no state was saved yet"
+        )
+        return DeviceError(
+            f"the memory of {self.setting.device} is exhausted at step {self.step + 1:,}; {kept}",
+            expected=f"memory for {images} images of {self.setting.size[0]}x{self.setting.size[1]} a forward",
+            hint=f"train.accumulate={2 * config.accumulate} takes the same batches in smaller forwards; train.amp=bf16 "
+            "or a smaller backbone needs less, too. A changed configuration trains from the start",
+        )
+
+
+def compiled(model: nn.Module, example: Callable[[], Tensor], progress: Progress) -> nn.Module:
+    """`torch.compile` of the model, or the model itself with a message where compiling fails.
+
+    Compiling happens at the first call, so one forward and backward pass is tried; running statistics and gradients
+    are put back.
+    """
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    try:
+        made = cast(nn.Module, torch.compile(model))
+        output: Output = made(example())
+        output.whole.float().sum().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:
+        # Any failure of the compiler, in whatever layer of it, leaves a model that works without.
+        progress.warn(f"torch.compile failed, going on without it: {str(error).strip().splitlines()[0][:200]}")
+        made = model
+    with torch.no_grad():
+        for name, value in model.named_buffers():
+            value.copy_(before[name])
+    model.zero_grad(set_to_none=True)
+    return made

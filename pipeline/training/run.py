@@ -1,0 +1,326 @@
+"""A whole training run: from images, masks and a configuration to a checkpoint with calibrated thresholds."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipeline.config import LossConfig, ModelConfig, TrainConfig
+from pipeline.datasets.records import Dataset, Record
+from pipeline.errors import DataError, Rejected
+from pipeline.model.network import build_model
+from pipeline.model.weights import CheckpointMeta, load_backbone_weights, save_checkpoint
+from pipeline.runtime.allocator import tune_allocator
+from pipeline.runtime.device import device_label, resolve_device
+from pipeline.runtime.distributed import World, together, world
+from pipeline.runtime.files import read_json, sha256_bytes, write_json
+from pipeline.runtime.progress import SILENT, Progress
+from pipeline.runtime.seeds import derive, set_deterministic
+from pipeline.training.calibrate import Calibration, calibrate
+from pipeline.training.curves import draw_curves
+from pipeline.training.feeder import Feeder
+from pipeline.training.loop import Loop, Setting
+from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.sampler import check_batches
+from pipeline.training.store import ImageStore, Targets, load_images, load_targets
+from pipeline.training.validate import TestSet
+
+MODEL_FILE = "model.safetensors"
+BEST_FILE = "best.safetensors"
+METRICS_FILE = "metrics.jsonl"
+CURVES_FILE = "curves.png"
+REPORT_FILE = "training.json"
+STATE_FOLDER = "state"
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training run did.
+
+    Attributes:
+        images: Images trained on.
+        identities: Identities among them.
+        without_mask: Images that trained without L_se, because their mask failed or is not in the mask file; 0 for
+            the baseline, which needs none.
+        rejected: Images that could not be read.
+        epochs: Epochs.
+        steps: Optimiser steps.
+        seconds: Time of the training steps, over all runs that worked on it; without decoding and calibration.
+        images_per_second: Images trained a second, likewise.
+        device: Where.
+        processes: How many processes.
+        thresholds: Calibrated tau of the seven parts.
+        visibility_accuracy: Share of training images on which tau tells rightly whether a part is visible, by part.
+        best: Epoch and mAP of the best evaluation during training; None without evaluations.
+        peak_memory_gb: Peak of the GPU's memory; None on other devices.
+    """
+
+    images: int
+    identities: int
+    without_mask: int
+    rejected: tuple[Rejected, ...]
+    epochs: int
+    steps: int
+    seconds: float
+    images_per_second: float
+    device: str
+    processes: int
+    thresholds: tuple[float, ...]
+    visibility_accuracy: Mapping[str, float]
+    best: tuple[int, float] | None
+    peak_memory_gb: float | None
+
+
+def train(
+    workdir: Path,
+    *,
+    dataset: Dataset,
+    masks: Path | None,
+    model: ModelConfig,
+    loss: LossConfig,
+    config: TrainConfig,
+    tests: Sequence[Dataset] = (),
+    progress: Progress = SILENT,
+) -> TrainReport:
+    """Train a network on the training split of a data set.
+
+    Leaves in `workdir`: `model.safetensors` (weights, configuration and thresholds), `metrics.jsonl`, `curves.png`,
+    `training.json` (the report) and, with evaluations, `best.safetensors`. Meanwhile `state/` holds the decoded
+    images and the resumable state; a run that was killed, stopped or out of memory goes on from there when it is
+    started again, and ends with the same weights (on a CPU, or with deterministic kernels, to the bit).
+
+    Started by torchrun, all processes work together; only the leader calls this.
+
+    Args:
+        workdir: Where to work and leave the results.
+        dataset: Its records of the split `train` are trained on.
+        masks: The mask file; None trains without L_se. The baseline ignores it.
+        model: The network.
+        loss: The losses.
+        config: The training.
+        tests: The first is tested every `config.eval_every` epochs.
+        progress: Where to report.
+
+    Raises:
+        DataError: No training images, too few identities, or a loss that is not finite.
+        FormatError: The mask file is damaged.
+        WeightsError: The starting weights or the state in `workdir` do not fit.
+        DeviceError: The device is not there or its memory is exhausted.
+        KeyboardInterrupt: Stopped by Ctrl-C or SIGTERM, with the state saved.
+    """
+    report = _finished(workdir)
+    if report is not None:
+        return report
+    return together(
+        _train,
+        {"progress": progress},
+        workdir=workdir,
+        dataset=dataset,
+        masks=masks if model.kind == "sgsfa" else None,
+        model=model,
+        loss=loss,
+        config=config,
+        tests=tests,
+    )
+
+
+def _train(
+    workdir: Path,
+    *,
+    dataset: Dataset,
+    masks: Path | None,
+    model: ModelConfig,
+    loss: LossConfig,
+    config: TrainConfig,
+    tests: Sequence[Dataset],
+    progress: Progress = SILENT,
+) -> TrainReport:
+    tune_allocator()
+    set_deterministic(config.deterministic)
+    place = world()
+    device = place.device(resolve_device(config.device))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.reset_peak_memory_stats()
+    state = workdir / STATE_FOLDER
+    records = {record.path: record for record in dataset.split("train")}
+    if not records:
+        raise DataError(f"{dataset.name} has no images of the split `train`", where=dataset.root)
+    store = _images(records, dataset, model, config, state / "images", place, progress)
+    targets = load_targets(records, store.names, masks, height=model.height, width=model.width)
+    check_batches(targets.labels.tolist(), config, processes=place.size)
+    _announce(store, targets, model, device, place, progress)
+
+    network = _network(model, config, targets.num_classes).to(device)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    targets_there = targets.to(device)
+    feeder = Feeder(store, device)
+    setting = Setting(
+        names=store.names,
+        feeder=feeder,
+        targets=targets_there,
+        size=(model.height, model.width),
+        device=device,
+        place=place,
+        folder=state,
+        identity=_identity(model, loss, config, targets.num_classes, store.names),
+    )
+    loop = Loop(network, setting, model, loss, config, progress)
+    meta = CheckpointMeta(
+        model=model,
+        num_classes=targets.num_classes,
+        thresholds=(),
+        trained_on=f"{dataset.kind}:{dataset.name}",
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+
+    def calibrated(trained: nn.Module) -> Calibration:
+        batch = config.identities * config.instances // config.accumulate
+        return calibrate(trained.eval(), feeder, targets_there, model, batch=batch, device=device, amp=config.amp)
+
+    def keep_best(trained: nn.Module, epoch: int) -> None:
+        best = dataclasses.replace(meta, epochs=epoch, thresholds=calibrated(trained).thresholds)
+        save_checkpoint(workdir / BEST_FILE, trained, best)
+
+    if place.leader:
+        tester = None
+        if tests and config.eval_every:
+            tester = TestSet(tests[0], model, device, config.amp, keep_best, calibrated)
+        board = workdir / "tensorboard" if config.tensorboard else None
+        with MetricsLog(workdir / METRICS_FILE, step=loop.step, tensorboard=board) as log:
+            loop.run(log, tester)
+            loop.save()
+            result = calibrated(loop.trained)
+            log.write(
+                "calibration",
+                step=loop.step,
+                epoch=config.epochs,
+                values={"thresholds": list(result.thresholds), "visibility_accuracy": result.accuracy},
+            )
+        save_checkpoint(workdir / MODEL_FILE, loop.trained, dataclasses.replace(meta, thresholds=result.thresholds))
+        draw_curves(workdir / METRICS_FILE, workdir / CURVES_FILE)
+    else:
+        loop.run(None)
+        result = Calibration((), {}, 0)
+    report = _report(loop, store, targets, model, config, result, device, place)
+    if place.leader:
+        write_json(workdir / REPORT_FILE, dataclasses.asdict(report))
+        shutil.rmtree(state)
+    return report
+
+
+def _finished(workdir: Path) -> TrainReport | None:
+    """The report of a run that was killed after its last file was written."""
+    path = workdir / REPORT_FILE
+    if (workdir / STATE_FOLDER).exists() or not path.is_file():
+        return None
+    values: dict[str, Any] = read_json(path)
+    values["rejected"] = tuple(Rejected(**each) for each in values["rejected"])
+    values["thresholds"] = tuple(values["thresholds"])
+    values["best"] = None if values["best"] is None else tuple(values["best"])
+    return TrainReport(**values)
+
+
+def _images(
+    records: Mapping[str, Record],
+    dataset: Dataset,
+    model: ModelConfig,
+    config: TrainConfig,
+    cache: Path,
+    place: World,
+    progress: Progress,
+) -> ImageStore:
+    def load() -> ImageStore:
+        return load_images(
+            dataset,
+            sorted(records),
+            height=model.height,
+            width=model.width,
+            cache=cache,
+            budget_gb=config.image_budget_gb,
+            progress=progress,
+        )
+
+    if place.size == 1:
+        return load()
+    # The leader decodes, the others wait and then read what it wrote.
+    if place.leader:
+        store = load()
+        dist.barrier()
+        return store
+    dist.barrier()
+    return load()
+
+
+def _announce(
+    store: ImageStore, targets: Targets, model: ModelConfig, device: torch.device, place: World, progress: Progress
+) -> None:
+    processes = f", {place.size} processes" if place.size > 1 else ""
+    progress.note(
+        f"training on {len(store.names):,} images of {targets.num_classes:,} identities, "
+        f"{device_label(device)}{processes}"
+    )
+    if store.rejected:
+        shown = "; ".join(f"{each.path}: {each.reason}" for each in store.rejected[:5])
+        progress.warn(f"{len(store.rejected):,} training images cannot be read and are left out: {shown}")
+    if model.kind == "sgsfa" and targets.without_mask:
+        progress.warn(
+            f"{targets.without_mask:,} of {len(store.names):,} training images have no mask; they train without L_se"
+        )
+
+
+def _network(model: ModelConfig, config: TrainConfig, num_classes: int) -> nn.Module:
+    """The starting weights; the same in every process, and no matter what was drawn before."""
+    weights = load_backbone_weights(model.weights, model.backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "weights"))
+        return build_model(model, num_classes, backbone_weights=weights)
+
+
+def _identity(
+    model: ModelConfig, loss: LossConfig, config: TrainConfig, num_classes: int, names: Sequence[str]
+) -> dict[str, Any]:
+    identity: dict[str, Any] = {"classes": num_classes, "images": sha256_bytes("\n".join(names).encode())}
+    for section, values in (("model", model), ("loss", loss), ("train", config)):
+        for field in values.decisive_fields():
+            identity[f"{section}.{field}"] = values.model_dump(mode="json")[field]
+    return identity
+
+
+def _report(
+    loop: Loop,
+    store: ImageStore,
+    targets: Targets,
+    model: ModelConfig,
+    config: TrainConfig,
+    result: Calibration,
+    device: torch.device,
+    place: World,
+) -> TrainReport:
+    batch = config.identities * config.instances
+    return TrainReport(
+        images=len(store.names),
+        identities=targets.num_classes,
+        without_mask=targets.without_mask if model.kind == "sgsfa" else 0,
+        rejected=store.rejected,
+        epochs=config.epochs,
+        steps=loop.step,
+        seconds=round(loop.seconds, 3),
+        images_per_second=round(loop.step * batch / max(loop.seconds, 1e-9), 2),
+        device=device_label(device),
+        processes=place.size,
+        thresholds=result.thresholds,
+        visibility_accuracy=result.accuracy,
+        best=loop.best,
+        peak_memory_gb=round(torch.cuda.max_memory_allocated() / 2**30, 3) if device.type == "cuda" else None,
+    )

@@ -1,0 +1,94 @@
+"""Testing the network on a test set during training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pipeline.config import ModelConfig, Precision
+from pipeline.datasets.images import decode_batches
+from pipeline.datasets.records import Dataset, Record
+from pipeline.errors import DataError
+from pipeline.matching.distance import PartSet, distance_matrix
+from pipeline.matching.metrics import rank_metrics
+from pipeline.model.embed import embed
+from pipeline.runtime.parallel import worker_count
+from pipeline.training.calibrate import Calibration
+
+_BATCH = 64
+
+
+class TestSet:
+    """Query and gallery of a test set, embedded and ranked with the default matching rule.
+
+    Args:
+        dataset: The test set.
+        model: The network's configuration.
+        device: Where the network is.
+        amp: Precision of the forwards.
+        keep: Keeps the weights of the best network so far.
+        calibrated: Visibility thresholds for the network as it is now.
+
+    Raises:
+        DataError: There are no queries or no gallery.
+    """
+
+    __test__ = False  # not a test, whatever pytest takes its name for
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        model: ModelConfig,
+        device: torch.device,
+        amp: Precision,
+        keep: Callable[[nn.Module, int], None],
+        calibrated: Callable[[nn.Module], Calibration],
+    ) -> None:
+        self._dataset, self._model, self._device, self._amp = dataset, model, device, amp
+        self._query, self._gallery = dataset.split("query"), dataset.split("gallery")
+        if not (self._query and self._gallery):
+            raise DataError(
+                f"{dataset.name} has {len(self._query)} queries and {len(self._gallery)} gallery images",
+                where=dataset.root,
+                hint="name a test set in data.tests, or set train.eval_every=0",
+            )
+        self._calibrated = calibrated
+        self.keep = keep
+
+    def test(self, model: nn.Module) -> dict[str, float]:
+        """Rank-1, mAP and mINP as fractions; images that cannot be read are left out."""
+        thresholds = torch.tensor(self._calibrated(model).thresholds, device=self._device)
+        query, queries = self._embed(model, self._query, thresholds)
+        gallery, others = self._embed(model, self._gallery, thresholds)
+        result = rank_metrics(
+            distance_matrix(query, gallery),
+            [record.pid for record in queries],
+            [record.pid for record in others],
+            [record.camid for record in queries],
+            [record.camid for record in others],
+        )
+        return {"rank1": result.rank(1), "mAP": result.mAP, "mINP": result.mINP}
+
+    def _embed(
+        self, model: nn.Module, records: tuple[Record, ...], thresholds: torch.Tensor
+    ) -> tuple[PartSet, list[Record]]:
+        paths = [self._dataset.path_of(record) for record in records]
+        found, kept = [], []
+        for batch in decode_batches(
+            paths, self._model.height, self._model.width, batch=_BATCH, threads=worker_count(-1)
+        ):
+            if len(batch.index):
+                images = torch.from_numpy(batch.images).to(self._device)
+                found.append(embed(model, images, amp=self._amp))
+                kept += [records[i] for i in batch.index.tolist()]
+        if not found:
+            raise DataError("none of the test images can be read", where=self._dataset.root)
+        visibility = torch.cat([each.visibility for each in found])
+        sides = PartSet(
+            torch.cat([each.parts for each in found]),
+            torch.cat([each.whole for each in found]),
+            (visibility > thresholds).float(),
+        )
+        return sides, kept
