@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import FormatError
+from pipeline.errors import FormatError, LockedError
 from pipeline.runtime.files import sha256_bytes
 from pipeline.version import __version__
 
@@ -227,8 +227,9 @@ class MaskWriter:
         count = len(ordered)
         encoded = [_encode(name, path) for name in ordered]
         width = max((len(name) for name in encoded), default=1) or 1
-        with _translated(path, "written"):
-            file = h5py.File(path, "w", libver="earliest")
+        # Laid out under another name: whatever lies at `path` can be resumed.
+        laid_out = path.with_name(path.name + ".new")
+        with _translated(path, "written"), h5py.File(laid_out, "w", libver="earliest") as file:
             # Written, not only declared, so that all space is allocated and no metadata changes from here on.
             file.create_dataset("parts", data=np.zeros((count, len(PART_NAMES), *PARTS_SIZE), np.uint8))
             file.create_dataset("whole", data=np.zeros((count, *WHOLE_SIZE), np.uint8))
@@ -240,10 +241,11 @@ class MaskWriter:
             for key, value in attributes.items():
                 file.attrs[key] = value
             file.attrs["attributes_sha256"] = _attributes_hash(attributes)
-            # Last: a file without it was killed while it was being laid out.
             file.attrs["complete"] = np.uint8(0)
-            file.flush()
-        return cls(file, path, ordered, meta, np.zeros(count, np.uint8))
+        with _translated(path, "written"):
+            laid_out.replace(path)
+            opened = h5py.File(path, "r+", libver="earliest")
+        return cls(opened, path, ordered, meta, np.zeros(count, np.uint8))
 
     @classmethod
     def resume(cls, path: Path, names: Sequence[str], meta: MaskMeta | None = None) -> Self:
@@ -337,7 +339,7 @@ class MaskWriter:
             self.close()
             return
         # The first error is what the user must hear of; on a full disk, closing fails again for the same reason.
-        with contextlib.suppress(FormatError):
+        with contextlib.suppress(FormatError, LockedError):
             self.close()
 
 
@@ -370,6 +372,8 @@ def _translated(path: Path, action: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+        if "unable to lock" in str(error):
+            raise LockedError("another process is writing this mask file", where=path) from error
         raise FormatError(f"the mask file cannot be {action}: {error}", where=path) from error
 
 
@@ -428,7 +432,7 @@ def _attributes(file: h5py.File, path: Path) -> dict[str, Any]:
         raise FormatError(
             f"the mask file lacks the attributes {', '.join(missing)}",
             where=path,
-            hint="its build was stopped before it began; delete it and build again",
+            hint="build it again",
         )
     if _attributes_hash(attributes) != attributes["attributes_sha256"]:
         raise FormatError(

@@ -105,7 +105,7 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
     if kind == "schp":
         from pipeline.parsing.schp import load_schp
 
-        return load_schp(_file(kind, argument), device=device)
+        return load_schp(_file(kind, argument), label_set=label_set, device=device)
     if kind == "onnx":
         from pipeline.parsing.onnx import load_onnx
 

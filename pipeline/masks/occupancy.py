@@ -1,0 +1,140 @@
+"""From label maps of any size to the cells of a mask file, and how far to believe the result."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.datasets.images import WHOLE_AREA, Area
+from pipeline.datasets.maskfile import PARTS_SIZE
+
+RESIZE_RULE = "area"
+"""Recorded in mask files: each cell is the mean of the label map over the cell's exact area."""
+
+PLAUSIBLE_AREA = (0.12, 0.75)
+"""Share of an upright person's crop that the person plausibly covers."""
+
+PRESENT = 1.0 / (PARTS_SIZE[0] * PARTS_SIZE[1])
+"""A part is present where its mean occupancy is at least that of one full cell."""
+
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+def area_average(maps: Tensor, size: tuple[int, int], areas: NDArray[np.float64] | None = None) -> Tensor:
+    """Average maps over the cells of a grid laid on the image.
+
+    Cell (i, j) is the mean of the map over the rectangle that the cell covers, pixels at its rim counting by the share
+    of them that lies inside. So the mean over all cells is the mean over the image, whatever the sizes.
+
+    Args:
+        maps: (B, K, h, w) float.
+        size: Rows and columns of the grid.
+        areas: (B, 4) the part of each map that the image covers (top, left, bottom, right as fractions); None: all.
+
+    Returns:
+        (B, K, rows, columns).
+    """
+    if areas is None or bool((areas == WHOLE_AREA).all()):
+        return _average(maps, size, WHOLE_AREA)
+    averaged = maps.new_empty((*maps.shape[:2], *size))
+    # Images of one shape share an area; in most data sets that is all of them.
+    distinct, member = np.unique(areas, axis=0, return_inverse=True)
+    for index, area in enumerate(distinct):
+        rows = torch.from_numpy(np.flatnonzero(member.reshape(-1) == index)).to(maps.device)
+        averaged[rows] = _average(maps[rows], size, tuple(area.tolist()))
+    return averaged
+
+
+def _average(maps: Tensor, size: tuple[int, int], area: Area) -> Tensor:
+    if area == WHOLE_AREA and maps.shape[2:] == size:
+        return maps
+    top, left, bottom, right = area
+    rows = _overlaps(maps.shape[2], size[0], top, bottom).to(maps)
+    columns = _overlaps(maps.shape[3], size[1], left, right).to(maps)
+    return rows @ maps @ columns.T
+
+
+def _overlaps(count: int, cells: int, low: float, high: float) -> Tensor:
+    """(cells, count) weights, each row adding up to 1: how much of each cell lies on each pixel of an axis."""
+    edges = torch.linspace(low * count, high * count, cells + 1, dtype=torch.float64)
+    pixels = torch.arange(count, dtype=torch.float64)
+    begin = torch.maximum(edges[:-1, None], pixels)
+    end = torch.minimum(edges[1:, None], pixels + 1)
+    weights = (end - begin).clamp(min=0)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def quantise(occupancy: Tensor) -> Bytes:
+    """Occupancy in [0, 1] as 0..255: floor(255 x + 1/2), which errs by at most 1/510."""
+    return torch.floor(occupancy * 255 + 0.5).clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def confidence(soft: Tensor, whole: Tensor) -> Floats:
+    """How sure a parser is of its labels on the person.
+
+    conf = sum_x w(x) max_c p_c(x) / sum_x w(x), with w the whole-body occupancy of pixel x; 0 where nobody was found.
+
+    Args:
+        soft: (B, C, h, w) soft labels.
+        whole: (B, 1, h, w) occupancy by the whole body.
+
+    Returns:
+        (B,) float32 in [0, 1].
+    """
+    best = soft.amax(dim=1)
+    weights = whole[:, 0]
+    total = weights.sum(dim=(1, 2))
+    mean = (weights * best).sum(dim=(1, 2)) / total.clamp(min=1e-6)
+    return mean.clamp(0, 1).float().cpu().numpy()
+
+
+def whole_area(whole: Bytes) -> NDArray[np.float64]:
+    """(N,) share of each image that its whole-body mask (N, 64, 32) covers."""
+    return np.asarray(whole.mean(axis=(1, 2), dtype=np.float64) / 255)
+
+
+def part_area(parts: Bytes) -> NDArray[np.float64]:
+    """(N, 4) share of each image that its part masks (N, 4, 16, 8) cover."""
+    return np.asarray(parts.mean(axis=(2, 3), dtype=np.float64) / 255)
+
+
+def centroid_rows(parts: Bytes) -> NDArray[np.float64]:
+    """(N, 4) height of each part's centroid, 0 at the image's top and 1 at its bottom; NaN where it is not present."""
+    rows = (np.arange(parts.shape[2]) + 0.5) / parts.shape[2]
+    weight = parts.sum(axis=3, dtype=np.float64)
+    total = weight.sum(axis=2)
+    present = part_area(parts) >= PRESENT
+    return np.where(present, (weight * rows).sum(axis=2) / np.maximum(total, 1), np.nan)
+
+
+def plausible_order(parts: Bytes) -> NDArray[np.float64]:
+    """(N,) share of neighbouring present parts that lie in order from head to shoes; 1 where fewer than two are."""
+    heights = centroid_rows(parts)
+    ordered = np.ones(len(parts))
+    for row, values in enumerate(heights):
+        seen = values[~np.isnan(values)]
+        if len(seen) > 1:
+            ordered[row] = float((np.diff(seen) > 0).mean())
+    return ordered
+
+
+def plausibility(parts: Bytes, whole: Bytes) -> Floats:
+    """How much masks look like a person in a person's crop.
+
+    The product of two factors. Area: 1 where the whole body covers 12 to 75 % of the image, falling linearly to 0 at
+    0 and at 100 %. Order: the share of neighbouring present parts whose centroids lie in order from head to shoes.
+
+    Args:
+        parts: (N, 4, 16, 8) uint8.
+        whole: (N, 64, 32) uint8.
+
+    Returns:
+        (N,) float32 in [0, 1].
+    """
+    low, high = PLAUSIBLE_AREA
+    area = whole_area(whole)
+    factor = np.clip(np.minimum(area / low, (1 - area) / (1 - high)), 0, 1)
+    return (factor * plausible_order(parts)).astype(np.float32)

@@ -1,0 +1,157 @@
+"""Finished label maps: a folder of pictures or arrays whose pixels are labels.
+
+The folder mirrors the images' sub-folders. For an image `train/0002_c1.jpg` the first of these that exists is taken:
+`train/0002_c1.png`, `train/0002_c1.jpg.png`, the same two with `.npy`, `train/0002_c1.jpg.confidence_fields.npy`, and
+then the same names without the sub-folder, if no other image has them. Coloured previews such as `0002_c1_vis.png`
+are never taken. PNGs hold label ids as palette indices or grey values; `.npy` files hold ids (h, w), or soft labels
+(C, h, w).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline.errors import ConfigError, FormatError
+from pipeline.parsing.labels import IGNORED, LabelSet
+
+VERSION = "1"
+
+_INDEXED_MODES = frozenset({"P", "L", "1"})
+
+
+class LabelMaps:
+    """Label maps of a list of images.
+
+    Args:
+        folder: Where they lie.
+        names: Relative POSIX paths of all images.
+        label_set: What the labels mean.
+
+    Raises:
+        ConfigError: The folder does not exist.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str], label_set: LabelSet) -> None:
+        if not folder.is_dir():
+            raise ConfigError("the folder of label maps does not exist", where=folder)
+        self.folder = folder
+        self.label_set = label_set
+        stems = Counter(PurePosixPath(name).stem for name in names)
+        self._ambiguous = frozenset(stem for stem, count in stems.items() if count > 1)
+
+    def find(self, name: str) -> Path:
+        """The label map of an image.
+
+        Raises:
+            FormatError: There is none, or only one that could be another image's too.
+        """
+        image = PurePosixPath(name)
+        for candidate in _candidates(image):
+            path = self.folder / image.parent / candidate
+            if path.is_file():
+                return path
+        for candidate in _candidates(image):
+            path = self.folder / candidate
+            if path.is_file():
+                if image.stem in self._ambiguous:
+                    raise FormatError(
+                        f"several images are called {image.stem!r}, and the label maps are not in sub-folders",
+                        where=path,
+                        expected=str(self.folder / image.parent / candidate),
+                    )
+                return path
+        raise FormatError("there is no label map", where=self.folder / image.with_suffix(".png"))
+
+    def read(self, name: str) -> Tensor:
+        """Soft labels (1, C, h, w) float32 of an image; one-hot where the file holds ids.
+
+        Raises:
+            FormatError: There is no label map, or it is not one of this label set.
+        """
+        path = self.find(name)
+        array = _read_array(path) if path.suffix == ".npy" else _read_picture(path)
+        if array.ndim == 3:
+            return _soft(array, self.label_set, path)
+        return _one_hot(array, self.label_set, path)
+
+
+def _candidates(image: PurePosixPath) -> tuple[str, ...]:
+    return (
+        f"{image.stem}.png",
+        f"{image.name}.png",
+        f"{image.stem}.npy",
+        f"{image.name}.npy",
+        f"{image.name}.confidence_fields.npy",
+    )
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            picture.load()
+            mode = picture.mode
+            if mode in _INDEXED_MODES or mode.startswith("I;16"):
+                return np.array(picture)
+            channels = np.asarray(picture)
+    # Pillow reports damage as any of these.
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise FormatError(f"the label map cannot be read: {error}", where=path) from error
+    if mode == "RGB" and (channels == channels[:, :, :1]).all():
+        return channels[:, :, 0]
+    raise FormatError(
+        f"the label map is a colour picture (mode {mode})",
+        where=path,
+        expected="label ids as palette indices or grey values",
+        hint="this is a preview for people; its parser can also write the ids",
+    )
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise FormatError(f"the label map cannot be read: {error}", where=path) from error
+    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or array.size == 0:
+        shape = getattr(array, "shape", "none")
+        raise FormatError(f"the array has shape {shape}", where=path, expected="(h, w) ids or (C, h, w) soft labels")
+    return array
+
+
+def _one_hot(ids: np.ndarray, label_set: LabelSet, path: Path) -> Tensor:
+    if label_set.kind == "fields" or ids.dtype.kind not in "uib":
+        raise FormatError(
+            f"one number of type {ids.dtype} a pixel is no label of {label_set.name}",
+            where=path,
+            expected="fields (C, h, w)" if label_set.kind == "fields" else "whole numbers",
+        )
+    labels = ids.astype(np.int64)
+    # Nobody can say what an ignored pixel shows, and a mask needs an answer: not a person.
+    labels[labels == IGNORED] = 0
+    if labels.min() < 0 or labels.max() >= label_set.count:
+        raise FormatError(
+            f"the label map holds the id {int(labels.max() if labels.min() >= 0 else labels.min())}",
+            where=path,
+            expected=f"0 to {label_set.count - 1} ({label_set.name}), or {IGNORED} for ignored pixels",
+            hint="is this the right label set (--label-set)?",
+        )
+    return torch.nn.functional.one_hot(torch.from_numpy(labels), label_set.count).permute(2, 0, 1)[None].float()
+
+
+def _soft(array: np.ndarray, label_set: LabelSet, path: Path) -> Tensor:
+    if array.shape[0] != label_set.count or array.dtype.kind != "f":
+        raise FormatError(
+            f"the array has shape {array.shape} and type {array.dtype}",
+            where=path,
+            expected=f"({label_set.count}, h, w) floating-point numbers ({label_set.name})",
+        )
+    soft = torch.from_numpy(array.astype(np.float32))[None]
+    if not bool(torch.isfinite(soft).all()) or float(soft.min()) < -1e-3 or float(soft.max()) > 1 + 1e-3:
+        raise FormatError("the soft labels leave the range from 0 to 1", where=path)
+    return soft.clamp_(0, 1)

@@ -1,0 +1,123 @@
+"""Human parsers as ONNX files, run by ONNX Runtime (the extra `onnx`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError, DeviceError, WeightsError
+from pipeline.parsing.labels import LabelSet
+from pipeline.parsing.parser import ParserInfo
+from pipeline.parsing.sidecar import Sidecar, input_size_of, label_set_of, read_sidecar, to_input, to_soft
+from pipeline.runtime.device import resolve_device
+from pipeline.runtime.files import sha256_file
+
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+class OnnxParser:
+    """An ONNX model as a `Parser`; made by `load_onnx`."""
+
+    def __init__(self, session: Any, path: Path, sidecar: Sidecar, label_set: LabelSet) -> None:
+        self._session = session
+        self._path = path
+        self._sidecar = sidecar
+        entry = session.get_inputs()[0]
+        if len(entry.shape) != 4 or entry.type not in _TYPES:
+            raise WeightsError(
+                f"the model's input has shape {entry.shape} and type {entry.type}",
+                where=path,
+                expected="a batch of images, of floating-point numbers",
+            )
+        self._input = entry.name
+        self._type = _TYPES[entry.type]
+        axes = entry.shape[2:] if sidecar.layout == "nchw" else entry.shape[1:3]
+        fixed = [size if isinstance(size, int) else None for size in axes]
+        self.input_size = input_size_of(sidecar, path, (fixed[0], fixed[1]))
+        # Exported with a fixed batch, a model takes no other.
+        self._batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
+        names = [output.name for output in session.get_outputs()]
+        self._output = sidecar.output or names[0]
+        if self._output not in names:
+            raise ConfigError(f"the model has no output {self._output!r}", where=path, expected=" | ".join(names))
+        probe = self._run(np.zeros((1, *self.input_size, 3), np.uint8))
+        soft = to_soft(probe, sidecar, label_set, path)
+        self.info = ParserInfo(
+            name="onnx",
+            version=sidecar.version,
+            label_set=label_set,
+            native_size=(soft.shape[2], soft.shape[3]),
+            weights_sha256=sha256_file(path),
+            backend="onnxruntime",
+            precision=str(np.dtype(self._type)),
+            fit=sidecar.fit,
+        )
+
+    def parse(self, images: Tensor | np.ndarray) -> Tensor:
+        """Label a batch; see `Parser.parse`."""
+        return to_soft(self._run(images), self._sidecar, self.info.label_set, self._path)
+
+    def _run(self, images: Tensor | np.ndarray) -> Tensor:
+        values = to_input(images, self._sidecar, torch.device("cpu")).numpy().astype(self._type, copy=False)
+        step = self._batch or len(values)
+        outputs = []
+        for start in range(0, len(values), step):
+            block = values[start : start + step]
+            missing = step - len(block)
+            if missing:
+                block = np.concatenate([block, np.zeros((missing, *block.shape[1:]), block.dtype)])
+            output = self._session.run([self._output], {self._input: block})[0]
+            outputs.append(output[: step - missing])
+        return torch.from_numpy(np.concatenate(outputs))
+
+
+def load_onnx(path: Path, *, label_set: str | None = None, device: str = "auto") -> OnnxParser:
+    """Load an ONNX model as a parser.
+
+    Args:
+        path: The model; `PATH.toml` beside it describes it (docs/parsers.md).
+        label_set: What its labels mean, where the TOML file does not say it.
+        device: As in the configuration; CUDA needs the package `onnxruntime-gpu`.
+
+    Raises:
+        ConfigError: ONNX Runtime is not installed, or the description is missing or wrong.
+        WeightsError: The file is missing or is no ONNX model.
+        DeviceError: ONNX Runtime cannot use the device.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError("ONNX Runtime is not installed", hint="pip install 'sgsfa[onnx]'") from None
+    if not path.is_file():
+        raise WeightsError("the ONNX model does not exist", where=path)
+    sidecar = read_sidecar(path)
+    labels = label_set_of(sidecar, path, label_set)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(path, sess_options=options, providers=_providers(device))
+    # ONNX Runtime's exceptions share no base of their own.
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"the ONNX model cannot be loaded: {first}", where=path) from error
+    return OnnxParser(session, path, sidecar, labels)
+
+
+def _providers(device: str) -> list[Any]:
+    import onnxruntime
+
+    offered = onnxruntime.get_available_providers()
+    if device == "auto":
+        return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in offered]
+    target = resolve_device(device)
+    if target.type == "cuda":
+        if "CUDAExecutionProvider" not in offered:
+            raise DeviceError(
+                "the installed ONNX Runtime cannot use CUDA", hint="install onnxruntime-gpu, or use --device cpu"
+            )
+        return [("CUDAExecutionProvider", {"device_id": target.index or 0}), "CPUExecutionProvider"]
+    return ["CPUExecutionProvider"]

@@ -1,0 +1,102 @@
+"""Human parsers as TorchScript files.
+
+Unlike weights and ONNX graphs, a TorchScript file is a program: whoever wrote it decides what runs. So it is only
+loaded where the TOML file beside it says `trust = true`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError, FormatError, WeightsError
+from pipeline.parsing.labels import LabelSet
+from pipeline.parsing.parser import ParserInfo
+from pipeline.parsing.sidecar import (
+    Sidecar,
+    input_size_of,
+    label_set_of,
+    read_sidecar,
+    sidecar_path,
+    to_input,
+    to_soft,
+)
+from pipeline.runtime.device import resolve_device
+from pipeline.runtime.files import sha256_file
+
+
+class TorchScriptParser:
+    """A TorchScript module as a `Parser`; made by `load_torchscript`."""
+
+    def __init__(
+        self, module: torch.nn.Module, path: Path, sidecar: Sidecar, label_set: LabelSet, device: torch.device
+    ) -> None:
+        self._module = module
+        self._path = path
+        self._sidecar = sidecar
+        self._label_set = label_set
+        self._device = device
+        self.input_size = input_size_of(sidecar, path, (None, None))
+        soft = self.parse(np.zeros((1, *self.input_size, 3), np.uint8))
+        self.info = ParserInfo(
+            name="torchscript",
+            version=sidecar.version,
+            label_set=label_set,
+            native_size=(soft.shape[2], soft.shape[3]),
+            weights_sha256=sha256_file(path),
+            backend="torchscript",
+            precision="float32",
+            fit=sidecar.fit,
+        )
+
+    @torch.inference_mode()
+    def parse(self, images: Tensor | np.ndarray) -> Tensor:
+        """Label a batch; see `Parser.parse`."""
+        try:
+            output = self._module(to_input(images, self._sidecar, self._device))
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            last = (str(error).strip().splitlines() or ["no reason given"])[-1]
+            raise FormatError(f"the model fails on a batch of images: {last}", where=self._path) from error
+        if isinstance(output, tuple | list) and output:
+            output = output[0]
+        if not isinstance(output, Tensor):
+            raise FormatError(f"the model returns a {type(output).__name__}", where=self._path, expected="a tensor")
+        return to_soft(output, self._sidecar, self._label_set, self._path)
+
+
+def load_torchscript(path: Path, *, label_set: str | None = None, device: str = "auto") -> TorchScriptParser:
+    """Load a TorchScript module as a parser.
+
+    Args:
+        path: The file; `PATH.toml` beside it describes it (docs/parsers.md) and must say `trust = true`.
+        label_set: What its labels mean, where the TOML file does not say it.
+        device: As in the configuration.
+
+    Raises:
+        ConfigError: The description is missing or wrong, or does not declare trust.
+        WeightsError: The file is missing or is no TorchScript module.
+        FormatError: The module does not take images or does not give label maps.
+    """
+    if not path.is_file():
+        raise WeightsError("the TorchScript file does not exist", where=path)
+    sidecar = read_sidecar(path)
+    if not sidecar.trust:
+        raise ConfigError(
+            "a TorchScript file is a program, and nothing says that this one may run",
+            where=path,
+            expected=f"trust = true in {sidecar_path(path).name}",
+            hint="write it only if you trust whoever made the file; an ONNX file needs no trust",
+        )
+    labels = label_set_of(sidecar, path, label_set)
+    target = resolve_device(device)
+    try:
+        module = torch.jit.load(str(path), map_location=target).eval()  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError, OSError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"the TorchScript file cannot be loaded: {first}", where=path) from error
+    return TorchScriptParser(module, path, sidecar, labels, target)
