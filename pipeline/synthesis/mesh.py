@@ -67,6 +67,8 @@ class Material(IntEnum):
     SCARF = 11
     GLOVE = 12
     BAG = 13
+    LOCKS = 14
+    """Hair that hangs free of the scalp."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,8 @@ class Mesh:
         """(V,) which vertices belong to a face and are not cut away by an edge field."""
         used = np.zeros(len(self.vertices), bool)
         used[self.faces.ravel()] = True
-        return used & (self.edges.min(axis=1) >= 0)
+        visible: NDArray[np.bool_] = used & (self.edges.min(axis=1) >= 0)
+        return visible
 
 
 def plain_mesh(

@@ -1,0 +1,477 @@
+"""Who somebody is: body, hair and clothes, drawn once and worn in front of every camera.
+
+Identities come in teams of four neighbours (0-3, 4-7, ...) that partly dress alike, because people who share a garment
+or a palette are what makes re-identification hard. Four traits are numbered - the main colour of what is worn above,
+the main colour of what is worn below, the colour of the shoes, the tone of the skin - and no two identities of a
+population have all four in common. That bounds the population: see `CAPACITY`.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import ConfigError
+from pipeline.synthesis.body import BodyModel, body_model
+from pipeline.synthesis.patterns import Cloth, sample_cloth
+
+Colour = tuple[float, float, float]
+"""Linear albedo, red, green, blue in [0, 1]."""
+
+
+def srgb(red: float, green: float, blue: float) -> Colour:
+    """Linear albedo of a display colour in [0, 1] (IEC 61966-2-1)."""
+    r, g, b = (((c + 0.055) / 1.055) ** 2.4 if c > 0.04045 else c / 12.92 for c in (red, green, blue))
+    return r, g, b
+
+
+# Ordered so that the three groups of eight (see `_traits`) each hold dark, light and coloured shades.
+ABOVE: tuple[Colour, ...] = tuple(
+    srgb(*c)
+    for c in (
+        (0.11, 0.11, 0.12), (0.84, 0.84, 0.82), (0.14, 0.18, 0.30), (0.62, 0.16, 0.18),
+        (0.46, 0.47, 0.48), (0.33, 0.38, 0.24), (0.80, 0.70, 0.52), (0.30, 0.48, 0.68),
+        (0.16, 0.16, 0.18), (0.78, 0.80, 0.84), (0.20, 0.27, 0.45), (0.42, 0.12, 0.18),
+        (0.62, 0.63, 0.63), (0.16, 0.38, 0.26), (0.84, 0.66, 0.24), (0.78, 0.52, 0.58),
+        (0.20, 0.19, 0.19), (0.88, 0.84, 0.76), (0.26, 0.40, 0.62), (0.80, 0.34, 0.20),
+        (0.33, 0.34, 0.36), (0.24, 0.50, 0.50), (0.46, 0.34, 0.24), (0.46, 0.28, 0.48),
+    )
+)  # fmt: skip
+BELOW: tuple[Colour, ...] = tuple(
+    srgb(*c)
+    for c in (
+        (0.10, 0.10, 0.11), (0.17, 0.21, 0.33), (0.30, 0.30, 0.31), (0.68, 0.61, 0.48),
+        (0.14, 0.14, 0.16), (0.26, 0.33, 0.47), (0.50, 0.50, 0.51), (0.36, 0.28, 0.21),
+        (0.18, 0.18, 0.20), (0.36, 0.45, 0.60), (0.13, 0.15, 0.24), (0.34, 0.36, 0.25),
+        (0.22, 0.21, 0.23), (0.78, 0.77, 0.73), (0.48, 0.14, 0.18), (0.23, 0.36, 0.36),
+    )
+)  # fmt: skip
+SHOES: tuple[Colour, ...] = tuple(
+    srgb(*c)
+    for c in (
+        (0.09, 0.09, 0.10), (0.30, 0.20, 0.14), (0.66, 0.66, 0.65), (0.15, 0.18, 0.30), (0.36, 0.36, 0.38), (0.17, 0.14, 0.13),
+        (0.48, 0.36, 0.24), (0.56, 0.16, 0.16), (0.13, 0.13, 0.15), (0.20, 0.34, 0.36), (0.58, 0.52, 0.44), (0.24, 0.24, 0.26),
+    )
+)  # fmt: skip
+SKIN: tuple[Colour, ...] = tuple(
+    srgb(*c)
+    for c in (
+        (0.91, 0.74, 0.65), (0.86, 0.68, 0.56), (0.80, 0.60, 0.47), (0.72, 0.52, 0.39),
+        (0.58, 0.40, 0.29), (0.43, 0.29, 0.21), (0.32, 0.22, 0.17),
+    )
+)  # fmt: skip
+HAIR: tuple[Colour, ...] = tuple(
+    srgb(*c)
+    for c in (
+        (0.07, 0.06, 0.06), (0.12, 0.09, 0.08), (0.20, 0.14, 0.10), (0.31, 0.21, 0.14), (0.45, 0.32, 0.20),
+        (0.64, 0.50, 0.31), (0.76, 0.65, 0.46), (0.44, 0.22, 0.12), (0.50, 0.49, 0.48), (0.72, 0.71, 0.70),
+    )
+)  # fmt: skip
+ACCENT: tuple[Colour, ...] = (*ABOVE, srgb(0.86, 0.82, 0.20), srgb(0.20, 0.62, 0.34), srgb(0.86, 0.20, 0.22))
+
+TEAM = 4
+"""Neighbours that partly dress alike."""
+
+CAPACITY = len(ABOVE) * len(BELOW) * len(SHOES) * len(SKIN)
+"""Identities of one population that can be made distinct: the combinations of the four numbered traits (32,256)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hair:
+    """Hair of the head and the face.
+
+    Args:
+        style: bald, crop, short, curly, bob, long, ponytail or bun.
+        colour: Of the strands.
+        parting: Where the hair parts: x in metres on the crown, the person's left positive.
+        volume: Thickness against the usual, about 0.8 to 1.3.
+        length: How far long hair reaches, in metres below the chin.
+        beard: 0 none, 0.35 stubble, 1 full.
+        brow: Strength of the eyebrows, about 0.5 to 1.
+    """
+
+    style: str
+    colour: Colour
+    parting: float
+    volume: float
+    length: float
+    beard: float
+    brow: float
+
+
+@dataclass(frozen=True, slots=True)
+class Top:
+    """What covers the trunk: shirt, or the upper part of a dress or jumpsuit.
+
+    Args:
+        cloth: Its look.
+        sleeve: Arm coordinate where the sleeves end; negative: none.
+        hem: Height of the lower border above the hip joint in metres.
+        neck: round, v or high.
+        loose: Distance from the body in metres.
+        collar: A shirt's collar and button band.
+        hood: A hood that lies on the back.
+    """
+
+    cloth: Cloth
+    sleeve: float
+    hem: float
+    neck: str
+    loose: float
+    collar: bool
+    hood: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Bottom:
+    """What covers the legs.
+
+    Args:
+        cloth: Its look.
+        length: Leg coordinate where it ends (1: the ankle).
+        wide: Extra width at the ends of trouser legs in metres.
+        flare: Width of a skirt's hem against the hips.
+        denim: Faded and stitched.
+        side_stripe: A stripe along the outer seam.
+    """
+
+    cloth: Cloth
+    length: float
+    wide: float
+    flare: float
+    denim: bool
+    side_stripe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Coat:
+    """Coat or jacket.
+
+    Args:
+        cloth: Its look.
+        length: How far below the hip joint it ends, in metres.
+        opening: Half the width of the open front in metres; negative: closed.
+        padded: Quilted in horizontal bands.
+    """
+
+    cloth: Cloth
+    length: float
+    opening: float
+    padded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Footwear:
+    """Shoes and socks: kind is low, trainer or boot; `sock` is None where no sock shows."""
+
+    kind: str
+    colour: Colour
+    sole: Colour
+    sock: Colour | None
+    sock_height: float
+
+
+@dataclass(frozen=True, slots=True)
+class Hat:
+    """Hat: cap, beanie or brim."""
+
+    kind: str
+    colour: Colour
+
+
+@dataclass(frozen=True, slots=True)
+class Bag:
+    """Bag: backpack, shoulder, hand or suitcase; `side` is the hand or hip (L or R) that it is at."""
+
+    kind: str
+    colour: Colour
+    second: Colour
+    side: str
+    size: float
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A person as every camera sees them.
+
+    Args:
+        index: Number in the population.
+        texture: Seed of noise in their textures.
+        shape: 24 coefficients of `body.shaped`.
+        female: Shape and style.
+        adult: False for a child.
+        skin: Albedo of the skin.
+        outfit: trousers, jeans, shorts, skirt, dress or jumpsuit, with "coat+" before it under a coat.
+        hair, top, bottom, coat, shoes, hat, bag: Their parts; None where there is none.
+        eyewear: "", sunglasses or glasses.
+        scarf: Its look, or None.
+        gloves: Their colour, or None.
+    """
+
+    index: int
+    texture: int
+    shape: tuple[float, ...]
+    female: bool
+    adult: bool
+    skin: Colour
+    outfit: str
+    hair: Hair
+    top: Top
+    bottom: Bottom
+    coat: Coat | None
+    shoes: Footwear
+    hat: Hat | None
+    eyewear: str
+    scarf: Cloth | None
+    gloves: Colour | None
+    bag: Bag | None
+
+    @property
+    def garment(self) -> str:
+        """The outfit without the coat."""
+        return self.outfit.removeprefix("coat+")
+
+
+def require_capacity(ids: int) -> None:
+    """Refuse a population that cannot be made of distinct people.
+
+    Raises:
+        ConfigError: If `ids` is not in 1..`CAPACITY`.
+    """
+    if ids < 1:
+        raise ConfigError(f"{ids} identities were asked for", expected=f"1 to {CAPACITY}")
+    if ids > CAPACITY:
+        raise ConfigError(
+            f"{ids} identities were asked for, but only {CAPACITY} can be made distinct",
+            expected=f"1 to {CAPACITY}",
+            hint="ask for fewer identities, or render two sets with different seeds and keep them apart",
+        )
+
+
+# Decks of twenty cards: each run of twenty identities gets every card once, in a shuffled order, so that a rare class
+# occurs early in every population and at its rate in a large one.
+_OUTFITS = ("trousers",) * 7 + ("jeans",) * 5 + ("shorts",) * 3 + ("skirt",) * 2 + ("dress",) * 2 + ("jumpsuit",)
+_COATS = (True,) * 5 + (False,) * 15
+_HATS = ("cap", "cap", "beanie", "brim") + ("",) * 16
+_EYES = ("sunglasses",) * 2 + ("glasses",) * 3 + ("",) * 15
+_SCARVES = (True,) * 2 + (False,) * 18
+_GLOVES = (True,) + (False,) * 19
+_BAGS = ("backpack",) * 4 + ("shoulder",) * 3 + ("hand",) * 2 + ("suitcase",) + ("",) * 10
+_SOCKS = (True,) * 12 + (False,) * 8
+
+
+@functools.lru_cache(maxsize=4096)
+def sample_identity(seed: int, index: int, *, population: str = "cast") -> Identity:
+    """Draw an identity; the same arguments give the same person in any process.
+
+    Args:
+        seed: Of the data set.
+        index: 0 to `CAPACITY` - 1.
+        population: Another word gives other, independent people: passers-by of the same data set, for instance.
+
+    Raises:
+        ConfigError: If the index is outside the population.
+    """
+    if not 0 <= index < CAPACITY:
+        raise ConfigError(f"there is no identity {index}", expected=f"0 to {CAPACITY - 1}")
+    model = body_model()
+    word = zlib.crc32(population.encode())
+    rng = np.random.default_rng([word, seed, 0, index])
+    team = np.random.default_rng([word, seed, 1, index // TEAM])
+    above, below, shoe, tone, uniform = _traits(seed, word, index)
+
+    def card(deck: Sequence[object], number: int) -> object:
+        """This identity's card of a deck."""
+        shuffled = np.random.default_rng([word, seed, 2, number, index // len(deck)]).permutation(len(deck))
+        return deck[shuffled[index % len(deck)]]
+
+    garment = str(card(_OUTFITS, 0))
+    female = True if garment in ("skirt", "dress") else bool(rng.random() < 0.38)
+    adult = bool(rng.random() > 0.05)
+    coat_worn, hat, eyewear = bool(card(_COATS, 1)), str(card(_HATS, 2)), str(card(_EYES, 3))
+    top_main, bottom_main = _tinted(ABOVE[above], rng), _tinted(BELOW[below], rng)
+    one_piece = garment in ("dress", "jumpsuit")
+    # A team's design is drawn from the team's generator even if this member does not wear it: draws stay aligned.
+    team_top, team_bottom = _design(team), _design(team, plain=0.85)
+    shares = uniform
+    top_design = team_top if shares else _design(rng)
+    bottom_design = team_bottom if shares else _design(rng, plain=0.85)
+    coat = _coat(rng, top_main) if coat_worn else None
+    if coat is not None:
+        # The coat is what is seen above: it carries the numbered colour, and the shirt under it another.
+        top_main = _tinted(ABOVE[int(rng.integers(len(ABOVE)))], rng)
+    second = bottom_main if one_piece else _tinted(ACCENT[int(rng.integers(len(ACCENT)))], rng)
+    top = _top(rng, garment, female, sample_cloth(top_design, top_main, second, _accent(rng), trim=one_piece))
+    bottom = _bottom(rng, garment, sample_cloth(bottom_design, bottom_main, _accent(rng), _accent(rng)))
+    prefix = "coat+" if coat is not None else ""
+    return Identity(
+        index=index,
+        texture=int(rng.integers(1 << 16)),
+        shape=_shape(rng, model, female, adult),
+        female=female,
+        adult=adult,
+        skin=_tinted(SKIN[tone], rng, 0.03),
+        outfit=prefix + garment,
+        hair=_hair(rng, female, adult, tone),
+        top=top,
+        bottom=bottom,
+        coat=coat,
+        shoes=_footwear(rng, garment, SHOES[shoe], bool(card(_SOCKS, 7))),
+        hat=Hat(hat, _accent(rng)) if hat else None,
+        eyewear=eyewear,
+        scarf=sample_cloth(_design(rng, plain=0.5), _accent(rng), _accent(rng), _accent(rng))
+        if card(_SCARVES, 4)
+        else None,
+        gloves=_accent(rng) if card(_GLOVES, 5) else None,
+        bag=_bag(rng, str(card(_BAGS, 6))),
+    )
+
+
+def _traits(seed: int, word: int, index: int) -> tuple[int, int, int, int, bool]:
+    """The numbered traits of an identity: a one-to-one map from index to (above, below, shoes, skin).
+
+    A team has a pair (above, below) and each member its own (shoes, skin). The pair's group of eight `above` colours
+    says what the team shares: the whole pair with its designs (a uniform), only `below`, or nothing. Members that do
+    not share a colour get it shifted within its group by an amount that depends on the member only, so that the map
+    stays one-to-one. The order of all tables is shuffled by the seed.
+    """
+    order = np.random.default_rng([word, seed, 3])
+    pairs, combinations = len(ABOVE) * len(BELOW), len(SHOES) * len(SKIN)
+    pair_order, combination_order = order.permutation(pairs), order.permutation(combinations)
+    team, member = divmod(index, TEAM)
+    block, slot = divmod(team, pairs)
+    above, below = divmod(int(pair_order[slot]), len(BELOW))
+    shoe, tone = divmod(int(combination_order[(block * TEAM + member)]), len(SKIN))
+    group, place = divmod(above, 8)
+    if group > 0:
+        above = group * 8 + (place + 2 * member) % 8
+    if group > 1:
+        below = (below + 5 * member) % len(BELOW)
+    return above, below, shoe, tone, group == 0
+
+
+def _tinted(colour: Colour, rng: np.random.Generator, spread: float = 0.06) -> Colour:
+    """The colour as another dye lot: a little lighter or darker, a little warmer or colder."""
+    light, warm = np.exp(rng.normal(0, spread)), rng.normal(0, spread / 3)
+    r, g, b = np.clip(np.array(colour) * light * (1 + np.array([warm, 0.0, -warm])), 0.004, 0.80)
+    return float(r), float(g), float(b)
+
+
+def _accent(rng: np.random.Generator) -> Colour:
+    return _tinted(ACCENT[int(rng.integers(len(ACCENT)))], rng)
+
+
+_DESIGNS = {
+    "stripes": 0.20, "pinstripes": 0.06, "plaid": 0.17, "blocks": 0.12, "floral": 0.08,
+    "logo": 0.18, "yoke": 0.06, "camo": 0.04, "dots": 0.05, "melange": 0.04,
+}  # fmt: skip
+
+
+def _design(rng: np.random.Generator, plain: float = 0.45) -> tuple[str, int]:
+    """Kind of pattern and the seed of its details."""
+    kind = str(rng.choice(list(_DESIGNS), p=list(_DESIGNS.values())))
+    return ("plain" if rng.random() < plain else kind), int(rng.integers(1 << 20))
+
+
+def _shape(rng: np.random.Generator, model: BodyModel, female: bool, adult: bool) -> tuple[float, ...]:
+    """A blend of two sampled bodies that are near the wanted phenotype."""
+    age = float(rng.choice([0.50, 0.62, 0.67, 0.75, 0.90])) if adult else 0.40
+    wanted = {
+        "gender": 0.95 if female else 0.05,
+        "age": age,
+        "muscle": rng.uniform(0.25, 0.7),
+        "weight": rng.uniform(0.25, 0.8),
+        "height": rng.uniform(0.4, 0.65) if adult else 0.45,
+    }
+    spread = {"gender": 0.15, "age": 0.1, "muscle": 0.2, "weight": 0.2, "height": 0.12}
+    distance = sum(((model.phenotypes[:, model.phenotype[k]] - v) / spread[k]) ** 2 for k, v in wanted.items())
+    odds = np.exp(-0.5 * (distance - np.min(distance)))
+    first, second = rng.choice(len(odds), 2, p=odds / odds.sum())
+    share = rng.uniform(0.2, 0.8)
+    blend = (1 - share) * model.samples[first] + share * model.samples[second]
+    return tuple(float(c) for c in blend)
+
+
+def _hair(rng: np.random.Generator, female: bool, adult: bool, tone: int) -> Hair:
+    women = {"long": 0.34, "bob": 0.18, "ponytail": 0.22, "bun": 0.10, "short": 0.08, "curly": 0.08}
+    men = {"short": 0.50, "crop": 0.22, "bald": 0.08, "curly": 0.12, "bob": 0.04, "bun": 0.04}
+    odds = women if female else men
+    style = str(rng.choice(list(odds), p=list(odds.values())))
+    if style == "bald" and not adult:
+        style = "crop"
+    shades = (
+        [0.19, 0.19, 0.16, 0.13, 0.09, 0.07, 0.05, 0.05, 0.04, 0.03]
+        if tone < 3
+        else [0.5, 0.3, 0.12, 0, 0, 0, 0, 0, 0.05, 0.03]
+    )
+    bearded = not female and adult
+    return Hair(
+        style=style,
+        colour=_tinted(HAIR[int(rng.choice(len(HAIR), p=shades))], rng),
+        parting=float(rng.choice([-0.03, 0.0, 0.03])) + rng.normal(0, 0.004),
+        volume=rng.uniform(0.8, 1.3),
+        length=rng.uniform(0.10, 0.36),
+        beard=float(rng.choice([0.0, 0.35, 1.0], p=[0.55, 0.25, 0.20])) if bearded else 0.0,
+        brow=rng.uniform(0.5, 0.8) if female else rng.uniform(0.7, 1.0),
+    )
+
+
+def _top(rng: np.random.Generator, garment: str, female: bool, cloth: Cloth) -> Top:
+    sleeves = [-0.1, 0.22, 0.32, 0.60, 0.97] if female else [-0.1, 0.27, 0.36, 0.60, 0.97]
+    sleeve = float(rng.choice(sleeves, p=[0.14, 0.18, 0.26, 0.08, 0.34] if female else [0.04, 0.25, 0.31, 0.05, 0.35]))
+    long = sleeve > 0.9
+    return Top(
+        cloth=cloth,
+        sleeve=sleeve + (rng.uniform(-0.03, 0.04) if sleeve > 0 else 0.0),
+        hem=rng.uniform(-0.10, 0.02),
+        neck=str(rng.choice(["round", "v", "high"], p=[0.62, 0.25, 0.13])),
+        loose=float(rng.uniform(0.004, 0.013) if female or garment == "dress" else rng.uniform(0.007, 0.020)),
+        collar=bool(long and rng.random() < 0.35) and garment not in ("dress",),
+        hood=bool(long and rng.random() < 0.25) and garment not in ("dress", "jumpsuit"),
+    )
+
+
+def _bottom(rng: np.random.Generator, garment: str, cloth: Cloth) -> Bottom:
+    lengths = {"shorts": (0.30, 0.52), "skirt": (0.36, 0.85), "dress": (0.40, 0.95), "jumpsuit": (0.93, 1.02)}
+    return Bottom(
+        cloth=cloth,
+        length=rng.uniform(*lengths.get(garment, (0.97, 1.06))),
+        wide=float(rng.choice([0.002, 0.012, 0.026], p=[0.4, 0.4, 0.2])),
+        flare=rng.uniform(0.92, 1.35),
+        denim=garment == "jeans" or (garment == "shorts" and bool(rng.random() < 0.3)),
+        side_stripe=bool(garment == "trousers" and rng.random() < 0.15),
+    )
+
+
+def _coat(rng: np.random.Generator, colour: Colour) -> Coat:
+    length = float(rng.choice([0.02, 0.10, 0.30, 0.45])) + rng.uniform(-0.02, 0.03)
+    return Coat(
+        cloth=sample_cloth(_design(rng, plain=0.85), colour, _accent(rng), _accent(rng)),
+        length=length,
+        opening=float(rng.uniform(0.015, 0.085)) if rng.random() < 0.65 else -1.0,
+        padded=bool(length < 0.15 and rng.random() < 0.35),
+    )
+
+
+def _footwear(rng: np.random.Generator, garment: str, colour: Colour, socks: bool) -> Footwear:
+    kind = str(rng.choice(["low", "trainer", "boot"], p=[0.38, 0.50, 0.12]))
+    pale = srgb(0.70, 0.70, 0.68) if rng.random() < 0.5 else srgb(0.13, 0.12, 0.12)
+    sock = (_accent(rng) if rng.random() < 0.4 else srgb(0.80, 0.80, 0.78)) if socks and kind != "boot" else None
+    high = garment in ("shorts", "skirt", "dress")
+    return Footwear(
+        kind=kind,
+        colour=_tinted(colour, rng),
+        sole=pale if kind == "trainer" else srgb(0.10, 0.09, 0.09),
+        sock=sock,
+        sock_height=rng.uniform(0.60, 0.92) if high else 0.9,
+    )
+
+
+def _bag(rng: np.random.Generator, kind: str) -> Bag | None:
+    colour, second, side = _accent(rng), _accent(rng), str(rng.choice(["L", "R"]))
+    size = rng.uniform(0.85, 1.15)
+    return Bag(kind, colour, second, side, size) if kind else None
