@@ -1,0 +1,1 @@
+"""Rendered, occluded people with true masks, from a seed."""

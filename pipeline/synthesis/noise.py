@@ -1,0 +1,78 @@
+"""Smooth, seamless noise in space, for backdrops and surfaces: value noise on a hashed lattice.
+
+Scalar functions compiled by numba, to be called from other compiled loops; nothing is stored, so the same point and
+seed give the same value in every process.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+
+@nb.njit(cache=True, nogil=True)
+def lattice(i: int, j: int, k: int, seed: int) -> float:
+    """Uniform value in [0, 1) of a lattice point (integer hash after Jenkins and Wang)."""
+    h = np.uint32(i & 0xFFFFFFFF) * np.uint32(0x8DA6B343)
+    h ^= np.uint32(j & 0xFFFFFFFF) * np.uint32(0xD8163841)
+    h ^= np.uint32(k & 0xFFFFFFFF) * np.uint32(0xCB1AB31F)
+    h ^= np.uint32(seed & 0xFFFFFFFF) * np.uint32(0x165667B1)
+    h ^= h >> np.uint32(15)
+    h *= np.uint32(0x2C1B3C6D)
+    h ^= h >> np.uint32(12)
+    h *= np.uint32(0x297A2D39)
+    h ^= h >> np.uint32(15)
+    return np.float64(h & np.uint32(0xFFFFFF)) / 16777216.0
+
+
+@nb.njit(cache=True, nogil=True)
+def noise2(x: float, y: float, seed: int) -> float:
+    """Value noise in the plane, in [0, 1), features about one unit wide."""
+    fx = np.floor(x)
+    fy = np.floor(y)
+    i = int(fx)
+    j = int(fy)
+    u = x - fx
+    v = y - fy
+    u = u * u * (3.0 - 2.0 * u)
+    v = v * v * (3.0 - 2.0 * v)
+    low = lattice(i, j, 0, seed) * (1.0 - u) + lattice(i + 1, j, 0, seed) * u
+    high = lattice(i, j + 1, 0, seed) * (1.0 - u) + lattice(i + 1, j + 1, 0, seed) * u
+    return low * (1.0 - v) + high * v
+
+
+@nb.njit(cache=True, nogil=True)
+def noise3(x: float, y: float, z: float, seed: int) -> float:
+    """Value noise in space, in [0, 1), features about one unit wide."""
+    fx = np.floor(x)
+    fy = np.floor(y)
+    fz = np.floor(z)
+    i = int(fx)
+    j = int(fy)
+    k = int(fz)
+    u = x - fx
+    v = y - fy
+    w = z - fz
+    u = u * u * (3.0 - 2.0 * u)
+    v = v * v * (3.0 - 2.0 * v)
+    w = w * w * (3.0 - 2.0 * w)
+    a = lattice(i, j, k, seed) * (1.0 - u) + lattice(i + 1, j, k, seed) * u
+    b = lattice(i, j + 1, k, seed) * (1.0 - u) + lattice(i + 1, j + 1, k, seed) * u
+    c = lattice(i, j, k + 1, seed) * (1.0 - u) + lattice(i + 1, j, k + 1, seed) * u
+    d = lattice(i, j + 1, k + 1, seed) * (1.0 - u) + lattice(i + 1, j + 1, k + 1, seed) * u
+    return (a * (1.0 - v) + b * v) * (1.0 - w) + (c * (1.0 - v) + d * v) * w
+
+
+@nb.njit(cache=True, nogil=True)
+def cloud2(x: float, y: float, octaves: int, seed: int) -> float:
+    """Sum of octaves of `noise2`, each twice as fine and half as strong, scaled to [0, 1)."""
+    total = 0.0
+    weight = 1.0
+    norm = 0.0
+    for octave in range(octaves):
+        total += weight * noise2(x, y, seed + 31 * octave)
+        norm += weight
+        weight *= 0.5
+        x *= 2.03
+        y *= 2.03
+    return total / norm
