@@ -1,0 +1,246 @@
+"""Shared-part distances against a literal loop in double precision, and against other projects' outputs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.errors import FormatError
+from pipeline.matching.distance import (
+    NOTHING_SHARED,
+    PartSet,
+    Rule,
+    distance_blocks,
+    distance_matrix,
+    part_distances,
+    prepare,
+    visibility_weights,
+)
+from pipeline.matching.metrics import rank_metrics
+
+VECTORS = Path(__file__).parents[2] / "data" / "vectors"
+RULES = ("shrunk", "mean", "sum", "query", "all")
+
+
+def unit(v: np.ndarray) -> np.ndarray:
+    norm = np.sqrt(sum(float(x) ** 2 for x in v))
+    return v.astype(np.float64) / norm if norm > 0 else np.zeros(len(v))
+
+
+def between(a: np.ndarray, b: np.ndarray, metric: str) -> float:
+    cosine = float(unit(a) @ unit(b))
+    return 1 - cosine if metric == "cosine" else float(np.sqrt(max(0.0, 2 - 2 * cosine)))
+
+
+def literal(query: PartSet, gallery: PartSet, rule: Rule) -> np.ndarray:
+    qp, qw, qv = query.parts.numpy(), query.whole.numpy(), query.visible.double().numpy()
+    gp, gw, gv = gallery.parts.numpy(), gallery.whole.numpy(), gallery.visible.double().numpy()
+    has_whole = rule.whole_term and qw.shape[1] > 0
+    out = np.empty((len(qp), len(gp)))
+    for i, j in itertools.product(range(len(qp)), range(len(gp))):
+        d = [between(qp[i, k], gp[j, k], rule.metric) for k in range(qp.shape[1])]
+        d0 = between(qw[i], gw[j], rule.metric) if has_whole else NOTHING_SHARED
+        o = [float(qv[i, k] * gv[j, k]) for k in range(qp.shape[1])]
+        weighted = sum(a * b for a, b in zip(o, d, strict=True))
+        if rule.name == "sum":
+            out[i, j] = weighted
+        elif rule.name == "all":
+            out[i, j] = sum(d) / len(d)
+        elif rule.name == "query":
+            out[i, j] = sum(a * b for a, b in zip(qv[i], d, strict=True)) if qv[i].sum() > 0 else d0
+        elif rule.name == "shrunk" and has_whole and rule.shrink > 0:
+            out[i, j] = (weighted + rule.shrink * d0) / (sum(o) + rule.shrink)
+        else:
+            out[i, j] = weighted / sum(o) if sum(o) > 0 else d0
+    return out
+
+
+def made_up(count: int, *, part_dim: int = 12, whole_dim: int = 9, soft: bool = False, seed: int = 0) -> PartSet:
+    rng = np.random.default_rng(seed)
+    parts = rng.normal(size=(count, 7, part_dim)).astype(np.float32) * rng.choice(
+        [1e-3, 1, 1e3], size=(count, 7, 1)
+    ).astype(np.float32)
+    whole = rng.normal(size=(count, whole_dim)).astype(np.float32)
+    visible = (rng.random((count, 7)) < 0.5).astype(np.float32)
+    if soft:
+        visible *= rng.random((count, 7), dtype=np.float32)
+    visible[0] = 0
+    visible[-1] = 1
+    parts[1] = 0  # A zero feature has cosine 0 with everything.
+    whole[1] = 0
+    return PartSet(torch.from_numpy(parts), torch.from_numpy(whole), torch.from_numpy(visible))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("name", RULES)
+def test_equals_the_double_precision_loop(name: Any, whole: bool, soft: bool, metric: Any) -> None:
+    query, gallery = made_up(9, soft=soft), made_up(17, soft=soft, seed=1)
+    # The same image on both sides: rounding must not show near 0.
+    gallery.parts[5], gallery.whole[5], gallery.visible[5] = query.parts[4], query.whole[4], query.visible[4]
+    for shrink in (1.0, 0.3, 0.0):
+        rule = Rule(name, shrink=shrink, whole_term=whole, metric=metric)
+        found = distance_matrix(query, gallery, rule=rule, rows=4).numpy()
+        assert found.dtype == np.float32
+        assert (found >= 0).all()
+        np.testing.assert_allclose(found, literal(query, gallery, rule), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["shrunk", "mean", "query"])
+def test_nothing_shared_ranks_last_without_the_whole_term(name: Any) -> None:
+    query, gallery = made_up(6), made_up(30, seed=2)
+    found = distance_matrix(query, gallery, rule=Rule(name, whole_term=False)).numpy()
+    shared = (query.visible @ gallery.visible.T).numpy() > 0
+    if name == "query":
+        shared = np.broadcast_to((query.visible.sum(dim=1) > 0).numpy()[:, None], shared.shape)
+    assert (found[~shared] == NOTHING_SHARED).all()
+    assert found[shared].max() < (NOTHING_SHARED if name != "query" else 14.1)
+
+
+def test_the_letter_of_the_equation_collapses() -> None:
+    """A pair that shares nothing has distance 0 by eq. 7 and comes first; the shared mean does not fall for it."""
+    query, gallery = made_up(3)[:1], made_up(3)[:2]
+    query.visible[0] = torch.tensor([1.0, 0, 0, 0, 0, 0, 0])
+    gallery.parts[1] = query.parts[0] + 0.1 * gallery.parts[0]
+    gallery.visible[0] = torch.tensor([0.0, 1, 0, 0, 0, 0, 0])
+    gallery.visible[1] = 1
+    ids = ([1], [2, 1], [0], [1, 1])
+    assert rank_metrics(distance_matrix(query, gallery, rule=Rule("sum")), *ids).rank(1) == 0
+    assert rank_metrics(distance_matrix(query, gallery, rule=Rule("mean", whole_term=False)), *ids).rank(1) == 1
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_model_without_parts_is_compared_by_the_whole_body(name: Any) -> None:
+    query, gallery = made_up(5, part_dim=0), made_up(8, part_dim=0, seed=1)
+    expected = [[between(a, b, "cosine") for b in gallery.whole.numpy()] for a in query.whole.numpy()]
+    found = distance_matrix(query, gallery, rule=Rule(name)).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    with pytest.raises(FormatError, match="nothing to compare"):
+        distance_matrix(query, gallery, rule=Rule(name, whole_term=False))
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_model_without_whole_body_feature(name: Any) -> None:
+    query, gallery = made_up(5, whole_dim=0), made_up(8, whole_dim=0, seed=1)
+    np.testing.assert_allclose(
+        distance_matrix(query, gallery, rule=Rule(name)), literal(query, gallery, Rule(name)), atol=1e-5
+    )
+
+
+def test_blocks_are_the_matrix() -> None:
+    query, gallery = made_up(11), made_up(6)
+    blocks = list(distance_blocks(query, gallery, rows=4))
+    assert [len(block) for block in blocks] == [4, 4, 3]
+    torch.testing.assert_close(torch.cat(blocks), distance_matrix(query, gallery))
+    prepared = prepare(query, is_query=True), prepare(gallery, is_query=False)
+    torch.testing.assert_close(distance_matrix(*prepared), distance_matrix(query, gallery))
+
+
+def test_lower_matmul_precision_set_elsewhere_does_not_reach_distances() -> None:
+    query, gallery = made_up(9), made_up(17)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        np.testing.assert_allclose(distance_matrix(query, gallery), literal(query, gallery, Rule()), atol=1e-5)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_part_distances_explain_a_pair() -> None:
+    query, gallery = made_up(3), made_up(4, seed=1)
+    for metric in ("cosine", "euclidean"):
+        found = part_distances(query, gallery, metric=metric).numpy()
+        assert found.shape == (3, 4, 8)
+        for i, j in itertools.product(range(3), range(4)):
+            for k in range(7):
+                assert found[i, j, k] == pytest.approx(
+                    between(query.parts[i, k].numpy(), gallery.parts[j, k].numpy(), metric), abs=1e-6
+                )
+            assert found[i, j, 7] == pytest.approx(
+                between(query.whole[i].numpy(), gallery.whole[j].numpy(), metric), abs=1e-6
+            )
+    assert part_distances(made_up(2, whole_dim=0), made_up(2, whole_dim=0))[..., 7].isnan().all()
+
+
+def test_visibility_weights() -> None:
+    means = np.array([[0.0, 0.1, 0.2, 0.9]], dtype=np.float32)
+    tau = np.array([0.1, 0.1, 0.1, 0.0], dtype=np.float32)
+    np.testing.assert_array_equal(visibility_weights(means, tau, "hard"), [[0, 0, 1, 1]])
+    np.testing.assert_allclose(visibility_weights(means, tau, "soft"), [[0, 0.5, 1, 1]])
+    assert (visibility_weights(means * 0, tau, "soft") == 0).all()
+
+
+def test_features_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(FormatError, match="lengths"):
+        distance_matrix(made_up(3), made_up(3, part_dim=5))
+    broken = PartSet(torch.ones(3, 7, 2), torch.ones(2, 2), torch.ones(3, 7))
+    with pytest.raises(FormatError, match="belong together"):
+        distance_matrix(broken, made_up(3, part_dim=2))
+
+
+class TestOtherProjects:
+    """visdist1: where a formula of another project is one of our rules, the figures agree."""
+
+    @pytest.fixture(scope="class")
+    def arrays(self) -> dict[str, torch.Tensor]:
+        with np.load(VECTORS / "visdist1.npz") as data:
+            return {key: torch.from_numpy(data[key]).float() for key in data}
+
+    @pytest.fixture(scope="class")
+    def expected(self) -> dict[str, np.ndarray]:
+        info = json.loads((VECTORS / "visdist1.json").read_text())
+        return {key: np.array(info[key]["value"], dtype=np.float64) for key in info if key != "shapes"}
+
+    @staticmethod
+    def sides(arrays: dict[str, torch.Tensor], kind: str, root: bool = False) -> tuple[PartSet, PartSet]:
+        q, g = arrays[f"q_{kind}"], arrays[f"g_{kind}"]
+        return (
+            PartSet(arrays["q_feats"], arrays["q_global"], q.sqrt() if root else q),
+            PartSet(arrays["g_feats"], arrays["g_global"], g.sqrt() if root else g),
+        )
+
+    def test_shrunk_is_pgfa(self, arrays: dict[str, torch.Tensor], expected: dict[str, np.ndarray]) -> None:
+        found = distance_matrix(*self.sides(arrays, "vis"), rule=Rule("shrunk"))
+        # Their similarity maps each cosine to [0, 1]: s = 1 - d / 2.
+        np.testing.assert_allclose(1 - found / 2, expected["pgfa_similarity"], atol=1e-5)
+
+    @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+    def test_mean_is_bpbreid(
+        self, arrays: dict[str, torch.Tensor], expected: dict[str, np.ndarray], metric: Any
+    ) -> None:
+        query, gallery = self.sides(arrays, "vis")
+        found = distance_matrix(query, gallery, rule=Rule("mean", whole_term=False, metric=metric)).numpy()
+        want = expected[f"bpbreid_bool_{metric}"]
+        shared = (query.visible @ gallery.visible.T).numpy() > 0
+        np.testing.assert_allclose(found[shared], want[shared], atol=1e-5)
+        # They give pairs that share nothing the largest part distance + 1, we a constant; last rank in both.
+        assert (found[~shared] == NOTHING_SHARED).all()
+        assert want[~shared].min() > want[shared].max()
+
+    def test_soft_mean_is_bpbreid_continuous(
+        self, arrays: dict[str, torch.Tensor], expected: dict[str, np.ndarray]
+    ) -> None:
+        found = distance_matrix(*self.sides(arrays, "score", root=True), rule=Rule("mean", metric="euclidean"))
+        np.testing.assert_allclose(found, expected["bpbreid_continuous_euclidean"], atol=1e-5)
+
+    def test_soft_mean_is_half_of_pvpm(self, arrays: dict[str, torch.Tensor], expected: dict[str, np.ndarray]) -> None:
+        found = distance_matrix(*self.sides(arrays, "score"), rule=Rule("mean"))
+        np.testing.assert_allclose(2 * found, expected["pvpm_continuous_sqeuclidean"], atol=1e-5)
+
+    def test_where_pvpm_gives_nan_we_do_not(
+        self, arrays: dict[str, torch.Tensor], expected: dict[str, np.ndarray]
+    ) -> None:
+        found = distance_matrix(*self.sides(arrays, "vis"), rule=Rule("mean")).numpy()
+        want = expected["pvpm_binary_sqeuclidean"]
+        good = ~np.isnan(want)
+        assert not good.all()
+        np.testing.assert_allclose(2 * found[good], want[good], atol=1e-5)
+        assert np.isfinite(found).all()
