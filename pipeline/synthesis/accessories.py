@@ -46,7 +46,7 @@ def worn(model: BodyModel, rest: Rest, identity: Identity, clearance: float) -> 
 
 
 def _hat(model: BodyModel, rest: Rest, hat: Hat) -> list[Piece]:
-    points = model.template[sheet("scalp").vertices]
+    points = sheet("scalp").chart.points
     z, turn = points[:, 2], azimuth(points)
     front = np.cos(turn)
     # Lower border: level for a brim, over the ears and low at the back for a beanie, high at the back for a cap.
@@ -137,17 +137,14 @@ def _glasses(model: BodyModel, rest: Rest, *, dark: bool) -> Piece:
 
 
 def _scarf(model: BodyModel, rest: Rest, clearance: float, texture: int) -> list[Piece]:
-    ids = sheet("collar").vertices
-    points = model.template[ids]
+    points = sheet("collar").chart.points
     x, y, z = points.T
     low = z - (0.632 + 0.55 * np.minimum(y + 0.01, 0.05) + 0.25 * np.abs(x))
     folds = 0.5 + 0.5 * np.sin(z * 190 + 3 * np.arctan2(x, -y))
     offset = 0.018 + 0.5 * clearance + 0.010 * folds + 0.012 * noise_at(points, 22.0, texture)
     wrap = draped(model, "collar", lifted(rest, "collar", offset), [low], Material.SCARF, Label.SCARF)
     # One end hangs over the chest, on whatever is worn there.
-    ids = sheet("torso").vertices
-    points = model.template[ids]
-    x, y, z = points.T
+    x, y, z = sheet("torso").chart.points.T
     lean = 0.035 + 0.10 * (0.62 - z)
     fields = [0.042 - np.abs(x - lean), z - 0.33, 0.64 - z, -0.02 - y]
     band = lifted(rest, "torso", clearance + 0.012 + 0.004 * np.sin((x - lean) * 150))
@@ -156,7 +153,7 @@ def _scarf(model: BodyModel, rest: Rest, clearance: float, texture: int) -> list
 
 def _band(model: BodyModel, rest: Rest, bag: Bag, offset: float, fields: list[NDArray[np.floating]]) -> Piece:
     """A strap: a narrow sheet over the clothes of the trunk."""
-    off_arm = 0.05 - 0.1 * model.arm_weight[sheet("torso").vertices]
+    off_arm = 0.05 - 0.1 * sheet("torso").chart.arm_weight
     points = lifted(rest, "torso", offset)
     return draped(
         model, "torso", points, [*fields, off_arm], Material.BAG, Label.BACKGROUND, np.asarray(bag.colour) * 0.6
@@ -165,8 +162,7 @@ def _band(model: BodyModel, rest: Rest, bag: Bag, offset: float, fields: list[ND
 
 def _back_surface(model: BodyModel, x: NDArray[np.floating], z: NDArray[np.floating]) -> NDArray[np.floating]:
     """Canonical y of the back at points (x, z): the hindmost skin near them."""
-    ids = sheet("torso").vertices
-    points = model.template[ids]
+    points = sheet("torso").chart.points
     back = points[(points[:, 1] > 0.0) & (np.abs(points[:, 0]) < 0.2)]
     distance = (x[:, None] - back[None, :, 0]) ** 2 + (z[:, None] - back[None, :, 2]) ** 2
     weight = np.exp(-distance / (2 * 0.02**2)) + 1e-12
@@ -210,8 +206,7 @@ def _backpack(model: BodyModel, rest: Rest, bag: Bag, clearance: float) -> list[
     points = shape.vertices.astype(np.float32)
     placed = follow(model, rest, points, "tights") + np.array([0.0, clearance, 0.0], np.float32)
     sack = thing(shape, placed, worn_with(model, points), material=Material.BAG)
-    ids = sheet("torso").vertices
-    tx, ty, tz = model.template[ids].T
+    tx, ty, tz = sheet("torso").chart.points.T
     # From the top of the sack over the shoulder, outwards down the chest, and back under the arm.
     across = 0.092 + 0.10 * np.clip(0.60 - tz, 0, 0.2) * (ty < 0)
     strap = [0.022 - np.abs(np.abs(tx) - across), tz - np.where(ty < 0.0, 0.36, 0.48)]
@@ -246,7 +241,7 @@ def _shoulder_bag(model: BodyModel, rest: Rest, bag: Bag, clearance: float) -> l
     points = (shape.vertices + place).astype(np.float32)
     sack = thing(shape, points, rigid(model, len(points), ("root",)), material=Material.BAG)
     # The strap is where a slanting plane cuts the trunk: hip on the bag's side to the other shoulder.
-    tx, _, tz = model.template[sheet("torso").vertices].T
+    tx, _, tz = sheet("torso").chart.points.T
     low, high = np.array([side * 0.17, 0.16]), np.array([-side * 0.085, 0.645])
     along = (high - low) / np.linalg.norm(high - low)
     distance = (tx - low[0]) * along[1] - (tz - low[1]) * along[0]

@@ -29,6 +29,38 @@ HEAD_BONES = ("head", "neck02", "neck03", "eye")
 
 
 @dataclass(frozen=True, slots=True)
+class Chart:
+    """Coordinates of places on the body, the same for everybody, in which hems and patterns are drawn.
+
+    Args:
+        points: (n, 3) canonical coordinates, metres.
+        arm: (n,) 0 shoulder, 0.5 elbow, 1 wrist; -1 off the arms.
+        leg: (n,) 0 hip joint, 1 ankle, down the vertical; negative above the hips.
+        arm_weight: (n,) share of the arm's bones in the skinning, smooth over the shoulder.
+    """
+
+    points: FloatArray
+    arm: FloatArray
+    leg: FloatArray
+    arm_weight: FloatArray
+
+    @property
+    def x(self) -> FloatArray:
+        """(n,) to the person's left."""
+        return self.points[:, 0]
+
+    @property
+    def y(self) -> FloatArray:
+        """(n,) backwards."""
+        return self.points[:, 1]
+
+    @property
+    def z(self) -> FloatArray:
+        """(n,) upwards."""
+        return self.points[:, 2]
+
+
+@dataclass(frozen=True, slots=True)
 class Sheet:
     """A part of the body's or a helper's surface, on which clothes are built.
 
@@ -36,11 +68,13 @@ class Sheet:
         vertices: (n,) int32 numbers of its vertices in the body.
         faces: (f, 3) int32 in its own numbering.
         smooth: (n, n) operator that evens out muscles, as cloth does; None leaves the points as they are.
+        chart: Of its vertices, evened out in the same way: what is a straight line in it is one on the person.
     """
 
     vertices: IntArray
     faces: IntArray
     smooth: scipy.sparse.csr_array | None
+    chart: Chart
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +114,11 @@ class BodyModel:
     arm: FloatArray
     leg: FloatArray
     arm_weight: FloatArray
+
+    @property
+    def chart(self) -> Chart:
+        """Of all vertices."""
+        return Chart(self.template, self.arm, self.leg, self.arm_weight)
 
     def head(self, bone: str) -> FloatArray:
         """(3,) canonical head of a bone."""
@@ -258,7 +297,22 @@ def _cut_out(faces: IntArray, keep: NDArray[np.bool_], rounds: int) -> Sheet:
     used, flat = np.unique(faces[keep[faces].all(axis=1)], return_inverse=True)
     own = flat.reshape(-1, 3).astype(np.int32)
     smooth = _smoothing(own, len(used), rounds) if rounds else None
-    return Sheet(used.astype(np.int32), own, smooth)
+    model = body_model()
+    chart = Chart(model.template[used], model.arm[used], model.leg[used], model.arm_weight[used])
+    return Sheet(used.astype(np.int32), own, smooth, chart if smooth is None else _evened(chart, smooth))
+
+
+def _evened(chart: Chart, smooth: scipy.sparse.csr_array) -> Chart:
+    on_arm = (chart.arm >= 0).astype(np.float32)
+    reach = smooth @ on_arm
+    # Off the arms there is no coordinate to average: only neighbours on the arm count.
+    arm = np.where(on_arm > 0, (smooth @ (chart.arm * on_arm)) / np.maximum(reach, 1e-6), -1)
+    return Chart(
+        np.asarray(smooth @ chart.points, np.float32),
+        arm.astype(np.float32),
+        np.asarray(smooth @ chart.leg, np.float32),
+        np.asarray(smooth @ chart.arm_weight, np.float32),
+    )
 
 
 def _smoothing(faces: IntArray, count: int, rounds: int) -> scipy.sparse.csr_array:

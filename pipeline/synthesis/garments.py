@@ -1,20 +1,33 @@
 """Clothes over the body, and `dress`: the whole posed person.
 
-Where cloth ends is a field over the body's canonical surface, positive where it covers (in metres or limb lengths), so
-that a hem is one smooth curve on everybody. Skin under cloth is left out, a little way in from each border.
+Clothes are layers over the body, cut by the borders of `hems`. Skin under cloth is left out, a little way in from each
+border.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.synthesis.accessories import carried, held, worn
-from pipeline.synthesis.body import Rest, body_model, bone_transforms, shaped, sheet, skin
+from pipeline.synthesis.body import Chart, Rest, body_model, bone_transforms, shaped, sheet, skin
 from pipeline.synthesis.hair import covered_scalp, hair_pieces
+from pipeline.synthesis.hems import (
+    Border,
+    Field,
+    above,
+    below,
+    down_to,
+    from_leg,
+    neckline,
+    off_arms,
+    open_front,
+    shoe,
+    sleeves,
+)
 from pipeline.synthesis.identity import Coat, Identity, Top
 from pipeline.synthesis.mesh import FloatArray, IntArray, Label, Material, Mesh, merge
 from pipeline.synthesis.patterns import noise_at
@@ -24,8 +37,6 @@ from pipeline.synthesis.raster import vertex_normals
 
 OVERLAP = 0.012
 """How far skin goes on under the border of cloth, in metres."""
-
-Field = NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,209 +71,160 @@ class _Outfit:
         self.model = body_model()
         self.rest = shaped(self.model, identity.shape)
         self.pieces: list[Piece] = []
-        self.x, self.y, self.z = self.model.template.T
         self.hip = float(self.model.head("upperleg01.L")[2])
-        self.shoulder = float(self.model.head("upperarm01.L")[2])
-        self.covered = np.full(len(self.z), -1, np.float32)
+        self.covered = np.full(len(self.model.template), -1, np.float32)
         """Over the body: how far inside some cloth, positive where skin need not be drawn."""
         self.thickness = 0.012
         """How far the outermost cloth stands off the trunk."""
 
-    def cover(self, *fields: Field) -> None:
+    def cover(self, *borders: Border) -> None:
         """Note that cloth covers where all fields are positive."""
+        fields = [border(self.model.chart) for border in borders]
         self.covered = np.maximum(self.covered, np.minimum.reduce(fields)).astype(np.float32)
 
-    def add(self, name: str, offset: Field | float, fields: list[Field], material: Material, label: Label) -> None:
+    def add(self, name: str, points: FloatArray, borders: Sequence[Border], material: Material, label: Label) -> None:
         """Drape a sheet."""
-        self.pieces.append(draped(self.model, name, lifted(self.rest, name, offset), fields, material, label))
+        fields = [border(sheet(name).chart) for border in borders]
+        self.pieces.append(draped(self.model, name, points, fields, material, label))
 
-    def on(self, name: str, field: Field) -> Field:
-        """A field over the body, at the vertices of a sheet."""
-        values: Field = field[sheet(name).vertices]
-        return values
-
-    # Fields over the whole body.
-
-    def neckline(self, neck: str) -> Field:
-        """Positive below a plane through the neck, lower in front; a V goes down to the breastbone."""
-        height, slope = {"round": (0.640, 0.55), "v": (0.640, 0.62), "high": (0.694, 0.20)}[neck]
-        line = height + slope * self.y + 0.25 * np.abs(self.x)
-        if neck == "v":
-            line = line - np.clip(0.10 - 1.5 * np.abs(self.x), 0, 1) * np.clip(-(self.y + 0.02) * 30, 0, 1)
-        return np.asarray(line - self.z)
-
-    def sleeves(self, end: float) -> Field:
-        """Positive on the trunk and on the arms as far as `end`."""
-        if end < 0:
-            # Arm holes follow the skinning weights, the one smooth coordinate over the shoulder.
-            return np.asarray((0.42 - self.model.arm_weight) * 0.1)
-        return np.asarray((end - self.model.arm) * 0.5)
-
-    def front_gap(self, half_width: float, spread: float = 0.0) -> Field:
-        """Positive beside an open front; `spread` widens it downwards."""
-        if half_width < 0:
-            return np.ones(len(self.x), np.float32)
-        width = half_width * (1 + spread * np.clip((self.hip + 0.1 - self.z) / 0.6, 0, 1))
-        return np.asarray(np.abs(self.x) - width + 4 * np.clip(self.y + 0.03, 0, 1))
+    def lift(self, name: str, offset: Field | float) -> FloatArray:
+        """The sheet's vertices, moved off the body."""
+        return lifted(self.rest, name, offset)
 
     # Pieces, from the inside outwards.
 
     def feet(self) -> None:
         shoes = self.identity.shoes
-        leg = self.model.leg
         if shoes.sock is not None:
-            field = (leg - shoes.sock_height) * 0.8
-            self.add("feet", 0.003, [self.on("feet", field)], Material.SOCK, Label.SOCKS)
-            self.cover(field)
-        if shoes.kind == "boot":
-            opening = (leg - 0.74) * 0.8
-        else:
-            ankle = self.model.head("foot.L")[2]
-            top = ankle + (0.002 if shoes.kind == "trainer" else -0.016)
-            # Lower in front of the ankle, up again at the tongue.
-            opening = top - 0.15 * np.clip(-self.y - 0.01, 0, 0.08) - self.z
-            opening = np.where(leg < 0.5, -1, opening)
-        points = self.model.template[sheet("feet").vertices]
-        ground = points[:, 2].min()
-        welt = np.clip((ground + 0.034 - points[:, 2]) / 0.02, 0, 1)
-        toe = np.clip((-points[:, 1] - 0.08) / 0.1, 0, 1)
-        offset = 0.006 + 0.006 * welt + 0.004 * toe + (0.004 if shoes.kind == "boot" else 0.0)
-        self.add("feet", offset, [self.on("feet", opening)], Material.SHOE, Label.LEFT_SHOE)
-        self.cover(opening)
+            sock = from_leg(shoes.sock_height)
+            self.add("feet", self.lift("feet", 0.003), [sock], Material.SOCK, Label.SOCKS)
+            self.cover(sock)
+        chart = sheet("feet").chart
+        welt = np.clip((chart.z.min() + 0.034 - chart.z) / 0.02, 0, 1)
+        toe = np.clip((-chart.y - 0.08) / 0.1, 0, 1)
+        offset = 0.005 + 0.005 * welt + 0.004 * toe + (0.003 if shoes.kind == "boot" else 0.0)
+        self.add("feet", self.lift("feet", offset), [shoe(shoes.kind)], Material.SHOE, Label.LEFT_SHOE)
+        self.cover(shoe(shoes.kind))
 
     def legs(self) -> None:
-        identity, leg = self.identity, self.model.leg
-        bottom = identity.bottom
-        label = Label.JUMPSUITS if identity.garment == "jumpsuit" else Label.PANTS
-        below_waist = self.hip + 0.095 - self.z
-        ends = (bottom.length - leg) * 0.8
-        off_arm = np.where(self.model.arm_weight > 0.3, -1, 1)
-        on_legs = leg[sheet("legs").vertices]
-        t = np.clip((on_legs - 0.15) / max(bottom.length - 0.15, 0.2), 0, 1)
-        points = self.model.template[sheet("legs").vertices]
-        # Cloth gathers over the shoe in long trousers.
-        stack = 0.006 * np.clip((on_legs - 0.86) / 0.1, 0, 1) * np.sin(on_legs * 95) if bottom.length > 0.9 else 0.0
-        offset = 0.007 + bottom.wide * t**1.3 + 0.004 * noise_at(points, 14.0, identity.texture) + stack
+        identity, bottom = self.identity, self.identity.bottom
+        chart = sheet("legs").chart
+        t = np.clip((chart.leg - 0.15) / max(bottom.length - 0.15, 0.2), 0, 1)
+        offset = 0.007 + bottom.wide * t**1.3 + 0.004 * noise_at(chart.points, 14.0, identity.texture)
+        if bottom.length > 0.9:
+            # Cloth gathers over the shoe.
+            offset = offset + 0.006 * np.clip((chart.leg - 0.86) / 0.1, 0, 1) * np.sin(chart.leg * 95)
         if identity.garment == "shorts":
             offset = offset + 0.016 * t
-        self.add("legs", offset, [self.on("legs", below_waist), self.on("legs", ends)], Material.BOTTOM, label)
-        self.cover(below_waist, ends, off_arm)
+        borders = [below(self.hip + 0.095), down_to(bottom.length)]
+        label = Label.JUMPSUITS if identity.garment == "jumpsuit" else Label.PANTS
+        self.add("legs", self.lift("legs", offset), borders, Material.BOTTOM, label)
+        self.cover(*borders, off_arms)
 
     def skirt(self, *, dress: bool) -> None:
         bottom = self.identity.bottom
-        ids = sheet("skirt").vertices
-        z = self.model.template[ids, 2]
-        ankle = self.model.head("foot.L")[2]
-        end = self.hip - bottom.length * (self.hip - ankle)
-        points = self._flared(bottom.flare, folds=0.05)
+        z = sheet("skirt").chart.z
+        end = self.hip - bottom.length * (self.hip - float(self.model.head("foot.L")[2]))
         rise = np.clip((0.20 - z) / 0.06, 0, 1)
-        normals = vertex_normals(points, sheet("skirt").faces)
         # The upper rim dips under the bodice, so that the seam is where the two meet.
         lift = (0.010 * rise - 0.012 * (1 - rise)) if dress else 0.004 * rise
-        points = points + normals * lift[:, None].astype(np.float32)
         label = Label.DRESS if dress else Label.SKIRT
-        field = z - end
-        self.pieces.append(draped(self.model, "skirt", points, [field], Material.SKIRT, label))
-        # Legs are seen from below into a skirt, so only what is well inside is left out.
-        self.cover(self.z - end - 0.16, self.hip + 0.08 - self.z, np.where(self.model.arm_weight > 0.3, -1.0, 1.0))
+        self.add("skirt", self._flared(bottom.flare, lift, folds=0.05), [above(end)], Material.SKIRT, label)
+        # One can look up into a skirt: only the skin well inside is left out.
+        self.cover(above(end + 0.16), below(self.hip + 0.08), off_arms)
 
-    def _flared(self, flare: float, *, folds: float) -> FloatArray:
-        """The skirt helper, widened towards its hem and laid in folds."""
-        part = sheet("skirt")
-        points = np.asarray(part.smooth @ self.rest.vertices[part.vertices])
-        canonical = self.model.template[part.vertices]
-        t = np.clip((self.hip + 0.06 - canonical[:, 2]) / 0.7, 0, 1)
-        centre = np.array([0.0, float(points[:, 1].mean()), 0.0], np.float32)
-        angle = np.arctan2(canonical[:, 1] - 0.0, canonical[:, 0])
-        ripple = folds * t * np.sin(7 * angle + self.identity.texture % 7)
+    def _flared(self, flare: float, lift: Field, *, folds: float) -> FloatArray:
+        """The skirt helper, widened towards its hem, laid in folds and lifted off."""
+        part, chart = sheet("skirt"), sheet("skirt").chart
+        points = lifted(self.rest, "skirt", 0.0)
+        t = np.clip((self.hip + 0.06 - chart.z) / 0.7, 0, 1)
+        centre = points[:, 1].mean()
+        ripple = folds * t * np.sin(7 * np.arctan2(chart.y, chart.x) + self.identity.texture % 7)
         scale = (1 + (flare - 1) * t**0.8) * (1 + ripple)
-        out = points.copy()
-        out[:, :2] = centre[:2] + (points[:, :2] - centre[:2]) * scale[:, None]
-        result: FloatArray = out.astype(np.float32)
+        wide = np.stack([points[:, 0] * scale, centre + (points[:, 1] - centre) * scale, points[:, 2]], axis=1)
+        wide = wide.astype(np.float32)
+        result: FloatArray = wide + vertex_normals(wide, part.faces) * lift[:, None].astype(np.float32)
         return result
 
     def top(self) -> None:
         identity, top = self.identity, self.identity.top
         label = {"dress": Label.DRESS, "jumpsuit": Label.JUMPSUITS}.get(identity.garment, Label.UPPER_CLOTHES)
-        one_piece = identity.garment in ("dress", "jumpsuit")
-        tucked = identity.garment == "skirt" or one_piece
-        hem_height = {"dress": self.hip + 0.05, "jumpsuit": self.hip + 0.06, "skirt": self.hip + 0.08}.get(
+        tucked = identity.garment in ("dress", "jumpsuit", "skirt")
+        hem = {"dress": self.hip + 0.05, "jumpsuit": self.hip + 0.06, "skirt": self.hip + 0.08}.get(
             identity.garment, self.hip + top.hem
         )
-        hem, neck, sleeves = self.z - hem_height, self.neckline(top.neck), self.sleeves(top.sleeve)
-        on_trunk = np.where(self.model.arm_weight > 0.3, 1.0, hem)
-        offset = self._top_offset(top, hem_height, tucked)
-        self.add("torso", offset, [self.on("torso", f) for f in (on_trunk, neck, sleeves)], Material.TOP, label)
-        self.cover(on_trunk, neck, sleeves)
+        borders = [above(hem), neckline(top.neck), sleeves(top.sleeve)]
+        if identity.coat is not None:
+            offset: Field = np.full(len(sheet("torso").vertices), 0.008)
+        else:
+            offset = self._top_offset(top, hem, tucked)
+        self.add("torso", self.lift("torso", offset), borders, Material.TOP, label)
+        self.cover(*borders)
         self.thickness = max(self.thickness, 0.010 + top.loose)
 
-    def _top_offset(self, top: Top, hem_height: float, tucked: bool) -> Field:
-        ids = sheet("torso").vertices
-        points, arm = self.model.template[ids], self.model.arm[ids]
-        z, on_arm = points[:, 2], self.model.arm_weight[ids] > 0.5
-        loose = top.loose * (0.6 + 0.6 * noise_at(points, 8.0, self.identity.texture))
+    def _top_offset(self, top: Top, hem: float, tucked: bool) -> Field:
+        chart = sheet("torso").chart
+        loose = top.loose * (0.6 + 0.6 * noise_at(chart.points, 8.0, self.identity.texture))
         trunk = loose * (1.0 if not tucked else 0.5)
         if not tucked:
             # Cloth hangs from the chest: it fills the waist and stands off at the hem.
-            trunk = trunk + 1.1 * top.loose * np.exp(-(((z - 0.30) / 0.10) ** 2))
-            trunk = trunk + (0.006 + 0.5 * top.loose) * np.exp(-np.clip(z - hem_height, 0, 1) / 0.07)
+            trunk = trunk + 1.1 * top.loose * np.exp(-(((chart.z - 0.30) / 0.10) ** 2))
+            trunk = trunk + (0.006 + 0.5 * top.loose) * np.exp(-np.clip(chart.z - hem, 0, 1) / 0.07)
         if top.sleeve > 0.9:
-            sleeve = loose * (0.9 - 0.5 * np.clip((arm - 0.8) / 0.15, 0, 1)) + 0.003
+            sleeve = loose * (0.9 - 0.5 * np.clip((chart.arm - 0.8) / 0.15, 0, 1)) + 0.003
         else:
-            sleeve = 0.6 * loose + top.loose * np.clip(arm / max(top.sleeve, 0.1), 0, 1) ** 2
-        offset = 0.008 + np.where(on_arm, sleeve, trunk)
+            sleeve = 0.6 * loose + top.loose * np.clip(chart.arm / max(top.sleeve, 0.1), 0, 1) ** 2
+        on_arm = np.clip((chart.arm_weight - 0.3) / 0.4, 0, 1)
+        offset = 0.008 + on_arm * sleeve + (1 - on_arm) * trunk
         if top.neck == "high":
-            offset = offset + 0.004 * np.clip((z - 0.64) / 0.03, 0, 1)
+            offset = offset + 0.004 * np.clip((chart.z - 0.64) / 0.03, 0, 1)
         return np.asarray(offset)
 
     def coat(self, coat: Coat) -> None:
         long = coat.length > 0.13
-        gap = self.front_gap(coat.opening)
-        hem_height = self.hip + 0.03 if long else self.hip - coat.length
-        on_trunk = np.where(self.model.arm_weight > 0.3, 1.0, self.z - hem_height)
-        neck, sleeves = self.neckline("round") + 0.012, self.sleeves(1.0)
-        ids = sheet("torso").vertices
-        points = self.model.template[ids]
+        hem = self.hip + 0.03 if long else self.hip - coat.length
+        chart = sheet("torso").chart
         base = 0.018 + self.identity.top.loose * 0.6
-        offset = base + 0.006 * noise_at(points, 7.0, self.identity.texture + 3)
-        offset = offset + (0.008 if coat.padded else 0.0)
-        on_arm = self.model.arm_weight[ids] > 0.5
-        hem_flare = 0.010 * np.exp(-np.clip(points[:, 2] - hem_height, 0, 1) / 0.05)
-        offset = np.where(on_arm, 0.75 * offset, offset + (0 if long else hem_flare))
-        fields = [self.on("torso", f) for f in (on_trunk, neck, sleeves, gap)]
-        self.add("torso", offset, fields, Material.COAT, Label.COAT)
-        self.cover(on_trunk, neck, sleeves, gap)
+        offset = base + 0.006 * noise_at(chart.points, 7.0, self.identity.texture + 3) + 0.008 * coat.padded
+        flare = 0.0 if long else 0.010 * np.exp(-np.clip(chart.z - hem, 0, 1) / 0.05)
+        on_arm = np.clip((chart.arm_weight - 0.3) / 0.4, 0, 1)
+        offset = on_arm * 0.85 * offset + (1 - on_arm) * (offset + flare)
+        borders = [above(hem), neckline("round", lower=-0.012), sleeves(1.0), open_front(coat.opening)]
+        self.add("torso", self.lift("torso", offset), borders, Material.COAT, Label.COAT)
+        self.cover(*borders)
         if long:
             self._coat_skirt(coat, base)
         self.thickness = base + 0.012
 
     def _coat_skirt(self, coat: Coat, base: float) -> None:
-        ids = sheet("skirt").vertices
-        z = self.model.template[ids, 2]
         wide = self.identity.bottom.flare if self.identity.garment in ("skirt", "dress") else 1.0
-        points = self._flared(max(1.10, wide + 0.10), folds=0.03)
-        rise = np.clip((0.215 - z) / 0.09, 0, 1)
-        lift = (base + 0.006) * rise - 0.006 * (1 - rise)
-        points = points + vertex_normals(points, sheet("skirt").faces) * lift[:, None].astype(np.float32)
-        gap = self.on("skirt", self.front_gap(coat.opening, spread=1.2))
-        fields = [z - (self.hip - coat.length), gap]
-        self.pieces.append(draped(self.model, "skirt", points, fields, Material.COAT, Label.COAT))
+        rise = np.clip((0.215 - sheet("skirt").chart.z) / 0.09, 0, 1)
+        points = self._flared(max(1.10, wide + 0.10), (base + 0.006) * rise - 0.006 * (1 - rise), folds=0.03)
+        borders = [above(self.hip - coat.length), open_front(coat.opening, spread=1.2)]
+        self.add("skirt", points, borders, Material.COAT, Label.COAT)
 
     def gloves(self) -> None:
-        field = (self.model.arm - 0.93) * 0.5
-        self.add("hands", 0.003, [self.on("hands", field)], Material.GLOVE, Label.GLOVE)
-        self.cover(field)
+        def on_hands(chart: Chart) -> Field:
+            return np.asarray((chart.arm - 0.93) * 0.5)
+
+        self.add("hands", self.lift("hands", 0.003), [on_hands], Material.GLOVE, Label.GLOVE)
+        self.cover(on_hands)
 
     def skin(self) -> None:
         """What is left of the skin; must come last of the layers."""
         hair = self.identity.hair
         if hair.style != "bald":
-            self.cover(covered_scalp(self.model) + OVERLAP - 0.006)
-        eyes = np.zeros(len(self.x), bool)
+            self.covered = np.maximum(self.covered, covered_scalp(self.model) + OVERLAP - 0.006)
+        eyes = np.zeros(len(self.covered), bool)
         eyes[self.model.faces["eyes"].ravel()] = True
         part = sheet("skin")
         piece = draped(
-            self.model, "skin", self.rest.vertices[part.vertices], [OVERLAP - self.covered], Material.SKIN, Label.FACE
+            self.model,
+            "skin",
+            self.rest.vertices[part.vertices],
+            [OVERLAP - self.covered[part.vertices]],
+            Material.SKIN,
+            Label.FACE,
         )
         # Eyeballs are separate surfaces; a face belongs to one if its first vertex does.
         eye = np.isin(piece.canonical.view("f4,f4,f4").ravel(), self.model.template[eyes].view("f4,f4,f4").ravel())

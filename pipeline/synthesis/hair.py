@@ -7,7 +7,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.synthesis.body import BodyModel, Rest, body_model, sheet
+from pipeline.synthesis.body import BodyModel, Rest, sheet
 from pipeline.synthesis.identity import Hair
 from pipeline.synthesis.mesh import FloatArray, Label, Material
 from pipeline.synthesis.patterns import noise_at
@@ -50,7 +50,7 @@ def above_hairline(points: FloatArray) -> FloatArray:
 @functools.cache
 def _scalp_height() -> FloatArray:
     """`above_hairline` at the vertices of the scalp sheet."""
-    return above_hairline(body_model().template[sheet("scalp").vertices])
+    return above_hairline(sheet("scalp").chart.points)
 
 
 def covered_scalp(model: BodyModel) -> FloatArray:
@@ -86,7 +86,7 @@ def hair_pieces(
 
 
 def _cap(model: BodyModel, rest: Rest, hair: Hair, under_hat: bool, texture: int) -> Piece:
-    points = model.template[sheet("scalp").vertices]
+    points = sheet("scalp").chart.points
     height = _scalp_height()
     turn = azimuth(points)
     crown = np.clip((points[:, 2] - 0.83) / 0.06, 0, 1)

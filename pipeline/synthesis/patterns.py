@@ -137,6 +137,10 @@ def _shares(
         if arm[i] >= 0.0:
             s = arm[i] * 0.55
             t = math.atan2(y + 0.02, abs(x) * 0.74 + z * 0.67 - 0.50) * 0.06
+        elif z < hip - 0.10:
+            # Each leg by itself: its axis leads from the hip joint out to the ankle.
+            s = shoulder - z
+            t = math.atan2(abs(x) - 0.11 - 0.09 * (hip - z), -(y + 0.01)) * 0.075
         else:
             s = shoulder - z
             t = math.atan2(x, -(y - 0.01)) * 0.15

@@ -81,7 +81,7 @@ def draped(
         model: Of `body.body_model`.
         name: Of the sheet.
         points: (n, 3) rest positions of the sheet's vertices.
-        fields: Up to four edge fields, each (n,) over the sheet or (V,) over the whole body.
+        fields: Up to four edge fields, each (n,).
         material: Of all faces.
         label: Of all vertices.
         colour: Albedo, where the material does not bring its own.
@@ -92,7 +92,7 @@ def draped(
     if len(fields) > EDGE_FIELDS:
         raise ValueError(f"{len(fields)} edge fields, at most {EDGE_FIELDS} fit")
     for k, values in enumerate(fields):
-        edges[:, k] = values if len(values) == len(ids) else values[ids]
+        edges[:, k] = values
     # A face that one field cuts away as a whole is never seen: leave it out before it is posed and drawn.
     faces = part.faces[(edges[part.faces].max(axis=1) >= 0).all(axis=1)]
     return _compact(
@@ -102,9 +102,9 @@ def draped(
             weights=model.weights[ids],
             faces=faces,
             edges=edges,
-            canonical=model.template[ids],
-            arm=model.arm[ids],
-            leg=model.leg[ids],
+            canonical=part.chart.points,
+            arm=part.chart.arm,
+            leg=part.chart.leg,
             label=np.full(len(ids), label, np.uint8),
             material=np.full(len(faces), material, np.int16),
             colour=np.tile(np.asarray(colour, np.float32), (len(faces), 1)),
