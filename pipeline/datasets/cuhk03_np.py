@@ -10,7 +10,9 @@ from pipeline.datasets.kind import Count, KindInfo
 from pipeline.datasets.layout import BOXES, NamePattern, find_root, read_boxes
 from pipeline.datasets.records import Dataset, Split
 
-NAME = NamePattern(re.compile(r"(?P<pid>\d{4})_c(?P<cam>\d)_\d+"), example="0003_c1_21.png", cameras=range(1, 3))
+NAME = NamePattern(
+    re.compile(r"(?P<pid>\d{4})_c(?P<cam>\d)_\d+", re.ASCII), example="0003_c1_21.png", cameras=range(1, 3)
+)
 
 
 def read(path: Path, variant: str, log: ReadLog) -> Dataset:

@@ -14,7 +14,7 @@ from pipeline.datasets.layout import BOXES, NamePattern, find_root, read_boxes
 from pipeline.datasets.records import Dataset
 
 NAME = NamePattern(
-    re.compile(r"(?P<pid>\d{4})_c(?P<cam>\d)_f\d{7}"), example="0001_c2_f0046182.jpg", cameras=range(1, 9)
+    re.compile(r"(?P<pid>\d{4})_c(?P<cam>\d)_f\d{7}", re.ASCII), example="0001_c2_f0046182.jpg", cameras=range(1, 9)
 )
 
 GALLERY = Count(17_661, 1_110)

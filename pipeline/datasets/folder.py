@@ -21,7 +21,7 @@ def read(path: Path, variant: str, log: ReadLog) -> Dataset:
     if not images:
         log.fault(FaultKind.EMPTY, "the folder has no images", path, expected="image files, also in sub-folders")
     log.folders["all"] = path
-    records = tuple(Record(str(image), UNKNOWN, UNKNOWN, "all") for image in images)
+    records = tuple(Record(image, UNKNOWN, UNKNOWN, "all") for image in images)
     return Dataset("folder", name, path, records)
 
 

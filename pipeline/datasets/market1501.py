@@ -12,7 +12,7 @@ from pipeline.datasets.records import DISTRACTOR_PID, Dataset
 
 NAME = NamePattern(
     # Some copies end in `.jpg.jpg`.
-    re.compile(r"(?P<pid>-1|\d{4})_c(?P<cam>\d)s\d_\d{6}_\d{2}(\.jpg)?"),
+    re.compile(r"(?P<pid>-1|\d{4})_c(?P<cam>\d)s\d_\d{6}_\d{2}(\.jpg)?", re.ASCII),
     example="0002_c1s1_000451_03.jpg",
     cameras=range(1, 7),
 )

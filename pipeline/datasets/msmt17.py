@@ -11,7 +11,7 @@ from pipeline.datasets.layout import NameFault, NamePattern, find_root, first_ex
 from pipeline.datasets.records import Dataset, Record, Split
 
 NAME = NamePattern(
-    re.compile(r"(?P<pid>\d{4})_\d{3}_(?P<cam>\d{2})_\d{4}(morning|noon|afternoon)_\d+_\d+(_\w+)?"),
+    re.compile(r"(?P<pid>\d{4})_\d+_(?P<cam>\d{2})_\w+", re.ASCII),
     example="0000_000_01_0303morning_0015_0.jpg",
     cameras=range(1, 16),
 )
@@ -37,7 +37,7 @@ def read(path: Path, variant: str, log: ReadLog) -> Dataset:
     present: dict[str, set[str]] = {}
     for folder in folders.values():
         if (root / folder).is_dir():
-            present[folder] = {str(image) for image in list_images(root / folder, log, deep=True)}
+            present[folder] = set(list_images(root / folder, log, deep=True))
         else:
             log.fault(FaultKind.MISSING, f"{folder} is missing", root, expected="train and test beside the lists")
     records: list[Record] = []
@@ -63,7 +63,7 @@ def _read_list(file: Path, split: Split, folder: str, present: set[str], log: Re
             continue
         text, _, label = line.strip().rpartition(" ")
         try:
-            pid, camid = NAME(PurePosixPath(text))
+            pid, camid = NAME(PurePosixPath(text).stem)
         except NameFault as error:
             log.fault(FaultKind.NAME, f"the line {line.strip()!r} does not follow the layout: {error}", where)
             continue

@@ -58,7 +58,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _read_lists(lists: Path, root: Path, log: ReadLog) -> list[Record]:
-    present = {name: {path.name for path in list_images(root / name, log)} for name in BOXES if (root / name).is_dir()}
+    present = {name: set(list_images(root / name, log)) for name in BOXES if (root / name).is_dir()}
     if not present:
         return []
     records: list[Record] = []
@@ -82,7 +82,7 @@ def _read_list(
             log.fault(FaultKind.DUPLICATE, f"{name} is listed already", where)
             continue
         try:
-            pid, camid = NAME(PurePosixPath(name))
+            pid, camid = NAME(PurePosixPath(name).stem)
         except NameFault as error:
             log.fault(FaultKind.NAME, f"the name {name!r} does not follow the layout: {error}", where)
             continue

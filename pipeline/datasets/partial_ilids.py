@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pipeline.datasets.faults import ReadLog
 from pipeline.datasets.kind import Count, KindInfo
@@ -12,14 +12,14 @@ from pipeline.datasets.records import Dataset
 
 # The archive says Probe and Gallery; copies differ in case, and some say query.
 FOLDERS = (("Probe", "Gallery"), ("probe", "gallery"), ("query", "gallery"), ("Query", "Gallery"))
-_NAME = re.compile(r"(?P<pid>\d+)(_\d+)?")
+_NAME = re.compile(r"(?P<pid>\d+)(_\d+)?", re.ASCII)
 
 
 def parse_name(camid: int) -> ParseName:
     """Parse `ID.jpg`; all images have the pseudo camera `camid`."""
 
-    def parse(path: PurePosixPath) -> tuple[int, int]:
-        match = _NAME.fullmatch(path.stem)
+    def parse(stem: str) -> tuple[int, int]:
+        match = _NAME.fullmatch(stem)
         if match is None:
             raise NameFault("expected an identity, as in 001.jpg")
         return int(match["pid"]), camid
