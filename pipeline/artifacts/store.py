@@ -113,6 +113,15 @@ class ArtifactStore:
             return Artifact(stage, name, path, "missing")
         return Artifact(stage, name, path, "partial", owner=owner(_lock(path)))
 
+    def at(self, folder: Path) -> Artifact:
+        """The whole artifact in `folder`.
+
+        Raises:
+            ArtifactError: The folder is not one.
+        """
+        manifest = read_manifest(folder)
+        return Artifact(manifest.stage, manifest.name, folder, "fresh", manifest)
+
     @contextlib.contextmanager
     def build(
         self,

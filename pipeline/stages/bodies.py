@@ -1,0 +1,143 @@
+"""The bodies of the stages: each hands its inputs to the package that does the work.
+
+The packages are imported where they are used: planning a run, or finding that nothing is to be done, must not wait for
+PyTorch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.errors import Rejected
+from pipeline.runtime.files import read_json, write_json
+from pipeline.stages.sources import RENDERED, SYNTH_FOLDER, Sources, TestSet
+from pipeline.stages.stage import StageContext, StageReport
+
+MASKS_FILE = "masks.h5"
+CHECKPOINT = "model.safetensors"
+FEATURES_FILE = "features.h5"
+RESULT = "result.json"
+
+
+def synth(context: StageContext) -> StageReport:
+    """Render people."""
+    from pipeline.synthesis.dataset import render_dataset
+
+    # A folder of its own, because the renderer refuses one that holds anything it does not know.
+    render_dataset(context.out / SYNTH_FOLDER, context.config.synth, progress=context.progress)
+    return StageReport()
+
+
+def masks(context: StageContext) -> StageReport:
+    """Build the part masks of the training images."""
+    from pipeline.datasets.records import unique_names
+    from pipeline.masks.build import build_masks
+
+    dataset = context.sources.training()
+    report = build_masks(
+        context.out / MASKS_FILE,
+        root=dataset.root,
+        names=unique_names(dataset.split("train")),
+        config=context.config.masks,
+        label_maps=dataset.label_maps,
+        progress=context.progress,
+    )
+    figures = {"images_per_second": report.images_per_second}
+    return StageReport(total=report.total, rejected=report.failed, figures=figures)
+
+
+def train(context: StageContext) -> StageReport:
+    """Train the network."""
+    from pipeline.training.run import train as run_training
+
+    config, sources = context.config, context.sources
+    report = run_training(
+        context.out,
+        dataset=sources.training(),
+        masks=_mask_file(config, sources),
+        model=config.model,
+        loss=config.loss,
+        config=config.train,
+        tests=[sources.open(test.spec) for test in sources.tests()] if config.train.eval_every else (),
+        progress=context.progress,
+    )
+    return StageReport(rejected=_rejected(report))
+
+
+def extract(context: StageContext) -> StageReport:
+    """Compute the features of every test set: `<test>/features.h5`."""
+    from pipeline.features.extract import extract as run_extraction
+
+    config, sources = context.config, context.sources
+    checkpoint = config.extract.checkpoint or sources.folder("train") / CHECKPOINT
+    rejected: list[Rejected] = []
+    total = 0
+    for test in sources.tests():
+        records = sources.test_records(test.spec)
+        folder = context.out / test.name
+        folder.mkdir(exist_ok=True)
+        report = run_extraction(
+            folder / FEATURES_FILE,
+            dataset=sources.open(test.spec),
+            records=records,
+            checkpoint=checkpoint,
+            config=config.extract,
+            progress=context.progress,
+        )
+        rejected += _rejected(report)
+        total += len(records)
+    return StageReport(total=total, rejected=tuple(rejected))
+
+
+def evaluate(context: StageContext) -> StageReport:
+    """Rank and measure: a folder for each test set, and all results in one `result.json`."""
+    from pipeline.evaluation.evaluate import evaluate as run_evaluation
+
+    config, sources = context.config, context.sources
+    results: dict[str, Any] = {}
+    for name, features, spec in _evaluations(config, sources):
+        folder = context.out / name
+        folder.mkdir(exist_ok=True)
+        run_evaluation(
+            folder,
+            features=features,
+            dataset=None if spec is None else sources.open(spec),
+            config=config.matching,
+            progress=context.progress,
+        )
+        results[name] = read_json(folder / RESULT)
+    write_json(context.out / RESULT, {"tests": results})
+    return StageReport()
+
+
+def sole_test(config: RunConfig, sources: Sources) -> TestSet | None:
+    """The data set that a features file of the user's belongs to, where the configuration names exactly one.
+
+    Rendered people are the default source, so they say nothing about where such a file comes from.
+    """
+    specs = config.data.tests or (config.data.source,)
+    return sources.tests()[0] if len(specs) == 1 and specs[0] != RENDERED else None
+
+
+def _evaluations(config: RunConfig, sources: Sources) -> list[tuple[str, Path, str | None]]:
+    """Name, features file and data set of each evaluation."""
+    if config.matching.features is not None:
+        test = sole_test(config, sources)
+        name = config.matching.features.stem if test is None else test.name
+        return [(name, config.matching.features, None if test is None else test.spec)]
+    root = sources.folder("extract")
+    return [(test.name, root / test.name / FEATURES_FILE, test.spec) for test in sources.tests()]
+
+
+def _mask_file(config: RunConfig, sources: Sources) -> Path | None:
+    if config.model.kind == "baseline":
+        return None
+    return config.masks.file or sources.folder("masks") / MASKS_FILE
+
+
+def _rejected(report: object) -> tuple[Rejected, ...]:
+    """What a report says it left out."""
+    failed: tuple[Rejected, ...] = getattr(report, "failed", ())
+    return tuple(failed)

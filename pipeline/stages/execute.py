@@ -1,0 +1,222 @@
+"""Doing what is missing, stage by stage."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.artifacts.store import Artifact, ArtifactStore
+from pipeline.config import RunConfig, suggestion
+from pipeline.errors import ArtifactError, ConfigError, Rejected, RejectedInputs
+from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.progress import SILENT, Progress
+from pipeline.stages.bodies import RESULT
+from pipeline.stages.graph import STAGES
+from pipeline.stages.plan import plan_sources
+from pipeline.stages.sources import Sources
+from pipeline.stages.stage import PlannedStage, Stage, StageContext, StageReport
+
+Action = Literal["ran", "resumed", "reused"]
+
+_REJECTED = "rejected.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StageOutcome:
+    """What became of a stage in a run.
+
+    Attributes:
+        stage: Its name.
+        action: Whether it ran from the start, went on from an interrupted session, or was there.
+        seconds: What it took now; 0 if it was there.
+        path: Folder of its artifact.
+        total: Inputs it was given, where it counts them.
+        rejected: Inputs that it could not use.
+    """
+
+    stage: str
+    action: Action
+    seconds: float
+    path: Path
+    total: int = 0
+    rejected: tuple[Rejected, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What a run did.
+
+    Attributes:
+        stages: The stages in order, up to the last one asked for.
+        seconds: Wall time of the whole run.
+        results: Content of each test set's `result.json`, by the test set's name; empty without an `eval` stage.
+    """
+
+    stages: tuple[StageOutcome, ...]
+    seconds: float
+    results: Mapping[str, Any]
+
+    @property
+    def idle(self) -> bool:
+        """Nothing had to be done."""
+        return all(outcome.action == "reused" for outcome in self.stages)
+
+    @property
+    def rejected(self) -> tuple[Rejected, ...]:
+        """What the stages after `masks` left out; masks that failed were either allowed or have ended the run."""
+        return tuple(item for outcome in self.stages if outcome.stage != "masks" for item in outcome.rejected)
+
+
+def execute(
+    config: RunConfig,
+    *,
+    from_stage: str | None = None,
+    until: str | None = None,
+    force: bool = False,
+    wait: bool = False,
+    progress: Progress = SILENT,
+    stages: Sequence[Stage] = STAGES,
+) -> RunReport:
+    """Run the stages whose artifacts are missing.
+
+    Args:
+        config: The configuration.
+        from_stage: Do not touch the stages before this one; they must be there.
+        until: Stop after this stage.
+        force: Build the stages in that range anew, even those that are there.
+        wait: Wait where another run builds the same artifact, instead of stopping.
+        progress: Where to report to.
+        stages: The stages; others than the real ones are for tests.
+
+    Raises:
+        ConfigError: `from_stage` or `until` is no stage of this run.
+        ArtifactError: A stage before `from_stage` is missing, or the store cannot be written.
+        LockedError: Another run builds one of the artifacts, and `wait` is off.
+        RejectedInputs: Some masks could not be built, and `masks.allow_failed` is off. They are published.
+        UserError: Whatever the stages find wrong.
+    """
+    begun = time.monotonic()
+    sources = Sources(config, progress)
+    planned = plan_sources(config, sources, stages)
+    names = [entry.stage.name for entry in planned]
+    chosen = stage_range(names, from_stage, until)
+    outcomes = []
+    for number, entry in enumerate(planned[: chosen.stop]):
+        if number < chosen.start and entry.artifact.state != "fresh":
+            raise ArtifactError(
+                f"the run is to begin at {from_stage}, but {entry.stage.name} is {entry.artifact.state}",
+                where=entry.artifact.path,
+                hint="run without --from; it does only what is missing",
+            )
+        if entry.artifact.state == "fresh" and (number < chosen.start or not force):
+            outcome = _reuse(entry.stage.name, entry.artifact)
+        else:
+            outcome = _build(config, entry, sources, replace=force, wait=wait, progress=progress)
+        outcomes.append(outcome)
+        _judge(outcome, config, progress)
+    results = _results(outcomes)
+    return RunReport(tuple(outcomes), time.monotonic() - begun, results)
+
+
+def stage_range(names: Sequence[str], from_stage: str | None, until: str | None) -> slice:
+    """Which of the stages `names` a run is about.
+
+    Raises:
+        ConfigError: `from_stage` or `until` is not among them, or they are in the wrong order.
+    """
+    first = 0 if from_stage is None else _position(names, from_stage, "--from")
+    last = len(names) - 1 if until is None else _position(names, until, "--until")
+    if last < first:
+        raise ConfigError(f"--until {until} comes before --from {from_stage}", expected=" -> ".join(names))
+    return slice(first, last + 1)
+
+
+def _position(names: Sequence[str], name: str, option: str) -> int:
+    if name not in names:
+        known = [stage.name for stage in STAGES]
+        found = f"this configuration has no stage {name!r}" if name in known else f"there is no stage {name!r}"
+        raise ConfigError(found, where=option, expected=" | ".join(names), hint=suggestion(name, names))
+    return names.index(name)
+
+
+def _build(
+    config: RunConfig, entry: PlannedStage, sources: Sources, *, replace: bool, wait: bool, progress: Progress
+) -> StageOutcome:
+    stage = entry.stage
+    store = ArtifactStore(config.artifacts)
+    begun = time.monotonic()
+    manifest: dict[str, Any] = {
+        "decisive": entry.decisive,
+        "inputs": entry.inputs,
+        "stage_format_version": stage.format_version,
+        "config": config.model_dump(mode="json"),
+    }
+    report = StageReport()
+    with store.build(
+        stage.name, config.name, entry.fingerprint, manifest=manifest, wait=wait, replace=replace
+    ) as workspace:
+        if workspace.published:
+            progress.note(f"{stage.name}: another run has just finished it")
+        else:
+            if workspace.resumed:
+                progress.note(f"{stage.name}: going on from where an earlier run was stopped")
+            report = stage.build(StageContext(config, workspace.path, sources, progress))
+            manifest["figures"] = {**report.figures, "peak_memory_mb": _peak_memory()}
+            if report.rejected:
+                rows = [{"path": item.path, "reason": item.reason} for item in report.rejected]
+                write_json(workspace.path / _REJECTED, {"total": report.total, "rejected": rows})
+    artifact = store.open(stage.name, config.name, entry.fingerprint)
+    sources.artifacts[stage.name] = (entry.fingerprint, artifact)
+    if workspace.published:
+        return _reuse(stage.name, artifact)
+    return StageOutcome(
+        stage=stage.name,
+        action="resumed" if workspace.resumed else "ran",
+        seconds=time.monotonic() - begun,
+        path=artifact.path,
+        total=report.total,
+        rejected=report.rejected,
+    )
+
+
+def _reuse(stage: str, artifact: Artifact) -> StageOutcome:
+    path = artifact.path / _REJECTED
+    if not path.is_file():
+        return StageOutcome(stage, "reused", 0.0, artifact.path)
+    table = read_json(path)
+    rejected = tuple(Rejected(**row) for row in table["rejected"])
+    return StageOutcome(stage, "reused", 0.0, artifact.path, table["total"], rejected)
+
+
+def _judge(outcome: StageOutcome, config: RunConfig, progress: Progress) -> None:
+    """Stop after masks that failed, unless they are allowed; every time, not only when they were built."""
+    if not outcome.rejected:
+        return
+    counts = f"{outcome.stage}: {len(outcome.rejected)} of {outcome.total} inputs were rejected"
+    if outcome.stage == "masks" and not config.masks.allow_failed:
+        progress.warn(f"{counts}; to go on without them: --set masks.allow_failed=true")
+        raise RejectedInputs(outcome.stage, outcome.rejected, total=outcome.total)
+    progress.warn(f"{counts}; they are listed in {outcome.path / _REJECTED}")
+
+
+def _results(outcomes: Sequence[StageOutcome]) -> Mapping[str, Any]:
+    path = next((outcome.path / RESULT for outcome in outcomes if outcome.stage == "eval"), None)
+    if path is None or not path.is_file():
+        return {}
+    tests: Mapping[str, Any] = read_json(path)["tests"]
+    return tests
+
+
+def _peak_memory() -> float | None:
+    """The most memory that this process has held so far, in MB; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in kilobytes, macOS in bytes.
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)

@@ -1,0 +1,191 @@
+"""The five stages, and which of them a configuration needs.
+
+    synth -> masks -> train -> extract -> eval
+
+Each states what it reads of the configuration and which inputs decide what it makes. A path of the user's is no part
+of that, the content of its file is: a moved file makes nothing stale.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig, Section
+from pipeline.errors import ConfigError, FormatError, WeightsError
+from pipeline.stages import bodies
+from pipeline.stages.sources import RENDERED, Sources
+from pipeline.stages.stage import Stage
+
+_FILE = "FILE"
+_LABEL_MAP_SUFFIXES = (".png", ".npy")
+_PARSER_ENTRY_POINTS = "sgsfa.parsers"
+_BUILTIN_WEIGHTS = Path(__file__).resolve().parents[1] / "parsing" / "weights" / "builtin.safetensors"
+
+
+def needed(config: RunConfig) -> tuple[str, ...]:
+    """Names of the stages that a configuration needs, in order."""
+    if config.matching.features is not None:
+        return ("eval",)
+    trains = config.extract.checkpoint is None
+    names = []
+    if RENDERED in (config.data.tests or (config.data.source,)) or (trains and config.data.source == RENDERED):
+        names.append("synth")
+    if trains:
+        if _uses_masks(config) and config.masks.file is None:
+            names.append("masks")
+        names.append("train")
+    return (*names, "extract", "eval")
+
+
+def _uses_masks(config: RunConfig) -> bool:
+    return config.model.kind != "baseline"
+
+
+def _section(name: str, section: Section, *omitted: str) -> dict[str, Any]:
+    """The decisive fields of a section by dotted key."""
+    table = section.model_dump(mode="json")
+    return {f"{name}.{key}": table[key] for key in section.decisive_fields() if key not in omitted}
+
+
+# synth
+
+
+def _synth_decisive(config: RunConfig) -> Mapping[str, Any]:
+    return _section("synth", config.synth)
+
+
+def _synth_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
+    return {}
+
+
+# masks
+
+
+def _masks_decisive(config: RunConfig) -> Mapping[str, Any]:
+    # allow_failed decides whether the run goes on, not what the masks are.
+    read = _section("masks", config.masks, "file", "allow_failed")
+    read["masks.parser"] = config.masks.parser.partition(":")[0]
+    for key in ("masks.label_set", "masks.grouping"):
+        if read[key] is not None and read[key].endswith(".toml"):
+            read[key] = _FILE
+    return read
+
+
+def _masks_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
+    found = {"training images": sources.images(config.data.source, "train")}
+    found |= _parser_input(config, sources)
+    for what, value in (("label set", config.masks.label_set), ("grouping", config.masks.grouping)):
+        if value is not None and value.endswith(".toml"):
+            found[what] = sources.file(Path(value), f"the {what} file", ConfigError)
+    return found
+
+
+def _parser_input(config: RunConfig, sources: Sources) -> dict[str, str]:
+    kind, _, argument = config.masks.parser.partition(":")
+    if kind == "builtin":
+        return {"parser": sources.file(_BUILTIN_WEIGHTS, "the built-in parser's weights file", WeightsError)}
+    if kind == "label-maps":
+        if argument:
+            return {"label maps": sources.tree(Path(argument).expanduser(), *_LABEL_MAP_SUFFIXES)}
+        # The data set's own; those of rendered people are part of the rendered images' fingerprint.
+        maps = None if config.data.source == RENDERED else sources.training().label_maps
+        return {} if maps is None else {"label maps": sources.tree(maps, *_LABEL_MAP_SUFFIXES)}
+    found = {}
+    if argument and Path(argument).expanduser().is_file():
+        path = Path(argument).expanduser()
+        found["parser"] = sources.file(path, "the parser's file", WeightsError)
+        # Colour order, means and label set of ONNX and TorchScript models stand in a file beside them.
+        sidecar = path.with_suffix(".toml")
+        if sidecar.is_file():
+            found["parser's description"] = sources.file(sidecar, "the parser's description", ConfigError)
+    elif argument and kind in ("schp", "onnx", "torchscript"):
+        raise WeightsError("the parser's file does not exist", where=argument)
+    for point in importlib.metadata.entry_points(group=_PARSER_ENTRY_POINTS, name=kind):
+        if point.dist is not None:
+            found["parser's package"] = f"{point.dist.name} {point.dist.version}"
+    return found
+
+
+# train
+
+
+def _train_decisive(config: RunConfig) -> Mapping[str, Any]:
+    read = {
+        **_section("model", config.model),
+        **_section("loss", config.loss),
+        **_section("train", config.train),
+    }
+    if _is_file(config.model.weights):
+        read["model.weights"] = _FILE
+    return read
+
+
+def _train_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
+    found = {"training images": sources.images(config.data.source, "train")}
+    if _uses_masks(config):
+        if config.masks.file is not None:
+            found["masks"] = sources.file(config.masks.file, "the mask file", FormatError)
+        else:
+            found["masks"] = sources.artifacts["masks"][0]
+    if _is_file(config.model.weights):
+        found["weights"] = sources.file(Path(config.model.weights), "the weights file", WeightsError)
+    if config.train.eval_every:
+        for test in sources.tests():
+            found[f"test images {test.name}"] = sources.images(test.spec, "query", "gallery")
+    return found
+
+
+def _is_file(weights: str) -> bool:
+    return weights not in ("imagenet", "none")
+
+
+# extract
+
+
+def _extract_decisive(config: RunConfig) -> Mapping[str, Any]:
+    return _section("extract", config.extract, "checkpoint")
+
+
+def _extract_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
+    if config.extract.checkpoint is not None:
+        found = {"checkpoint": sources.file(config.extract.checkpoint, "the checkpoint", WeightsError)}
+    else:
+        found = {"checkpoint": sources.artifacts["train"][0]}
+    for test in sources.tests():
+        found[f"test images {test.name}"] = sources.images(test.spec, "query", "gallery")
+    return found
+
+
+# eval
+
+
+def _eval_decisive(config: RunConfig) -> Mapping[str, Any]:
+    return _section("matching", config.matching, "features")
+
+
+def _eval_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
+    if config.matching.features is not None:
+        found = {"features": sources.file(config.matching.features, "the features file", FormatError)}
+        if (test := bodies.sole_test(config, sources)) is not None:
+            found["test images"] = sources.images(test.spec, "query", "gallery")
+        return found
+    found = {"features": sources.artifacts["extract"][0]}
+    for test in sources.tests():
+        if (attributes := sources.attributes(test.spec)) is not None:
+            found[f"attributes {test.name}"] = attributes
+    return found
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage("synth", 1, _synth_decisive, _synth_inputs, bodies.synth),
+    Stage("masks", 1, _masks_decisive, _masks_inputs, bodies.masks),
+    Stage("train", 1, _train_decisive, _train_inputs, bodies.train),
+    Stage("extract", 1, _extract_decisive, _extract_inputs, bodies.extract),
+    Stage("eval", 1, _eval_decisive, _eval_inputs, bodies.evaluate),
+)
+"""All stages, in order."""
+
+STAGE_NAMES = tuple(stage.name for stage in STAGES)

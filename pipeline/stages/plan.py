@@ -1,0 +1,43 @@
+"""What a configuration would make, and what of it is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.artifacts.fingerprint import fingerprint
+from pipeline.artifacts.store import ArtifactStore
+from pipeline.config import RunConfig
+from pipeline.runtime.progress import SILENT, Progress
+from pipeline.stages.graph import STAGES, needed
+from pipeline.stages.sources import Sources
+from pipeline.stages.stage import PlannedStage, Stage
+
+
+def plan(config: RunConfig, *, progress: Progress = SILENT, stages: Sequence[Stage] = STAGES) -> list[PlannedStage]:
+    """The stages that a configuration needs, in order, each with its fingerprint and its artifact.
+
+    Images are read for their content the first time, and by a stat cache after that. Nothing is built.
+
+    Raises:
+        UserError: An input is missing or cannot be read.
+    """
+    return plan_sources(config, Sources(config, progress), stages)
+
+
+def plan_sources(config: RunConfig, sources: Sources, stages: Sequence[Stage]) -> list[PlannedStage]:
+    """As `plan`, leaving the artifacts in `sources` for the stages' bodies."""
+    store = ArtifactStore(config.artifacts)
+    wanted = needed(config)
+    planned = []
+    for stage in stages:
+        if stage.name not in wanted:
+            continue
+        decisive = dict(stage.decisive(config))
+        inputs = dict(stage.inputs(config, sources))
+        identity = fingerprint(
+            {"stage": stage.name, "format_version": stage.format_version, "decisive": decisive, "inputs": inputs}
+        )
+        artifact = store.open(stage.name, config.name, identity)
+        sources.artifacts[stage.name] = (identity, artifact)
+        planned.append(PlannedStage(stage, identity, decisive, inputs, artifact))
+    return planned

@@ -1,0 +1,181 @@
+"""Where the stages' inputs come from: data sets, files of the user, and the artifacts of earlier stages."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pipeline.artifacts.fingerprint import fingerprint
+from pipeline.artifacts.store import Artifact
+from pipeline.config import RunConfig
+from pipeline.datasets.fingerprint import dataset_fingerprint, image_hashes
+from pipeline.datasets.records import Dataset, Record, Split
+from pipeline.errors import ArtifactError, DataError, UserError
+from pipeline.runtime.files import sha256_file
+from pipeline.runtime.progress import Progress
+
+RENDERED = "rendered"
+"""The data source that names the people rendered by the `synth` stage."""
+
+SYNTH_FOLDER = "dataset"
+"""Folder of the rendered data set inside its artifact."""
+
+_CACHE = Path(".cache") / "images.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TestSet:
+    """A data set to test on: a name that is safe for folders, and what it was named by."""
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    name: str
+    spec: str
+
+
+@dataclass
+class Sources:
+    """Opens data sets once, and knows the fingerprint of everything that a stage reads.
+
+    Attributes:
+        config: The configuration of the run.
+        progress: Told what is read.
+        artifacts: Earlier stages of the run, by name, with their fingerprints; filled by the plan.
+    """
+
+    config: RunConfig
+    progress: Progress
+    artifacts: dict[str, tuple[str, Artifact]] = field(default_factory=dict)
+    _opened: dict[str, Dataset] = field(default_factory=dict)
+    _prints: dict[tuple[str, tuple[Split, ...]], str] = field(default_factory=dict)
+
+    def folder(self, stage: str) -> Path:
+        """Folder of an earlier stage's artifact.
+
+        Raises:
+            ArtifactError: It is not there.
+        """
+        _, artifact = self.artifacts[stage]
+        if artifact.state != "fresh":
+            raise ArtifactError(f"the stage {stage} is not finished", where=artifact.path, hint="`sgsfa run` makes it")
+        return artifact.path
+
+    def open(self, spec: str) -> Dataset:
+        """The data set that `spec` names; `rendered` is the one that the `synth` stage made.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        if spec not in self._opened:
+            # Reading names needs no more than that; whole plans of rendered people never come here.
+            from pipeline.datasets.registry import open_dataset
+
+            if spec == RENDERED:
+                dataset = open_dataset(f"synthetic:{self.folder('synth') / SYNTH_FOLDER}")
+                dataset = replace(dataset, name=RENDERED)
+            else:
+                dataset = open_dataset(spec, expect_counts=self.config.data.expect_counts)
+                for note in dataset.notes:
+                    self.progress.note(f"{spec}: {note}")
+            self._opened[spec] = dataset
+        return self._opened[spec]
+
+    def training(self) -> Dataset:
+        """The data set to train on.
+
+        Raises:
+            DataError: It cannot be read, or has no training images.
+        """
+        spec = self.config.data.source
+        dataset = self.open(spec)
+        if not dataset.split("train"):
+            raise DataError(
+                "the data set has no images to train on",
+                where=spec,
+                expected="images in a `train` split",
+                hint="for masks or features alone, use `sgsfa masks build` or `sgsfa extract`",
+            )
+        return dataset
+
+    def tests(self) -> tuple[TestSet, ...]:
+        """The data sets to test on, with distinct names."""
+        found: list[TestSet] = []
+        taken: set[str] = set()
+        for spec in self.config.data.tests or (self.config.data.source,):
+            label = RENDERED if spec == RENDERED else self.open(spec).name
+            base = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip(".-") or "test"
+            name, number = base, 2
+            while name in taken:
+                name, number = f"{base}-{number}", number + 1
+            taken.add(name)
+            found.append(TestSet(name, spec))
+        return tuple(found)
+
+    def test_records(self, spec: str) -> tuple[Record, ...]:
+        """Query and gallery of a data set.
+
+        Raises:
+            DataError: One of them is empty.
+        """
+        dataset = self.open(spec)
+        for split in ("query", "gallery"):
+            if not dataset.split(split):
+                raise DataError(
+                    f"the data set has no {split} images", where=spec, expected="a query and a gallery to test on"
+                )
+        return dataset.split("query", "gallery")
+
+    def images(self, spec: str, *splits: Split) -> str:
+        """Fingerprint of the images of a data set in some splits: names, identities, cameras and contents.
+
+        Raises:
+            DataError: The data set cannot be read, or some images are not there.
+        """
+        if spec == RENDERED:
+            return self.artifacts["synth"][0]
+        key = (spec, splits)
+        if key not in self._prints:
+            dataset = self.open(spec)
+            cache = self.config.artifacts / _CACHE
+            self._prints[key] = dataset_fingerprint(dataset, dataset.split(*splits), cache)
+        return self._prints[key]
+
+    def attributes(self, spec: str) -> str | None:
+        """Fingerprint of a data set's further columns, which results are broken down by; None: it has none."""
+        if spec == RENDERED:
+            return None  # part of the rendered images' own
+        extra = self.open(spec).extra
+        return fingerprint({name: dict(columns) for name, columns in extra.items()}) if extra else None
+
+    def tree(self, folder: Path, *suffixes: str) -> str:
+        """Fingerprint of the files under a folder that end in one of `suffixes`: relative names and contents.
+
+        Raises:
+            DataError: The folder is missing or some files cannot be read.
+        """
+        if not folder.is_dir():
+            raise DataError("the folder does not exist", where=folder)
+        names = sorted(
+            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in suffixes
+        )
+        return fingerprint(image_hashes(folder, names, cache=self.config.artifacts / _CACHE))
+
+    @staticmethod
+    def file(path: Path, what: str, error: type[UserError]) -> str:
+        """SHA-256 of a file that the user named.
+
+        Args:
+            path: The file.
+            what: What it is, for the message.
+            error: The error to raise.
+
+        Raises:
+            UserError: It cannot be read; of the class `error`.
+        """
+        try:
+            return sha256_file(path.expanduser())
+        except FileNotFoundError:
+            raise error(f"{what} does not exist", where=path) from None
+        except OSError as trouble:
+            raise error(f"{what} cannot be read: {trouble.strerror or trouble}", where=path) from trouble

@@ -1,0 +1,94 @@
+"""What is there, what is not, and why what is there no longer fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.artifacts.manifest import Manifest
+from pipeline.artifacts.store import Artifact, ArtifactStore
+from pipeline.config import RunConfig
+from pipeline.runtime.progress import SILENT, Progress
+from pipeline.stages.graph import STAGES
+from pipeline.stages.plan import plan
+from pipeline.stages.stage import PlannedStage, Stage
+
+StageState = Literal["fresh", "stale", "partial", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """The state of one stage.
+
+    Attributes:
+        stage: Its name.
+        state: `fresh`: there, as the configuration wants it; `partial`: begun; `stale`: there, but made from another
+            configuration or other inputs; `missing`.
+        reasons: Why it is stale or partial.
+        path: Its folder: of the artifact that is there, of the old one if stale, else where it will be.
+        size: Bytes; 0 if missing.
+        finished: When it was published, ISO 8601; None if it was not.
+        seconds: What its making took.
+    """
+
+    stage: str
+    state: StageState
+    reasons: tuple[str, ...]
+    path: Path
+    size: int
+    finished: str | None
+    seconds: float | None
+
+
+def status(config: RunConfig, *, progress: Progress = SILENT, stages: Sequence[Stage] = STAGES) -> list[StageStatus]:
+    """The state of each stage that the configuration needs.
+
+    Raises:
+        UserError: An input is missing or cannot be read.
+    """
+    stored = ArtifactStore(config.artifacts).list()
+    return [_status(entry, stored, config.name) for entry in plan(config, progress=progress, stages=stages)]
+
+
+def _status(entry: PlannedStage, stored: Sequence[Artifact], name: str) -> StageStatus:
+    artifact = entry.artifact
+    stage = entry.stage.name
+    if artifact.manifest is not None:
+        manifest = artifact.manifest
+        return StageStatus(stage, "fresh", (), artifact.path, manifest.size, manifest.finished, manifest.seconds)
+    if artifact.state == "partial":
+        size = sum(file.stat().st_size for file in artifact.partial.rglob("*") if file.is_file())
+        reason = f"being built by {artifact.owner}" if artifact.owner else "stopped; the next run goes on from here"
+        return StageStatus(stage, "partial", (reason,), artifact.partial, size, None, None)
+    older = [other for other in stored if other.stage == stage and other.name == name and other.manifest is not None]
+    if not older or older[-1].manifest is None:
+        return StageStatus(stage, "missing", (), artifact.path, 0, None, None)
+    newest, manifest = older[-1], older[-1].manifest
+    reasons = changes(entry, manifest)
+    return StageStatus(stage, "stale", reasons, newest.path, manifest.size, manifest.finished, manifest.seconds)
+
+
+def changes(entry: PlannedStage, manifest: Manifest) -> tuple[str, ...]:
+    """What differs between a planned stage and an artifact, one sentence each."""
+    found = [
+        f"{key}: {_shown(manifest.decisive, key)} -> {_shown(entry.decisive, key)}"
+        for key in sorted({*manifest.decisive, *entry.decisive})
+        if _shown(manifest.decisive, key) != _shown(entry.decisive, key)
+    ]
+    for key in sorted({*manifest.inputs, *entry.inputs}):
+        before, now = manifest.inputs.get(key), entry.inputs.get(key)
+        if before is None:
+            found.append(f"input {key} is new")
+        elif now is None:
+            found.append(f"input {key} is gone")
+        elif before != now:
+            found.append(f"input {key} changed")
+    if manifest.extra.get("stage_format_version") != entry.stage.format_version:
+        found.append("another version of sgsfa makes this stage differently")
+    return tuple(found)
+
+
+def _shown(table: Mapping[str, Any], key: str) -> str:
+    return repr(table[key]) if key in table else "(not there)"

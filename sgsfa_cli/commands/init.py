@@ -1,0 +1,44 @@
+"""`sgsfa init`: a commented configuration file to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgsfa_cli import console
+from sgsfa_cli.options import DEFAULT_FILE, JsonOption, PresetOption, SetOption, command_app, examples
+
+app = command_app()
+
+
+@app.command(
+    epilog=examples(
+        "sgsfa init", "sgsfa init --preset strong --set data.source=csv:people.csv --set name=people people.toml"
+    )
+)
+def init(
+    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write.", show_default=True)] = DEFAULT_FILE,
+    preset: PresetOption = None,
+    overrides: SetOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a configuration file with every key, its meaning and its value.
+
+    Without --preset the values are the defaults. `sgsfa run` reads sgsfa.toml where it is started.
+    """
+    from pipeline.config import to_toml
+    from pipeline.errors import ConfigError
+    from pipeline.runtime.files import atomic_write
+
+    if file.exists() and not force:
+        raise ConfigError("the file is there already", where=file, hint="--force overwrites it")
+    # Not through `load`, whose default would be the very file that is to be written.
+    from pipeline.config import load_config
+
+    settings = load_config(preset=preset, overrides=overrides or ())
+    with atomic_write(file) as temporary:
+        temporary.write_text(to_toml(settings, comments=True), encoding="utf-8")
+    console.emit({"written": file}, json=json, draw=lambda: f"Written: {file}. Edit it, then: sgsfa run")

@@ -1,0 +1,163 @@
+"""`sgsfa run`: all stages, from images to metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sgsfa_cli import console
+from sgsfa_cli.options import (
+    ConfigOption,
+    JsonOption,
+    PresetOption,
+    QuietOption,
+    SetOption,
+    command_app,
+    examples,
+    load,
+)
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pipeline.config import RunConfig
+    from pipeline.stages.execute import RunReport
+    from pipeline.stages.status import StageStatus
+
+app = command_app()
+
+_RANKS = (1, 5, 10, 20)
+
+
+@app.command(
+    epilog=examples(
+        "sgsfa run --preset demo",
+        "sgsfa run -c sgsfa.toml --set train.epochs=60",
+        "sgsfa run --from eval --set matching.rule=mean",
+        "sgsfa run --preset strong --set data.source=market1501:/data/Market-1501 --until masks",
+    )
+)
+def run(
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    overrides: SetOption = None,
+    from_stage: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="Begin at this stage; those before it must be there."),
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build the stages anew, even those that are there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait where another run builds the same thing, instead of stopping.")
+    ] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run all stages, from images to metrics; only what is missing or out of date is done.
+
+    The stages are synth (rendered people, where data.source is `rendered`), masks, train, extract and eval. Each
+    leaves an artifact: a folder that says what it was made from. A stopped run, even a killed one, goes on where it
+    was when the same command is given again.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        # Under torchrun the first process runs the program and calls the others when it trains or extracts.
+        from pipeline.runtime.distributed import serve
+
+        serve()
+        return
+    settings = load(config, preset, overrides)
+    progress = console.progress(quiet=quiet)
+    if dry_run:
+        from pipeline.stages.status import status
+
+        states = status(settings, progress=progress)
+        work = _work(states, from_stage, until, force)
+        console.emit(
+            [{"stage": state.stage, "would_run": state.stage in work, "state": state.state} for state in states],
+            json=json,
+            draw=lambda: _draw_plan(states, work),
+        )
+        return
+
+    from pipeline.stages.execute import execute
+
+    with _processes():
+        report = execute(settings, from_stage=from_stage, until=until, force=force, wait=wait, progress=progress)
+    console.emit(_as_data(report), json=json, draw=lambda: _draw(report, settings))
+    if report.rejected:
+        from pipeline.errors import RejectedInputs
+
+        raise RejectedInputs("run", report.rejected, total=sum(outcome.total for outcome in report.stages))
+
+
+def _processes() -> contextlib.AbstractContextManager[None]:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return contextlib.nullcontext()
+    from pipeline.runtime.distributed import leading
+
+    return leading()
+
+
+def _work(states: list[StageStatus], from_stage: str | None, until: str | None, force: bool) -> set[str]:
+    """The stages that a run would build."""
+    from pipeline.stages.execute import stage_range
+
+    chosen = stage_range([state.stage for state in states], from_stage, until)
+    return {state.stage for state in states[chosen] if force or state.state != "fresh"}
+
+
+def _draw_plan(states: list[StageStatus], work: set[str]) -> RenderableType:
+    rows = [
+        (state.stage, "would run" if state.stage in work else "-", state.state, "; ".join(state.reasons), state.path)
+        for state in states
+    ]
+    return console.table("Stage", "Plan", "State", "Why", "Where", rows=rows)
+
+
+def _as_data(report: RunReport) -> dict[str, Any]:
+    return {"idle": report.idle, **console.plain(report)}
+
+
+def _draw(report: RunReport, settings: RunConfig) -> RenderableType:
+    from rich.console import Group
+
+    done = {"ran": "done", "resumed": "resumed and done", "reused": "already there"}
+    rows = [
+        (
+            outcome.stage,
+            done[outcome.action],
+            console.duration(outcome.seconds) if outcome.action != "reused" else "-",
+            f"{len(outcome.rejected)} of {outcome.total}" if outcome.rejected else "-",
+            outcome.path,
+        )
+        for outcome in report.stages
+    ]
+    parts: list[RenderableType] = [console.table("Stage", "", "Time>", "Rejected>", "Where", rows=rows)]
+    if report.results:
+        parts.append(_draw_results(report.results, settings.name))
+    took = console.duration(report.seconds)
+    parts.append(f"Nothing to do: all is up to date ({took})." if report.idle else f"Finished in {took}.")
+    return Group(*parts)
+
+
+def _draw_results(results: Mapping[str, Any], name: str) -> RenderableType:
+    rows: list[tuple[str, ...]] = []
+    for test, result in results.items():
+        rows.append((test, name, *_scores(result.get("metrics", result))))
+        if histogram := result.get("histogram"):
+            rows.append((test, "colour histogram", *_scores(histogram)))
+    columns = (*(f"Rank-{rank}>" for rank in _RANKS), "mAP>", "mINP>", "Queries>")
+    return console.table("Test set", "Method", *columns, rows=rows)
+
+
+def _scores(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    cmc = metrics.get("cmc", [])
+    shares = [cmc[rank - 1] if rank <= len(cmc) else None for rank in _RANKS]
+    shares += [metrics.get("mAP"), metrics.get("mINP")]
+    cells = ["-" if share is None else f"{100 * share:.1f} %" for share in shares]
+    return (*cells, str(metrics.get("num_valid_queries", "-")))
