@@ -1,0 +1,326 @@
+"""Extraction: the features of a data set's images into one file, resumable batch by batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from pipeline.config import ExtractConfig
+from pipeline.datasets.records import Dataset, Record
+from pipeline.errors import DataError, Rejected
+from pipeline.features.network import FeatureNetwork
+from pipeline.matching.featurefile import FeatureFile, FeatureHeader, Features, FeatureWriter
+from pipeline.runtime.device import device_label
+from pipeline.runtime.distributed import World, together, world
+from pipeline.runtime.files import sha256_file
+from pipeline.runtime.progress import SILENT, Progress, Task
+
+_REJECTED = "rejected"
+"""Attribute of a features file that lists the images which have no row."""
+
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class ExtractReport:
+    """What an extraction did.
+
+    Attributes:
+        total: Images asked for.
+        done: Images with features.
+        failed: Images that could not be read; they have no row in the file.
+        seconds: Time of this run; an earlier one that was killed is not counted.
+        images_per_second: Of this run, decoding included.
+        resumed: Rows that an earlier run had written.
+        device: Where.
+    """
+
+    total: int
+    done: int
+    failed: tuple[Rejected, ...]
+    seconds: float
+    images_per_second: float
+    resumed: int
+    device: str
+
+
+def extract(
+    out: Path,
+    *,
+    dataset: Dataset,
+    records: Sequence[Record],
+    checkpoint: Path,
+    config: ExtractConfig,
+    progress: Progress = SILENT,
+) -> ExtractReport:
+    """Write the features of images to a file.
+
+    Work goes on in `out` with `.partial` behind its name. Batches are cut from the list of records, not from what is
+    left of it, so a run that was killed goes on with the next batch and ends with the same bytes as an undisturbed
+    one. Started by torchrun, the processes share the batches, and the leader, which alone calls this, joins their
+    parts into the one file.
+
+    Args:
+        out: The features file.
+        dataset: Where the images lie.
+        records: Which images, in the order of the file's rows.
+        checkpoint: The trained network.
+        config: Precision, flip averaging, device, batch size.
+        progress: Where to report.
+
+    Raises:
+        DataError: There are no images, or none can be read.
+        WeightsError: The checkpoint is missing or damaged, or the network diverged.
+        FormatError: An unfinished file for other work is in the way.
+        DeviceError: The device is not there or its memory is exhausted.
+        ArtifactError: The file cannot be written.
+    """
+    if not records:
+        raise DataError(f"{dataset.name} has no images to extract features from", where=dataset.root)
+    return together(
+        _extract,
+        {"progress": progress},
+        out=out,
+        dataset=dataset,
+        records=tuple(records),
+        checkpoint=checkpoint,
+        config=config,
+    )
+
+
+def embed(paths: Sequence[Path], checkpoint: Path, config: ExtractConfig) -> Features:
+    """Features of a few images, in memory; for searching and comparing.
+
+    Args:
+        paths: Image files.
+        checkpoint: The trained network.
+        config: Precision, flip averaging, device, batch size.
+
+    Returns:
+        Features with the paths as names, identities and cameras unknown, split `all`.
+
+    Raises:
+        DataError: Some of the images cannot be read; the first of them are named.
+        WeightsError: The checkpoint is missing or damaged.
+    """
+    network = FeatureNetwork.load(checkpoint, config, World())
+    found = list(network.batches(paths))
+    failed = [each for batch in found for each in batch.failed]
+    if failed or not found:
+        listed = "; ".join(f"{each.path}: {each.reason}" for each in failed[:5]) or "none was given"
+        raise DataError(f"{len(failed)} of {len(paths)} images cannot be used: {listed}")
+    return Features(
+        parts=np.concatenate([each.parts for each in found]),
+        whole=np.concatenate([each.whole for each in found]),
+        visibility=np.concatenate([each.visibility for each in found]),
+        thresholds=network.meta.threshold_array(),
+        names=np.array([str(path) for path in paths], dtype=np.str_),
+        pids=np.full(len(paths), -1, np.int64),
+        camids=np.full(len(paths), -1, np.int64),
+        splits=np.full(len(paths), "all", dtype=np.str_),
+        attributes={"checkpoint_sha256": sha256_file(checkpoint)},
+    )
+
+
+def _extract(
+    out: Path,
+    *,
+    dataset: Dataset,
+    records: tuple[Record, ...],
+    checkpoint: Path,
+    config: ExtractConfig,
+    progress: Progress = SILENT,
+) -> ExtractReport:
+    place = world()
+    started = time.monotonic()
+    network = FeatureNetwork.load(checkpoint, config, place)
+    origin = {
+        "checkpoint_sha256": sha256_file(checkpoint),
+        "model": network.meta.model.kind,
+        "backbone": network.meta.model.backbone,
+        "trained_on": network.meta.trained_on,
+        "data": f"{dataset.kind}:{dataset.name}",
+        "flip": config.flip,
+        "amp": config.amp,
+        "notes": list(dataset.notes),
+    }
+    mine = _share(len(records), config.batch_size, place)
+    path = out.with_name(out.name + ".partial")
+    if place.size > 1:
+        path = out.with_name(f"{out.name}.part{place.rank}-of-{place.size}.partial")
+    work = _Work(path, dataset, records[mine], network, origin)
+    resumed = work.resumed
+    if resumed:
+        progress.note(f"extraction goes on after {resumed:,} of {len(records):,} images")
+    with progress.task("extract", total=len(records[mine]), done=resumed) as task:
+        work.run(task, config.batch_size)
+    if place.size > 1:
+        dist.barrier()
+        if place.leader:
+            _join(out, dataset, records, network, origin, config.batch_size, place)
+        dist.barrier()
+    failed = work.failed if place.size == 1 or not place.leader else _rejected_in(out)
+    if place.leader:
+        if place.size == 1:
+            path.replace(out)
+        if failed:
+            progress.warn(f"{len(failed):,} of {len(records):,} images cannot be read and have no features")
+    seconds = time.monotonic() - started
+    done = len(records) - len(failed)
+    return ExtractReport(
+        total=len(records),
+        done=done,
+        failed=failed,
+        seconds=round(seconds, 3),
+        images_per_second=round((len(records[mine]) - resumed) * place.size / max(seconds, 1e-9), 2),
+        resumed=resumed,
+        device=device_label(network.device),
+    )
+
+
+class _Work:
+    """The features of some records into one file, from where an earlier run left it."""
+
+    def __init__(
+        self,
+        path: Path,
+        dataset: Dataset,
+        records: tuple[Record, ...],
+        network: FeatureNetwork,
+        origin: Mapping[str, Any],
+    ) -> None:
+        self._path, self._dataset, self._records = path, dataset, records
+        self._network, self._origin = network, origin
+        opened = FeatureFile.open(path, allow_partial=True) if path.is_file() else None
+        self._rejected: dict[int, str] = {}
+        if opened is not None:
+            # What was found unreadable before is not in the file's list of names.
+            self._rejected = {int(row): reason for row, _, reason in opened.attributes.get(_REJECTED, [])}
+        self.resumed = 0 if opened is None else opened.done
+
+    @property
+    def failed(self) -> tuple[Rejected, ...]:
+        """The images that have no row."""
+        return tuple(Rejected(self._records[row].path, reason) for row, reason in sorted(self._rejected.items()))
+
+    def run(self, task: Task, batch_size: int) -> None:
+        """Write all rows that are missing.
+
+        Raises:
+            DataError: Not one image can be read.
+        """
+        while not self._run_until_rejected(task, batch_size):
+            pass
+
+    def _run_until_rejected(self, task: Task, batch_size: int) -> bool:
+        """Write rows; False when an image turned out unreadable, after the file was laid out anew without it."""
+        kept = [row for row in range(len(self._records)) if row not in self._rejected]
+        if self._records and not kept:
+            raise DataError(
+                f"none of the {len(self._records)} images can be read",
+                where=self._dataset.root,
+                expected=self.failed[0].reason,
+            )
+        with FeatureWriter.begin(self._path, self._header(kept)) as writer:
+            if writer.done == writer.total:
+                writer.finish()
+                return True
+            following = kept[writer.done]
+            start = following // batch_size * batch_size
+            paths = [self._dataset.path_of(record) for record in self._records[start:]]
+            for batch in self._network.batches(paths):
+                new = {
+                    int(row) + start: each.reason for row, each in zip(batch.failed_index, batch.failed, strict=True)
+                }
+                if not new.keys() <= self._rejected.keys():
+                    self._rejected |= new
+                    break
+                fresh = batch.index + start >= following
+                writer.append(batch.parts[fresh], batch.whole[fresh], batch.visibility[fresh])
+                task.advance(int(fresh.sum()))
+            else:
+                writer.finish()
+                return True
+        self._lay_out_anew()
+        return False
+
+    def _lay_out_anew(self) -> None:
+        """The same rows in a file that has no place for the images found unreadable."""
+        kept = [row for row in range(len(self._records)) if row not in self._rejected]
+        if not kept:
+            self._path.unlink()
+            return
+        fresh = self._path.with_name(self._path.name + ".new")
+        fresh.unlink(missing_ok=True)
+        with FeatureWriter.begin(fresh, self._header(kept)) as writer:
+            for block in FeatureFile.open(self._path, allow_partial=True).blocks(_BLOCK):
+                writer.append(block.parts, block.whole, block.visibility)
+        fresh.replace(self._path)
+
+    def _header(self, kept: Sequence[int]) -> FeatureHeader:
+        rejected = [[row, self._records[row].path, reason] for row, reason in sorted(self._rejected.items())]
+        return _header([self._records[row] for row in kept], self._network, self._origin, rejected)
+
+
+def _header(
+    records: Sequence[Record], network: FeatureNetwork, origin: Mapping[str, Any], rejected: Sequence[Sequence[Any]]
+) -> FeatureHeader:
+    return FeatureHeader(
+        names=[record.path for record in records],
+        pids=np.array([record.pid for record in records], dtype=np.int64),
+        camids=np.array([record.camid for record in records], dtype=np.int64),
+        splits=[record.split for record in records],
+        part_dim=network.part_dim,
+        whole_dim=network.whole_dim,
+        thresholds=network.meta.threshold_array(),
+        attributes={**origin, _REJECTED: [list(each) for each in rejected]},
+    )
+
+
+def _share(count: int, batch_size: int, place: World) -> slice:
+    """This process's records: whole batches of the common list, about equally many for each."""
+    batches = -(-count // batch_size)
+    first, last = (batches * rank // place.size for rank in (place.rank, place.rank + 1))
+    return slice(first * batch_size, min(last * batch_size, count))
+
+
+def _join(
+    out: Path,
+    dataset: Dataset,
+    records: tuple[Record, ...],
+    network: FeatureNetwork,
+    origin: Mapping[str, Any],
+    batch_size: int,
+    place: World,
+) -> None:
+    """Make the one file of the parts that the processes wrote."""
+    shares = [_share(len(records), batch_size, World(rank, place.size)) for rank in range(place.size)]
+    parts = [out.with_name(f"{out.name}.part{rank}-of-{place.size}.partial") for rank in range(place.size)]
+    files = [FeatureFile.open(part) for part in parts]
+    rejected = [
+        [int(row) + share.start, name, reason]
+        for share, file in zip(shares, files, strict=True)
+        for row, name, reason in file.attributes[_REJECTED]
+    ]
+    lost = {row for row, _, _ in rejected}
+    kept = [record for row, record in enumerate(records) if row not in lost]
+    path = out.with_name(out.name + ".partial")
+    path.unlink(missing_ok=True)
+    with FeatureWriter.begin(path, _header(kept, network, origin, rejected)) as writer:
+        for file in files:
+            for block in file.blocks(_BLOCK):
+                writer.append(block.parts, block.whole, block.visibility)
+        writer.finish()
+    path.replace(out)
+    for part in parts:
+        part.unlink()
+
+
+def _rejected_in(out: Path) -> tuple[Rejected, ...]:
+    return tuple(Rejected(name, reason) for _, name, reason in FeatureFile.open(out).attributes[_REJECTED])

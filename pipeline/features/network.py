@@ -1,0 +1,117 @@
+"""A checkpoint, ready to look at images in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pipeline.config import ExtractConfig
+from pipeline.datasets.images import decode_batches
+from pipeline.errors import DeviceError, Rejected, WeightsError
+from pipeline.matching.parts import NUM_PARTS
+from pipeline.model.embed import Embedded, embed
+from pipeline.model.weights import CheckpointMeta, load_checkpoint
+from pipeline.runtime.allocator import tune_allocator
+from pipeline.runtime.device import resolve_device
+from pipeline.runtime.distributed import World
+from pipeline.runtime.parallel import worker_count
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBatch:
+    """Features of those images of a batch that could be read.
+
+    Attributes:
+        index: (B,) position of each image in the list of paths.
+        parts: (B, 7, D).
+        whole: (B, W).
+        visibility: (B, 7).
+        failed: The images that could not be read.
+        failed_index: Their positions.
+    """
+
+    index: Ints
+    parts: Floats
+    whole: Floats
+    visibility: Floats
+    failed: tuple[Rejected, ...]
+    failed_index: Ints
+
+
+class FeatureNetwork:
+    """The network of a checkpoint on a device, in evaluation mode.
+
+    Attributes:
+        meta: What the checkpoint says of itself.
+        device: Where the network is.
+        part_dim: D; 0 for a model without part features.
+        whole_dim: W.
+    """
+
+    def __init__(self, model: nn.Module, meta: CheckpointMeta, device: torch.device, config: ExtractConfig) -> None:
+        self.meta, self.device = meta, device
+        self._model, self._config = model, config
+        size = (1, meta.model.height, meta.model.width, 3)
+        probe = embed(model, torch.zeros(size, dtype=torch.uint8, device=device))
+        # A model without parts fills them with nothing; a length of zero says so in the file.
+        self.part_dim = 0 if meta.model.kind == "baseline" else probe.parts.shape[2]
+        self.whole_dim = probe.whole.shape[1]
+
+    @classmethod
+    def load(cls, checkpoint: Path, config: ExtractConfig, place: World) -> Self:
+        """Read a checkpoint.
+
+        Raises:
+            WeightsError: The checkpoint is missing or damaged.
+            DeviceError: The device is not there.
+        """
+        tune_allocator()
+        device = place.device(resolve_device(config.device))
+        model, meta = load_checkpoint(checkpoint)
+        return cls(model.to(device).to(memory_format=torch.channels_last), meta, device, config)
+
+    def batches(self, paths: Sequence[Path]) -> Iterator[FeatureBatch]:
+        """Features of images in batches of `extract.batch_size`; the next batches are decoded meanwhile.
+
+        Raises:
+            DeviceError: The device's memory is exhausted.
+            WeightsError: The network gives features that are not finite.
+        """
+        shape, size = self.meta.model, self._config.batch_size
+        for batch in decode_batches(paths, shape.height, shape.width, batch=size, threads=worker_count(-1)):
+            if len(batch.index):
+                found = self._look(torch.from_numpy(batch.images).to(self.device))
+                arrays = [
+                    tensor.cpu().numpy()
+                    for tensor in (found.parts[:, :, : self.part_dim], found.whole, found.visibility)
+                ]
+            else:
+                shapes = ((0, NUM_PARTS, self.part_dim), (0, self.whole_dim), (0, NUM_PARTS))
+                arrays = [np.empty(each, np.float32) for each in shapes]
+            yield FeatureBatch(batch.index, arrays[0], arrays[1], arrays[2], batch.failed, batch.failed_index)
+
+    def _look(self, images: Tensor) -> Embedded:
+        try:
+            found = embed(self._model, images, flip=self._config.flip, amp=self._config.amp)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise DeviceError(
+                f"the memory of {self.device} is exhausted by a batch of {len(images)} images",
+                hint=f"set extract.batch_size={max(1, self._config.batch_size // 2)}",
+            ) from error
+        if not all(bool(torch.isfinite(each).all()) for each in (found.parts, found.whole)):
+            raise WeightsError(
+                "the network gives features that are not finite numbers",
+                hint="the training diverged; look at its metrics.jsonl"
+                + (", or set extract.amp=bf16" if self._config.amp == "fp16" else ""),
+            )
+        return found

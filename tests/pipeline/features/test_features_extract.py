@@ -1,0 +1,189 @@
+"""Extraction: right rows, rows of unreadable images left out, and the same bytes however it was stopped."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import ExtractConfig, ModelConfig
+from pipeline.datasets.images import read_resized, write_image
+from pipeline.datasets.records import Dataset, Record
+from pipeline.errors import DataError, FormatError, WeightsError
+from pipeline.features import extract as extract_module
+from pipeline.features.extract import embed, extract
+from pipeline.features.network import FeatureNetwork
+from pipeline.matching.featurefile import FeatureFile
+from pipeline.model.network import build_model
+from pipeline.model.normalise import normalise
+from pipeline.model.weights import CheckpointMeta, save_checkpoint
+from pipeline.runtime.distributed import World
+
+HEIGHT, WIDTH, COUNT, BATCH = 64, 32, 11, 4
+
+
+def make_checkpoint(path: Path, **changes: object) -> Path:
+    config = ModelConfig.model_validate(
+        {"backbone": "mobilenet_v2", "weights": "none", "height": HEIGHT, "width": WIDTH, "part_dim": 8} | changes
+    )
+    torch.manual_seed(0)
+    model = build_model(config, 3)
+    meta = CheckpointMeta(model=config, num_classes=3, thresholds=(0.1, 0.2, 0.3, 0.05, 0.1, 0.1, 0.1))
+    save_checkpoint(path, model, meta)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "model.safetensors")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    stream = np.random.default_rng(0)
+    records = []
+    for i in range(COUNT):
+        name = f"images/{i:02d}.png"
+        write_image(tmp_path / name, stream.integers(0, 256, (80, 40, 3), dtype=np.uint8))
+        records.append(Record(name, i // 2, i % 2, "query" if i % 3 == 0 else "gallery"))
+    return Dataset("folder", "few", tmp_path, tuple(records))
+
+
+def config(**changes: object) -> ExtractConfig:
+    return ExtractConfig.model_validate({"batch_size": BATCH, "device": "cpu"} | changes)
+
+
+def run(out: Path, dataset: Dataset, checkpoint: Path, **changes: object):
+    return extract(out, dataset=dataset, records=dataset.records, checkpoint=checkpoint, config=config(**changes))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_rows_are_what_the_network_says(tmp_path: Path, dataset: Dataset, checkpoint: Path, flip: bool) -> None:
+    report = run(tmp_path / "f.h5", dataset, checkpoint, flip=flip)
+    assert (report.total, report.done, report.failed) == (COUNT, COUNT, ())
+    features = FeatureFile.open(tmp_path / "f.h5").load()
+    assert features.names.tolist() == [record.path for record in dataset.records]
+    assert features.splits.tolist() == [record.split for record in dataset.records]
+    assert features.pids.tolist() == [record.pid for record in dataset.records]
+    np.testing.assert_allclose(features.thresholds, [0.1, 0.2, 0.3, 0.05, 0.1, 0.1, 0.1], rtol=1e-6)
+    assert features.attributes["flip"] is flip
+    model = FeatureNetwork.load(checkpoint, config(), World())._model
+    image = torch.from_numpy(read_resized(dataset.path_of(dataset.records[5]), HEIGHT, WIDTH))[None]
+    with torch.no_grad():
+        views = [model(normalise(view)) for view in ((image, image.flip(2)) if flip else (image,))]
+    np.testing.assert_allclose(features.parts[5], sum(v.parts() for v in views)[0] / len(views), atol=1e-4)
+    np.testing.assert_allclose(features.whole[5], sum(v.matched_whole for v in views)[0] / len(views), atol=1e-4)
+    np.testing.assert_allclose(features.visibility[5], sum(v.visibility for v in views)[0] / len(views), atol=1e-5)
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_killed_and_resumed_gives_the_same_bytes(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path, after: int
+) -> None:
+    run(tmp_path / "straight.h5", dataset, checkpoint)
+    written = 0
+
+    class Dying(extract_module.FeatureWriter):
+        def append(self, *arrays: object) -> None:
+            nonlocal written
+            if written == after:
+                raise _Killed
+            written += 1
+            super().append(*arrays)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extract_module, "FeatureWriter", Dying)
+        with pytest.raises(_Killed):
+            run(tmp_path / "killed.h5", dataset, checkpoint)
+    assert not (tmp_path / "killed.h5").exists()
+    report = run(tmp_path / "killed.h5", dataset, checkpoint)
+    assert report.resumed == after * BATCH
+    assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "straight.h5").read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("broken", [[0], [5], [4, 5, 6, 7], [1, 10]])
+def test_unreadable_images_have_no_row_and_are_listed(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path, broken: list[int]
+) -> None:
+    run(tmp_path / "good.h5", dataset, checkpoint)
+    for i in broken:
+        dataset.path_of(dataset.records[i]).write_bytes(b"no image")
+    report = run(tmp_path / "some.h5", dataset, checkpoint)
+    assert [each.path for each in report.failed] == [dataset.records[i].path for i in broken]
+    assert report.done == COUNT - len(broken)
+    some, good = (FeatureFile.open(tmp_path / name).load() for name in ("some.h5", "good.h5"))
+    kept = [i for i in range(COUNT) if i not in broken]
+    assert some.names.tolist() == good.names[kept].tolist()
+    np.testing.assert_allclose(some.parts, good.parts[kept], atol=1e-4)
+    assert [name for _, name, _ in some.attributes["rejected"]] == [dataset.records[i].path for i in broken]
+
+
+def test_nothing_readable_and_nothing_at_all(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
+    with pytest.raises(DataError, match="no images"):
+        extract(tmp_path / "f.h5", dataset=dataset, records=(), checkpoint=checkpoint, config=config())
+    for record in dataset.records:
+        dataset.path_of(record).write_bytes(b"")
+    with pytest.raises(DataError, match="none of the 11 images"):
+        run(tmp_path / "f.h5", dataset, checkpoint)
+    assert not list(tmp_path.glob("f.h5*"))
+
+
+def test_an_unfinished_file_of_another_checkpoint_is_refused(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path
+) -> None:
+    run(tmp_path / "f.h5", dataset, checkpoint)
+    (tmp_path / "f.h5").rename(tmp_path / "f.h5.partial")
+    with pytest.raises(FormatError, match="other work"):
+        run(tmp_path / "f.h5", dataset, make_checkpoint(tmp_path / "other.safetensors", part_dim=16))
+
+
+def test_the_baseline_has_no_parts(tmp_path: Path, dataset: Dataset) -> None:
+    checkpoint = make_checkpoint(tmp_path / "b.safetensors", kind="baseline", whole_dim=12)
+    run(tmp_path / "f.h5", dataset, checkpoint)
+    features = FeatureFile.open(tmp_path / "f.h5").load()
+    assert features.parts.shape == (COUNT, 7, 0)
+    assert features.whole.shape == (COUNT, 12)
+    assert not features.visible.any()
+
+
+def test_embed_equals_extraction(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
+    run(tmp_path / "f.h5", dataset, checkpoint)
+    paths = [dataset.path_of(record) for record in dataset.records]
+    features = embed(paths, checkpoint, config())
+    np.testing.assert_array_equal(features.parts, FeatureFile.open(tmp_path / "f.h5").load().parts)
+    paths[3].write_bytes(b"no image")
+    with pytest.raises(DataError, match="1 of 11 images cannot be used"):
+        embed(paths, checkpoint, config())
+
+
+def test_a_network_that_diverged_is_told(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    with safe_open(checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    state = load_file(checkpoint)
+    state["spatial_heads.0.neck.weight"].fill_(torch.nan)
+    save_file(state, checkpoint, metadata=metadata)
+    with pytest.raises(WeightsError, match="not finite"):
+        run(tmp_path / "f.h5", dataset, checkpoint)
+
+
+def test_a_pickle_in_place_of_a_checkpoint_is_not_opened(tmp_path: Path, dataset: Dataset) -> None:
+    import pickle
+
+    class Bomb:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (sys.exit, (3,))
+
+    (tmp_path / "bomb.safetensors").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(WeightsError):
+        run(tmp_path / "f.h5", dataset, tmp_path / "bomb.safetensors")

@@ -1,0 +1,87 @@
+"""A data set small enough to train on in a test, and a network that keeps up with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import ModelConfig, TrainConfig
+from pipeline.datasets.images import write_image
+from pipeline.datasets.maskfile import DONE, FAILED, MaskMeta, MaskWriter
+from pipeline.datasets.records import Dataset, Record
+
+HEIGHT, WIDTH = 64, 32
+
+
+def paint(pid: int, shot: int) -> np.ndarray:
+    """A person of three coloured blocks on a noisy background; the colours tell who it is."""
+    stream = np.random.default_rng([pid, shot])
+    colours = np.random.default_rng([pid]).integers(30, 226, (3, 3))
+    image = stream.integers(90, 140, (HEIGHT, WIDTH, 3))
+    left = 6 + shot % 3
+    for (top, bottom), colour in zip(((6, 16), (16, 38), (38, 60)), colours, strict=True):
+        image[top:bottom, left : left + 18] = colour + stream.integers(-9, 10, (bottom - top, 18, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def make_people(root: Path, *, train: int = 6, test: int = 5, shots: int = 4) -> Dataset:
+    """`train` identities to train on, `test` others as query (camera 1) and gallery (camera 2)."""
+    records = []
+    for pid in range(1, train + test + 1):
+        for shot in range(shots):
+            split = "train" if pid <= train else ("query" if shot == 0 else "gallery")
+            name = f"{split}/{pid:03d}_{shot}.png"
+            write_image(root / name, paint(pid, shot))
+            records.append(Record(name, pid, 1 if shot == 0 else 2, split))
+    return Dataset("folder", "people", root, tuple(records))
+
+
+def make_masks(path: Path, dataset: Dataset, *, failed: int = 0) -> Path:
+    """True-looking masks of the training images; the first `failed` are marked as failed."""
+    names = sorted(record.path for record in dataset.split("train"))
+    parts = np.zeros((4, 16, 8), np.uint8)
+    for i, (top, bottom) in enumerate(((1, 4), (4, 9), (9, 14), (14, 15))):
+        parts[i, top:bottom, 2:6] = 255
+    whole = np.zeros((64, 32), np.uint8)
+    whole[6:60, 7:25] = 255
+    meta = MaskMeta("test", "1", "", "lip-20", "spreid", (), "area", (64, 32), False, False, "torch", "float32", 1)
+    count = len(names)
+    done = np.full(count, DONE, np.uint8)
+    done[:failed] = FAILED
+    good = (done == DONE)[:, None, None]
+    with MaskWriter.create(path, names, meta) as writer:
+        writer.write(
+            0,
+            np.where(good[..., None], parts, 0).astype(np.uint8),
+            np.where(good, whole, 0).astype(np.uint8),
+            (done == DONE).astype(np.float32),
+            done,
+        )
+        writer.finish()
+    return path
+
+
+def small_model(**changes: object) -> ModelConfig:
+    return ModelConfig.model_validate(
+        {"backbone": "mobilenet_v2", "weights": "none", "height": HEIGHT, "width": WIDTH, "part_dim": 8} | changes
+    )
+
+
+def small_training(**changes: object) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "epochs": 2,
+            "identities": 3,
+            "instances": 2,
+            "pad": 4,
+            "occlude": 0.3,
+            "colour_jitter": 0.1,
+            "ema": 0.9,
+            "clip_norm": 5.0,
+            "schedule": "cosine",
+            "warmup_epochs": 1,
+            "device": "cpu",
+        }
+        | changes
+    )
