@@ -1,0 +1,230 @@
+"""The built-in human parser: a small network trained by `tools/parser`, its weights in this package.
+
+A MobileNetV2 encoder (Sandler et al., CVPR 2018) and a feature pyramid over its strides 4, 8, 16 and 32 (Lin et al.,
+CVPR 2017) give the 20 labels of LIP at a quarter of the input's size. What it was trained on, how well it does and
+where it fails is written in `weights/card.md`.
+"""
+
+from __future__ import annotations
+
+import copy
+from importlib import resources
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torchvision.models import mobilenet_v2
+
+from pipeline.errors import WeightsError
+from pipeline.parsing.labels import load_label_set
+from pipeline.parsing.parser import ParserInfo
+from pipeline.runtime.files import sha256_file
+
+VERSION = "1"
+"""Raised with every change of the weights or of what happens around the network."""
+
+INPUT_SIZE = (256, 128)
+OUTPUT_SIZE = (64, 32)
+CLASSES = 20
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+_TAPS = (3, 6, 13, 17)
+_CHANNELS = (24, 32, 96, 320)
+
+
+class BuiltinNet(nn.Module):
+    """The network.
+
+    Args:
+        width: Channels of the pyramid at strides 32, 16 and 8.
+        fine_width: Channels at stride 4, where three quarters of the pyramid's work are done.
+        classes: Channels of the output.
+    """
+
+    def __init__(self, width: int = 96, fine_width: int = 64, classes: int = CLASSES) -> None:
+        super().__init__()
+        # The last 1x1 convolution of MobileNetV2 serves its classifier only.
+        self.encoder = mobilenet_v2(weights=None).features[:18]
+        fine, middle, coarse, deep = _CHANNELS
+        self.from_deep = _block(deep, width, 1)
+        self.context = _block(deep, width, 1)
+        self.from_coarse = _block(coarse, width, 1)
+        self.from_middle = _block(middle, width, 1)
+        self.from_fine = _block(fine, fine_width, 1)
+        self.fuse_coarse = _block(width, width, 3)
+        self.fuse_middle = _block(width, width, 3)
+        self.narrow = _block(width, fine_width, 1)
+        self.fuse_fine = nn.Sequential(_block(fine_width, fine_width, 3), _block(fine_width, fine_width, 3))
+        self.classify = nn.Conv2d(fine_width, classes, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Label a batch.
+
+        Args:
+            images: (B, 3, H, W) float, RGB, ImageNet-normalised; H and W multiples of 32.
+
+        Returns:
+            (B, classes, H / 4, W / 4) logits.
+        """
+        taps: list[Tensor] = []
+        x = images
+        for index, layer in enumerate(self.encoder):
+            x = layer(x)
+            if index in _TAPS:
+                taps.append(x)
+        fine, middle, coarse, deep = taps
+        # The mean over the image says how the person stands and how much is seen; one 3x3 at stride 32 cannot.
+        x = self.from_deep(deep) + self.context(deep.mean((2, 3), keepdim=True))
+        x = self.fuse_coarse(self.from_coarse(coarse) + _like(x, coarse))
+        x = self.fuse_middle(self.from_middle(middle) + _like(x, middle))
+        x = self.fuse_fine(self.from_fine(fine) + _like(self.narrow(x), fine))
+        return cast(Tensor, self.classify(x))
+
+
+class BuiltinParser:
+    """The network ready for use; a `pipeline.parsing.parser.Parser`.
+
+    Args:
+        network: In evaluation mode or not; it is copied, not changed.
+        device: Where it runs.
+        weights_sha256: Of the weights' file.
+        half: Compute in bfloat16; None: where the processor does so natively.
+    """
+
+    def __init__(
+        self, network: BuiltinNet, device: torch.device, *, weights_sha256: str = "", half: bool | None = None
+    ) -> None:
+        self._device = device
+        self._half = has_native_bfloat16(device) if half is None else half
+        self._network = fold_batch_norms(network).to(device).to(memory_format=torch.channels_last)
+        self._scale = torch.tensor([1.0 / (255.0 * std) for std in _STD], device=device)
+        self._shift = torch.tensor([-mean / std for mean, std in zip(_MEAN, _STD, strict=True)], device=device)
+        self._info = ParserInfo(
+            name="builtin",
+            version=VERSION,
+            label_set=load_label_set("lip-20"),
+            native_size=OUTPUT_SIZE,
+            weights_sha256=weights_sha256,
+            backend="torch",
+            precision="bfloat16" if self._half else "float32",
+        )
+
+    @property
+    def info(self) -> ParserInfo:
+        """What it is."""
+        return self._info
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(256, 128)."""
+        return INPUT_SIZE
+
+    @torch.inference_mode()
+    def parse(self, images: Tensor | np.ndarray) -> Tensor:
+        """Label a batch.
+
+        Args:
+            images: (B, 256, 128, 3) uint8, RGB.
+
+        Returns:
+            (B, 20, 64, 32) float32, the probability of each LIP label; sums to 1 over the labels.
+        """
+        pixels = torch.as_tensor(images).to(self._device).to(torch.float32)
+        # (B, H, W, 3) seen as (B, 3, H, W) is channels-last memory already.
+        batch = (pixels * self._scale + self._shift).permute(0, 3, 1, 2)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+            logits = self._network(batch)
+        return cast(Tensor, logits).float().softmax(1).contiguous()
+
+
+def load_builtin(device: torch.device | str = "cpu", *, half: bool | None = None) -> BuiltinParser:
+    """Load the parser with the weights of this package.
+
+    Args:
+        device: Where it runs.
+        half: Compute in bfloat16; None: where the processor does so natively.
+
+    Raises:
+        WeightsError: The package's weights are missing or damaged.
+    """
+    with resources.as_file(resources.files("pipeline.parsing") / "weights" / "builtin.safetensors") as path:
+        return load_builtin_from(path, device, half=half)
+
+
+def load_builtin_from(path: Path, device: torch.device | str = "cpu", *, half: bool | None = None) -> BuiltinParser:
+    """Load the parser with weights that `tools.parser.train` wrote.
+
+    Args:
+        path: A safetensors file.
+        device: Where it runs.
+        half: Compute in bfloat16; None: where the processor does so natively.
+
+    Raises:
+        WeightsError: The file is missing, damaged or of another network.
+    """
+    network = BuiltinNet()
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(
+            "the built-in parser's weights cannot be read", where=path, hint="install the package again"
+        ) from error
+    missing = network.load_state_dict(state, strict=False)
+    # Counters of batches seen, which only training needs, are not stored.
+    lacking = [name for name in missing.missing_keys if not name.endswith("num_batches_tracked")]
+    if lacking or missing.unexpected_keys:
+        raise WeightsError(
+            f"the weights are of another network: {len(lacking)} tensors are missing, "
+            f"{len(missing.unexpected_keys)} are unknown",
+            where=path,
+            expected="a file that tools.parser.train wrote with this version",
+        )
+    return BuiltinParser(network, torch.device(device), weights_sha256=sha256_file(path), half=half)
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 there without being emulated."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        # Older releases of torch cannot say; float32 is right everywhere.
+        abilities = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+    return False
+
+
+def fold_batch_norms(network: BuiltinNet) -> BuiltinNet:
+    """A copy in evaluation mode whose batch normalisations are folded into the convolutions before them."""
+    folded = copy.deepcopy(network).eval()
+    _fold(folded)
+    return folded
+
+
+def _fold(module: nn.Module) -> None:
+    previous: tuple[str, nn.Module] | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and previous is not None and isinstance(previous[1], nn.Conv2d):
+            setattr(module, previous[0], fuse_conv_bn_eval(previous[1], child))
+            setattr(module, name, nn.Identity())
+        else:
+            _fold(child)
+        previous = (name, child)
+
+
+def _block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _like(x: Tensor, reference: Tensor) -> Tensor:
+    return F.interpolate(x, size=reference.shape[-2:], mode="bilinear", align_corners=False)
