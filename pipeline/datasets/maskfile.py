@@ -78,6 +78,17 @@ class MaskMeta:
     precision: str
     batch_size: int
 
+    def difference(self, other: MaskMeta) -> str | None:
+        """The first setting in which two files' masks differ, in words; None where there is none.
+
+        `batch_size` does not count: a resumed build keeps that of its file.
+        """
+        for field in fields(self):
+            mine, others = getattr(self, field.name), getattr(other, field.name)
+            if field.name != "batch_size" and mine != others:
+                return f"{field.name} = {mine!r}, not {others!r}"
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Masks:
@@ -272,8 +283,13 @@ class MaskWriter:
                 where=path,
                 hint="delete it to begin again",
             )
-        if meta is not None:
-            _compare(begun, meta, path)
+        difference = begun.difference(meta) if meta is not None else None
+        if difference is not None:
+            raise FormatError(
+                f"the unfinished mask file was begun with {difference}",
+                where=path,
+                hint="delete it to begin again, or go on with the settings it was begun with",
+            )
         masks = Masks(arrays["parts"], arrays["whole"], arrays["quality"], arrays["done"], stored, begun.groups_absent)
         broken = corrupt_rows(masks, arrays["crc"])
         done = masks.done.copy()
@@ -489,17 +505,6 @@ def _meta(attributes: Mapping[str, Any], path: Path) -> MaskMeta:
         }
         texts = {field.name: str(attributes[field.name]) for field in fields(MaskMeta) if field.name not in values}
         return MaskMeta(**values, **texts)  # type: ignore[arg-type]
-
-
-def _compare(begun: MaskMeta, now: MaskMeta, path: Path) -> None:
-    for field in fields(MaskMeta):
-        before, after = getattr(begun, field.name), getattr(now, field.name)
-        if field.name != "batch_size" and before != after:
-            raise FormatError(
-                f"the unfinished mask file was begun with {field.name} = {before!r}, now it is {after!r}",
-                where=path,
-                hint="delete it to begin again, or go on with the settings it was begun with",
-            )
 
 
 def _encode(name: str, path: Path) -> bytes:

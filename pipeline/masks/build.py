@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -239,11 +239,15 @@ def _open(out: Path, names: tuple[str, ...], source: _Source, root: Path, progre
     partial = partial_path(out)
     if out.exists():
         finished = MaskFile.open(out)
-        if finished.names != names or replace(finished.meta, batch_size=0) != replace(source.meta, batch_size=0):
+        difference = finished.meta.difference(source.meta)
+        if finished.names != names:
+            difference = f"{len(finished)} images, of which {len(set(names) & set(finished.names))} are among these"
+        if difference is not None:
             raise FormatError(
-                "there is a mask file already, of other images or made with other settings",
+                f"there is a mask file already, made with {difference}",
                 where=out,
-                hint="delete it or choose another name; `sgsfa masks inspect` tells what it is",
+                expected=f"the same parser, settings and {len(names)} images, or no file",
+                hint="delete it or choose another name",
             )
         if not _readable_again(finished.load().done, names, root, source):
             return None

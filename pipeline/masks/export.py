@@ -1,0 +1,137 @@
+"""Masks for other programs: grey PNGs, one NumPy archive, or the folders that BPBreID reads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from pipeline.config import suggestion
+from pipeline.datasets.maskfile import DONE, PART_NAMES, MaskFile, Masks
+from pipeline.errors import ConfigError, FormatError
+from pipeline.runtime.files import atomic_write
+from pipeline.runtime.progress import SILENT, Progress
+
+Layout = Literal["png", "npz", "bpbreid"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+BPBREID_FOLDER = "pifpaf_maskrcnn_filtering"
+"""The folder of masks that BPBreID's data sets know and read as `<parent folder>/<stem>.npy`."""
+
+BPBREID_CHANNELS: dict[str, tuple[int, ...]] = {
+    "head": (0, 1, 2, 3, 4, 29, 30, 31, 32, 33, 34, 35),
+    "upper": (5, 6, 7, 8, 9, 10, 21, 22, 23, 24, 25, 26, 27, 28),
+    "lower": (13, 14, 17, 18, 19, 20),
+    "shoes": (15, 16),
+}
+"""Where our parts go among BPBreID's 36 fields, so that its grouping `four_v` (maximum over fields) gives them back.
+The two hip fields, 11 and 12, belong to both its upper body and its legs; they stay empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written: the layout, the file or folder, images exported, images left out for want of masks."""
+
+    layout: str
+    out: Path
+    images: int
+    left_out: int
+
+
+def export_masks(file: MaskFile, out: Path, layout: str, *, progress: Progress = SILENT) -> ExportReport:
+    """Write the masks of a file for another program.
+
+    Args:
+        file: The mask file.
+        out: A folder that is new or empty; for `npz` the file to write.
+        layout: `png`: `head`, `upper`, `lower`, `shoes` (16 x 8) and `whole` (64 x 32) below `out`, in each the
+            images' names with `.png` added, grey 0..255; parts that the parser cannot give have no folder. `npz`: the
+            arrays of the file as they are. `bpbreid`: `pifpaf_maskrcnn_filtering/<parent folder>/<stem>.npy` below
+            `out`, float32 (36, 16, 8); `out` is then the `masks` folder of BPBreID's data set.
+        progress: Where to report.
+
+    Raises:
+        ConfigError: There is no such layout, or `out` is there already.
+        FormatError: Two images would be written to one file.
+    """
+    if layout not in LAYOUTS:
+        raise ConfigError(
+            f"there is no export layout {layout!r}", expected=" | ".join(LAYOUTS), hint=suggestion(layout, LAYOUTS)
+        )
+    masks = file.load()
+    good = np.flatnonzero(masks.done == DONE).tolist()
+    if layout == "npz":
+        _write_npz(masks, out)
+    else:
+        target = out / BPBREID_FOLDER if layout == "bpbreid" else out
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ConfigError("there is something already", where=target, expected="a new or empty folder")
+        # Files of their own would each have to be brought to the disk; a folder is renamed once.
+        unfinished = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        write = _bpbreid(masks, unfinished) if layout == "bpbreid" else _png(masks, unfinished)
+        with progress.task("export", total=len(good)) as task:
+            for row in good:
+                write(row)
+                task.advance()
+        if target.exists():
+            target.rmdir()
+        unfinished.rename(target)
+    return ExportReport(layout, out, len(good), len(masks) - len(good))
+
+
+def _write_npz(masks: Masks, out: Path) -> None:
+    if out.suffix != ".npz":
+        raise ConfigError("the archive needs the ending .npz", where=out)
+    if out.exists():
+        raise ConfigError("there is a file already", where=out)
+    with atomic_write(out) as temporary:
+        np.savez_compressed(
+            temporary,
+            names=np.array(masks.names),
+            part_names=np.array(PART_NAMES),
+            parts=masks.parts,
+            whole=masks.whole,
+            quality=masks.quality,
+            done=masks.done,
+        )
+
+
+def _png(masks: Masks, folder: Path) -> Callable[[int], None]:
+    given = [part for part, name in enumerate(PART_NAMES) if name not in masks.groups_absent]
+
+    def write(row: int) -> None:
+        name = f"{masks.names[row]}.png"
+        grey = {"whole": masks.whole[row]} | {PART_NAMES[part]: masks.parts[row, part] for part in given}
+        for kind, mask in grey.items():
+            path = folder / kind / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(path)
+
+    return write
+
+
+def _bpbreid(masks: Masks, folder: Path) -> Callable[[int], None]:
+    taken: dict[Path, str] = {}
+
+    def write(row: int) -> None:
+        name = PurePosixPath(masks.names[row])
+        path = folder / name.parent.name / f"{name.stem}.npy"
+        if path in taken:
+            raise FormatError(
+                f"BPBreID would read one file for two images, {taken[path]!r} and {str(name)!r}", where=path
+            )
+        taken[path] = str(name)
+        fields = np.zeros((36, *masks.parts.shape[2:]), np.float32)
+        for part, part_name in enumerate(PART_NAMES):
+            fields[list(BPBREID_CHANNELS[part_name])] = masks.parts[row, part] / np.float32(255)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, fields)
+
+    return write

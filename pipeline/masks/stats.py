@@ -1,0 +1,125 @@
+"""What a mask file holds as a whole: areas, presence, and how many of its masks cannot be right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.datasets.maskfile import DONE, FAILED, PART_NAMES, WHOLE_SIZE, Masks
+from pipeline.masks.occupancy import (
+    PLAUSIBLE_AREA,
+    centroid_rows,
+    part_area,
+    plausible_order,
+    whole_area,
+)
+
+WORST = 50
+
+EMPTY = 1.0 / (WHOLE_SIZE[0] * WHOLE_SIZE[1])
+"""Nobody was found where the whole-body mask covers less than one cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartStats:
+    """One part over all images.
+
+    Attributes:
+        name: The part.
+        absent: The parser cannot give it; the other numbers are zeros then.
+        present: Share of the images in which it covers at least one cell.
+        area: Mean share of the image that it covers where it is present.
+        height: Mean height of its centroid where it is present, 0 at the image's top, 1 at the bottom.
+    """
+
+    name: str
+    absent: bool
+    present: float
+    area: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True)
+class MaskStats:
+    """A mask file in numbers. Shares are of the images with masks.
+
+    Attributes:
+        images: Images in the file.
+        failed: Images that could not be parsed.
+        parts: The four parts.
+        area_mean: Mean share of an image that the whole body covers.
+        area_plausible: Share of images in which it covers 12 to 75 %.
+        empty: Share of images in which nobody was found.
+        complete: Share of images that show all four parts.
+        order_plausible: Share of those whose centroids lie in the order head, upper body, lower body, shoes.
+        implausible: Share of images whose area is implausible or whose present parts are out of order.
+        quality_mean: Mean quality.
+        worst: Names of the images of the lowest quality, the worst first.
+    """
+
+    images: int
+    failed: int
+    parts: tuple[PartStats, ...]
+    area_mean: float
+    area_plausible: float
+    empty: float
+    complete: float
+    order_plausible: float
+    implausible: float
+    quality_mean: float
+    worst: tuple[str, ...]
+
+
+def mask_stats(masks: Masks, *, worst: int = WORST) -> MaskStats:
+    """Measure a mask file.
+
+    Args:
+        masks: Its arrays.
+        worst: How many of the worst images to name.
+    """
+    good = np.flatnonzero(masks.done == DONE)
+    parts, whole, quality = masks.parts[good], masks.whole[good], masks.quality[good]
+    areas, heights, body = part_area(parts), centroid_rows(parts), whole_area(whole)
+    present = ~np.isnan(heights)
+    sound_area = (body >= PLAUSIBLE_AREA[0]) & (body <= PLAUSIBLE_AREA[1])
+    sound_order = np.asarray(plausible_order(parts) == 1)
+    complete = np.asarray(present.all(axis=1))
+    per_part = tuple(
+        PartStats(
+            name,
+            absent=name in masks.groups_absent,
+            present=_share(present[:, part]),
+            area=_mean(areas[present[:, part], part]),
+            height=_mean(heights[present[:, part], part]),
+        )
+        for part, name in enumerate(PART_NAMES)
+    )
+    return MaskStats(
+        images=len(masks),
+        failed=int((masks.done == FAILED).sum()),
+        parts=per_part,
+        area_mean=_mean(body),
+        area_plausible=_share(sound_area),
+        empty=_share(np.asarray(body < EMPTY)),
+        complete=_share(complete),
+        order_plausible=_share(sound_order[complete]),
+        implausible=_share(np.asarray(~(sound_area & sound_order))),
+        quality_mean=_mean(quality),
+        worst=worst_names(masks, worst),
+    )
+
+
+def worst_names(masks: Masks, count: int) -> tuple[str, ...]:
+    """The images of the lowest quality, the worst first; failed images have no masks to judge."""
+    good = np.flatnonzero(masks.done == DONE)
+    order = good[np.argsort(masks.quality[good], kind="stable")]
+    return tuple(masks.names[row] for row in order[:count].tolist())
+
+
+def _share(flags: np.ndarray) -> float:
+    return float(flags.mean()) if flags.size else 0.0
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean(dtype=np.float64)) if values.size else 0.0
