@@ -167,7 +167,7 @@ class Loop:
         """
         if self.step >= self.total:
             return
-        forward = self._forward_model()
+        forward = self.forward_model()
         batch = self.config.identities * self.config.instances
         plans = plan_steps(
             self._labels, self.config, self.setting.size, start=self.step, stop=self.total, place=self.setting.place
@@ -179,15 +179,14 @@ class Loop:
         ):
             self._looked = time.monotonic()
             for plan, images in feed:
-                self._recent.append(self._advance(forward, plan, images))
-                self.step += 1
+                self.advance(forward, plan, images)
                 ends_epoch = self.step % self.per_epoch == 0
                 # The other processes go on until they miss the leader, which alone knows that the state is safe.
                 stopping = interrupts.requested and self.setting.place.leader
                 saving = stopping or self._save_is_due(ends_epoch)
                 # Looked at before a state is saved, so that no saved state follows a loss that is not finite.
-                if ends_epoch or saving or self._time_to_look():
-                    shown = self._look(log)
+                if ends_epoch or saving or self.time_to_look():
+                    shown = self.look(log)
                     task.advance(shown.pop("steps") * batch, **shown)
                 if ends_epoch:
                     self._end_epoch(log, tester)
@@ -211,7 +210,8 @@ class Loop:
             self._scaler.load_state_dict(facts.scaler)
         self._progress.note(f"training goes on from step {self.step:,} of {self.total:,}")
 
-    def _forward_model(self) -> nn.Module:
+    def forward_model(self) -> nn.Module:
+        """The network as steps call it: compiled and replicated, where the run asks for it."""
         self.model.train()
         model = compiled(self.model, self._example, self._progress) if self.config.compile else self.model
         return replicate(model, self.setting.device) if self.setting.place.size > 1 else model
@@ -221,9 +221,20 @@ class Loop:
         example = torch.zeros((share, 3, *self.setting.size), device=self.setting.device)
         return example.to(memory_format=torch.channels_last)
 
-    def _advance(self, forward: nn.Module, plan: StepPlan, images: Tensor) -> _Recent:
+    def advance(self, forward: nn.Module, plan: StepPlan, images: Tensor) -> None:
+        """Take one step.
+
+        Args:
+            forward: What `forward_model` made.
+            plan: The step's plan.
+            images: The images of `plan.rows` on the device.
+
+        Raises:
+            DeviceError: Out of memory.
+        """
         try:
-            return self._take_step(forward, plan, images)
+            self._recent.append(self._take_step(forward, plan, images))
+            self.step += 1
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise self._out_of_memory() from error
         except RuntimeError as error:
@@ -275,11 +286,19 @@ class Loop:
         # Only kept here, and worked out at the epoch's end: selecting rows now would make the device wait.
         self._seen.append(_Seen(output.visibility, (batch.parts * 255).to(torch.uint8), batch.has_mask))
 
-    def _time_to_look(self) -> bool:
+    def time_to_look(self) -> bool:
+        """Whether losses should be read back now: after each step on a CPU, now and then on a GPU."""
         return self.setting.device.type == "cpu" or time.monotonic() - self._looked > _GPU_LOOK_SECONDS
 
-    def _look(self, log: MetricsLog | None) -> dict[str, Any]:
-        """Read back the losses of the steps since the last look; log them; stop at one that is not finite."""
+    def look(self, log: MetricsLog | None) -> dict[str, Any]:
+        """Read back the losses of the steps since the last look, and log them.
+
+        Returns:
+            `steps`, their number, and what to show of the last one.
+
+        Raises:
+            DataError: A loss is not finite.
+        """
         now = time.monotonic()
         recent, self._recent = self._recent, []
         shown: dict[str, Any] = {"steps": len(recent)}
