@@ -75,7 +75,17 @@ class Commands(TyperGroup):
 def load_command(entry: Entry) -> Any:
     """Import a command's module and build its parser."""
     app = importlib.import_module(entry.module).app
-    return typer.main.get_group(app) if entry.group else typer.main.get_command(app)
+    return _tidy(typer.main.get_group(app) if entry.group else typer.main.get_command(app))
+
+
+def _tidy(command: Any) -> Any:
+    """Have help show a flag as `--json`, not as `--json <bool>`, which it does not take."""
+    for parameter in command.params:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    for other in getattr(command, "commands", {}).values():
+        _tidy(other)
+    return command
 
 
 app = typer.Typer(

@@ -50,9 +50,9 @@ def command_app(help_text: str | None = None) -> typer.Typer:
 
 
 def examples(*lines: str) -> str:
-    """The epilog of a command: command lines that run as they stand, one paragraph each."""
+    """The epilog of a command: command lines that run as they stand."""
     # Rich takes [x] for markup; in help texts it is always meant literally.
-    return "\n\n".join(["Examples:", *(f"  {line}".replace("[", r"\[") for line in lines)])
+    return "\n".join(["Examples:", *(f"  {line}".replace("[", r"\[") for line in lines)])
 
 
 def load(config: Path | None, preset: str | None, overrides: Sequence[str] | None) -> RunConfig:

@@ -1,0 +1,49 @@
+# sgsfa: `make setup` once, then `make demo`. Needs python3 (3.11 or newer) and make, nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN ?= $(VENV)/bin
+# An environment that is ready already: make test SETUP= BIN=/path/to/its/bin
+SETUP ?= $(VENV)/.installed
+WORKERS ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean distclean
+
+help:  ## list what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(SETUP)  ## create .venv and install the locked dependencies and sgsfa into it
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "sgsfa needs Python 3.11 or newer; name one: make setup PYTHON=python3.12"; exit 1; }
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: $(SETUP)  ## the whole pipeline on rendered people, about ten minutes on two cores
+	@$(BIN)/python -m sgsfa_cli run --preset demo
+
+test: $(SETUP)  ## the tests, without the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: $(SETUP)  ## style, types and import rules
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	PATH="$(BIN):$$PATH" lint-imports
+
+bench: $(SETUP)  ## speed of matching and training against their limits; results as JSON on the screen
+	$(BIN)/python benchmarks/matching.py
+	$(BIN)/python benchmarks/training.py
+
+clean:  ## remove caches and build folders; artifacts and .venv stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov
+	rm -f .coverage .coverage.*
+	find pipeline sgsfa_cli tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## also remove .venv
+	rm -rf $(VENV)
