@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 import pytest
-from conftest import (
+from dataset_trees import (
     MakeTree,
     cuhk03_tree,
     duke_tree,

@@ -1,0 +1,162 @@
+import json
+import multiprocessing
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.datasets import fingerprint
+from pipeline.datasets.fingerprint import dataset_fingerprint, image_hashes
+from pipeline.datasets.records import Dataset, Record
+from pipeline.errors import DataError
+from pipeline.runtime.files import sha256_bytes, sha256_file
+
+NAMES = [f"sub/{number}.jpg" for number in range(20)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for number, name in enumerate(NAMES):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes([number]) * 100)
+        age(path, 60)
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "images.json"
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Which files were really read."""
+    read: list[Path] = []
+
+    def counting(path: Path) -> str:
+        read.append(path)
+        return sha256_file(path)
+
+    monkeypatch.setattr(fingerprint, "sha256_file", counting)
+    return read
+
+
+def age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def test_hashes_are_those_of_the_content(root: Path) -> None:
+    assert image_hashes(root, NAMES, cache=None) == {
+        name: sha256_bytes(bytes([number]) * 100) for number, name in enumerate(NAMES)
+    }
+
+
+def test_the_second_time_nothing_is_read(root: Path, cache: Path, hashed: list[Path]) -> None:
+    first = image_hashes(root, NAMES, cache=cache)
+    assert len(hashed) == 20
+    assert image_hashes(root, NAMES, cache=cache) == first
+    assert len(hashed) == 20
+
+
+def test_a_touched_but_equal_file_is_read_again_and_keeps_its_hash(root: Path, cache: Path, hashed: list[Path]) -> None:
+    first = image_hashes(root, NAMES, cache=cache)
+    age(root / NAMES[3], 30)
+    hashed.clear()
+    assert image_hashes(root, NAMES, cache=cache) == first
+    assert hashed == [root / NAMES[3]]
+
+
+def test_a_changed_file_changes_its_hash_even_with_size_and_time_kept(root: Path, cache: Path) -> None:
+    first = image_hashes(root, NAMES, cache=cache)
+    path, stat = root / NAMES[3], (root / NAMES[3]).stat()
+    path.unlink()
+    (root / "placeholder").write_bytes(b"takes the inode that was freed")
+    path.write_bytes(bytes([99]) * 100)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    second = image_hashes(root, NAMES, cache=cache)
+    assert {name for name in NAMES if first[name] != second[name]} == {NAMES[3]}
+
+
+def test_files_written_just_now_are_not_trusted(root: Path, cache: Path, hashed: list[Path]) -> None:
+    age(root / NAMES[0], 0)
+    image_hashes(root, NAMES, cache=cache)
+    hashed.clear()
+    image_hashes(root, NAMES, cache=cache)
+    assert hashed == [root / NAMES[0]]
+
+
+def test_two_roots_share_a_cache(root: Path, cache: Path, tmp_path: Path, hashed: list[Path]) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.jpg").write_bytes(b"a")
+    age(other / "a.jpg", 60)
+    image_hashes(root, NAMES, cache=cache)
+    image_hashes(other, ["a.jpg"], cache=cache)
+    hashed.clear()
+    image_hashes(root, NAMES, cache=cache)
+    image_hashes(other, ["a.jpg"], cache=cache)
+    assert not hashed
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"format": 99, "roots": {}}', '{"format": 1, "roots": {"/": {"a": 1}}}']
+)
+def test_a_broken_cache_is_an_empty_one(content: str, root: Path, cache: Path, hashed: list[Path]) -> None:
+    cache.parent.mkdir()
+    cache.write_text(content)
+    image_hashes(root, NAMES, cache=cache)
+    assert len(hashed) == 20
+    assert json.loads(cache.read_text())["format"] == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert len(image_hashes(root, NAMES, cache=tmp_path / "file" / "images.json")) == 20
+
+
+def test_missing_images_are_named_and_counted(root: Path) -> None:
+    (root / NAMES[1]).unlink()
+    with pytest.raises(DataError, match=r"1 of 20 images cannot be read: sub/1.jpg \(No such file or directory\)"):
+        image_hashes(root, NAMES, cache=None)
+
+
+def _many_times(root: Path, names: list[str], cache: Path) -> None:
+    for _ in range(10):
+        image_hashes(root, names, cache=cache)
+
+
+def test_two_processes_may_use_one_cache(root: Path, cache: Path) -> None:
+    expected = image_hashes(root, NAMES, cache=None)
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_many_times, args=(root, NAMES[part::2], cache)) for part in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert json.loads(cache.read_text())["roots"].keys() == {str(root)}
+    assert image_hashes(root, NAMES, cache=cache) == expected
+    assert list(cache.parent.iterdir()) == [cache]
+
+
+def test_the_fingerprint_covers_records_and_content_but_not_the_place(root: Path, tmp_path: Path) -> None:
+    records = tuple(Record(name, number, 1, "train") for number, name in enumerate(NAMES))
+    dataset = Dataset("csv", "people", root, records)
+    first = dataset_fingerprint(dataset, records, None)
+    for changed in (
+        records[:-1],
+        records[::-1],
+        (*records[:-1], replace(records[-1], pid=99)),
+        (*records[:-1], replace(records[-1], camid=2)),
+        (*records[:-1], replace(records[-1], split="query")),
+    ):
+        assert dataset_fingerprint(dataset, changed, None) != first
+    moved = replace(dataset, root=root.rename(tmp_path / "moved"))
+    assert dataset_fingerprint(moved, records, None) == first
+    (moved.root / NAMES[0]).write_bytes(b"other")
+    assert dataset_fingerprint(moved, records, None) != first

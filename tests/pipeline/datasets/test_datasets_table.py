@@ -1,0 +1,158 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from pipeline.datasets.records import Dataset, Record
+from pipeline.datasets.registry import open_dataset
+from pipeline.errors import DataError
+
+HEADER = "path,pid,camid,split\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "crops").mkdir()
+    for name in "abcdef":
+        Image.new("RGB", (16, 32), (200, 30, 40)).save(tmp_path / "crops" / f"{name}.jpg")
+    return tmp_path
+
+
+def read(folder: Path, text: str | bytes) -> Dataset:
+    file = folder / "people.csv"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return open_dataset(f"csv:{file}")
+
+
+def fault(folder: Path, text: str | bytes) -> str:
+    with pytest.raises(DataError) as caught:
+        read(folder, text)
+    return str(caught.value)
+
+
+def test_a_table_is_read(folder: Path) -> None:
+    dataset = read(folder, HEADER + "crops/b.jpg,7,1,train\ncrops/a.jpg,9,2,query\ncrops/c.jpg,0,3,gallery\n")
+    assert dataset.records == (
+        Record("crops/b.jpg", 7, 1, "train"),
+        Record("crops/a.jpg", 9, 2, "query"),
+        Record("crops/c.jpg", 0, 3, "gallery"),
+    )
+    assert (dataset.kind, dataset.name, dataset.root) == ("csv", "people", folder)
+    assert not dataset.extra
+
+
+def test_other_columns_are_kept_and_the_order_is_free(folder: Path) -> None:
+    text = "visible,split,pid,path,camid\n0.4,query,9,crops/a.jpg,2\n,gallery,9,crops/b.jpg,3\n"
+    dataset = read(folder, text)
+    assert dataset.split("query")[0].camid == 2
+    assert dataset.extra == {"crops/a.jpg": {"visible": "0.4"}, "crops/b.jpg": {"visible": ""}}
+
+
+def test_what_spreadsheets_write_is_read(folder: Path) -> None:
+    text = ("\ufeff" + HEADER).replace("\n", "\r\n") + ' crops/a.jpg , 7 ,1,train\r\n"crops/b.jpg",7,2,train\r\n'
+    assert [record.path for record in read(folder, text).records] == ["crops/a.jpg", "crops/b.jpg"]
+
+
+def test_paths_are_normalised(folder: Path) -> None:
+    assert read(folder, HEADER + "./crops//a.jpg,7,1,train\n").records[0].path == "crops/a.jpg"
+    assert "already (line 2)" in fault(folder, HEADER + "crops/a.jpg,7,1,train\n./crops/a.jpg,7,1,train\n")
+
+
+def test_an_image_may_be_query_and_gallery(folder: Path) -> None:
+    assert len(read(folder, HEADER + "crops/a.jpg,7,1,query\ncrops/a.jpg,7,1,gallery\n").records) == 2
+
+
+def test_junk_rows_are_dropped_and_counted(folder: Path) -> None:
+    dataset = read(folder, HEADER + "crops/a.jpg,7,1,train\ncrops/b.jpg,-1,1,gallery\n")
+    assert len(dataset.records) == 1
+    assert "1 junk rows (pid -1) dropped" in dataset.notes
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("../crops/a.jpg,7,1,train", "leads outside"),
+        ("crops/../../a.jpg,7,1,train", "leads outside"),
+        ("/etc/passwd,7,1,train", "is absolute"),
+        ("C:\\people\\a.jpg,7,1,train", "is absolute"),
+        ("crops\\..\\a.jpg,7,1,train", "leads outside"),
+        ("crops\\a.jpg,7,1,train", "backslashes"),
+        ("crops/a.jpg,seven,1,train", "pid 'seven' is not an integer"),
+        ("crops/a.jpg,7.0,1,train", "pid '7.0' is not an integer"),
+        ("crops/a.jpg,-2,1,train", "pid -2 is below -1"),
+        ("crops/a.jpg,7,-1,train", "camid -1 is below 0"),
+        ("crops/a.jpg,7,c1,train", "camid 'c1' is not an integer"),
+        ("crops/a.jpg,7,1,test", "unknown split 'test'"),
+        ("crops/a.jpg,7,1,Train", "did you mean 'train'?"),
+        ("crops/a.jpg,0,1,query", "cannot be queries"),
+        ("crops/a.jpg,7,,train", "no camid"),
+        ("crops/a.jpg,7", "no camid"),
+        ("crops/a.jpg,7,1,train,more", "more values than"),
+        ("crops/none.jpg,7,1,train", "crops/none.jpg does not exist"),
+        ("crops,7,1,train", "crops does not exist"),
+    ],
+)
+def test_a_faulty_row_is_named_with_its_line(row: str, reason: str, folder: Path) -> None:
+    text = fault(folder, HEADER + "crops/b.jpg,1,1,train\n" + row + "\ncrops/c.jpg,2,1,train\n")
+    assert reason in text
+    assert "people.csv, line 3" in text
+
+
+def test_all_faults_are_counted_and_the_first_shown(folder: Path) -> None:
+    text = fault(folder, HEADER + "crops/a.jpg,x,1,train\n" * 9)
+    assert "9 faults in the data set" in text
+    assert "line 2" in text
+    assert "line 6" in text
+    assert "line 7" not in text
+    assert "... and 4 more" in text
+    assert "sgsfa data check csv:" in text
+
+
+def test_an_image_with_two_identities_is_refused(folder: Path) -> None:
+    text = fault(folder, HEADER + "crops/a.jpg,7,1,query\ncrops/a.jpg,8,1,gallery\n")
+    assert "crops/a.jpg is identity 8, camera 1 here, but identity 7, camera 1 in line 2" in text
+
+
+@pytest.mark.parametrize(
+    ("header", "parts"),
+    [
+        ("path,pid,split\n", ["column camid missing", "path, pid, split"]),
+        ("path,id,camera,split\n", ["columns pid, camid missing"]),
+        ("path;pid;camid;split\n", ["separate the columns by commas, not ';'"]),
+        ("path,pid,camid,split,pid\n", ["'pid' stands twice"]),
+        ("", ["missing; there are: none"]),
+        (HEADER, ["no rows"]),
+    ],
+)
+def test_a_wrong_header_is_explained(header: str, parts: list[str], folder: Path) -> None:
+    text = fault(folder, header)
+    assert all(part in text for part in parts)
+
+
+def test_other_encodings_and_broken_files_are_refused(folder: Path) -> None:
+    assert "UTF-8" in fault(folder, (HEADER + "crops/ü.jpg,7,1,train\n").encode("latin-1"))
+    assert "cannot be read" in fault(folder, HEADER + '"crops/a.jpg,7,1,train\n')
+    assert "does not exist" in fault(folder, HEADER + "crops/\0a.jpg,7,1,train\n")
+
+
+def test_a_missing_file_and_a_folder_are_refused(folder: Path) -> None:
+    for path, problem in ((folder / "none.csv", "does not exist"), (folder / "crops", "is a folder")):
+        with pytest.raises(DataError, match=problem):
+            open_dataset(f"csv:{path}")
+
+
+def test_identities_in_train_and_test_are_noted(folder: Path) -> None:
+    dataset = read(folder, HEADER + "crops/a.jpg,7,1,train\ncrops/b.jpg,7,1,query\ncrops/c.jpg,7,2,gallery\n")
+    assert any("1 identities are in train and in query or gallery: 7" in note for note in dataset.notes)
+
+
+def test_a_synthetic_set_is_read_with_its_label_maps(folder: Path) -> None:
+    (folder / "dataset.csv").write_text(
+        "path,pid,camid,split,visible,occluder\ncrops/a.jpg,1,1,query,0.42,umbrella\ncrops/b.jpg,1,2,gallery,1,\n"
+    )
+    with pytest.raises(DataError, match="label maps is missing"):
+        open_dataset(f"synthetic:{folder}")
+    (folder / "labels").mkdir()
+    dataset = open_dataset(f"synthetic:{folder}")
+    assert dataset.label_maps == folder / "labels"
+    assert dataset.extra["crops/a.jpg"] == {"visible": "0.42", "occluder": "umbrella"}
