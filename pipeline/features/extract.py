@@ -13,9 +13,10 @@ import torch.distributed as dist
 
 from pipeline.config import ExtractConfig
 from pipeline.datasets.records import Dataset, Record
-from pipeline.errors import DataError, Rejected
+from pipeline.errors import DataError, FormatError, Rejected
 from pipeline.features.network import FeatureNetwork
 from pipeline.matching.featurefile import FeatureFile, FeatureHeader, Features, FeatureWriter
+from pipeline.model.weights import read_meta
 from pipeline.runtime.device import device_label
 from pipeline.runtime.distributed import World, together, world
 from pipeline.runtime.files import sha256_file
@@ -83,6 +84,10 @@ def extract(
     """
     if not records:
         raise DataError(f"{dataset.name} has no images to extract features from", where=dataset.root)
+    origin = _origin(dataset, checkpoint, config)
+    finished = _finished(out, records, origin)
+    if finished is not None:
+        return finished
     return together(
         _extract,
         {"progress": progress},
@@ -91,6 +96,7 @@ def extract(
         records=tuple(records),
         checkpoint=checkpoint,
         config=config,
+        origin=origin,
     )
 
 
@@ -135,21 +141,12 @@ def _extract(
     records: tuple[Record, ...],
     checkpoint: Path,
     config: ExtractConfig,
+    origin: Mapping[str, Any],
     progress: Progress = SILENT,
 ) -> ExtractReport:
     place = world()
     started = time.monotonic()
     network = FeatureNetwork.load(checkpoint, config, place)
-    origin = {
-        "checkpoint_sha256": sha256_file(checkpoint),
-        "model": network.meta.model.kind,
-        "backbone": network.meta.model.backbone,
-        "trained_on": network.meta.trained_on,
-        "data": f"{dataset.kind}:{dataset.name}",
-        "flip": config.flip,
-        "amp": config.amp,
-        "notes": list(dataset.notes),
-    }
     mine = _share(len(records), config.batch_size, place)
     path = out.with_name(out.name + ".partial")
     if place.size > 1:
@@ -182,6 +179,38 @@ def _extract(
         resumed=resumed,
         device=device_label(network.device),
     )
+
+
+def _origin(dataset: Dataset, checkpoint: Path, config: ExtractConfig) -> dict[str, Any]:
+    """Where features come from, for the file's attributes."""
+    meta = read_meta(checkpoint)
+    return {
+        "checkpoint_sha256": sha256_file(checkpoint),
+        "model": meta.model.kind,
+        "backbone": meta.model.backbone,
+        "trained_on": meta.trained_on,
+        "data": f"{dataset.kind}:{dataset.name}",
+        "flip": config.flip,
+        "amp": config.amp,
+        "notes": list(dataset.notes),
+    }
+
+
+def _finished(out: Path, records: Sequence[Record], origin: Mapping[str, Any]) -> ExtractReport | None:
+    """The report of an extraction that ended before the process that asked for it did."""
+    if not out.is_file():
+        return None
+    try:
+        opened = FeatureFile.open(out)
+    except FormatError:
+        # Whatever it is, it is not the result; it will be replaced by one.
+        return None
+    attributes = dict(opened.attributes)
+    lost = {row: Rejected(name, reason) for row, name, reason in attributes.pop(_REJECTED, [])}
+    names = [record.path for row, record in enumerate(records) if row not in lost]
+    if attributes != dict(origin) or opened.names().tolist() != names:
+        return None
+    return ExtractReport(len(records), opened.total, tuple(lost.values()), 0.0, 0.0, opened.total, "")
 
 
 class _Work:

@@ -63,7 +63,8 @@ def train(context: StageContext) -> StageReport:
         tests=[sources.open(test.spec) for test in sources.tests()] if config.train.eval_every else (),
         progress=context.progress,
     )
-    return StageReport(rejected=_rejected(report))
+    figures = {"images_per_second": report.images_per_second, "train_seconds": report.seconds}
+    return StageReport(total=report.images + len(report.failed), rejected=report.failed, figures=figures)
 
 
 def extract(context: StageContext) -> StageReport:

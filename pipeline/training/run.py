@@ -50,7 +50,7 @@ class TrainReport:
         identities: Identities among them.
         without_mask: Images that trained without L_se, because their mask failed or is not in the mask file; 0 for
             the baseline, which needs none.
-        rejected: Images that could not be read.
+        failed: Images that could not be read and were left out.
         epochs: Epochs.
         steps: Optimiser steps.
         seconds: Time of the training steps, over all runs that worked on it; without decoding and calibration.
@@ -66,7 +66,7 @@ class TrainReport:
     images: int
     identities: int
     without_mask: int
-    rejected: tuple[Rejected, ...]
+    failed: tuple[Rejected, ...]
     epochs: int
     steps: int
     seconds: float
@@ -225,7 +225,7 @@ def _finished(workdir: Path) -> TrainReport | None:
     if (workdir / STATE_FOLDER).exists() or not path.is_file():
         return None
     values: dict[str, Any] = read_json(path)
-    values["rejected"] = tuple(Rejected(**each) for each in values["rejected"])
+    values["failed"] = tuple(Rejected(**each) for each in values["failed"])
     values["thresholds"] = tuple(values["thresholds"])
     values["best"] = None if values["best"] is None else tuple(values["best"])
     return TrainReport(**values)
@@ -312,7 +312,7 @@ def _report(
         images=len(store.names),
         identities=targets.num_classes,
         without_mask=targets.without_mask if model.kind == "sgsfa" else 0,
-        rejected=store.rejected,
+        failed=store.rejected,
         epochs=config.epochs,
         steps=loop.step,
         seconds=round(loop.seconds, 3),

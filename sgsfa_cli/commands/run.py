@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +18,7 @@ from sgsfa_cli.options import (
     examples,
     load,
 )
+from sgsfa_cli.torchrun import joined, leading
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -64,11 +63,7 @@ def run(
     leaves an artifact: a folder that says what it was made from. A stopped run, even a killed one, goes on where it
     was when the same command is given again.
     """
-    if os.environ.get("RANK", "0") != "0":
-        # Under torchrun the first process runs the program and calls the others when it trains or extracts.
-        from pipeline.runtime.distributed import serve
-
-        serve()
+    if joined():
         return
     settings = load(config, preset, overrides)
     progress = console.progress(quiet=quiet)
@@ -86,21 +81,13 @@ def run(
 
     from pipeline.stages.execute import execute
 
-    with _processes():
+    with leading():
         report = execute(settings, from_stage=from_stage, until=until, force=force, wait=wait, progress=progress)
     console.emit(_as_data(report), json=json, draw=lambda: _draw(report, settings))
     if report.rejected:
         from pipeline.errors import RejectedInputs
 
         raise RejectedInputs("run", report.rejected, total=sum(outcome.total for outcome in report.stages))
-
-
-def _processes() -> contextlib.AbstractContextManager[None]:
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return contextlib.nullcontext()
-    from pipeline.runtime.distributed import leading
-
-    return leading()
 
 
 def _work(states: list[StageStatus], from_stage: str | None, until: str | None, force: bool) -> set[str]:

@@ -1,0 +1,141 @@
+"""`sgsfa train`: the training stage of a run."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sgsfa_cli import console
+from sgsfa_cli.options import (
+    ConfigOption,
+    JsonOption,
+    PresetOption,
+    QuietOption,
+    SetOption,
+    command_app,
+    examples,
+    load,
+)
+from sgsfa_cli.torchrun import joined, leading
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+app = command_app()
+
+
+@app.command(
+    epilog=examples(
+        "sgsfa train --preset demo",
+        "sgsfa train --preset strong --data market1501:/data/Market-1501 --epochs 60 --amp bf16",
+        "sgsfa train --preset paper --weights resnet50.pth --set train.accumulate=4",
+    )
+)
+def train(
+    data: Annotated[
+        str | None,
+        typer.Option("--data", "-d", metavar="KIND:PATH", help="The data set; `sgsfa data list` names kinds."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", "-e", metavar="N", help="Epochs.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="resnet18, 34, 50 or 101, mobilenet_v2, or timm:NAME.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Where the backbone starts: imagenet, none, or a .safetensors or .pth file."
+        ),
+    ] = None,
+    amp: Annotated[str | None, typer.Option(metavar="PRECISION", help="Mixed precision: off, bf16 or fp16.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Train anew, even if the result is there.")] = False,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    overrides: SetOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a network: the stages of `sgsfa run` up to training, whose masks are built if they are missing.
+
+    A run that was stopped, killed or ran out of memory goes on where it was when the same command is given again.
+    On several GPUs or machines: torchrun --nproc-per-node=N -m sgsfa_cli train ... The batch is then shared among the
+    processes. Options win over --set, and both over the configuration.
+    """
+    if joined():
+        return
+    options = {
+        "data.source": data,
+        "train.epochs": epochs,
+        "model.backbone": backbone,
+        "model.weights": weights,
+        "train.amp": amp,
+        "train.device": device,
+    }
+    # JSON's strings and numbers are TOML's.
+    given = [f"{key}={json_module.dumps(value)}" for key, value in options.items() if value is not None]
+    settings = load(config, preset, [*(overrides or ()), *given])
+
+    from pipeline.runtime.files import read_json
+    from pipeline.stages.execute import execute
+    from pipeline.stages.graph import needed
+    from pipeline.training.run import REPORT_FILE
+
+    progress = console.progress(quiet=quiet)
+    with leading():
+        if force:
+            # Only the training is done anew; what it needs is made if it is missing.
+            names = needed(settings)
+            before = names[: names.index("train")] if "train" in names else ()
+            if before:
+                execute(settings, until=before[-1], progress=progress)
+            report = execute(settings, from_stage="train", until="train", force=True, progress=progress)
+        else:
+            report = execute(settings, until="train", progress=progress)
+    outcome = report.stages[-1]
+    result: dict[str, Any] = read_json(outcome.path / REPORT_FILE)
+    console.emit(
+        {"action": outcome.action, "folder": outcome.path.as_posix(), **result},
+        json=json,
+        draw=lambda: _draw(outcome.action, outcome.path, result),
+    )
+    if report.rejected:
+        from pipeline.errors import RejectedInputs
+
+        raise RejectedInputs("train", report.rejected, total=outcome.total)
+
+
+def _draw(action: str, folder: Path, result: dict[str, Any]) -> RenderableType:
+    from rich.console import Group
+
+    from pipeline.matching.parts import PARTS
+
+    masks = f"{result['without_mask']} without mask" if result["without_mask"] else "all with masks"
+    rows: list[tuple[str, str]] = [
+        ("images", f"{result['images']} of {result['identities']} identities, {masks}"),
+        ("left out", f"{len(result['failed'])} unreadable images"),
+        ("epochs, steps", f"{result['epochs']}, {result['steps']}"),
+        ("time", f"{console.duration(result['seconds'])}, {result['images_per_second']:.1f} images/s"),
+        ("device", result["device"]),
+    ]
+    if not result["failed"]:
+        del rows[1]
+    if result["best"] is not None:
+        epoch, precision = result["best"]
+        rows.append(("best in training", f"mAP {100 * precision:.1f} % after epoch {epoch}: best.safetensors"))
+    parts: list[RenderableType] = [console.table("Training", "", rows=rows)]
+    if result["visibility_accuracy"]:
+        visibility = [
+            (part, f"{tau:.3f}", f"{100 * result['visibility_accuracy'][part]:.1f} %")
+            for part, tau in zip(PARTS, result["thresholds"], strict=True)
+        ]
+        parts.append(console.table("Part", "Threshold>", "Visibility right>", rows=visibility))
+    done = {"ran": "Trained", "resumed": "Resumed and trained", "reused": "Already trained; nothing to do"}
+    parts.append(f"{done[action]}. Checkpoint, curves and logs:")
+    parts.append(console.table("", "", rows=[(name, folder / name) for name in _RESULTS]))
+    return Group(*parts)
+
+
+_RESULTS = ("model.safetensors", "curves.png", "metrics.jsonl")
