@@ -84,6 +84,23 @@ class Place:
     warmth: float
 
 
+_WALL_COLOUR = {
+    "brick": ((0.55, 0.31, 0.24), (0.62, 0.42, 0.30), (0.66, 0.56, 0.40), (0.42, 0.25, 0.22), (0.78, 0.76, 0.72)),
+    "facade": ((0.85, 0.80, 0.68), (0.78, 0.70, 0.58), (0.80, 0.64, 0.50), (0.72, 0.74, 0.74), (0.88, 0.87, 0.84)),
+    "plaster": ((0.86, 0.83, 0.76), (0.80, 0.72, 0.58), (0.70, 0.72, 0.70), (0.82, 0.68, 0.60), (0.66, 0.72, 0.76)),
+    "metal": ((0.62, 0.64, 0.66), (0.35, 0.44, 0.54), (0.42, 0.50, 0.44), (0.58, 0.54, 0.48), (0.50, 0.30, 0.26)),
+}
+
+
+def _wall_colour(wall: str, random: np.random.Generator) -> Array:
+    """Walls are mostly brick red, sand, grey and white; one in six has been painted."""
+    if random.random() < 0.16:
+        return paint(random, saturation=0.45, low=0.4, high=0.9)
+    colours = _WALL_COLOUR.get(wall, _WALL_COLOUR["plaster"])
+    chosen = np.array(colours[int(random.integers(len(colours)))])
+    return linear(np.clip(chosen * random.uniform(0.85, 1.1) * random.uniform(0.96, 1.04, 3), 0, 0.95))
+
+
 def sample_place(random: np.random.Generator) -> Place:
     """Any place."""
     indoor = random.random() < 0.16
@@ -102,7 +119,7 @@ def sample_place(random: np.random.Generator) -> Place:
         strip_colour=linear(_GROUND_COLOUR[strip]) * random.uniform(0.7, 1.3),
         kerb=0.0 if indoor or random.random() < 0.5 else float(random.uniform(1.2, 7.0)),
         wall=wall,
-        wall_colour=paint(random, saturation=0.45, low=0.4, high=0.92),
+        wall_colour=_wall_colour(wall, random),
         accent=paint(random, saturation=0.8, low=0.12, high=0.75),
         wall_gap=float(
             random.uniform(1.1, 4.0)
@@ -406,7 +423,7 @@ def _wall(
             glass = 0.10 + 0.32 * max(cloud2(u * 0.35, z * 0.5, 3, seed + 6) - 0.42, 0.0)
             plank = _band((z - 0.32) % 0.46 - 0.012, 0.014, pixel)
             for c in range(3):
-                goods = 0.10 + 0.62 * lattice(int(item), int(shelf), 6 + c, seed)
+                goods = 0.08 + 0.5 * lattice(int(item), int(shelf), 6 + c, seed) ** 2
                 seen = inside * (0.75 + 0.25 * (2 - c) * 0.5) + lamp * (1.1 - 0.15 * c)
                 seen = seen * (1 - shown) + shown * goods * (0.30 + 1.5 * lamp)
                 seen = seen * (1 - 0.5 * plank) + glass * sky[c]

@@ -37,7 +37,7 @@ FINISHES = np.array(
         (0.02, 12, 0.00, 0.10, 30, 30),  # MATT
         (0.30, 90, 0.05, 0.03, 6, 6),  # PAINT
         (0.35, 40, 0.22, 0.07, 40, 40),  # METAL
-        (0.60, 160, 0.10, 0.00, 1, 1),  # GLASS
+        (0.60, 160, 0.05, 0.00, 1, 1),  # GLASS
         (0.01, 8, 0.00, 0.75, 34, 5),  # BARK
         (0.08, 16, 0.00, 0.25, 25, 25),  # LEAF
         (0.04, 20, 0.00, 0.35, 45, 4),  # WOOD
@@ -84,8 +84,8 @@ def scene_light(random: np.random.Generator, azimuth: float, elevation: float, s
     flat = math.cos(elevation)
     direction = np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)])
     tint = np.array([1 + 0.10 * warmth, 1.0, 1 - 0.16 * warmth])
-    sky = random.uniform(0.50, 0.66) * np.array([1 - 0.03 * warmth, 1.0, 1 + 0.06 * warmth])
-    return Light(direction, 1.25 * sun * tint, sky, 0.42 * sky + 0.16 * sun)
+    sky = random.uniform(0.46, 0.62) * np.array([1 - 0.03 * warmth, 1.0, 1 + 0.06 * warmth])
+    return Light(direction, 1.9 * sun * tint, sky, 0.40 * sky + 0.22 * sun)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def shade(
             ambient = (sky[c] * up + bounce[c] * (1.0 - up)) * openness[i]
             value = albedo[i, c] * grain * (ambient + sun[c] * max(towards, 0.0) * lit)
             if mirror > 0.0:
-                around = sky[c] * (1.35 * fade + 0.30 * (1.0 - fade))
+                around = sky[c] * (1.15 * fade + 0.22 * (1.0 - fade))
                 value = value * (1.0 - mirror) + mirror * around
             out[i, c] = value + shine * sun[c]
 
@@ -252,6 +252,12 @@ class Tone:
     contrast: float
     saturation: float
     lift: float
+
+
+def metered(light: Light) -> float:
+    """The exposure that a camera's automatic would choose for a scene: less light, longer exposure."""
+    level = float(np.mean(light.sky + 0.45 * light.direction[2] * light.sun))
+    return 1.55 / level**0.8
 
 
 def camera_tone(seed: int, camera: int, strength: float) -> Tone:

@@ -7,6 +7,7 @@ A kind has a fixed number of variants, each drawn from its own stream, so a work
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -113,94 +114,119 @@ def _wheel(radius: float, width: float, spokes: int, rim: Colour) -> Solid:
     return join([tyre, ring, well, hub, arms]).turned(np.pi / 2, axis=0)
 
 
+@dataclass(frozen=True, slots=True)
+class _CarShape:
+    """Measures of a car in metres: `belt` is the height of the lower edge of its windows."""
+
+    length: float
+    width: float
+    height: float
+    belt: float
+    estate: bool
+    coat: Array
+
+
+def _around(stations: int, sides: int) -> tuple[Array, Array]:
+    """For each triangle of a wrapped sheet: its row's share of the length, and its angle around the section."""
+    row, column = np.divmod(np.arange(stations * sides), sides)
+    share, angle = (row + 0.5) / stations, 2 * np.pi * (column + 1) / sides
+    return np.repeat(share, 2), np.repeat(angle, 2)
+
+
+def _car_body(car_shape: _CarShape) -> Solid:
+    """The lower body: cross-sections that narrow towards bumpers, bonnet and boot."""
+    sides, stations = 36, []
+    half = car_shape.width / 2
+    ends = np.linspace(-1, 1, 41)
+    for t in ends:
+        taper = math.sqrt(max(0.0, 1 - abs(t) ** 9))
+        bonnet = 0.13 * np.clip((t - 0.35) / 0.65, 0, 1) ** 1.5 + 0.05 * np.clip((-t - 0.55) / 0.45, 0, 1)
+        top = car_shape.belt - bonnet - 0.13 * (1 - taper)
+        section = _rounded(half * (0.86 + 0.14 * taper), 0.22 + 0.10 * (1 - taper), top, sides, 0.42)
+        stations.append(np.column_stack([np.full(sides, t * car_shape.length / 2), section]))
+    grid = [np.repeat(ring.mean(0, keepdims=True), sides, 0) for ring in (stations[0], stations[-1])]
+    body = sheet(np.array([grid[0], *stations, grid[1]]), car_shape.coat, Finish.PAINT, wrap=True)
+    _, angle = _around(len(ends) + 1, sides)
+    return body.coloured(np.sin(angle) < -0.86, _DARK, Finish.MATT)
+
+
+def _car_cabin(car_shape: _CarShape) -> Solid:
+    """Roof, pillars and glass; the glass is told by where a triangle lies in the grid, so that its edges are even."""
+    sides, count = 48, 72
+    back, front = (-0.93 if car_shape.estate else -0.68), 0.44
+    slope = 0.13 if car_shape.estate else 0.30
+    bottom = car_shape.belt - 0.08
+    places = np.linspace(back, front, count + 1)
+    rings = []
+    for t in places:
+        rise = math.sin(math.pi / 2 * float(np.clip(min((front - t) / 0.30, (t - back) / slope), 0, 1))) ** 0.9
+        roof = max(car_shape.belt - 0.05 + (car_shape.height - car_shape.belt + 0.05) * rise, bottom + 0.02)
+        section = _rounded(car_shape.width * 0.465, bottom, roof, sides, 0.55)
+        share = np.clip((section[:, 1] - bottom) / (car_shape.height - bottom), 0, 1)
+        section[:, 0] *= 1 - 0.24 * share
+        rings.append(np.column_stack([np.full(sides, t * car_shape.length / 2), section]))
+    cabin = sheet(np.array(rings), car_shape.coat, Finish.PAINT, wrap=True)
+    share, angle = _around(count, sides)
+    along = back + share * (front - back)
+    height = np.sin(angle)
+    side = (height > -0.36) & (height < 0.66)
+    doors = (along > back + slope * 0.62) & (along < front - 0.19) & (np.abs(along + 0.10) > 0.020)
+    middle = cabin.centres()[:, 2]
+    screens = (height > 0.78) & (middle > car_shape.belt + 0.01)
+    screens &= ((along > front - 0.27) & (along < front - 0.02)) | (
+        (along < back + slope * 0.88) & (along > back + 0.012)
+    )
+    return cabin.coloured((side & doors) | screens, _GLASS, Finish.GLASS)
+
+
+def _car_details(car_shape: _CarShape, random: Random) -> list[Solid]:
+    """Wheels, lamps, mirrors, handles, seams and number plates."""
+    length, half, belt, coat = car_shape.length, car_shape.width / 2, car_shape.belt, car_shape.coat
+    radius, axle = random.uniform(0.31, 0.35), length * 0.305
+    rim = linear(np.full(3, random.choice([0.35, 0.62, 0.75])))
+    wheel = _wheel(radius, 0.21, int(random.integers(5, 9)), rim)
+    arch = disc(radius * 1.13, 0.02, _BLACK, Finish.MATT, sides=28)
+    lamp = ellipsoid((0.10, 0.17, 0.075), linear((0.92, 0.92, 0.88)), Finish.LAMP, power=0.8)
+    tail_lamp = ellipsoid((0.07, 0.13, 0.10), linear((0.62, 0.05, 0.05)), Finish.LAMP, power=0.7)
+    mirror = ellipsoid((0.07, 0.11, 0.075), coat, Finish.PAINT, power=0.7)
+    handle = box((0.17, 0.03, 0.025), coat * 0.8, Finish.PAINT, bevel=0.008)
+    seam = box((0.012, 0.01, 0.48), coat * 0.25, Finish.MATT, bevel=0.001)
+    sill = box((axle * 2 - 2.4 * radius, 0.03, 0.05), _DARK, Finish.MATT)
+    number = box(
+        (0.02, 0.52, 0.11), _WHITE if random.random() < 0.7 else linear((0.85, 0.75, 0.2)), Finish.MATT, bevel=0.004
+    )
+    grille = box((0.03, 0.86, 0.16), _BLACK, Finish.MATT, bevel=0.012)
+    parts = [grille.moved(length / 2 - 0.012, 0, 0.52)]
+    for sign in (-1, 1):
+        for x in (-axle, axle):
+            facing = wheel if sign < 0 else wheel.turned(np.pi)
+            parts.append(facing.moved(x, sign * (half - 0.085), radius))
+            parts.append(arch.moved(x, sign * (half - 0.012), radius + 0.02))
+        parts.append(lamp.moved(length / 2 - 0.13, sign * (half - 0.27), belt - 0.24))
+        parts.append(tail_lamp.moved(-length / 2 + 0.10, sign * (half - 0.22), belt - 0.16))
+        parts.append(mirror.moved(length * 0.16, sign * (half + 0.05), belt + 0.05))
+        parts.append(sill.moved(0, sign * (half - 0.01), 0.30))
+        for x in (-0.02, -0.25):
+            parts.append(handle.moved(x * length, sign * (half + 0.004), belt - 0.13))
+            parts.append(seam.moved((x + 0.065) * length, sign * (half - 0.001), 0.36))
+    parts += [number.moved(end * (length / 2 - 0.002), 0, 0.42) for end in (-1, 1)]
+    return parts
+
+
 def car(random: Random) -> Solid:
     """A passenger car, lofted from cross-sections, driving to -x or +x."""
     coat = paint(random, saturation=0.8, low=0.08, high=0.95)
     if random.random() < 0.6:
         coat = linear(np.full(3, random.choice([0.08, 0.18, 0.42, 0.66, 0.9])) * random.uniform(0.95, 1.05, 3))
-    length = random.uniform(3.9, 4.7)
-    estate = random.random() < 0.4
-    height = random.uniform(1.42, 1.62)
-    wide = random.uniform(0.84, 0.92)
-    belt = random.uniform(0.86, 0.96)
-    ends = np.linspace(-1, 1, 33)
-    stations = []
-    for t in ends:
-        taper = (1 - abs(t) ** 7) ** 0.5 if abs(t) < 1 else 0.0
-        hood = belt - 0.13 * np.clip((t - 0.35) / 0.65, 0, 1) ** 1.5 - 0.05 * np.clip((-t - 0.55) / 0.45, 0, 1)
-        low = 0.22 + 0.20 * (1 - taper)
-        section = _rounded(wide * (0.80 + 0.20 * taper), low, max(hood - 0.22 * (1 - taper), low + 0.1), 28, 0.42)
-        stations.append(np.column_stack([np.full(28, t * length / 2), section]))
-    stations.insert(0, np.repeat(stations[0].mean(0, keepdims=True), 28, 0))
-    stations.append(np.repeat(stations[-1].mean(0, keepdims=True), 28, 0))
-    body = sheet(np.array(stations), coat, Finish.PAINT, wrap=True)
-    middle = body.centres()
-    body = body.coloured(middle[:, 2] < 0.30, _DARK, Finish.MATT)
-    grille = (
-        (middle[:, 0] > length * 0.47) & (np.abs(middle[:, 1]) < 0.45) & (middle[:, 2] > 0.38) & (middle[:, 2] < 0.6)
+    car_shape = _CarShape(
+        length=random.uniform(3.9, 4.7),
+        width=random.uniform(1.68, 1.84),
+        height=random.uniform(1.42, 1.62),
+        belt=random.uniform(0.86, 0.96),
+        estate=bool(random.random() < 0.4),
+        coat=coat,
     )
-    body = body.coloured(grille, _BLACK, Finish.MATT)
-
-    back = -0.93 if estate else -0.66
-    front = 0.42
-    cabin = []
-    places = np.linspace(back, front, 41)
-    for t in places:
-        nose = np.clip((front - t) / 0.30, 0, 1)
-        tail = np.clip((t - back) / (0.12 if estate else 0.30), 0, 1)
-        rise = np.sin(np.pi / 2 * min(nose, tail)) ** 0.9
-        roof = belt - 0.05 + (height - belt + 0.05) * rise
-        bottom = belt - 0.08
-        section = _rounded(wide * 0.93, bottom, max(roof, bottom + 0.02), 28, 0.55)
-        share = np.clip((section[:, 1] - bottom) / (height - bottom), 0, 1)
-        section[:, 0] *= 1 - 0.24 * share
-        cabin.append(np.column_stack([np.full(28, t * length / 2), section]))
-    house = sheet(np.array(cabin), coat, Finish.PAINT, wrap=True)
-    middle = house.centres()
-    corners = house.vertices[house.faces]
-    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
-    along = middle[:, 0] / (length / 2)
-    side = np.abs(normal[:, 1]) > 0.75
-    pillar = np.abs(along + 0.10) < 0.022
-    tall = (middle[:, 2] > belt + 0.03) & (middle[:, 2] < height - 0.11)
-    windows = side & tall & ~pillar & (along > back + 0.10) & (along < front - 0.11)
-    screens = ~side & (np.abs(normal[:, 0]) > 0.22) & (middle[:, 2] > belt) & (middle[:, 2] < height - 0.05)
-    screens &= np.abs(middle[:, 1]) < wide * 0.74
-    house = house.coloured(windows | screens, _GLASS, Finish.GLASS)
-
-    radius = random.uniform(0.31, 0.35)
-    rim = linear(np.full(3, random.choice([0.35, 0.62, 0.75])))
-    wheel = _wheel(radius, 0.21, int(random.integers(5, 9)), rim)
-    parts = [body, house]
-    axle = length * 0.305
-    for x in (-axle, axle):
-        for sign in (-1, 1):
-            facing = wheel if sign < 0 else wheel.turned(np.pi)
-            parts.append(facing.moved(x, sign * (wide - 0.085), radius))
-            parts.append(
-                disc(radius * 1.13, 0.02, _BLACK, Finish.MATT, sides=28).moved(x, sign * (wide - 0.012), radius + 0.02)
-            )
-    for sign in (-1, 1):
-        lamp = ellipsoid((0.10, 0.17, 0.075), linear((0.92, 0.92, 0.88)), Finish.LAMP, power=0.8)
-        parts.append(lamp.moved(length / 2 - 0.13, sign * (wide - 0.27), belt - 0.24))
-        tail_lamp = ellipsoid((0.07, 0.13, 0.10), linear((0.62, 0.05, 0.05)), Finish.LAMP, power=0.7)
-        parts.append(tail_lamp.moved(-length / 2 + 0.10, sign * (wide - 0.22), belt - 0.16))
-        mirror = ellipsoid((0.07, 0.11, 0.075), coat, Finish.PAINT, power=0.7)
-        parts.append(mirror.moved(length * 0.16, sign * (wide + 0.05), belt + 0.05))
-        for x in (-0.02, -0.25):
-            handle = box((0.17, 0.03, 0.025), coat * 0.8, Finish.PAINT, bevel=0.008)
-            parts.append(handle.moved(x * length, sign * (wide + 0.004), belt - 0.13))
-            seam = box((0.012, 0.01, 0.48), coat * 0.25, Finish.MATT, bevel=0.001)
-            parts.append(seam.moved((x + 0.065) * length, sign * (wide - 0.001), 0.36))
-        sill = box((axle * 2 - 2.4 * radius, 0.03, 0.05), _DARK, Finish.MATT)
-        parts.append(sill.moved(0, sign * (wide - 0.01), 0.30))
-    for end in (-1, 1):
-        board = box(
-            (0.02, 0.52, 0.11), _WHITE if random.random() < 0.7 else linear((0.85, 0.75, 0.2)), Finish.MATT, bevel=0.004
-        )
-        parts.append(board.moved(end * (length / 2 - 0.005), 0, 0.47))
-    shape = join(parts)
+    shape = join([_car_body(car_shape), _car_cabin(car_shape), *_car_details(car_shape, random)])
     return shape if random.random() < 0.5 else shape.turned(np.pi)
 
 
