@@ -19,7 +19,7 @@ sqrt(m). Rules (paper, eq. 6 and 7; docs/matching.md tells why the letter of it 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -216,18 +216,12 @@ def distances(query: Prepared, gallery: Prepared, rule: Rule = SHRUNK) -> Tensor
             f"query features have lengths {query.lengths}, gallery features {gallery.lengths}",
             hint="extract both with the same checkpoint",
         )
-    with _full_precision():
-        shared = query.weights @ gallery.weights.T
-        total = _weighted_sum(query, gallery, shared, rule)
-        if rule.name not in ("sum", "query"):
-            total = total.div_(shared)
-        if rule.name == "sum" and query.whole is None:
-            return total.to(torch.float32)
-        nothing = shared == 0
-        if bool(nothing.any()):
-            # Only here is 0 / 0 possible; it is replaced, not computed with.
-            torch.where(nothing, _fallback(query, gallery, rule), total, out=total)
-    return total.to(torch.float32)
+    return _combine(query, gallery, rule, lambda left, right: left @ right.T)
+
+
+def paired_distances(left: Prepared, right: Prepared, rule: Rule = SHRUNK) -> Tensor:
+    """Distances of row i to row i only, for chosen pairs: (N,) float32. See `distances`."""
+    return _combine(left, right, rule, lambda a, b: (a * b).sum(dim=1))
 
 
 def distance_blocks(
@@ -290,25 +284,44 @@ def _working_type(rule: Rule, device: torch.device) -> torch.dtype:
     return torch.float64 if needs_double else torch.float32
 
 
-def _weighted_sum(query: Prepared, gallery: Prepared, shared: Tensor, rule: Rule) -> Tensor:
+def _combine(query: Prepared, gallery: Prepared, rule: Rule, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Distances of all pairs, or of pairs of rows, as `product` multiplies."""
+    with _full_precision():
+        shared = product(query.weights, gallery.weights)
+        total = _weighted_sum(query, gallery, shared, rule, product)
+        if rule.name not in ("sum", "query"):
+            total.div_(shared)
+        if rule.name == "sum" and query.whole is None:
+            return total.to(torch.float32)
+        nothing = shared == 0
+        if bool(nothing.any()):
+            # Only here is 0 / 0 possible; it is replaced, not computed with.
+            torch.where(nothing, _fallback(query, gallery, rule, product), total, out=total)
+    return total.to(torch.float32)
+
+
+def _weighted_sum(
+    query: Prepared, gallery: Prepared, shared: Tensor, rule: Rule, product: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     """Sum of o_i d_i over all columns, at least 0."""
     if rule.metric == "cosine":
-        return torch.addmm(shared, query.units, gallery.units.T, alpha=-1).clamp_min_(0)
+        total = product(query.units, gallery.units)
+        return torch.sub(shared, total, out=total).clamp_min_(0)
     total = torch.zeros_like(shared)
     start = 0
     for column, length in enumerate(query.lengths):
-        weight = torch.outer(query.weights[:, column], gallery.weights[:, column])
-        cosine = query.units[:, start : start + length] @ gallery.units[:, start : start + length].T
+        weight = product(query.weights[:, column : column + 1], gallery.weights[:, column : column + 1])
+        cosine = product(query.units[:, start : start + length], gallery.units[:, start : start + length])
         # units carry the visibility, so `cosine` is o times the cosine: o sqrt(2 - 2 c) = sqrt(o (2 o - 2 o c)).
         total += ((2 * (weight - cosine)).clamp_min_(0) * weight).sqrt_()
         start += length
     return total
 
 
-def _fallback(query: Prepared, gallery: Prepared, rule: Rule) -> Tensor:
+def _fallback(query: Prepared, gallery: Prepared, rule: Rule, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     if query.whole is None or gallery.whole is None:
         return torch.full((), NOTHING_SHARED, dtype=query.units.dtype, device=query.units.device)
-    cosine = query.whole @ gallery.whole.T
+    cosine = product(query.whole, gallery.whole)
     return (1 - cosine).clamp_min_(0) if rule.metric == "cosine" else (2 - 2 * cosine).clamp_min_(0).sqrt_()
 
 

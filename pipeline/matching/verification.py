@@ -1,0 +1,139 @@
+"""Verification: is this pair the same person? True positive rate at a fixed false positive rate, and AUC.
+
+A genuine pair (same identity, other camera) is a positive, its score is minus the distance. Pairs of the same
+identity and camera are left out, as in ranking.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.errors import DataError
+from pipeline.matching.metrics import Relatives
+
+Doubles = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Verification rates.
+
+    Attributes:
+        false_positive_rates: The rates asked for, ascending.
+        true_positive_rates: (same length) share of genuine pairs accepted at the largest threshold whose false
+            positive rate does not exceed the one asked for.
+        auc: Area under the ROC curve, ties counted half; None where it was not asked for.
+        genuine: Number of genuine pairs.
+        impostors: Number of other pairs.
+    """
+
+    false_positive_rates: tuple[float, ...]
+    true_positive_rates: tuple[float, ...]
+    auc: float | None
+    genuine: int
+    impostors: int
+
+
+class VerificationStream:
+    """Verification rates from blocks of distances, fed in query order.
+
+    Only the genuine distances and the smallest share of the others are kept, so memory stays small; with `auc` each
+    block is sorted and kept, which is for matrices that fit into memory.
+
+    Args:
+        relatives: The pairs of the same identity.
+        rates: False positive rates to report at.
+        auc: Also compute the area under the curve.
+    """
+
+    def __init__(
+        self, relatives: Relatives, rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2), *, auc: bool = False
+    ) -> None:
+        self._relatives = relatives
+        self._rates = tuple(sorted(rates))
+        self._impostors = relatives.num_queries * relatives.num_gallery - len(relatives.entry)
+        self._allowed = [int(np.floor(rate * self._impostors + 1e-9)) for rate in self._rates]
+        self._keep = self._impostors if auc else min(self._impostors, max(self._allowed, default=0) + 1)
+        self._auc = auc
+        self._genuine: list[Doubles] = []
+        self._smallest: Doubles = np.empty(0)
+        self._pending: list[Doubles] = []
+        self._fed = 0
+
+    def update(self, distances: npt.ArrayLike | torch.Tensor) -> None:
+        """Take the distances (B,G) of the next B queries.
+
+        Raises:
+            DataError: A distance is NaN.
+        """
+        block = np.array(distances.detach().cpu() if isinstance(distances, torch.Tensor) else distances)
+        if np.isnan(block.min(initial=np.inf)):
+            raise DataError("a distance is not a number", hint="the features hold NaN; extract them again")
+        relatives = self._relatives
+        pairs = slice(relatives.start[self._fed], relatives.start[self._fed + len(block)])
+        own = np.zeros(block.shape, dtype=np.bool_)
+        own[relatives.query[pairs] - self._fed, relatives.entry[pairs]] = True
+        genuine = pairs.start + np.flatnonzero(relatives.match[pairs])
+        self._genuine.append(block[relatives.query[genuine] - self._fed, relatives.entry[genuine]].astype(np.float64))
+        others = block[~own]
+        if len(self._smallest):
+            # Whatever is larger than the largest of enough small ones can never be needed.
+            others = others[others <= self._smallest[-1]]
+        self._pending.append(others.astype(np.float64))
+        self._fed += len(block)
+        if sum(map(len, self._pending)) > self._keep:
+            self._merge()
+
+    def compute(self) -> Verification:
+        """The rates.
+
+        Raises:
+            DataError: There are no genuine pairs, or no others.
+        """
+        genuine = np.sort(np.concatenate([np.empty(0), *self._genuine]))
+        if not len(genuine) or self._impostors == 0:
+            raise DataError("verification needs pairs of the same and of different people")
+        self._merge()
+        smallest = self._smallest
+        rates = []
+        for allowed in self._allowed:
+            # Accept below the first impostor too many; impostors tied with it would be accepted with it.
+            limit = smallest[allowed] if allowed < len(smallest) else np.inf
+            side = "left" if allowed < len(smallest) else "right"
+            rates.append(float(np.searchsorted(genuine, limit, side=side) / len(genuine)))  # type: ignore[call-overload]
+        auc = None
+        if self._auc:
+            before = np.searchsorted(smallest, genuine, side="left")
+            until = np.searchsorted(smallest, genuine, side="right")
+            auc = float(1 - (before + until).mean() / 2 / self._impostors)
+        return Verification(self._rates, tuple(rates), auc, len(genuine), self._impostors)
+
+    def _merge(self) -> None:
+        merged = np.concatenate([self._smallest, *self._pending])
+        self._pending = []
+        if len(merged) > self._keep:
+            merged = np.partition(merged, self._keep - 1)[: self._keep]
+        self._smallest = np.sort(merged)
+
+
+def verification(
+    distances: npt.ArrayLike | torch.Tensor,
+    query_pids: npt.ArrayLike,
+    gallery_pids: npt.ArrayLike,
+    query_camids: npt.ArrayLike,
+    gallery_camids: npt.ArrayLike,
+    *,
+    rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2),
+) -> Verification:
+    """Verification rates and AUC of a distance matrix (Q,G).
+
+    Raises:
+        DataError: A distance is NaN, or there are no genuine pairs, or no others.
+    """
+    stream = VerificationStream(Relatives.of(query_pids, gallery_pids, query_camids, gallery_camids), rates, auc=True)
+    stream.update(distances)
+    return stream.compute()
