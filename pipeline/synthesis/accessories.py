@@ -22,14 +22,14 @@ DARK = (0.015, 0.015, 0.018)
 STEEL = (0.25, 0.25, 0.26)
 
 
-def worn(model: BodyModel, rest: Rest, identity: Identity, clearance: float) -> list[Piece]:
+def worn(model: BodyModel, rest: Rest, identity: Identity, outermost: NDArray[np.floating]) -> list[Piece]:
     """Pieces that move with the body: hat, glasses, scarf, backpack or shoulder bag.
 
     Args:
         model: Of `body.body_model`.
         rest: The person's body.
         identity: Who.
-        clearance: How far the outermost cloth stands off the trunk, in metres.
+        outermost: Over the trunk's sheet: how far the outermost cloth stands off, in metres.
     """
     pieces: list[Piece] = []
     if identity.hat is not None:
@@ -37,11 +37,11 @@ def worn(model: BodyModel, rest: Rest, identity: Identity, clearance: float) -> 
     if identity.eyewear:
         pieces.append(_glasses(model, rest, dark=identity.eyewear == "sunglasses"))
     if identity.scarf is not None:
-        pieces += _scarf(model, rest, clearance, identity.texture)
+        pieces += _scarf(model, rest, outermost, identity.texture)
     if identity.bag is not None and identity.bag.kind == "backpack":
-        pieces += _backpack(model, rest, identity.bag, clearance)
+        pieces += _backpack(model, rest, identity.bag, outermost)
     if identity.bag is not None and identity.bag.kind == "shoulder":
-        pieces += _shoulder_bag(model, rest, identity.bag, clearance)
+        pieces += _shoulder_bag(model, rest, identity.bag, outermost)
     return pieces
 
 
@@ -136,27 +136,29 @@ def _glasses(model: BodyModel, rest: Rest, *, dark: bool) -> Piece:
     return thing(shape, follow(model, rest, points), rigid(model, len(points), ("head",)), label=label)
 
 
-def _scarf(model: BodyModel, rest: Rest, clearance: float, texture: int) -> list[Piece]:
+def _scarf(model: BodyModel, rest: Rest, outermost: NDArray[np.floating], texture: int) -> list[Piece]:
     points = sheet("collar").chart.points
     x, y, z = points.T
     low = z - (0.632 + 0.55 * np.minimum(y + 0.01, 0.05) + 0.25 * np.abs(x))
     folds = 0.5 + 0.5 * np.sin(z * 190 + 3 * np.arctan2(x, -y))
-    offset = 0.018 + 0.5 * clearance + 0.010 * folds + 0.012 * noise_at(points, 22.0, texture)
+    offset = 0.018 + 0.5 * float(outermost.mean()) + 0.010 * folds + 0.012 * noise_at(points, 22.0, texture)
     wrap = draped(model, "collar", lifted(rest, "collar", offset), [low], Material.SCARF, Label.SCARF)
     # One end hangs over the chest, on whatever is worn there.
     x, y, z = sheet("torso").chart.points.T
     lean = 0.035 + 0.10 * (0.62 - z)
     fields = [0.042 - np.abs(x - lean), z - 0.33, 0.64 - z, -0.02 - y]
-    band = lifted(rest, "torso", clearance + 0.012 + 0.004 * np.sin((x - lean) * 150))
+    band = lifted(rest, "torso", outermost + 0.012 + 0.004 * np.sin((x - lean) * 150))
     return [wrap, draped(model, "torso", band, fields, Material.SCARF, Label.SCARF)]
 
 
-def _band(model: BodyModel, rest: Rest, bag: Bag, offset: float, fields: list[NDArray[np.floating]]) -> Piece:
+def _band(
+    model: BodyModel, rest: Rest, bag: Bag, offset: NDArray[np.floating], fields: list[NDArray[np.floating]]
+) -> Piece:
     """A strap: a narrow sheet over the clothes of the trunk."""
     off_arm = 0.05 - 0.1 * sheet("torso").chart.arm_weight
     points = lifted(rest, "torso", offset)
     return draped(
-        model, "torso", points, [*fields, off_arm], Material.BAG, Label.BACKGROUND, np.asarray(bag.colour) * 0.6
+        model, "torso", points, [*fields, off_arm], Material.BAG, Label.BACKGROUND, tuple(0.6 * c for c in bag.colour)
     )
 
 
@@ -170,7 +172,7 @@ def _back_surface(model: BodyModel, x: NDArray[np.floating], z: NDArray[np.float
     return result
 
 
-def _backpack(model: BodyModel, rest: Rest, bag: Bag, clearance: float) -> list[Piece]:
+def _backpack(model: BodyModel, rest: Rest, bag: Bag, outermost: NDArray[np.floating]) -> list[Piece]:
     """A sack that starts on the back's own surface, with straps that lie on the shoulders."""
     size = bag.size
     middle, half_height, half_width, depth = 0.42, 0.205 * size, 0.145 * size, 0.125 * size
@@ -185,7 +187,7 @@ def _backpack(model: BodyModel, rest: Rest, bag: Bag, clearance: float) -> list[
     body = surface_of(np.stack([x, back + bulge, z], -1).reshape(rows, columns, 3), bag.colour, Finish.FABRIC)
     # The pocket: the same sack, smaller, proud of the lower half.
     inside = (np.abs(u.ravel()) <= 0.8) & (v.ravel() <= 0.1) & (v.ravel() >= -0.9)
-    centres = inside[body.faces].all(axis=1)
+    centres: NDArray[np.bool_] = np.all(inside[body.faces], axis=1)
     pocket_rim = (
         np.clip(1 - (np.abs(u.ravel()) / 0.85) ** 6, 0, 1) ** 0.4
         * np.clip(1 - (np.abs(v.ravel() + 0.4) / 0.52) ** 6, 0, 1) ** 0.4
@@ -204,23 +206,32 @@ def _backpack(model: BodyModel, rest: Rest, bag: Bag, clearance: float) -> list[
     loop = loop.moved(0.0, float(_back_surface(model, np.zeros(1), np.array([top]))[0]) + 0.03, top - 0.012)
     shape = join([body, loop])
     points = shape.vertices.astype(np.float32)
+    chart = sheet("torso").chart
+    behind = (chart.y > 0) & (np.abs(chart.x) < half_width) & (np.abs(chart.z - middle) < half_height)
+    clearance = float(outermost[behind].mean())
     placed = follow(model, rest, points, "tights") + np.array([0.0, clearance, 0.0], np.float32)
     sack = thing(shape, placed, worn_with(model, points), material=Material.BAG)
     tx, ty, tz = sheet("torso").chart.points.T
     # From the top of the sack over the shoulder, outwards down the chest, and back under the arm.
-    across = 0.092 + 0.10 * np.clip(0.60 - tz, 0, 0.2) * (ty < 0)
-    strap = [0.022 - np.abs(np.abs(tx) - across), tz - np.where(ty < 0.0, 0.36, 0.48)]
-    return [sack, _band(model, rest, bag, clearance + 0.006, strap)]
+    in_front = np.clip((0.02 - ty) / 0.06, 0, 1)
+    across = 0.090 + 0.12 * np.clip(0.60 - tz, 0, 0.22) * in_front
+    strap = [0.021 - np.abs(np.abs(tx) - across), tz - 0.48 + 0.10 * in_front]
+    webbing = [0.010 - np.abs(tz - 0.375 + 0.05 * (1 - in_front)), np.abs(tx) - across + 0.012]
+    return [
+        sack,
+        _band(model, rest, bag, outermost + 0.006, strap),
+        _band(model, rest, bag, outermost + 0.004, webbing),
+    ]
 
 
-def _shoulder_bag(model: BodyModel, rest: Rest, bag: Bag, clearance: float) -> list[Piece]:
+def _shoulder_bag(model: BodyModel, rest: Rest, bag: Bag, outermost: NDArray[np.floating]) -> list[Piece]:
     side = 1.0 if bag.side == "L" else -1.0
     size = bag.size
     height, width, depth = 0.20 * size, 0.27 * size, 0.085 * size
     hip = model.head("upperleg01.L")
     ids = np.concatenate([sheet("torso").vertices, sheet("legs").vertices])
     level = (np.abs(model.template[ids, 2] - hip[2]) < 0.09) & (model.arm_weight[ids] < 0.3)
-    outermost = float(np.abs(rest.vertices[ids[level], 0]).max())
+    widest = float(np.abs(rest.vertices[ids[level], 0]).max())
     shape = join(
         [
             box((depth, width, height), bag.colour, Finish.FABRIC, bevel=0.025),
@@ -233,7 +244,7 @@ def _shoulder_bag(model: BodyModel, rest: Rest, bag: Bag, clearance: float) -> l
     shape = shape.turned(side * 0.08, axis=1)
     place = np.array(
         [
-            side * (outermost + clearance + depth * 0.42),
+            side * (widest + float(outermost.mean()) + depth * 0.40),
             0.015,
             float(rest.heads[model.bone["upperleg01.L"]][2]) - height * 0.62,
         ]
@@ -245,7 +256,7 @@ def _shoulder_bag(model: BodyModel, rest: Rest, bag: Bag, clearance: float) -> l
     low, high = np.array([side * 0.17, 0.16]), np.array([-side * 0.085, 0.645])
     along = (high - low) / np.linalg.norm(high - low)
     distance = (tx - low[0]) * along[1] - (tz - low[1]) * along[0]
-    return [sack, _band(model, rest, bag, clearance + 0.005, [0.018 - np.abs(distance), tz - 0.10])]
+    return [sack, _band(model, rest, bag, outermost + 0.005, [0.018 - np.abs(distance), tz - 0.10])]
 
 
 def _mesh(shape: Solid, offset: NDArray[np.floating], material: Material = Material.BAG) -> Mesh:

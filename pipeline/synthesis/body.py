@@ -204,6 +204,13 @@ def shaped(model: BodyModel, coefficients: Sequence[float]) -> Rest:
     return Rest(model.template + shift[:count], model.heads + shift[count:])
 
 
+def of_stature(rest: Rest, stature: float) -> Rest:
+    """The body scaled as a whole to a height from sole to crown, in metres."""
+    tall = rest.vertices[:, 2].max() - rest.vertices[:, 2].min()
+    scale = np.float32(stature / tall)
+    return Rest(rest.vertices * scale, rest.heads * scale)
+
+
 def bone_transforms(
     model: BodyModel, heads: FloatArray, rotations: Mapping[str, NDArray[np.floating]]
 ) -> NDArray[np.float32]:
@@ -323,7 +330,7 @@ def _smoothing(faces: IntArray, count: int, rounds: int) -> scipy.sparse.csr_arr
     border[pairs[uses == 1].ravel()] = True
     i, j = np.concatenate([pairs, pairs[:, ::-1]]).T
     neighbours = scipy.sparse.csr_array((np.ones(len(i)), (i, j)), shape=(count, count))
-    share = np.where(border, 0.0, 0.6 / np.maximum(np.asarray(neighbours.sum(axis=1)), 1))
+    share = np.where(border, 0.0, 0.6 / np.maximum(np.bincount(i, minlength=count), 1))
     step = scipy.sparse.csr_array(
         scipy.sparse.diags_array(np.where(border, 1.0, 0.4)) + scipy.sparse.diags_array(share) @ neighbours
     )

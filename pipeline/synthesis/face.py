@@ -27,7 +27,7 @@ def face_albedo(canonical: FloatArray, identity: Identity) -> FloatArray:
     hairy = identity.hair.style != "bald"
     _skin(
         canonical,
-        above_hairline(canonical),
+        above_hairline(canonical, identity.hair),
         np.asarray(identity.skin, np.float32),
         np.asarray(identity.hair.colour, np.float32),
         float(eye[0]),
@@ -102,7 +102,7 @@ def _skin(
             # Cheeks.
             red += (0.16 if female else 0.10) * front * _bell(side - 0.044, 0.020) * _bell(up + 0.038, 0.018)
             # Mouth.
-            mouth = up + 0.070
+            mouth = up + 0.070 - 1.6 * side * side
             width = 0.0245 if not female else 0.0225
             if side < width * 1.15:
                 taper = max(0.0, 1.0 - (side / width) ** 2)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.synthesis.accessories import carried, held, worn
-from pipeline.synthesis.body import Chart, Rest, body_model, bone_transforms, shaped, sheet, skin
+from pipeline.synthesis.body import Chart, Rest, body_model, bone_transforms, of_stature, shaped, sheet, skin
 from pipeline.synthesis.hair import covered_scalp, hair_pieces
 from pipeline.synthesis.hems import (
     Border,
@@ -56,7 +56,7 @@ class Wardrobe:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Where somebody sits: put the top of a bench at `height`, between `front_y` and `back_y` (metres, person faces -y)."""
+    """Where somebody sits: the top of a bench at `height`, from `front_y` to `back_y`, in metres; the person faces -y."""
 
     height: float
     front_y: float
@@ -69,13 +69,20 @@ class _Outfit:
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
         self.model = body_model()
-        self.rest = shaped(self.model, identity.shape)
+        self.rest = of_stature(shaped(self.model, identity.shape), identity.stature)
         self.pieces: list[Piece] = []
         self.hip = float(self.model.head("upperleg01.L")[2])
         self.covered = np.full(len(self.model.template), -1, np.float32)
         """Over the body: how far inside some cloth, positive where skin need not be drawn."""
-        self.thickness = 0.012
-        """How far the outermost cloth stands off the trunk."""
+        self.outermost: Field = np.full(len(sheet("torso").vertices), 0.006)
+        """Over the trunk's sheet: how far the outermost cloth stands off."""
+
+    @property
+    def skirt_end(self) -> float:
+        """Canonical height of the hem of a skirt or dress; out of reach where there is none."""
+        if self.identity.garment not in ("skirt", "dress"):
+            return 9.0
+        return self.hip - self.identity.bottom.length * (self.hip - float(self.model.head("foot.L")[2]))
 
     def cover(self, *borders: Border) -> None:
         """Note that cloth covers where all fields are positive."""
@@ -97,7 +104,7 @@ class _Outfit:
         shoes = self.identity.shoes
         if shoes.sock is not None:
             sock = from_leg(shoes.sock_height)
-            self.add("feet", self.lift("feet", 0.003), [sock], Material.SOCK, Label.SOCKS)
+            self.add("feet", self.lift("feet", 0.003), [sock, below(self.skirt_end + 0.06)], Material.SOCK, Label.SOCKS)
             self.cover(sock)
         chart = sheet("feet").chart
         welt = np.clip((chart.z.min() + 0.034 - chart.z) / 0.02, 0, 1)
@@ -124,14 +131,14 @@ class _Outfit:
     def skirt(self, *, dress: bool) -> None:
         bottom = self.identity.bottom
         z = sheet("skirt").chart.z
-        end = self.hip - bottom.length * (self.hip - float(self.model.head("foot.L")[2]))
+        end = self.skirt_end
         rise = np.clip((0.20 - z) / 0.06, 0, 1)
         # The upper rim dips under the bodice, so that the seam is where the two meet.
         lift = (0.010 * rise - 0.012 * (1 - rise)) if dress else 0.004 * rise
         label = Label.DRESS if dress else Label.SKIRT
         self.add("skirt", self._flared(bottom.flare, lift, folds=0.05), [above(end)], Material.SKIRT, label)
-        # One can look up into a skirt: only the skin well inside is left out.
-        self.cover(above(end + 0.16), below(self.hip + 0.08), off_arms)
+        # One can look up into a skirt a little, but knees must not come through it.
+        self.cover(above(end + 0.06), below(self.hip + 0.08), off_arms)
 
     def _flared(self, flare: float, lift: Field, *, folds: float) -> FloatArray:
         """The skirt helper, widened towards its hem, laid in folds and lifted off."""
@@ -158,9 +165,9 @@ class _Outfit:
             offset: Field = np.full(len(sheet("torso").vertices), 0.008)
         else:
             offset = self._top_offset(top, hem, tucked)
+        self.outermost = np.maximum(self.outermost, offset)
         self.add("torso", self.lift("torso", offset), borders, Material.TOP, label)
         self.cover(*borders)
-        self.thickness = max(self.thickness, 0.010 + top.loose)
 
     def _top_offset(self, top: Top, hem: float, tucked: bool) -> Field:
         chart = sheet("torso").chart
@@ -190,11 +197,11 @@ class _Outfit:
         on_arm = np.clip((chart.arm_weight - 0.3) / 0.4, 0, 1)
         offset = on_arm * 0.85 * offset + (1 - on_arm) * (offset + flare)
         borders = [above(hem), neckline("round", lower=-0.012), sleeves(1.0), open_front(coat.opening)]
+        self.outermost = np.maximum(self.outermost, offset)
         self.add("torso", self.lift("torso", offset), borders, Material.COAT, Label.COAT)
         self.cover(*borders)
         if long:
             self._coat_skirt(coat, base)
-        self.thickness = base + 0.012
 
     def _coat_skirt(self, coat: Coat, base: float) -> None:
         wide = self.identity.bottom.flare if self.identity.garment in ("skirt", "dress") else 1.0
@@ -214,7 +221,7 @@ class _Outfit:
         """What is left of the skin; must come last of the layers."""
         hair = self.identity.hair
         if hair.style != "bald":
-            self.covered = np.maximum(self.covered, covered_scalp(self.model) + OVERLAP - 0.006)
+            self.covered = np.maximum(self.covered, covered_scalp(self.model, self.identity.hair) + OVERLAP - 0.006)
         eyes = np.zeros(len(self.covered), bool)
         eyes[self.model.faces["eyes"].ravel()] = True
         part = sheet("skin")
@@ -248,7 +255,7 @@ def wardrobe(identity: Identity) -> Wardrobe:
     if identity.gloves is not None:
         outfit.gloves()
     outfit.skin()
-    clearance = outfit.thickness
+    clearance = float(outfit.outermost[sheet("torso").chart.arm_weight < 0.3].mean())
     outfit.pieces += hair_pieces(
         outfit.model,
         outfit.rest,
@@ -257,7 +264,7 @@ def wardrobe(identity: Identity) -> Wardrobe:
         clearance=clearance,
         texture=identity.texture,
     )
-    outfit.pieces += worn(outfit.model, outfit.rest, identity, clearance)
+    outfit.pieces += worn(outfit.model, outfit.rest, identity, outfit.outermost)
     piece = assembled(outfit.pieces)
     shoes = np.unique(piece.faces[piece.material == Material.SHOE])
     kept = shoes[piece.edges[shoes].min(axis=1) >= 0].astype(np.int32)
@@ -307,7 +314,7 @@ def _palm(body: Mesh, side: str) -> FloatArray:
 
 
 def adapted(pose: Pose, identity: Identity) -> Pose:
-    """The pose with the arms that the person's bag needs: a hand that holds a bag hangs, a hip bag keeps its arm off."""
+    """The pose with the arms that the person's bag needs: the hand of a handbag hangs, a hip bag keeps its arm off."""
     bag = identity.bag
     if bag is None or bag.kind == "backpack" or pose.kind == "sit":
         return pose

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ HEAD_AXIS_Y = -0.05
 _AZIMUTH = np.radians([0, 25, 42, 55, 64, 70, 78, 84, 96, 106, 118, 140, 180])
 _LINE = np.array([0.874, 0.873, 0.866, 0.845, 0.812, 0.782, 0.780, 0.808, 0.812, 0.790, 0.752, 0.728, 0.716])
 
+# Parted long hair opens over the forehead and falls past the temples; a fringe hangs to the brows.
+_FRAMING = np.array([0.886, 0.877, 0.858, 0.826, 0.792, 0.775, 0.775, 0.800, 0.806, 0.785, 0.750, 0.728, 0.716])
+_FRINGE = np.array([0.829, 0.829, 0.829, 0.826, 0.800, 0.780, 0.778, 0.802, 0.808, 0.788, 0.752, 0.728, 0.716])
+
 _THICKNESS = {
     "crop": 0.005,
     "short": 0.015,
@@ -40,22 +44,20 @@ def azimuth(points: FloatArray) -> NDArray[np.floating]:
     return angle
 
 
-def above_hairline(points: FloatArray) -> FloatArray:
-    """(P,) metres above the hairline at canonical points of the head; negative where no hair grows."""
-    line = np.interp(azimuth(points), _AZIMUTH, _LINE)
+def above_hairline(points: FloatArray, hair: Hair) -> FloatArray:
+    """(P,) metres above the hairline at canonical points of the head; negative where no hair covers it."""
+    lines = _FRINGE if hair.fringe else _FRAMING if hair.style in ("long", "bob") else _LINE
+    if lines is _FRAMING:
+        # The opening is at the parting.
+        points = points - np.array([0.6 * hair.parting, 0, 0], np.float32) * (points[:, 1:2] < -0.08)
+    line = np.interp(azimuth(points), _AZIMUTH, lines)
     height: FloatArray = (points[:, 2] - line).astype(np.float32)
     return height
 
 
-@functools.cache
-def _scalp_height() -> FloatArray:
-    """`above_hairline` at the vertices of the scalp sheet."""
-    return above_hairline(sheet("scalp").chart.points)
-
-
-def covered_scalp(model: BodyModel) -> FloatArray:
+def covered_scalp(model: BodyModel, hair: Hair) -> FloatArray:
     """(V,) how far inside the hair a vertex of the head is, in metres; negative elsewhere."""
-    height = above_hairline(model.template)
+    height = above_hairline(model.template, hair)
     below_head = model.template[:, 2] < model.head("head")[2] - 0.06
     return np.where(below_head | (model.arm_weight > 0.1), -1, height).astype(np.float32)
 
@@ -87,7 +89,7 @@ def hair_pieces(
 
 def _cap(model: BodyModel, rest: Rest, hair: Hair, under_hat: bool, texture: int) -> Piece:
     points = sheet("scalp").chart.points
-    height = _scalp_height()
+    height = above_hairline(points, hair)
     turn = azimuth(points)
     crown = np.clip((points[:, 2] - 0.83) / 0.06, 0, 1)
     body = np.clip(height / 0.035, 0, 1) ** 0.7
@@ -107,8 +109,11 @@ def _cap(model: BodyModel, rest: Rest, hair: Hair, under_hat: bool, texture: int
         offset -= 0.35 * thick * groove
     if under_hat:
         offset = np.minimum(offset, 0.005)
+    # Strands over the forehead lie off it.
+    over = np.clip(above_hairline(points, replace(hair, style="short", fringe=False)) / -0.02, 0, 1)
+    offset += 0.005 * over * (height > 0)
     # The line itself is uneven: strands start a little higher or lower.
-    ragged = height + 0.006 * (noise_at(points, 90.0, texture + 1) - 0.5)
+    ragged = height + 0.004 * (noise_at(points, 60.0, texture + 1) - 0.5)
     return draped(model, "scalp", lifted(rest, "scalp", 0.0015 + offset), [ragged], Material.HAIR, Label.HAIR)
 
 

@@ -50,7 +50,7 @@ def sleeves(end: float) -> Border:
     return lambda chart: np.asarray((end - chart.arm) * 0.5)
 
 
-NECKLINES = {"round": (0.640, 0.55), "v": (0.640, 0.62), "high": (0.694, 0.20)}
+NECKLINES = {"round": (0.646, 0.55), "v": (0.644, 0.60), "high": (0.694, 0.20)}
 
 
 def neckline(neck: str, lower: float = 0.0) -> Border:
@@ -58,9 +58,9 @@ def neckline(neck: str, lower: float = 0.0) -> Border:
     height, slope = NECKLINES[neck]
 
     def field(chart: Chart) -> Field:
-        line = height - lower + slope * chart.y + 0.25 * np.abs(chart.x)
+        line = height - lower + slope * chart.y + 0.32 * np.abs(chart.x)
         if neck == "v":
-            line = line - np.clip(0.10 - 1.5 * np.abs(chart.x), 0, 1) * np.clip(-(chart.y + 0.02) * 30, 0, 1)
+            line = line - np.clip(0.062 - 1.15 * np.abs(chart.x), 0, 1) * np.clip(-(chart.y + 0.02) * 30, 0, 1)
         return np.asarray(line - chart.z)
 
     return field

@@ -53,8 +53,9 @@ BELOW: tuple[Colour, ...] = tuple(
 SHOES: tuple[Colour, ...] = tuple(
     srgb(*c)
     for c in (
-        (0.09, 0.09, 0.10), (0.30, 0.20, 0.14), (0.66, 0.66, 0.65), (0.15, 0.18, 0.30), (0.36, 0.36, 0.38), (0.17, 0.14, 0.13),
-        (0.48, 0.36, 0.24), (0.56, 0.16, 0.16), (0.13, 0.13, 0.15), (0.20, 0.34, 0.36), (0.58, 0.52, 0.44), (0.24, 0.24, 0.26),
+        (0.09, 0.09, 0.10), (0.30, 0.20, 0.14), (0.66, 0.66, 0.65), (0.15, 0.18, 0.30),
+        (0.36, 0.36, 0.38), (0.17, 0.14, 0.13), (0.48, 0.36, 0.24), (0.56, 0.16, 0.16),
+        (0.13, 0.13, 0.15), (0.20, 0.34, 0.36), (0.58, 0.52, 0.44), (0.24, 0.24, 0.26),
     )
 )  # fmt: skip
 SKIN: tuple[Colour, ...] = tuple(
@@ -91,6 +92,7 @@ class Hair:
         volume: Thickness against the usual, about 0.8 to 1.3.
         length: How far long hair reaches, in metres below the chin.
         beard: 0 none, 0.35 stubble, 1 full.
+        fringe: Falls over the forehead.
         brow: Strength of the eyebrows, about 0.5 to 1.
     """
 
@@ -100,6 +102,7 @@ class Hair:
     volume: float
     length: float
     beard: float
+    fringe: bool
     brow: float
 
 
@@ -202,6 +205,7 @@ class Identity:
         index: Number in the population.
         texture: Seed of noise in their textures.
         shape: 24 coefficients of `body.shaped`.
+        stature: Height in metres, barefoot.
         female: Shape and style.
         adult: False for a child.
         skin: Albedo of the skin.
@@ -215,6 +219,7 @@ class Identity:
     index: int
     texture: int
     shape: tuple[float, ...]
+    stature: float
     female: bool
     adult: bool
     skin: Colour
@@ -307,16 +312,19 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
     second = bottom_main if one_piece else _tinted(ACCENT[int(rng.integers(len(ACCENT)))], rng)
     top = _top(rng, garment, female, sample_cloth(top_design, top_main, second, _accent(rng), trim=one_piece))
     bottom = _bottom(rng, garment, sample_cloth(bottom_design, bottom_main, _accent(rng), _accent(rng)))
+    stature = _stature(rng, female, adult)
+    age, shape = _shape(rng, model, female, adult, stature)
     prefix = "coat+" if coat is not None else ""
     return Identity(
         index=index,
         texture=int(rng.integers(1 << 16)),
-        shape=_shape(rng, model, female, adult),
+        shape=shape,
+        stature=stature,
         female=female,
         adult=adult,
         skin=_tinted(SKIN[tone], rng, 0.03),
         outfit=prefix + garment,
-        hair=_hair(rng, female, adult, tone),
+        hair=_hair(rng, female, adult, tone, grey=age > 0.8),
         top=top,
         bottom=bottom,
         coat=coat,
@@ -377,37 +385,47 @@ def _design(rng: np.random.Generator, plain: float = 0.45) -> tuple[str, int]:
     return ("plain" if rng.random() < plain else kind), int(rng.integers(1 << 20))
 
 
-def _shape(rng: np.random.Generator, model: BodyModel, female: bool, adult: bool) -> tuple[float, ...]:
-    """A blend of two sampled bodies that are near the wanted phenotype."""
+def _stature(rng: np.random.Generator, female: bool, adult: bool) -> float:
+    """Height in metres."""
+    mean, spread = (1.64, 0.065) if female else (1.76, 0.070)
+    if not adult:
+        mean, spread = 1.32, 0.10
+    return float(np.clip(rng.normal(mean, spread), mean - 2.2 * spread, mean + 2.2 * spread))
+
+
+def _shape(
+    rng: np.random.Generator, model: BodyModel, female: bool, adult: bool, stature: float
+) -> tuple[float, tuple[float, ...]]:
+    """Age in [0, 1], and a blend of two sampled bodies that are near the wanted phenotype."""
     age = float(rng.choice([0.50, 0.62, 0.67, 0.75, 0.90])) if adult else 0.40
     wanted = {
         "gender": 0.95 if female else 0.05,
         "age": age,
         "muscle": rng.uniform(0.25, 0.7),
         "weight": rng.uniform(0.25, 0.8),
-        "height": rng.uniform(0.4, 0.65) if adult else 0.45,
+        # Stature is almost linear in this phenotype (fitted to the samples); `body.of_stature` does the rest.
+        "height": (stature - 1.09 + 0.13 * female - 0.31 * age) / 1.07 if adult else 0.4,
     }
-    spread = {"gender": 0.15, "age": 0.1, "muscle": 0.2, "weight": 0.2, "height": 0.12}
+    spread = {"gender": 0.15, "age": 0.12, "muscle": 0.25, "weight": 0.25, "height": 0.06}
     distance = sum(((model.phenotypes[:, model.phenotype[k]] - v) / spread[k]) ** 2 for k, v in wanted.items())
     odds = np.exp(-0.5 * (distance - np.min(distance)))
     first, second = rng.choice(len(odds), 2, p=odds / odds.sum())
     share = rng.uniform(0.2, 0.8)
     blend = (1 - share) * model.samples[first] + share * model.samples[second]
-    return tuple(float(c) for c in blend)
+    return age, tuple(float(c) for c in blend)
 
 
-def _hair(rng: np.random.Generator, female: bool, adult: bool, tone: int) -> Hair:
+def _hair(rng: np.random.Generator, female: bool, adult: bool, tone: int, *, grey: bool) -> Hair:
     women = {"long": 0.34, "bob": 0.18, "ponytail": 0.22, "bun": 0.10, "short": 0.08, "curly": 0.08}
     men = {"short": 0.50, "crop": 0.22, "bald": 0.08, "curly": 0.12, "bob": 0.04, "bun": 0.04}
     odds = women if female else men
     style = str(rng.choice(list(odds), p=list(odds.values())))
     if style == "bald" and not adult:
         style = "crop"
-    shades = (
-        [0.19, 0.19, 0.16, 0.13, 0.09, 0.07, 0.05, 0.05, 0.04, 0.03]
-        if tone < 3
-        else [0.5, 0.3, 0.12, 0, 0, 0, 0, 0, 0.05, 0.03]
-    )
+    fair = (0.18, 0.18, 0.18, 0.15, 0.12, 0.08, 0.05, 0.06, 0.0, 0.0)
+    dark = (0.50, 0.35, 0.15, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    silver = (0.0, 0.1, 0.1, 0.05, 0.0, 0.0, 0.0, 0.0, 0.45, 0.3)
+    shades = silver if grey else fair if tone < 3 else dark
     bearded = not female and adult
     return Hair(
         style=style,
@@ -416,6 +434,7 @@ def _hair(rng: np.random.Generator, female: bool, adult: bool, tone: int) -> Hai
         volume=rng.uniform(0.8, 1.3),
         length=rng.uniform(0.10, 0.36),
         beard=float(rng.choice([0.0, 0.35, 1.0], p=[0.55, 0.25, 0.20])) if bearded else 0.0,
+        fringe=style in ("long", "bob", "ponytail", "bun") and bool(rng.random() < 0.3),
         brow=rng.uniform(0.5, 0.8) if female else rng.uniform(0.7, 1.0),
     )
 
@@ -430,7 +449,7 @@ def _top(rng: np.random.Generator, garment: str, female: bool, cloth: Cloth) -> 
         hem=rng.uniform(-0.10, 0.02),
         neck=str(rng.choice(["round", "v", "high"], p=[0.62, 0.25, 0.13])),
         loose=float(rng.uniform(0.004, 0.013) if female or garment == "dress" else rng.uniform(0.007, 0.020)),
-        collar=bool(long and rng.random() < 0.35) and garment not in ("dress",),
+        collar=bool(long and rng.random() < 0.35) and garment != "dress",
         hood=bool(long and rng.random() < 0.25) and garment not in ("dress", "jumpsuit"),
     )
 
@@ -441,7 +460,7 @@ def _bottom(rng: np.random.Generator, garment: str, cloth: Cloth) -> Bottom:
         cloth=cloth,
         length=rng.uniform(*lengths.get(garment, (0.97, 1.06))),
         wide=float(rng.choice([0.002, 0.012, 0.026], p=[0.4, 0.4, 0.2])),
-        flare=rng.uniform(0.92, 1.35),
+        flare=rng.uniform(1.0, 1.25) + (0.15 if garment == "dress" else 0.08),
         denim=garment == "jeans" or (garment == "shorts" and bool(rng.random() < 0.3)),
         side_stripe=bool(garment == "trousers" and rng.random() < 0.15),
     )

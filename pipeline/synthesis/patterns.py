@@ -134,7 +134,7 @@ def _shares(
     for i in range(points.shape[0]):
         x, y, z = points[i, 0], points[i, 1], points[i, 2]
         # Metres along (s) and around (t) the trunk or the sleeve.
-        if arm[i] >= 0.0:
+        if arm[i] > 0.03:
             s = arm[i] * 0.55
             t = math.atan2(y + 0.02, abs(x) * 0.74 + z * 0.67 - 0.50) * 0.06
         elif z < hip - 0.10:
@@ -164,7 +164,7 @@ def _shares(
             second *= 1.0 - third
         elif pattern == 4:
             line = 0.10 + 0.22 * phase
-            if arm[i] < 0.0 or arm[i] * 0.55 < 0.0:
+            if arm[i] < 0.1:
                 second = _step(shoulder - z - line, 0.004)
                 if seed & 1:
                     third = _step(0.022 - abs(shoulder - z - line), 0.004)

@@ -131,7 +131,7 @@ def _compact(piece: Piece) -> Piece:
 
 
 def follow(model: BodyModel, rest: Rest, points: NDArray[np.floating], part: str = "body") -> FloatArray:
-    """Take points of canonical space to one person: each moves as the skin near it does from the mean shape to theirs."""
+    """Take points of canonical space to one person: each moves as the skin near it does from the mean shape."""
     numbers, weights = nearest_skin(points, part)
     shift = rest.vertices[numbers] - model.template[numbers]
     result: FloatArray = (points + np.einsum("nk,nkc->nc", weights, shift)).astype(np.float32)

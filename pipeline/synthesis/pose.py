@@ -133,10 +133,10 @@ def _swing(phase: float, reach: float, rng: np.random.Generator) -> Arm:
     # The arm goes with the opposite leg: forward while its own leg is back.
     forward = -math.cos(2 * math.pi * phase) * reach
     return Arm(
-        flexion=3 + 19 * forward + _jitter(rng, 2),
+        flexion=2 + 16 * forward + _jitter(rng, 2),
         spread=8 + _jitter(rng, 2),
         inward=6 + _jitter(rng, 4),
-        elbow=20 + 14 * max(0.0, forward) + _jitter(rng, 3),
+        elbow=14 + 12 * max(0.0, forward) + _jitter(rng, 3),
     )
 
 

@@ -181,7 +181,7 @@ def _cloth(kind: Material, identity: Identity, points: _Points) -> tuple[FloatAr
         knee = np.exp(-(((points.leg - 0.52) / 0.06) ** 2)) * np.clip(-y * 12, 0, 1)
         twill = noise_at(canonical * np.array([1, 1, 0.35], np.float32), 150, texture)
         fade = np.clip(0.55 * worn + 0.30 * knee, 0, 0.7) + 0.25 * (twill - 0.5)
-        albedo = albedo * (0.82 + 0.6 * fade)[:, None] + 0.05 * np.clip(fade, 0, 1)[:, None]
+        albedo = (albedo * (0.82 + 0.6 * fade)[:, None] + 0.05 * np.clip(fade, 0, 1)[:, None]).astype(np.float32)
         seam = (np.abs(y + 0.005) < 0.0035) & (np.abs(x) > 0.11)
         shade = np.where(seam, shade * 0.72, shade)
     if kind is Material.BOTTOM and identity.bottom.side_stripe:
@@ -240,9 +240,9 @@ def _folds(
 def _eye(canonical: FloatArray) -> FloatArray:
     centre = body_model().head("eye.L")
     distance = np.hypot(np.abs(canonical[:, 0]) - centre[0], canonical[:, 2] - centre[2] + 0.001)
-    white = np.array([0.50, 0.46, 0.44], np.float32)
+    white = np.array([0.40, 0.37, 0.355], np.float32)
     iris = np.array([0.060, 0.040, 0.028], np.float32)
-    share = np.clip((distance - 0.0060) / 0.0012, 0, 1)[:, None]
+    share = np.clip((distance - 0.0068) / 0.0012, 0, 1)[:, None]
     result: FloatArray = (iris + share * (white - iris)).astype(np.float32)
     return result
 
@@ -258,13 +258,14 @@ def _hair(kind: Material, identity: Identity, canonical: FloatArray) -> tuple[Fl
     bump = (0.003 if style == "curly" else 0.0012) * strands
     if kind is Material.HAIR:
         # Towards the hairline the scalp shows between the strands.
-        height = above_hairline(canonical)
+        height = above_hairline(canonical, identity.hair)
         depth = 0.016 if style == "crop" else 0.010
         dense = np.clip((height + 0.010 * (strands - 0.5)) / depth, 0, 1)[:, None] ** 0.8
         if style == "crop":
             dense = dense * 0.85
-        albedo = albedo * dense + (1 - dense) * (0.35 * albedo + 0.65 * np.asarray(identity.skin, np.float32))
-    return albedo.astype(np.float32), bump.astype(np.float32)
+        scalp = 0.35 * albedo + 0.65 * np.asarray(identity.skin, np.float32)
+        albedo = (albedo * dense + (1 - dense) * scalp).astype(np.float32)
+    return albedo, bump.astype(np.float32)
 
 
 def _strands(canonical: FloatArray, curly: bool, parting: float, seed: int) -> FloatArray:
