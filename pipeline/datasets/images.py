@@ -51,6 +51,9 @@ MIN_SIDE = 8
 MAX_SIDE_RATIO = 20.0
 """The longer side over the shorter one."""
 
+MAX_SIDE = 12_000
+"""Pixels. On the black square that some parsers want, a longer side would take gigabytes."""
+
 MAX_PIXELS = 64_000_000
 """More than any camera's crop has; decides, from the header alone, against decompression bombs."""
 
@@ -263,20 +266,16 @@ class _Pending:
 
 def _refuse_unusable(image: Image.Image, where: Path) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"absurd size: {width}x{height} pixels", where=where, expected=f"at most {MAX_PIXELS:,} pixels"
-        )
-    if min(width, height) < MIN_SIDE:
-        raise ImageError(
-            f"absurd size: {width}x{height} pixels", where=where, expected=f"at least {MIN_SIDE} pixels a side"
-        )
-    if max(width, height) > MAX_SIDE_RATIO * min(width, height):
-        raise ImageError(
-            f"absurd size: {width}x{height} pixels",
-            where=where,
-            expected=f"one side at most {MAX_SIDE_RATIO:g} times the other",
-        )
+    shorter, longer = sorted((width, height))
+    limits = (
+        (width * height > MAX_PIXELS, f"at most {MAX_PIXELS:,} pixels"),
+        (shorter < MIN_SIDE, f"at least {MIN_SIDE} pixels a side"),
+        (longer > MAX_SIDE, f"at most {MAX_SIDE:,} pixels a side"),
+        (longer > MAX_SIDE_RATIO * shorter, f"one side at most {MAX_SIDE_RATIO:g} times the other"),
+    )
+    for passed, limit in limits:
+        if passed:
+            raise ImageError(f"absurd size: {width}x{height} pixels", where=where, expected=limit)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format not in _SEVERAL_PAGES:
         raise ImageError(f"an animation of {frames} frames", where=where, expected="a still image")

@@ -33,7 +33,7 @@ def read(path: Path, variant: str, log: ReadLog) -> Dataset:
 INFO = KindInfo(
     name="synthetic",
     summary="rendered people with true label maps",
-    layout=f"{TABLE}, images/, {LABEL_MAPS}/",
+    layout=f"{TABLE}, the images it lists, {LABEL_MAPS}/ with a label map for each",
     cameras="any number, from the table",
     source="`sgsfa data synth` makes it",
     read=read,

@@ -78,6 +78,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "1x1": (lambda: encoded(Image.new("RGB", (1, 1)), "PNG"), "absurd size: 1x1"),
     "20,000x10": (lambda: encoded(Image.new("RGB", (20_000, 10)), "PNG"), "absurd size: 20000x10"),
     "10x20,000": (lambda: encoded(Image.new("RGB", (10, 20_000)), "JPEG"), "absurd size: 10x20000"),
+    "a long side": (lambda: encoded(Image.new("RGB", (13_000, 1_000)), "PNG"), "absurd size: 13000x1000"),
     "bomb": (bomb, "absurd size"),
     "large": (lambda: encoded(Image.new("1", (9_000, 9_000)), "PNG"), "absurd size: 9000x9000"),
     "GIF": (lambda: animation("GIF"), "animation of 3 frames"),
@@ -282,18 +283,27 @@ def test_a_batch_may_fail_as_a_whole(tmp_path: Path) -> None:
     assert len(batch.failed) == 2
 
 
+def test_batches_on_a_square_keep_proportions(folder: list[Path]) -> None:
+    folder[3].write_bytes(b"text")
+    (batch,) = decode_batches(folder[:6], 32, 32, batch=6, threads=1, fit="square")
+    assert batch.areas.tolist() == [[0, 0.25, 1, 0.75]] * 5
+    np.testing.assert_array_equal(batch.images[:, 16, 16, 0], batch.index)
+    assert not batch.images[:, :, :8].any()
+    assert not batch.images[:, :, 24:].any()
+
+
 def test_batches_do_not_run_ahead(folder: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     begun = set()
-    read = images.read_resized
+    read = images.read_image
 
-    def counting(path: Path, height: int, width: int) -> np.ndarray:
+    def counting(path: Path) -> np.ndarray:
         begun.add(path)
-        return read(path, height, width)
+        return read(path)
 
-    monkeypatch.setattr(images, "read_resized", counting)
+    monkeypatch.setattr(images, "read_image", counting)
     batches = decode_batches(folder, 64, 32, batch=4, threads=2)
     next(batches)
-    assert len(begun) <= 12
+    assert 4 <= len(begun) <= 12
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode") and thread.is_alive()]
 
