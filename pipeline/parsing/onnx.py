@@ -98,8 +98,9 @@ def load_onnx(path: Path, *, label_set: str | None = None, device: str = "auto")
     labels = label_set_of(sidecar, path, label_set)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    providers = _providers(device)
     try:
-        session = onnxruntime.InferenceSession(path, sess_options=options, providers=_providers(device))
+        session = onnxruntime.InferenceSession(path, sess_options=options, providers=providers)
     # ONNX Runtime's exceptions share no base of their own.
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]

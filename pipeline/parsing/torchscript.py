@@ -6,6 +6,7 @@ loaded where the TOML file beside it says `trust = true`.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,10 @@ def load_torchscript(path: Path, *, label_set: str | None = None, device: str = 
     labels = label_set_of(sidecar, path, label_set)
     target = resolve_device(device)
     try:
-        module = torch.jit.load(str(path), map_location=target).eval()  # type: ignore[no-untyped-call]
+        # torch announces the end of TorchScript; until then users have such files, and cannot act on the warning here.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            module = torch.jit.load(str(path), map_location=target).eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"the TorchScript file cannot be loaded: {first}", where=path) from error

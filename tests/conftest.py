@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tiny_models import write_onnx, write_people
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference material that is not part of the repository."""
+    folder = Path(os.environ.get("SGSFA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"the reference material is not at {folder} (set SGSFA_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_parser(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A parser that is cheap, deterministic and loads in any process."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = write_onnx(tmp_path_factory.mktemp("tiny") / "tiny.onnx")
+    path.with_name("tiny.onnx.toml").write_text('label_set = "lip-20"\n')
+    return f"onnx:{path}"
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder of 40 small pictures, and their names. Tests must not change it."""
+    root = tmp_path_factory.mktemp("people")
+    return root, write_people(root, 40)

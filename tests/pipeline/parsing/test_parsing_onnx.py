@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import weights, write_onnx
+from torch.nn import functional as F
+
+from pipeline.errors import ConfigError, DeviceError, FormatError, WeightsError
+from pipeline.parsing.labels import load_label_set
+from pipeline.parsing.onnx import load_onnx
+from pipeline.parsing.parser import load_parser
+from pipeline.parsing.schp import SchpNet
+from pipeline.parsing.sidecar import Sidecar, input_size_of, read_sidecar, sidecar_path, to_soft
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 64, 32, 3), dtype=np.uint8)
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def reference(images: np.ndarray, **changes: object) -> torch.Tensor:
+    """The tiny model in torch, on images prepared by hand."""
+    values = (images / changes.get("scale", 255.0) - changes.get("mean", MEAN)) / changes.get("std", STD)
+    if changes.get("bgr"):
+        values = values[..., ::-1]
+    kernel, bias = weights()
+    planes = torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2)).astype(np.float32))
+    return F.conv2d(planes, torch.from_numpy(kernel), torch.from_numpy(bias), stride=4)
+
+
+def describe(model: Path, text: str) -> Path:
+    sidecar_path(model).write_text(text)
+    return model
+
+
+def test_onnx_equals_torch(tmp_path: Path) -> None:
+    parser = load_onnx(write_onnx(tmp_path / "m.onnx"), label_set="lip-20", device="cpu")
+    soft = parser.parse(IMAGES)
+    assert parser.input_size == (64, 32)
+    assert parser.info.native_size == (16, 8)
+    assert soft.dtype == torch.float32
+    torch.testing.assert_close(soft, reference(IMAGES).softmax(1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(parser.parse(torch.from_numpy(IMAGES)), soft)
+
+
+def test_every_option_of_the_sidecar(tmp_path: Path) -> None:
+    model = describe(
+        write_onnx(tmp_path / "m.onnx", size=("h", "w"), nhwc=True, extra_output=True),
+        'label_set = "lip-20"\nversion = "7"\nheight = 64\nwidth = 32\nfit = "square"\nlayout = "nhwc"\n'
+        'colour = "bgr"\n'
+        'scale = 1.0\nmean = [104, 117, 123]\nstd = [50, 60, 70]\noutput = "scores"\nactivation = "sigmoid"\n',
+    )
+    parser = load_parser(f"onnx:{model}", device="cpu")
+    expected = reference(IMAGES, scale=1.0, mean=[104, 117, 123], std=[50, 60, 70], bgr=True).sigmoid()
+    torch.testing.assert_close(parser.parse(IMAGES), expected, atol=1e-3, rtol=0)
+    assert (parser.info.version, parser.info.fit) == ("7", "square")
+
+
+def test_models_that_give_only_labels(tmp_path: Path) -> None:
+    parser = load_onnx(write_onnx(tmp_path / "m.onnx", argmax=True), label_set="lip-20", device="cpu")
+    soft = parser.parse(IMAGES)
+    expected = reference(IMAGES).argmax(1)
+    assert set(soft.unique().tolist()) == {0.0, 1.0}
+    assert float((soft.argmax(1) == expected).float().mean()) > 0.99
+
+
+def test_models_with_a_fixed_batch_take_any(tmp_path: Path) -> None:
+    free = load_onnx(write_onnx(tmp_path / "free.onnx"), label_set="lip-20", device="cpu")
+    fixed = load_onnx(write_onnx(tmp_path / "fixed.onnx", batch=2), label_set="lip-20", device="cpu")
+    torch.testing.assert_close(fixed.parse(IMAGES), free.parse(IMAGES))
+
+
+@pytest.mark.slow
+def test_schp_as_onnx_equals_schp_in_torch(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    net = SchpNet(7, width=4, blocks=(1, 1, 1, 1)).eval()
+    for name, value in net.state_dict().items():
+        if name.endswith("norm.weight") or value.ndim == 1:
+            value.uniform_(-1, 1) if name.endswith("weight") else value.uniform_(0.2, 1)
+    image = torch.randn(1, 3, 97, 97)
+    try:
+        torch.onnx.export(net, (image,), str(tmp_path / "schp.onnx"), verbose=False, dynamo=True)
+    except Exception as error:
+        pytest.skip(f"this torch cannot export: {error}")
+    describe(tmp_path / "schp.onnx", 'label_set = "pascal-7"\ncolour = "bgr"\nfit = "square"\n')
+    parser = load_onnx(tmp_path / "schp.onnx", device="cpu")
+    images = np.random.default_rng(1).integers(0, 256, (2, 97, 97, 3), dtype=np.uint8)
+    values = torch.from_numpy((images / 255.0 - MEAN) / STD).float().flip(3).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        expected = net(values).softmax(1)
+    torch.testing.assert_close(parser.parse(images), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", "nothing says what the labels"),
+        ('label_set = "lip-20"\ncolor = "bgr"', "unknown key 'color'"),
+        ('label_set = "lip-20"\ncolour = "gbr"', "colour = 'gbr'"),
+        ('label_set = "lip-20"\nmean = [1, 2]', "mean"),
+        ('label_set = "lip-20"\nheight = 100', "height = 100, but the model's input has 64"),
+        ('label_set = "lip-20"\noutput = "logits"', "no output 'logits'"),
+        ('label_set = "lip"', "no label set 'lip'"),
+    ],
+)
+def test_faulty_sidecars_are_refused(tmp_path: Path, text: str, found: str) -> None:
+    model = describe(write_onnx(tmp_path / "m.onnx"), text)
+    with pytest.raises(ConfigError, match=found):
+        load_onnx(model, device="cpu")
+
+
+def test_own_label_set_beside_the_model(tmp_path: Path) -> None:
+    (tmp_path / "two.toml").write_text('classes = ["nobody", "body"]\nupper = ["body"]\n')
+    model = describe(write_onnx(tmp_path / "m.onnx", classes=2), 'label_set = "two.toml"')
+    assert load_onnx(model, device="cpu").info.label_set.name == "two"
+
+
+def test_other_outputs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"shape \(1, 20, 16, 8\)"):
+        load_onnx(write_onnx(tmp_path / "m.onnx"), label_set="atr-18", device="cpu")
+    with pytest.raises(FormatError, match="label ids from 0 to 20"):
+        to_soft(torch.tensor([[[0, 20]]]), Sidecar(), load_label_set("lip-20"), tmp_path)
+
+
+def test_free_sizes_must_be_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="takes any height"):
+        load_onnx(write_onnx(tmp_path / "m.onnx", size=("h", "w")), label_set="lip-20", device="cpu")
+    assert input_size_of(Sidecar(height=8, width=16), tmp_path, (None, 16)) == (8, 16)
+
+
+def test_missing_and_broken_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="does not exist"):
+        load_onnx(tmp_path / "m.onnx", device="cpu")
+    (tmp_path / "text.onnx").write_text("not a model")
+    with pytest.raises(WeightsError, match="cannot be loaded"):
+        load_onnx(tmp_path / "text.onnx", label_set="lip-20", device="cpu")
+
+
+def test_cuda_without_cuda_is_refused(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(DeviceError):
+        load_onnx(write_onnx(tmp_path / "m.onnx"), label_set="lip-20", device="cuda")
+
+
+def test_without_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match="not installed") as caught:
+        load_onnx(tmp_path / "m.onnx")
+    assert "sgsfa[onnx]" in (caught.value.hint or "")
+
+
+def test_no_sidecar_means_defaults(tmp_path: Path) -> None:
+    assert read_sidecar(tmp_path / "m.onnx") == Sidecar()
