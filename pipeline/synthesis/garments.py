@@ -359,6 +359,7 @@ def seat(identity: Identity, pose: Pose) -> Seat | None:
         return None
     body = dress(identity, pose, np.random.default_rng(0))
     under = body.visible_vertices & (body.leg > -0.15) & (body.leg < 0.30) & (body.arm < 0)
-    under &= ~np.isin(body.label, (Label.COAT, Label.SKIRT, Label.DRESS))
-    points = body.vertices[under]
+    tight = under & ~np.isin(body.label, (Label.COAT, Label.SKIRT, Label.DRESS))
+    # Under a long coat nothing tight is left; then the cloth about the buttocks, which does not hang, tells.
+    points = body.vertices[tight if tight.any() else under & (body.leg < 0.12)]
     return Seat(float(np.percentile(points[:, 2], 3)), -0.28, 0.22)
