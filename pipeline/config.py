@@ -264,7 +264,8 @@ class MatchingConfig(Section):
     )
     metric: Literal["cosine", "euclidean"] = Field("cosine", description="Distance of two part features.")
     visibility: Literal["hard", "soft"] = Field(
-        "hard", description="hard: 0/1 by the calibrated threshold (eq. 5); soft: the mask means themselves."
+        "hard",
+        description="hard: 0/1 by the calibrated threshold (eq. 5); soft: the mask mean by its usual size, at most 1.",
     )
     average_precision: Literal["mean", "trapezoid"] = Field("mean", description="Rule of AP (docs/protocols.md).")
     max_rank: Positive = Field(50, description="Length of the CMC curve.")
@@ -272,9 +273,15 @@ class MatchingConfig(Section):
     rerank_k1: Positive = Field(20, description="k1 of re-ranking.")
     rerank_k2: Positive = Field(6, description="k2 of re-ranking.")
     rerank_lambda: Fraction = Field(0.3, description="Share of the original distance in re-ranking.")
+    query_expansion: int = Field(0, ge=0, description="Neighbours that queries are averaged with; 0: none.")
+    verification: bool = Field(False, description="Also true positive rates at false positive rates 1e-4 to 1e-2.")
     bootstrap: int = Field(0, ge=0, description="Resamplings of the queries for 95 % intervals; 0: none.")
     breakdown: bool = Field(True, description="Also metrics by visible fraction, visible parts and camera pair.")
     pictures: int = Field(8, ge=0, description="Queries drawn with their ranking.")
+    histogram: bool = Field(
+        False, description="Also rank by colour histograms of the images, the rival that needs no training."
+    )
+    device: str = Field("auto", description="auto | cpu | cuda | cuda:N | mps.", json_schema_extra=_EXECUTION)
 
 
 class RunConfig(Section):

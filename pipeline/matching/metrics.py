@@ -152,15 +152,23 @@ class RankStream:
         self._before[first:last] = relatives.others_before(block, self._values, first_query=self._fed, first_entry=0)
         self._fed += count
 
+    def ranking(self) -> Ranking:
+        """What the metrics are computed from.
+
+        Raises:
+            DataError: Distances are missing.
+        """
+        if self._fed != self._relatives.num_queries:
+            raise DataError(f"distances of {self._fed} of {self._relatives.num_queries} queries were given")
+        return Ranking(self._relatives, self._values, self._before)
+
     def compute(self) -> RankMetrics:
         """The metrics of all queries.
 
         Raises:
             DataError: Distances are missing, or no query has a match.
         """
-        if self._fed != self._relatives.num_queries:
-            raise DataError(f"distances of {self._fed} of {self._relatives.num_queries} queries were given")
-        return self._relatives.metrics(self._values, self._before, self._max_rank, self._average_precision)
+        return self.ranking().metrics(self._max_rank, self._average_precision)
 
 
 class GalleryStream:
@@ -222,15 +230,23 @@ class GalleryStream:
         self._before += relatives.others_before(block, self._values, first_query=0, first_entry=self._fed)
         self._fed += block.shape[1]
 
+    def ranking(self) -> Ranking:
+        """What the metrics are computed from.
+
+        Raises:
+            DataError: Distances are missing.
+        """
+        if self._values is None or self._fed != self._relatives.num_gallery:
+            raise DataError(f"distances of {self._fed} of {self._relatives.num_gallery} gallery entries were given")
+        return Ranking(self._relatives, self._values, self._before)
+
     def compute(self) -> RankMetrics:
         """The metrics of all queries.
 
         Raises:
             DataError: Distances are missing, or no query has a match.
         """
-        if self._values is None or self._fed != self._relatives.num_gallery:
-            raise DataError(f"distances of {self._fed} of {self._relatives.num_gallery} gallery entries were given")
-        return self._relatives.metrics(self._values, self._before, self._max_rank, self._average_precision)
+        return self.ranking().metrics(self._max_rank, self._average_precision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,13 +345,39 @@ class Relatives:
         _in_threads(work, len(block))
         return counts
 
-    def metrics(self, values: Doubles, before: Ints, max_rank: int, average_precision: AveragePrecision) -> RankMetrics:
-        """The metrics from each pair's distance and the number of other identities before it.
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What is known of each query's ranking; metrics of any choice of matches follow from it.
+
+    Attributes:
+        relatives: The pairs of the same identity.
+        distances: (R,) distance of each pair.
+        before: (R,) entries of other identities that rank before it.
+    """
+
+    relatives: Relatives
+    distances: Doubles
+    before: Ints
+
+    def metrics(
+        self, max_rank: int = 50, average_precision: AveragePrecision = "mean", *, among: Bools | None = None
+    ) -> RankMetrics:
+        """The metrics.
+
+        Args:
+            max_rank: Length of the CMC curve.
+            average_precision: `mean` or `trapezoid`.
+            among: (R,) pairs that count as matches, instead of all from other cameras; those that do not are removed
+                from their query's ranking.
 
         Raises:
             DataError: No query has a match.
         """
-        query, entry, value, ahead = (a[self.match] for a in (self.query, self.entry, values, before))
+        match = self.relatives.match if among is None else self.relatives.match & among
+        query, entry, value, ahead = (
+            a[match] for a in (self.relatives.query, self.relatives.entry, self.distances, self.before)
+        )
         order = np.lexsort((entry, value, query))
         query, ahead = query[order], ahead[order]
         found = np.unique(query)
@@ -354,9 +396,10 @@ class Relatives:
             # The precision just before a match; before the first rank there is nothing, counted as 1.
             previous = np.where(rank > 1, (nth - 1) / np.maximum(rank - 1, 1), 1.0)
             precision = (precision + previous) / 2
-        ap = np.full(self.num_queries, np.nan)
-        inp = np.full(self.num_queries, np.nan)
-        first_hit = np.zeros(self.num_queries, dtype=np.int64)
+        num_queries = self.relatives.num_queries
+        ap = np.full(num_queries, np.nan)
+        inp = np.full(num_queries, np.nan)
+        first_hit = np.zeros(num_queries, dtype=np.int64)
         ap[found] = np.add.reduceat(precision, starts) / matches
         inp[found] = matches / rank[starts + matches - 1]
         first_hit[found] = rank[starts]
