@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.config import suggestion
 from pipeline.datasets.images import RgbImage, read_image, resize
-from pipeline.datasets.records import UNKNOWN, Dataset, Record, Split
+from pipeline.datasets.records import DISTRACTOR_PID, UNKNOWN, Dataset, Record, Split
 from pipeline.errors import DataError, ImageError
 
 _T = TypeVar("_T")
@@ -85,7 +85,9 @@ def _rows(records: Sequence[Record], ids: int, columns: int) -> list[list[Record
     if set(groups) == {UNKNOWN}:
         some = _spread(groups[UNKNOWN], ids * columns)
         return [some[start : start + columns] for start in range(0, len(some), columns)]
-    chosen = _spread(sorted(groups), ids)
+    # Distractors are many people under one number.
+    people = sorted(groups.keys() - {DISTRACTOR_PID}) or sorted(groups)
+    chosen = _spread(people, ids)
     return [_spread(sorted(groups[pid], key=lambda record: (record.camid, record.path)), columns) for pid in chosen]
 
 
@@ -110,8 +112,10 @@ def _draw_cell(
         path = dataset.label_maps / PurePosixPath(record.path).with_suffix(".png")
         try:
             with Image.open(path) as labels:
-                shown = _colours()[np.array(labels, dtype=np.uint8)]
-            sheet.paste(Image.fromarray(shown).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST), (left, bottom + 2))
+                # A palette of its own says what the colours mean to whoever made the map.
+                own = labels.mode == "P"
+                shown = labels.convert("RGB") if own else Image.fromarray(_colours()[np.array(labels, dtype=np.uint8)])
+            sheet.paste(shown.resize((WIDTH, HEIGHT), Image.Resampling.NEAREST), (left, bottom + 2))
         except (OSError, ValueError, IndexError):
             draw.text((left + 8, bottom + HEIGHT // 2), "no label map", fill=_INK, font=small)
         bottom += HEIGHT
