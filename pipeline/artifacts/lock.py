@@ -25,9 +25,9 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.1
 # Whoever asks who owns a lock holds it for an instant; a builder must not take that for another builder.
-_PATIENCE_SECONDS = 1.0
+_PATIENCE_SECONDS = 0.5
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
 

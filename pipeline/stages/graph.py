@@ -98,7 +98,7 @@ def _parser_input(config: RunConfig, sources: Sources) -> dict[str, str]:
         path = Path(argument).expanduser()
         found["parser"] = sources.file(path, "the parser's file", WeightsError)
         # Colour order, means and label set of ONNX and TorchScript models stand in a file beside them.
-        sidecar = path.with_suffix(".toml")
+        sidecar = path.with_name(path.name + ".toml")
         if sidecar.is_file():
             found["parser's description"] = sources.file(sidecar, "the parser's description", ConfigError)
     elif argument and kind in ("schp", "onnx", "torchscript"):

@@ -1,0 +1,447 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.artifacts.store import ArtifactStore
+from pipeline.config import load_config
+from pipeline.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    FormatError,
+    LockedError,
+    RejectedInputs,
+    WeightsError,
+)
+from pipeline.runtime.files import read_json
+from pipeline.stages.execute import execute, stage_range
+from pipeline.stages.graph import STAGE_NAMES, needed
+from pipeline.stages.plan import plan
+from pipeline.stages.sources import Sources
+from pipeline.stages.status import status
+
+ALL = ["masks", "train", "extract", "eval"]
+
+
+@pytest.fixture
+def run(fakes):
+    def go(config, **options):
+        report = execute(config, stages=fakes.stages, **options)
+        return fakes.took(), report
+
+    return go
+
+
+# Which stages
+
+
+@pytest.mark.parametrize(
+    ("overrides", "stages"),
+    [
+        ([], ("synth", "masks", "train", "extract", "eval")),
+        (["data.source=csv:a.csv"], ("masks", "train", "extract", "eval")),
+        (["data.source=csv:a.csv", "masks.file=m.h5"], ("train", "extract", "eval")),
+        (["data.source=csv:a.csv", "model.kind=baseline"], ("train", "extract", "eval")),
+        (["extract.checkpoint=m.safetensors"], ("synth", "extract", "eval")),
+        (["data.source=csv:a.csv", "extract.checkpoint=m.safetensors"], ("extract", "eval")),
+        (["data.tests=['csv:a.csv']", "extract.checkpoint=m.safetensors"], ("extract", "eval")),
+        (["data.source=csv:a.csv", "data.tests=['rendered']"], ("synth", "masks", "train", "extract", "eval")),
+        (["matching.features=f.h5"], ("eval",)),
+    ],
+)
+def test_a_configuration_needs_these_stages(overrides, stages):
+    assert needed(load_config(overrides=overrides)) == stages
+
+
+def test_planning_rendered_people_reads_no_images_and_writes_nothing(tmp_path, weights):
+    config = load_config(overrides=[f"artifacts={tmp_path / 'a'}", f"masks.parser=onnx:{weights}"])
+    assert [entry.stage.name for entry in plan(config)] == list(STAGE_NAMES)
+    assert not (tmp_path / "a").exists()
+
+
+# What a change makes anew
+
+
+def test_the_second_run_does_nothing(configure, run):
+    ran, report = run(configure())
+    assert ran == ALL
+    assert not report.idle
+    assert [outcome.action for outcome in report.stages] == ["ran"] * 4
+    ran, again = run(configure())
+    assert ran == []
+    assert again.idle
+    assert again.results == report.results == {"people": {"metrics": {"cmc": [0.5], "mAP": 0.4}}}
+    assert [outcome.path for outcome in again.stages] == [outcome.path for outcome in report.stages]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("matching.rule=mean", ["eval"]),
+        ("extract.flip=true", ["extract", "eval"]),
+        ("train.epochs=3", ["train", "extract", "eval"]),
+        ("loss.balance=0.5", ["train", "extract", "eval"]),
+        ("model.part_dim=64", ["train", "extract", "eval"]),
+        ("masks.flip=true", ALL),
+        ("masks.batch_size=3", []),
+        ("train.device=cpu", []),
+        ("masks.allow_failed=true", []),
+        ("data.expect_counts=false", []),
+        ("name=other", []),
+    ],
+)
+def test_a_changed_key_makes_anew_what_depends_on_it(configure, run, override, expected):
+    run(configure())
+    ran, _ = run(configure(override))
+    assert ran == expected
+    ran, _ = run(configure())
+    assert ran == []  # the old artifacts were left alone
+
+
+def test_a_touched_but_equal_image_makes_nothing_anew(configure, run, people):
+    run(configure())
+    os.utime(people.parent / "images" / "1_c1.png")
+    assert run(configure())[0] == []
+
+
+def test_a_moved_data_set_makes_nothing_anew(configure, run, people, tmp_path):
+    run(configure())
+    shutil.move(people.parent, tmp_path / "moved")
+    ran, _ = run(configure(f"data.source=csv:{tmp_path / 'moved' / people.name}"))
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"), [("1_c1", ALL), ("3_c1", ["extract", "eval"]), ("4_c2", ["extract", "eval"])]
+)
+def test_a_changed_image_makes_anew_what_reads_it(configure, run, people, image, expected):
+    run(configure())
+    cv2.imwrite(str(people.parent / "images" / f"{image}.png"), np.zeros((32, 16, 3), np.uint8))
+    assert run(configure())[0] == expected
+
+
+def test_a_changed_identity_in_the_list_trains_anew(configure, run, people):
+    run(configure())
+    people.write_text(people.read_text().replace("1_c1.png,1,", "1_c1.png,2,"))
+    assert run(configure())[0] == ALL
+
+
+def test_another_parser_file_counts_and_its_place_does_not(configure, run, weights, tmp_path):
+    run(configure())
+    moved = shutil.move(weights, tmp_path / "elsewhere.onnx")
+    assert run(configure(f"masks.parser=onnx:{moved}"))[0] == []
+    (tmp_path / "elsewhere.onnx.toml").write_text("label_set = 'atr-18'")
+    assert run(configure(f"masks.parser=onnx:{moved}"))[0] == ALL
+    (tmp_path / "elsewhere.onnx").write_bytes(b"other weights")
+    assert run(configure(f"masks.parser=onnx:{moved}"))[0] == ALL
+
+
+def test_label_maps_count_by_content(configure, run, tmp_path):
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    (maps / "1_c1.png").write_bytes(b"1")
+    (maps / "notes.txt").write_text("of no meaning")
+    config = configure(f"masks.parser=label-maps:{maps}")
+    run(config)
+    (maps / "notes.txt").write_text("changed")
+    assert run(config)[0] == []
+    (maps / "1_c1.png").write_bytes(b"2")
+    assert run(config)[0] == ALL
+
+
+@pytest.mark.parametrize(
+    ("key", "stages"),
+    [
+        ("masks.file", ["train", "extract", "eval"]),
+        ("model.weights", ALL),
+        ("extract.checkpoint", ["extract", "eval"]),
+        ("matching.features", ["eval"]),
+    ],
+)
+def test_files_of_the_user_s_count_by_content(configure, run, tmp_path, key, stages):
+    path = tmp_path / "theirs"
+    path.write_bytes(b"1")
+    assert run(configure(f"{key}={path}"))[0] == stages
+    assert run(configure(f"{key}={path}"))[0] == []
+    path.write_bytes(b"2")
+    assert run(configure(f"{key}={path}"))[0] == [stage for stage in stages if stage != "masks"]
+
+
+def test_a_new_version_of_a_stage_makes_it_anew(configure, fakes):
+    import dataclasses
+
+    config = configure()
+    execute(config, stages=fakes.stages)
+    fakes.took()
+    newer = [dataclasses.replace(s, format_version=2) if s.name == "extract" else s for s in fakes.stages]
+    execute(config, stages=newer)
+    assert fakes.took() == ["extract", "eval"]
+    states = status(configure(), stages=[dataclasses.replace(s, format_version=3) for s in fakes.stages])
+    assert "another version of sgsfa makes this stage differently" in states[0].reasons
+
+
+# Several test sets
+
+
+def test_several_test_sets_have_distinct_names_and_their_own_part(configure, run, people, tmp_path):
+    other = tmp_path / "more" / "people" / people.name
+    shutil.copytree(people.parent, other.parent)
+    config = configure(f"data.tests=['csv:{people}', 'csv:{other}']")
+    sources = Sources(config, _Notes())
+    assert [test.name for test in sources.tests()] == ["people", "people-2"]
+    run(config)
+    cv2.imwrite(str(other.parent / "images" / "3_c1.png"), np.zeros((32, 16, 3), np.uint8))
+    assert run(config)[0] == ["extract", "eval"]
+
+
+class _Notes:
+    def __init__(self):
+        self.notes = []
+        self.warnings = []
+
+    def task(self, *arguments, **options):
+        raise AssertionError("the fakes count nothing")
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+
+# --from, --until, --force
+
+
+def test_until_stops_after_a_stage_and_the_next_run_goes_on(configure, run):
+    assert run(configure(), until="train")[0] == ["masks", "train"]
+    assert run(configure())[0] == ["extract", "eval"]
+
+
+def test_from_does_not_touch_what_comes_before(configure, run):
+    with pytest.raises(ArtifactError, match="masks is missing"):
+        run(configure(), from_stage="train")
+    run(configure(), until="masks")
+    assert run(configure(), from_stage="train", until="train")[0] == ["train"]
+
+
+def test_force_builds_anew_in_the_range(configure, run):
+    _, first = run(configure())
+    ran, report = run(configure(), from_stage="extract", force=True)
+    assert ran == ["extract", "eval"]
+    assert [outcome.action for outcome in report.stages] == ["reused", "reused", "ran", "ran"]
+    assert [outcome.path for outcome in report.stages] == [outcome.path for outcome in first.stages]
+    assert run(configure(), force=True)[0] == ALL
+
+
+def test_ranges_that_make_no_sense(configure):
+    names = ["masks", "train", "extract", "eval"]
+    assert stage_range(names, None, None) == slice(0, 4)
+    with pytest.raises(ConfigError) as caught:
+        stage_range(names, "trian", None)
+    assert caught.value.hint == "did you mean 'train'?"
+    with pytest.raises(ConfigError, match="this configuration has no stage 'synth'"):
+        stage_range(names, None, "synth")
+    with pytest.raises(ConfigError, match="comes before"):
+        stage_range(names, "eval", "masks")
+
+
+# Rejected inputs
+
+
+def test_masks_that_failed_stop_the_run_each_time_until_they_are_allowed(configure, fakes, run, one_rejected):
+    fakes.rejected = one_rejected
+    for expected in (["masks"], []):
+        with pytest.raises(RejectedInputs) as caught:
+            run(configure())
+        assert fakes.took() == expected
+        assert caught.value.rejected == one_rejected
+        assert caught.value.total == 4
+    notes = _Notes()
+    ran, report = run(configure("masks.allow_failed=true"), progress=notes)
+    assert ran == ["train", "extract", "eval"]
+    assert report.stages[0].rejected == one_rejected
+    assert report.rejected == ()
+    assert "1 of 4" in notes.warnings[0]
+    assert read_json(report.stages[0].path / "rejected.json")["rejected"][0]["reason"] == "truncated"
+
+
+# Status
+
+
+def test_status_tells_what_is_stale_and_why(configure, run, fakes):
+    assert {state.state for state in status(configure())} == {"missing"}
+    run(configure())
+    fresh = status(configure())
+    assert {state.state for state in fresh} == {"fresh"}
+    assert all(state.size > 0 and state.finished for state in fresh)
+    states = {state.stage: state for state in status(configure("train.epochs=3", "matching.rule=sum"))}
+    assert states["masks"].state == "fresh"
+    assert states["train"].state == "stale"
+    assert states["train"].reasons == ("train.epochs: 120 -> 3",)
+    assert states["train"].path == fresh[1].path
+    assert states["extract"].reasons == ("input checkpoint changed",)
+    assert states["eval"].reasons == ("matching.rule: 'shrunk' -> 'sum'", "input features changed")
+
+
+def test_status_tells_inputs_that_came_and_went(configure, run, tmp_path):
+    run(configure())
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"1")
+    states = {state.stage: state for state in status(configure(f"model.weights={path}"))}
+    assert "input weights is new" in states["train"].reasons
+    run(configure(f"model.weights={path}"))
+    states = {state.stage: state for state in status(configure("train.epochs=2"))}
+    assert "input weights is gone" in states["train"].reasons
+
+
+def test_an_interrupted_stage_is_partial_and_resumed(configure, fakes, run):
+    def stop(context):
+        (context.out / "half.txt").write_text("1")
+        raise KeyboardInterrupt
+
+    fakes.bodies["train"] = stop
+    with pytest.raises(KeyboardInterrupt):
+        run(configure())
+    states = {state.stage: state for state in status(configure())}
+    assert states["train"].state == "partial"
+    assert states["train"].size > 0
+    assert states["extract"].state == "missing"
+
+    del fakes.bodies["train"]
+    fakes.took()
+    notes = _Notes()
+    ran, report = run(configure(), progress=notes)
+    assert ran == ["train", "extract", "eval"]
+    assert report.stages[1].action == "resumed"
+    assert (report.stages[1].path / "half.txt").is_file()
+    assert any("going on" in note for note in notes.notes)
+
+
+def test_the_manifest_says_what_the_stage_was_made_from(configure, run):
+    _, report = run(configure())
+    manifest = ArtifactStore(configure().artifacts).at(report.stages[0].path).manifest
+    assert manifest.decisive["masks.parser"] == "onnx"
+    assert manifest.decisive["masks.grouping"] == "spreid"
+    assert "masks.batch_size" not in manifest.decisive
+    assert set(manifest.inputs) == {"training images", "parser"}
+    assert manifest.extra["config"]["name"] == "small"
+    assert manifest.extra["figures"]["images_per_second"] == 12.5
+
+
+# Bad input
+
+
+def test_files_that_do_not_exist_are_named(configure, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    for override, kind in (
+        (f"masks.file={nowhere}", FormatError),
+        (f"extract.checkpoint={nowhere}", WeightsError),
+        (f"model.weights={nowhere}", WeightsError),
+        (f"matching.features={nowhere}", FormatError),
+        (f"masks.parser=schp:{nowhere}", WeightsError),
+        (f"masks.parser=label-maps:{nowhere}", DataError),
+        (f"masks.grouping={nowhere}.toml", ConfigError),
+        (f"data.source=csv:{nowhere}", DataError),
+    ):
+        with pytest.raises(kind) as caught:
+            plan(configure(override))
+        assert str(nowhere) in str(caught.value)
+
+
+def test_a_data_set_without_training_or_query_images(configure, people, run):
+    text = people.read_text()
+    people.write_text(text.replace("train", "gallery"))
+    with pytest.raises(DataError, match="no images to train on"):
+        Sources(configure(), _Notes()).training()
+    people.write_text(text.replace("query", "gallery"))
+    with pytest.raises(DataError, match="no query images"):
+        Sources(configure(), _Notes()).test_records(configure().data.source)
+
+
+def test_an_unfinished_stage_has_no_folder(configure):
+    sources = Sources(configure(), _Notes())
+    planned = plan(configure())
+    sources.artifacts["masks"] = (planned[0].fingerprint, planned[0].artifact)
+    with pytest.raises(ArtifactError, match="masks is not finished"):
+        sources.folder("masks")
+
+
+# Several processes
+
+PROGRAM = textwrap.dedent(
+    """
+    import dataclasses, sys, time
+    from pathlib import Path
+    from pipeline.config import load_config
+    from pipeline.runtime.files import atomic_write
+    from pipeline.stages.execute import execute
+    from pipeline.stages.graph import STAGES
+    from pipeline.stages.stage import StageReport
+
+    def slow(context):
+        print("building", flush=True)
+        for number in range(40):
+            path = context.out / f"{number:02d}.txt"
+            if not path.exists():
+                with atomic_write(path) as temporary:
+                    temporary.write_text(str(number))
+                    time.sleep(0.06)
+        return StageReport()
+
+    stages = [dataclasses.replace(stage, build=slow) for stage in STAGES]
+    execute(load_config(overrides=sys.argv[1:]), stages=stages, until="masks")
+    """
+)
+
+
+def start(configure):
+    config = configure()
+    overrides = [
+        f"data.source={config.data.source}",
+        f"artifacts={config.artifacts}",
+        f"masks.parser={config.masks.parser}",
+        "name=small",
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *overrides], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_runs_at_once(configure, run):
+    process = start(configure)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == "building"
+        states = {state.stage: state for state in status(configure())}
+        assert f"being built by process {process.pid}" in states["masks"].reasons[0]
+        with pytest.raises(LockedError):
+            run(configure(), until="masks")
+        notes = _Notes()
+        ran, report = run(configure(), until="masks", wait=True, progress=notes)
+    finally:
+        process.wait(timeout=60)
+        process.communicate()
+    assert ran == []
+    assert report.idle
+    assert any("another run has just finished it" in note for note in notes.notes)
+
+
+def test_a_killed_run_is_resumed_and_leaves_nothing(configure, run, fakes):
+    process = start(configure)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _, report = run(configure())
+    assert report.stages[0].action == "resumed"
+    folder = report.stages[0].path.parent
+    assert [path.name for path in folder.iterdir()] == [report.stages[0].path.name]
