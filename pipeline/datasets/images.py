@@ -19,6 +19,7 @@ import contextlib
 import io
 import struct
 import warnings
+import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,8 +63,8 @@ _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _SEVERAL_PAGES = frozenset({"TIFF", "MPO"})
 _CHUNK = 8
 
-# What Pillow's readers raise on damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error)
+# What Pillow's readers raise on damaged files, found by damaging some.
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 
 # Pillow warns on stderr about sizes, which are judged here, and about metadata, which is not used.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -98,13 +99,13 @@ def decode_image(data: bytes, where: Path) -> RgbImage:
             _refuse_unusable(image, where)
             image.load()
             _turn_upright(image)
-            return _to_rgb(image, where)
     except UnidentifiedImageError:
         raise ImageError(f"not an image: {_describe(data)}", where=where, expected=_expected()) from None
     except Image.DecompressionBombError as error:
         raise ImageError(f"absurd size: {error}", where=where) from None
     except _DAMAGE as error:
         raise ImageError(f"the image is truncated or damaged: {error}", where=where) from error
+    return _to_rgb(image, where)
 
 
 def read_resized(path: Path, height: int, width: int) -> RgbImage:

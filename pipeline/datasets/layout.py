@@ -115,7 +115,11 @@ def list_images(folder: Path, log: ReadLog, *, deep: bool = False) -> list[str]:
     found: list[str] = []
     others: list[str] = []
     seen: set[str] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        log.fault(FaultKind.MISSING, f"the folder cannot be read: {error.strerror}", error.filename)
+
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
         real = os.path.realpath(here)
         if real in seen or not deep:
             folders.clear()

@@ -8,11 +8,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.datasets import images
-from pipeline.datasets.images import decode_batches, read_image, read_resized, resize, write_image
+from pipeline.datasets.images import decode_batches, decode_image, read_image, read_resized, resize, write_image
 from pipeline.errors import ImageError
+
+# The module silences Pillow; pytest's own filters undo that.
+pytestmark = pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")
 
 RED = (200, 30, 40)
 
@@ -72,6 +77,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a JPEG with a tail of zeros": (lambda: jpeg()[:-300] + bytes(300), "truncated"),
     "a JPEG header": (lambda: jpeg()[:100], "truncated"),
     "half a PNG": (lambda: encoded(Image.fromarray(picture()), "PNG", compress_level=0)[:3000], "truncated"),
+    "a JPEG without its end mark": (lambda: jpeg()[:-2], "truncated"),
     "half a BMP": (lambda: encoded(Image.fromarray(picture()), "BMP")[:900], "truncated"),
     "half a TIFF": (lambda: encoded(Image.fromarray(picture()), "TIFF")[:900], ""),
     "half a WebP": (lambda: encoded(Image.fromarray(noise()), "WEBP", lossless=True)[:3000], ""),
@@ -221,6 +227,37 @@ def test_damage_inside_a_jpeg_is_silent_on_the_terminal(tmp_path: Path, capfd: p
     path.write_bytes(data)
     assert read_image(path).shape == (64, 32, 3)
     assert capfd.readouterr() == ("", "")
+
+
+VALID = {
+    "JPEG": jpeg,
+    "progressive JPEG": lambda: jpeg(progressive=True),
+    "PNG": lambda: encoded(Image.fromarray(picture()), "PNG"),
+    "palette PNG": lambda: encoded(Image.fromarray(picture()).convert("P"), "PNG", transparency=3),
+    "TIFF": lambda: encoded(Image.fromarray(picture()), "TIFF"),
+    "BMP": lambda: encoded(Image.fromarray(picture()), "BMP"),
+    "WebP": lambda: encoded(Image.fromarray(picture()), "WEBP"),
+    "GIF": lambda: encoded(Image.fromarray(picture()).convert("P"), "GIF"),
+    "PPM": lambda: encoded(Image.fromarray(picture()), "PPM"),
+}
+
+
+@pytest.mark.parametrize("form", VALID)
+@given(data=st.data())
+def test_damage_of_any_kind_ends_in_an_image_or_an_image_error(form: str, data: st.DataObject) -> None:
+    content = bytearray(VALID[form]())
+    for _ in range(data.draw(st.integers(1, 8))):
+        # Headers are short and matter most.
+        position = data.draw(st.one_of(st.integers(0, min(200, len(content) - 1)), st.integers(0, len(content) - 1)))
+        content[position] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))]
+    try:
+        image = decode_image(bytes(content), Path("image"))
+    except ImageError:
+        return
+    assert image.dtype == np.uint8
+    assert image.ndim == 3
+    assert image.shape[2] == 3
 
 
 def test_progressive_jpegs_and_trailing_bytes_are_fine(tmp_path: Path) -> None:
