@@ -87,6 +87,10 @@ class PartSet:
     def __getitem__(self, rows: slice | Tensor) -> PartSet:
         return PartSet(self.parts[rows], self.whole[rows], self.visible[rows])
 
+    def take(self, rows: npt.NDArray[np.int64]) -> PartSet:
+        """The rows picked by an index array."""
+        return self[torch.from_numpy(rows).to(self.parts.device)]
+
     def to(self, device: torch.device | str) -> PartSet:
         """The same on another device."""
         return PartSet(self.parts.to(device), self.whole.to(device), self.visible.to(device))
@@ -118,6 +122,10 @@ class Prepared:
             None if self.whole is None else self.whole[rows],
             self.lengths,
         )
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Prepared:
+        """The rows picked by an index array."""
+        return self[torch.from_numpy(rows).to(self.units.device)]
 
 
 def visibility_weights(

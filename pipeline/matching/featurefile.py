@@ -113,8 +113,8 @@ class Features:
         """(N,7) hard visibility: mask mean above the part's threshold (eq. 5)."""
         return self.visibility > self.thresholds
 
-    def select(self, rows: npt.NDArray[Any]) -> Features:
-        """The rows picked by an index or boolean array."""
+    def select(self, rows: npt.NDArray[Any] | slice) -> Features:
+        """The rows picked by a slice (nothing is copied), an index or a boolean array."""
         return Features(
             self.parts[rows],
             self.whole[rows],
@@ -129,7 +129,9 @@ class Features:
 
     def split(self, *names: str) -> Features:
         """The rows whose split is among `names`, in file order."""
-        return self.select(np.flatnonzero(np.isin(self.splits, names)))
+        rows = np.flatnonzero(np.isin(self.splits, names))
+        run = len(rows) > 0 and rows[-1] - rows[0] + 1 == len(rows)
+        return self.select(slice(rows[0], rows[-1] + 1) if run else rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +213,27 @@ class FeatureFile:
         """
         with _reading(self.path) as file:
             return self._rows(file, start, min(stop, self.done))
+
+    def at(self, rows: Ints) -> FeatureRows:
+        """Read single rows, in strictly ascending order.
+
+        Raises:
+            FormatError: As for `load`.
+        """
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        with _reading(self.path) as file:
+            # HDF5's own selection of many points is far slower than one read a run.
+            read = [self._rows(file, int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
+        if not read:
+            empty = np.empty((0, NUM_PARTS), dtype=np.float32)
+            no_parts = np.empty((0, NUM_PARTS, self.part_dim), dtype=np.float32)
+            return FeatureRows(0, no_parts, np.empty((0, self.whole_dim), dtype=np.float32), empty)
+        return FeatureRows(
+            int(rows[0]),
+            np.concatenate([part.parts for part in read]),
+            np.concatenate([part.whole for part in read]),
+            np.concatenate([part.visibility for part in read]),
+        )
 
     def blocks(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[FeatureRows]:
         """Read rows [start, stop) in blocks of `size`, so that a file larger than memory can be gone through.

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.matching.distance import SHRUNK, PartSet, Prepared, Rule, distances, paired_distances, prepare
+from pipeline.matching.nearest import Nearest
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -219,18 +220,22 @@ def _neighbours(
     """The distances of queries to the gallery, and everybody's nearest others, from one triangle of blocks."""
     tile = max(256, int(_BLOCK_NUMBERS**0.5) // 256 * 256)
     starts = range(0, total, tile)
-    best = _Best(total, count)
+    nearest = Nearest(total, count)
+    largest = np.zeros(total, dtype=np.float32)
     original = np.empty((num_query, total - num_query), dtype=np.float32)
     for a in starts:
         for b in starts[a // tile :]:
             rows, columns = slice(a, min(a + tile, total)), slice(b, min(b + tile, total))
             block = between(rows, columns)
-            best.offer(rows, columns, block)
+            nearest.offer(block, first_row=a, first_column=b)
+            np.maximum(largest[rows], block.max(axis=1), out=largest[rows])
             if b > a:
                 # The matrix is symmetric: the same products serve the columns' images.
-                best.offer(columns, rows, np.ascontiguousarray(block.T))
+                nearest.offer(np.ascontiguousarray(block.T), first_row=b, first_column=a)
+                np.maximum(largest[columns], block.max(axis=0), out=largest[columns])
             _place(original, block, rows, columns, num_query)
-    return original, best.neighbours()
+    # All distances of an image may be 0 (equal images); then they stay 0 instead of becoming 0 / 0.
+    return original, _Neighbours(*nearest.result(), np.where(largest > 0, largest, np.float32(1)))
 
 
 def _place(original: Floats, block: Floats, rows: slice, columns: slice, num_query: int) -> None:
@@ -241,42 +246,6 @@ def _place(original: Floats, block: Floats, rows: slice, columns: slice, num_que
         original[rows.start : last_row, first_column - num_query : columns.stop - num_query] = block[
             : last_row - rows.start, first_column - columns.start :
         ]
-
-
-class _Best:
-    """The `count` nearest others of each image, from blocks in any order."""
-
-    def __init__(self, total: int, count: int) -> None:
-        self._index = np.full((total, count), total, dtype=np.int64)
-        self._distance = np.full((total, count), np.inf, dtype=np.float32)
-        self._largest = np.zeros(total, dtype=np.float32)
-
-    def offer(self, rows: slice, columns: slice, block: Floats) -> None:
-        """Take the distances of `rows` to `columns`."""
-        np.maximum(self._largest[rows], block.max(axis=1), out=self._largest[rows])
-        limit = self._distance[rows, -1:]
-        if np.isinf(limit).any() and block.shape[1] > self._index.shape[1]:
-            # The first block has no limit to go by; its own k-th smallest is one.
-            kth = np.partition(block, self._index.shape[1] - 1, axis=1)[:, [self._index.shape[1] - 1]]
-            limit = np.minimum(limit, kth)
-        row, column = np.divmod(np.flatnonzero(block <= limit), block.shape[1])
-        if not len(row):
-            return
-        affected, position = np.unique(row, return_inverse=True)
-        kept = self._index.shape[1]
-        old = np.repeat(np.arange(len(affected)), kept)
-        owner = np.concatenate([old, position])
-        index = np.concatenate([self._index[rows][affected].ravel(), column + columns.start])
-        distance = np.concatenate([self._distance[rows][affected].ravel(), block[row, column]])
-        order = np.lexsort((index, distance, owner))
-        first = np.searchsorted(owner[order], np.arange(len(affected)))
-        picked = order[first[:, None] + np.arange(kept)]
-        self._index[rows.start + affected] = index[picked]
-        self._distance[rows.start + affected] = distance[picked]
-
-    def neighbours(self) -> _Neighbours:
-        # All distances of an image may be 0 (equal images); then they stay 0 instead of becoming 0 / 0.
-        return _Neighbours(self._index, self._distance, np.where(self._largest > 0, self._largest, 1))
 
 
 def _encode(near: _Neighbours, of_pairs: Callable[[Ints, Ints], Floats], k1: int) -> sparse.csr_array:
@@ -337,9 +306,7 @@ def _pairwise(side: Prepared, left: Ints, right: Ints, rule: Rule, square: bool)
     out = np.empty(len(left), dtype=np.float32)
     step = max(1, _BLOCK_NUMBERS // max(1, side.units.shape[1]))
     for start in range(0, len(left), step):
-        a = torch.from_numpy(left[start : start + step]).to(side.units.device)
-        b = torch.from_numpy(right[start : start + step]).to(side.units.device)
-        found = paired_distances(side[a], side[b], rule)
+        found = paired_distances(side.take(left[start : start + step]), side.take(right[start : start + step]), rule)
         out[start : start + step] = (found.square_() if square else found).cpu().numpy()
     return out
 
