@@ -145,16 +145,16 @@ def guard() -> Iterator[None]:
         _panel(f"{error.strerror}", [("where", str(error.filename))] if error.filename else [])
         raise typer.Exit(2) from error
     except Exception as error:
-        from pipeline.errors import RejectedInputs, SgsfaError, UserError
-
-        if isinstance(error, UserError):
-            _show_user_error(error)
-        elif isinstance(error, RejectedInputs):
-            _show_rejected(error)
-        elif isinstance(error, SgsfaError):
-            _panel(str(error), [])
-        else:
+        # Where the module was never loaded, nobody can have raised from it; help must not load the library.
+        errors = sys.modules.get("pipeline.errors")
+        if errors is None or not isinstance(error, errors.SgsfaError):
             raise
+        if isinstance(error, errors.UserError):
+            _show_user_error(error)
+        elif isinstance(error, errors.RejectedInputs):
+            _show_rejected(error)
+        else:
+            _panel(str(error), [])
         raise typer.Exit(error.exit_code) from error
 
 

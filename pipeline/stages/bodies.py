@@ -75,6 +75,7 @@ def extract(context: StageContext) -> StageReport:
     checkpoint = config.extract.checkpoint or sources.folder("train") / CHECKPOINT
     rejected: list[Rejected] = []
     total = 0
+    rates = {}
     for test in sources.tests():
         records = sources.test_records(test.spec)
         folder = context.out / test.name
@@ -87,9 +88,10 @@ def extract(context: StageContext) -> StageReport:
             config=config.extract,
             progress=context.progress,
         )
-        rejected += _rejected(report)
-        total += len(records)
-    return StageReport(total=total, rejected=tuple(rejected))
+        rejected += report.failed
+        total += report.total
+        rates[test.name] = report.images_per_second
+    return StageReport(total=total, rejected=tuple(rejected), figures={"images_per_second": rates})
 
 
 def evaluate(context: StageContext) -> StageReport:
@@ -136,9 +138,3 @@ def _mask_file(config: RunConfig, sources: Sources) -> Path | None:
     if config.model.kind == "baseline":
         return None
     return config.masks.file or sources.folder("masks") / MASKS_FILE
-
-
-def _rejected(report: object) -> tuple[Rejected, ...]:
-    """What a report says it left out."""
-    failed: tuple[Rejected, ...] = getattr(report, "failed", ())
-    return tuple(failed)
