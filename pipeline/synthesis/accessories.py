@@ -146,9 +146,14 @@ def _scarf(model: BodyModel, rest: Rest, outermost: NDArray[np.floating], textur
     # One end hangs over the chest, on whatever is worn there.
     x, y, z = sheet("torso").chart.points.T
     lean = 0.035 + 0.10 * (0.62 - z)
-    fields = [0.042 - np.abs(x - lean), z - 0.33, 0.64 - z, -0.02 - y]
+    fields = [*_between(x - lean, 0.042), z - 0.33, -0.02 - y]
     band = lifted(rest, "torso", outermost + 0.012 + 0.004 * np.sin((x - lean) * 150))
     return [wrap, draped(model, "torso", band, fields, Material.SCARF, Label.SCARF)]
+
+
+def _between(position: NDArray[np.floating], half_width: float) -> list[NDArray[np.floating]]:
+    """Two edge fields for a band. Not one with an absolute value: its crease would be lost inside a triangle."""
+    return [half_width - position, half_width + position]
 
 
 def _band(
@@ -204,7 +209,8 @@ def _backpack(model: BodyModel, rest: Rest, bag: Bag, outermost: NDArray[np.floa
     )
     top = middle + half_height
     loop = loop.moved(0.0, float(_back_surface(model, np.zeros(1), np.array([top]))[0]) + 0.03, top - 0.012)
-    shape = join([body, loop])
+    panel = surface_of(np.stack([x, back - 0.004, z], -1).reshape(rows, columns, 3), bag.colour, Finish.FABRIC)
+    shape = join([body, panel, loop])
     points = shape.vertices.astype(np.float32)
     chart = sheet("torso").chart
     behind = (chart.y > 0) & (np.abs(chart.x) < half_width) & (np.abs(chart.z - middle) < half_height)
@@ -215,8 +221,8 @@ def _backpack(model: BodyModel, rest: Rest, bag: Bag, outermost: NDArray[np.floa
     # From the top of the sack over the shoulder, outwards down the chest, and back under the arm.
     in_front = np.clip((0.02 - ty) / 0.06, 0, 1)
     across = 0.090 + 0.12 * np.clip(0.60 - tz, 0, 0.22) * in_front
-    strap = [0.021 - np.abs(np.abs(tx) - across), tz - 0.48 + 0.10 * in_front]
-    webbing = [0.010 - np.abs(tz - 0.375 + 0.05 * (1 - in_front)), np.abs(tx) - across + 0.012]
+    strap = [*_between(np.abs(tx) - across, 0.021), tz - 0.48 + 0.10 * in_front]
+    webbing = [*_between(tz - 0.375 + 0.05 * (1 - in_front), 0.010), np.abs(tx) - across + 0.012]
     return [
         sack,
         _band(model, rest, bag, outermost + 0.006, strap),
@@ -256,7 +262,7 @@ def _shoulder_bag(model: BodyModel, rest: Rest, bag: Bag, outermost: NDArray[np.
     low, high = np.array([side * 0.17, 0.16]), np.array([-side * 0.085, 0.645])
     along = (high - low) / np.linalg.norm(high - low)
     distance = (tx - low[0]) * along[1] - (tz - low[1]) * along[0]
-    return [sack, _band(model, rest, bag, outermost + 0.005, [0.018 - np.abs(distance), tz - 0.10])]
+    return [sack, _band(model, rest, bag, outermost + 0.005, [*_between(distance, 0.018), tz - 0.10])]
 
 
 def _mesh(shape: Solid, offset: NDArray[np.floating], material: Material = Material.BAG) -> Mesh:

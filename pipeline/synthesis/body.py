@@ -360,6 +360,6 @@ def nearest_skin(points: NDArray[np.floating], part: str = "body", count: int = 
     """
     tree, numbers = _skin_tree(part)
     distance, found = tree.query(np.asarray(points, np.float64), k=count)
-    weights = 1.0 / (distance + 0.01) ** 2
+    weights = 1.0 / (np.asarray(distance) + 0.01) ** 2
     weights /= weights.sum(axis=1, keepdims=True)
     return numbers[found], weights.astype(np.float32)

@@ -117,13 +117,12 @@ def _skin(
             # The shade of the chin on the neck and of the jaw under it.
             dark *= 1 - 0.20 * _ramp(z, 0.695, 0.683) * _ramp(y, -0.02, -0.06)
             if beard > 0:
-                lip = side < 0.026 and -0.0105 < mouth < 0.0075
+                lip = (side / 0.027) ** 2 + ((mouth + 0.001) / 0.0105) ** 2
                 cheek = -0.058 + 1.10 * max(side - 0.034, 0.0)
                 jaw = _ramp(up, cheek + 0.006, cheek - 0.006) * _ramp(up, -0.130, -0.116) * _ramp(y, -0.034, -0.046)
                 upper_lip = _bell(mouth - 0.0125, 0.0065) * _ramp(side, 0.034, 0.024)
-                if not lip:
-                    hairs = 0.7 + 0.6 * noise3(x * 330, y * 330, z * 130, seed + 5)
-                    cover = max(cover, min(0.95, beard * hairs * max(jaw, upper_lip)))
+                hairs = 0.6 + 0.6 * noise3(x * 330, y * 330, z * 130, seed + 5)
+                cover = max(cover, min(0.92, beard * hairs * max(jaw, upper_lip)) * _ramp(lip, 0.8, 1.2))
         # Ears are redder; so are knuckles, elbows and knees, a little everywhere by noise.
         if z > 0.74 and z < 0.81 and side > 0.072:
             red += 0.10

@@ -56,7 +56,7 @@ class Wardrobe:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Where somebody sits: the top of a bench at `height`, from `front_y` to `back_y`, in metres; the person faces -y."""
+    """Where somebody sits: the top of a bench at `height`, from `front_y` to `back_y` (metres; facing -y)."""
 
     height: float
     front_y: float
@@ -120,7 +120,7 @@ class _Outfit:
         offset = 0.007 + bottom.wide * t**1.3 + 0.004 * noise_at(chart.points, 14.0, identity.texture)
         if bottom.length > 0.9:
             # Cloth gathers over the shoe.
-            offset = offset + 0.006 * np.clip((chart.leg - 0.86) / 0.1, 0, 1) * np.sin(chart.leg * 95)
+            offset = offset + 0.003 * np.clip((chart.leg - 0.86) / 0.1, 0, 1) * np.sin(chart.leg * 95)
         if identity.garment == "shorts":
             offset = offset + 0.016 * t
         borders = [below(self.hip + 0.095), down_to(bottom.length)]

@@ -80,15 +80,15 @@ def open_front(half_width: float, spread: float = 0.0) -> Border:
 
 
 def shoe(kind: str) -> Border:
-    """Positive on the foot up to the opening of a shoe of a kind (low, trainer or boot)."""
+    """Positive on the foot up to the opening of a shoe of a kind (low, pump, trainer or boot)."""
     if kind == "boot":
         return from_leg(0.76)
     ankle = float(body_model().head("foot.L")[2])
-    top = ankle + (0.004 if kind == "trainer" else -0.014)
+    top = ankle + {"trainer": 0.004, "low": -0.004, "pump": -0.014}[kind]
+    tilt = {"trainer": 0.10, "low": 0.12, "pump": 0.30}[kind]
 
     def field(chart: Chart) -> Field:
         # Low in front of the ankle, where the foot comes out; the tongue of a trainer is higher.
-        tilt = 0.10 if kind == "trainer" else 0.30
         return np.where(chart.leg < 0.5, -1, top - tilt * np.clip(-chart.y - 0.005, 0, 0.06) - chart.z)
 
     return field

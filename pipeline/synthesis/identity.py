@@ -169,7 +169,7 @@ class Coat:
 
 @dataclass(frozen=True, slots=True)
 class Footwear:
-    """Shoes and socks: kind is low, trainer or boot; `sock` is None where no sock shows."""
+    """Shoes and socks: kind is low, pump, trainer or boot; `sock` is None where no sock shows."""
 
     kind: str
     colour: Colour
@@ -286,7 +286,6 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
     model = body_model()
     word = zlib.crc32(population.encode())
     rng = np.random.default_rng([word, seed, 0, index])
-    team = np.random.default_rng([word, seed, 1, index // TEAM])
     above, below, shoe, tone, uniform = _traits(seed, word, index)
 
     def card(deck: Sequence[object], number: int) -> object:
@@ -298,20 +297,20 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
     female = True if garment in ("skirt", "dress") else bool(rng.random() < 0.38)
     adult = bool(rng.random() > 0.05)
     coat_worn, hat, eyewear = bool(card(_COATS, 1)), str(card(_HATS, 2)), str(card(_EYES, 3))
-    top_main, bottom_main = _tinted(ABOVE[above], rng), _tinted(BELOW[below], rng)
+    # A uniform is one cloth: every member draws it from the same fresh generator of the team.
+    tailor = np.random.default_rng([word, seed, 1, index // TEAM]) if uniform else rng
+    top_main, bottom_main = _tinted(ABOVE[above], tailor), _tinted(BELOW[below], tailor)
+    second, third = _accent(tailor), _accent(tailor)
+    top_design, bottom_design = _design(tailor), _design(tailor, plain=0.85)
     one_piece = garment in ("dress", "jumpsuit")
-    # A team's design is drawn from the team's generator even if this member does not wear it: draws stay aligned.
-    team_top, team_bottom = _design(team), _design(team, plain=0.85)
-    shares = uniform
-    top_design = team_top if shares else _design(rng)
-    bottom_design = team_bottom if shares else _design(rng, plain=0.85)
     coat = _coat(rng, top_main) if coat_worn else None
     if coat is not None:
         # The coat is what is seen above: it carries the numbered colour, and the shirt under it another.
-        top_main = _tinted(ABOVE[int(rng.integers(len(ABOVE)))], rng)
-    second = bottom_main if one_piece else _tinted(ACCENT[int(rng.integers(len(ACCENT)))], rng)
-    top = _top(rng, garment, female, sample_cloth(top_design, top_main, second, _accent(rng), trim=one_piece))
-    bottom = _bottom(rng, garment, sample_cloth(bottom_design, bottom_main, _accent(rng), _accent(rng)))
+        top_main = _accent(rng)
+    if one_piece:
+        second = bottom_main
+    top = _top(rng, garment, female, sample_cloth(top_design, top_main, second, third, trim=one_piece))
+    bottom = _bottom(rng, garment, sample_cloth(bottom_design, bottom_main, third, second))
     stature = _stature(rng, female, adult)
     age, shape = _shape(rng, model, female, adult, stature)
     prefix = "coat+" if coat is not None else ""
@@ -328,7 +327,7 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
         top=top,
         bottom=bottom,
         coat=coat,
-        shoes=_footwear(rng, garment, SHOES[shoe], bool(card(_SOCKS, 7))),
+        shoes=_footwear(rng, female, garment, SHOES[shoe], bool(card(_SOCKS, 7))),
         hat=Hat(hat, _accent(rng)) if hat else None,
         eyewear=eyewear,
         scarf=sample_cloth(_design(rng, plain=0.5), _accent(rng), _accent(rng), _accent(rng))
@@ -476,10 +475,16 @@ def _coat(rng: np.random.Generator, colour: Colour) -> Coat:
     )
 
 
-def _footwear(rng: np.random.Generator, garment: str, colour: Colour, socks: bool) -> Footwear:
+def _footwear(rng: np.random.Generator, female: bool, garment: str, colour: Colour, socks: bool) -> Footwear:
     kind = str(rng.choice(["low", "trainer", "boot"], p=[0.38, 0.50, 0.12]))
+    if female and kind == "low" and rng.random() < 0.7:
+        kind = "pump"
     pale = srgb(0.70, 0.70, 0.68) if rng.random() < 0.5 else srgb(0.13, 0.12, 0.12)
-    sock = (_accent(rng) if rng.random() < 0.4 else srgb(0.80, 0.80, 0.78)) if socks and kind != "boot" else None
+    sock = (
+        (_accent(rng) if rng.random() < 0.4 else srgb(0.80, 0.80, 0.78))
+        if socks and kind not in ("boot", "pump")
+        else None
+    )
     high = garment in ("shorts", "skirt", "dress")
     return Footwear(
         kind=kind,

@@ -136,14 +136,15 @@ def _shares(
         # Metres along (s) and around (t) the trunk or the sleeve.
         if arm[i] > 0.03:
             s = arm[i] * 0.55
-            t = math.atan2(y + 0.02, abs(x) * 0.74 + z * 0.67 - 0.50) * 0.06
+            # The forearm leads forward in the rest pose.
+            t = math.atan2(y + 0.025 + 0.35 * max(arm[i] - 0.5, 0.0), abs(x) * 0.74 + z * 0.67 - 0.505) * 0.055
         elif z < hip - 0.10:
             # Each leg by itself: its axis leads from the hip joint out to the ankle.
             s = shoulder - z
             t = math.atan2(abs(x) - 0.11 - 0.09 * (hip - z), -(y + 0.01)) * 0.075
         else:
             s = shoulder - z
-            t = math.atan2(x, -(y - 0.01)) * 0.15
+            t = math.atan2(x / 1.45, -(y + 0.015)) * 0.17
         second, third = 0.0, 0.0
         if pattern == 1:
             second = _step(math.sin(2 * math.pi * (s / (0.075 * scale) + phase)) - 0.1, 0.25)

@@ -223,10 +223,10 @@ def _folds(
     for i in range(points.shape[0]):
         x, y, z = points[i, 0], points[i, 1], points[i, 2]
         bent = (noise3(x * 7, y * 7, z * 7, seed + 1) - 0.5) * 0.10
-        # Ridges: the noise's zero line is sharp, as a fold's back is.
-        ridge = 1.0 - abs(2.0 * noise3(x * 11 + bent * 20, y * 11, z * 6 + bent * 14, seed) - 1.0)
-        soft = noise3(x * 20, y * 20, z * 13, seed + 2)
-        height = 0.0055 * ridge * ridge + 0.0028 * soft
+        # Ridges rise to a round back, mostly up and down; the rest is soft.
+        ridge = 1.0 - (2.0 * noise3(x * 12 + bent * 22, y * 12, z * 5 + bent * 16, seed) - 1.0) ** 2
+        soft = noise3(x * 21, y * 21, z * 12, seed + 2)
+        height = 0.0042 * ridge * ridge * ridge + 0.0036 * soft
         if arm[i] >= 0.0:
             near = math.exp(-(((arm[i] - 0.5) / 0.13) ** 2)) + 0.6 * math.exp(-(((arm[i] - 0.93) / 0.07) ** 2))
             height += 0.0032 * near * math.sin(arm[i] * 75 + 40 * bent + 6 * y)
@@ -302,9 +302,16 @@ def _shoe(identity: Identity, points: _Points) -> tuple[FloatArray, FloatArray]:
         albedo[side] = bright * 0.8 + 0.2 * upper
         toe = (y < -0.145) & (high < 0.05)
         albedo[toe] = albedo[toe] * 0.75
-    elif shoes.kind == "low":
+    elif shoes.kind in ("low", "pump"):
         cap = np.abs(y + 0.135) < 0.003
-        albedo[cap] *= 0.5
+        if shoes.kind == "low":
+            albedo[cap] *= 0.5
+            vamp = (
+                (np.abs(np.abs(middle) - 0.028 - 0.2 * (y + 0.10)) < 0.002) & (y > -0.12) & (y < -0.03) & (high > 0.04)
+            )
+            albedo[vamp] *= 0.5
+            laces = (np.abs(middle) < 0.014) & (np.abs(y + 0.065) < 0.025) & (np.sin(y * 2 * np.pi / 0.013) > 0.3)
+            albedo[laces & (high > 0.05)] *= 0.45
     else:
         shaft = np.abs(points.leg - 0.93) < 0.006
         albedo[shaft] *= 0.5
