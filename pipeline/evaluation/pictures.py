@@ -1,0 +1,98 @@
+"""Ranking sheets: the query on the left, its first ten on the right, green where right and red where wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.datasets.images import read_resized, write_image
+
+ROWS_A_SHEET = 8
+
+_HEIGHT, _WIDTH = 192, 96
+_FRAME, _GAP, _TEXT = 4, 10, 34
+_SIDE = 170
+"""Width of the query's column, which names its visible parts."""
+
+_RIGHT, _WRONG, _QUERY, _INK = (0, 140, 60), (200, 30, 40), (90, 90, 90), (30, 30, 30)
+
+
+@dataclass(frozen=True, slots=True)
+class RankedQuery:
+    """A query and its nearest gallery images.
+
+    Attributes:
+        name: Image name of the query, relative to the data set's root.
+        title: Identity, camera and AP, for people.
+        parts: Names of its visible parts, separated by blanks.
+        gallery: Names of the nearest, nearest first.
+        captions: A line for each of them.
+        distances: Their distances.
+        right: Whether each is the right person.
+    """
+
+    name: str
+    title: str
+    parts: str
+    gallery: tuple[str, ...]
+    captions: tuple[str, ...]
+    distances: tuple[float, ...]
+    right: tuple[bool, ...]
+
+
+def draw_sheets(out: Path, root: Path, rankings: Sequence[RankedQuery]) -> tuple[str, ...]:
+    """Write `ranking-1.png` and so on into `out`; their names are returned.
+
+    Raises:
+        ImageError: An image of the data set cannot be read.
+    """
+    names = []
+    for number, start in enumerate(range(0, len(rankings), ROWS_A_SHEET), start=1):
+        name = f"ranking-{number}.png"
+        write_image(out / name, sheet(root, rankings[start : start + ROWS_A_SHEET]))
+        names.append(name)
+    return tuple(names)
+
+
+def sheet(root: Path, rankings: Sequence[RankedQuery]) -> npt.NDArray[np.uint8]:
+    """One sheet as an image (H,W,3) uint8."""
+    columns = max(len(ranking.gallery) for ranking in rankings)
+    row_height = _HEIGHT + 2 * _FRAME + _TEXT + _GAP
+    width = 2 * _GAP + _SIDE + columns * (_WIDTH + 2 * _FRAME + _GAP)
+    canvas = Image.new("RGB", (width, _GAP + row_height * len(rankings)), "white")
+    draw = ImageDraw.Draw(canvas)
+    small, bold = ImageFont.load_default(size=10), ImageFont.load_default(size=12)
+    for row, ranking in enumerate(rankings):
+        top = _GAP + row * row_height
+        _paste(canvas, draw, root / ranking.name, (_GAP, top), _QUERY)
+        draw.text((_GAP, top + _HEIGHT + 2 * _FRAME + 2), ranking.title, _INK, small)
+        draw.text((_GAP, top + _HEIGHT + 2 * _FRAME + 16), _short(ranking.name), _INK, small)
+        for line, part in enumerate(["visible:", *(ranking.parts.split() or ["nothing"])]):
+            draw.text((_GAP + _WIDTH + 2 * _FRAME + 6, top + 16 * line), part, _INK, bold if line == 0 else small)
+        for column, name in enumerate(ranking.gallery):
+            left = 2 * _GAP + _SIDE + column * (_WIDTH + 2 * _FRAME + _GAP)
+            colour = _RIGHT if ranking.right[column] else _WRONG
+            _paste(canvas, draw, root / name, (left, top), colour)
+            # The mark says the same as the colour, for readers who cannot tell red from green.
+            mark = "right" if ranking.right[column] else "wrong"
+            text = f"{column + 1}. {mark}  {ranking.distances[column]:.3f}"
+            draw.text((left, top + _HEIGHT + 2 * _FRAME + 2), text, colour, small)
+            draw.text((left, top + _HEIGHT + 2 * _FRAME + 16), ranking.captions[column], _INK, small)
+    return np.asarray(canvas)
+
+
+def _paste(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, path: Path, corner: tuple[int, int], colour: tuple[int, int, int]
+) -> None:
+    left, top = corner
+    draw.rectangle((left, top, left + _WIDTH + 2 * _FRAME - 1, top + _HEIGHT + 2 * _FRAME - 1), fill=colour)
+    canvas.paste(Image.fromarray(read_resized(path, _HEIGHT, _WIDTH)), (left + _FRAME, top + _FRAME))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 34 else f"...{name[-31:]}"
