@@ -93,28 +93,27 @@ def draped(
         raise ValueError(f"{len(fields)} edge fields, at most {EDGE_FIELDS} fit")
     for k, values in enumerate(fields):
         edges[:, k] = values
-    # A face that one field cuts away as a whole is never seen: leave it out before it is posed and drawn.
-    faces = part.faces[(edges[part.faces].max(axis=1) >= 0).all(axis=1)]
-    return _compact(
+    return _trimmed(
         Piece(
             rest=points,
             influences=model.influences[ids],
             weights=model.weights[ids],
-            faces=faces,
+            faces=part.faces,
             edges=edges,
             canonical=part.chart.points,
             arm=part.chart.arm,
             leg=part.chart.leg,
             label=np.full(len(ids), label, np.uint8),
-            material=np.full(len(faces), material, np.int16),
-            colour=np.tile(np.asarray(colour, np.float32), (len(faces), 1)),
+            material=np.full(len(part.faces), material, np.int16),
+            colour=np.tile(np.asarray(colour, np.float32), (len(part.faces), 1)),
         )
     )
 
 
-def _compact(piece: Piece) -> Piece:
-    """The piece without the vertices that no face uses."""
-    used, flat = np.unique(piece.faces, return_inverse=True)
+def _trimmed(piece: Piece) -> Piece:
+    """The piece without faces that a field cuts away as a whole, and without the vertices that are then unused."""
+    kept = (piece.edges[piece.faces].max(axis=1) >= 0).all(axis=1)
+    used, flat = np.unique(piece.faces[kept], return_inverse=True)
     return Piece(
         rest=piece.rest[used],
         influences=piece.influences[used],
@@ -125,8 +124,8 @@ def _compact(piece: Piece) -> Piece:
         arm=piece.arm[used],
         leg=piece.leg[used],
         label=piece.label[used],
-        material=piece.material,
-        colour=piece.colour,
+        material=piece.material[kept],
+        colour=piece.colour[kept],
     )
 
 
@@ -195,18 +194,20 @@ def thing(
     for k, values in enumerate(fields):
         edges[:, k] = values
     off = np.full(count, -1, np.float32)
-    return Piece(
-        rest=np.ascontiguousarray(rest, np.float32),
-        influences=skinning[0],
-        weights=skinning[1],
-        faces=shape.faces.astype(np.int32),
-        edges=edges,
-        canonical=shape.vertices.astype(np.float32),
-        arm=off,
-        leg=off.copy(),
-        label=np.full(count, label, np.uint8),
-        material=np.full(len(shape.faces), material, np.int16),
-        colour=shape.colour.astype(np.float32),
+    return _trimmed(
+        Piece(
+            rest=np.ascontiguousarray(rest, np.float32),
+            influences=skinning[0],
+            weights=skinning[1],
+            faces=shape.faces.astype(np.int32),
+            edges=edges,
+            canonical=shape.vertices.astype(np.float32),
+            arm=off,
+            leg=off.copy(),
+            label=np.full(count, label, np.uint8),
+            material=np.full(len(shape.faces), material, np.int16),
+            colour=shape.colour.astype(np.float32),
+        )
     )
 
 
