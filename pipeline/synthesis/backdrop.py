@@ -36,6 +36,9 @@ _GROUND_COLOUR = {
     "gravel": (0.58, 0.54, 0.47),
     "cobbles": (0.45, 0.43, 0.41),
 }
+_GROUND_SHARES = {
+    "asphalt": 0.24, "tiles": 0.22, "concrete": 0.20, "cobbles": 0.12, "bricks": 0.09, "grass": 0.07, "gravel": 0.06,
+}  # fmt: skip
 _INDOOR_WALLS = ("plaster", "tiled", "shop", "concrete")
 _OUTDOOR_WALLS = ("brick", "facade", "shop", "plaster", "metal", "trees", "concrete")
 _OUTDOOR_SHARES = (0.16, 0.20, 0.16, 0.12, 0.08, 0.20, 0.08)
@@ -102,19 +105,15 @@ def _wall_colour(wall: str, random: np.random.Generator) -> Array:
 
 
 def sample_place(random: np.random.Generator) -> Place:
-    """Any place."""
-    indoor = random.random() < 0.16
-    ground = (
-        "indoor"
-        if indoor
-        else str(random.choice(["asphalt", "tiles", "bricks", "grass", "concrete", "gravel", "cobbles"]))
-    )
+    """Any place. Most are grey, sand or brick, as towns are; lawns and painted walls are the exception."""
+    indoor = random.random() < 0.14
+    ground = "indoor" if indoor else str(random.choice(list(_GROUND_SHARES), p=list(_GROUND_SHARES.values())))
     wall = str(random.choice(_INDOOR_WALLS)) if indoor else str(random.choice(_OUTDOOR_WALLS, p=_OUTDOOR_SHARES))
-    strip = str(random.choice(["asphalt", "grass", "tiles", "cobbles"]))
+    strip = str(random.choice(["asphalt", "grass", "tiles", "cobbles"], p=[0.4, 0.2, 0.2, 0.2]))
     tall = {"trees": 14.0, "metal": 3.2, "concrete": 3.6}.get(wall, 12.0)
     return Place(
         ground=ground,
-        ground_colour=linear(_GROUND_COLOUR[ground]) * random.uniform(0.65, 1.35) * random.uniform(0.95, 1.05, 3),
+        ground_colour=linear(_GROUND_COLOUR[ground]) * random.uniform(0.75, 1.25) * random.uniform(0.95, 1.05, 3),
         strip=strip,
         strip_colour=linear(_GROUND_COLOUR[strip]) * random.uniform(0.7, 1.3),
         kerb=0.0 if indoor or random.random() < 0.5 else float(random.uniform(1.2, 7.0)),

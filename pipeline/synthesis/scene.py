@@ -223,7 +223,7 @@ def compose(
         view=view,
         window=window,
         light=light,
-        tone=_moment(camera_tone(seed, camera, settings.tone), light, settings.tone, random),
+        tone=_moment(camera_tone(seed, camera, settings.tone), light, random),
         degradation=sample_degradation(seed, camera, random),
         visible=visible,
         truncated=truncated,
@@ -284,13 +284,13 @@ def _stand(site: Site, place: Place, random: Random) -> tuple[Stand, View]:
     return Stand(bearing, distance, wall, 0.0), view
 
 
-def _moment(tone: Tone, light: Light, strength: float, random: Random) -> Tone:
+def _moment(tone: Tone, light: Light, random: Random) -> Tone:
     """The camera's tone at one moment: automatic exposure and white balance wander a little."""
     drift = random.normal(0, 1, 2)
     return replace(
         tone,
-        exposure=float(tone.exposure * lighting.metered(light) * np.exp(0.12 * drift[0])),
-        gain=tone.gain * np.exp(0.02 * strength * drift[1] * np.array([1.0, 0.0, -1.0])),
+        exposure=float(tone.exposure * lighting.metered(light) * np.exp(0.16 * drift[0])),
+        gain=tone.gain * np.exp(0.03 * drift[1] * np.array([1.0, 0.0, -1.0])),
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgsfa_cli import console
+from sgsfa_cli.commands import data_synth
 from sgsfa_cli.options import JsonOption, QuietOption, command_app, examples
 
 if TYPE_CHECKING:
@@ -97,6 +98,9 @@ def preview(
     console.emit(
         {"file": out, "height": height, "width": width}, json=json, draw=lambda: f"{out}  ({width}x{height} pixels)"
     )
+
+
+data_synth.register(app)
 
 
 def _draw_report(report: DatasetReport, shown: int | None) -> RenderableType:

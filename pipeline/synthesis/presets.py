@@ -1,0 +1,17 @@
+"""Named sizes of rendered data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from pipeline.config import SynthConfig
+
+PRESETS: Mapping[str, SynthConfig] = MappingProxyType(
+    {
+        "tiny": SynthConfig(ids=6, cameras=2, shots=2, height=128, width=64),
+        "demo": SynthConfig(),
+        "benchmark": SynthConfig(ids=1000, cameras=8, shots=3),
+    }
+)
+"""tiny: for tests, seconds. demo: the configuration's defaults, a minute. benchmark: 24,000 images and distractors."""

@@ -1,0 +1,121 @@
+"""`sgsfa data synth`: render a data set of occluded people with true label maps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sgsfa_cli import console
+from sgsfa_cli.options import JsonOption, QuietOption, examples
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pipeline.config import SynthConfig
+    from pipeline.synthesis.dataset import DatasetSummary
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the group `sgsfa data`."""
+    app.command(
+        epilog=examples(
+            "sgsfa data synth people --preset tiny",
+            "sgsfa data synth people --ids 200 --cameras 6 --shots 3 --jobs -1",
+            "sgsfa data preview synthetic:people",
+        )
+    )(synth)
+
+
+def synth(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; an unfinished one is gone on with.")],
+    preset: Annotated[
+        str, typer.Option("--preset", "-p", metavar="NAME", help="Sizes to start from: tiny, demo or benchmark.")
+    ] = "demo",
+    ids: Annotated[int | None, typer.Option("--ids", help="Identities, train and test; distractors on top.")] = None,
+    cameras: Annotated[int | None, typer.Option("--cameras", help="Cameras; everybody is seen by all.")] = None,
+    shots: Annotated[int | None, typer.Option("--shots", help="Images of a person in a camera.")] = None,
+    occlusion: Annotated[
+        float | None, typer.Option("--occlusion", help="Share of occluded training images, 0 to 1.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything drawn.")] = None,
+    size: Annotated[str | None, typer.Option("--size", metavar="HxW", help="Pixels, as in 256x128.")] = None,
+    tone: Annotated[float | None, typer.Option("--tone", help="How far the cameras' colours differ, 0 to 1.")] = None,
+    backdrop: Annotated[
+        float | None, typer.Option("--backdrop", help="How far a camera keeps its own backdrop, 0 to 1.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Worker processes; -1: one a core.")] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Render people in front of cameras, occluded, with the true label of every pixel.
+
+    The same options give the same bytes, whatever --jobs is. A run that was interrupted goes on where it stopped when
+    it is started again with the same options. Read the result as synthetic:OUT.
+    """
+    from pipeline.synthesis.dataset import render_dataset
+
+    given = {
+        "ids": ids,
+        "cameras": cameras,
+        "shots": shots,
+        "occlusion": occlusion,
+        "seed": seed,
+        "tone": tone,
+        "backdrop": backdrop,
+        "jobs": jobs,
+    }
+    if size is not None:
+        given["height"], given["width"] = _size(size)
+    config = _config(preset, {name: value for name, value in given.items() if value is not None})
+    summary = render_dataset(out, config, progress=console.progress(quiet=quiet))
+    console.emit(summary, json=json, draw=lambda: _drawn(summary))
+
+
+def _size(text: str) -> tuple[int, int]:
+    from pipeline.errors import ConfigError
+
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise ConfigError(f"{text!r} is not a size", where="--size", expected="HEIGHTxWIDTH in pixels, as in 256x128")
+    return int(match[1]), int(match[2])
+
+
+def _config(preset: str, given: dict[str, Any]) -> SynthConfig:
+    from pydantic import ValidationError
+
+    from pipeline.config import SynthConfig, suggestion
+    from pipeline.errors import ConfigError
+    from pipeline.synthesis.presets import PRESETS
+
+    if preset not in PRESETS:
+        raise ConfigError(
+            f"there is no preset {preset!r}",
+            where="--preset",
+            expected=" | ".join(PRESETS),
+            hint=suggestion(preset, PRESETS),
+        )
+    try:
+        return SynthConfig.model_validate({**PRESETS[preset].model_dump(), **given})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        option = "--size" if name in ("height", "width") else f"--{name}"
+        raise ConfigError(f"{name} = {first['input']!r}: {first['msg']}", where=option) from error
+
+
+def _drawn(summary: DatasetSummary) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    rows = []
+    for name, split in summary.statistics["splits"].items():
+        seen = split["visible share of the occluded"]
+        shares = f"{seen['minimum']:.2f} to {seen['maximum']:.2f}, median {seen['median']:.2f}" if seen else ""
+        rows.append((name, f"{split['images']:,}", f"{split['identities']:,}", f"{split['occluded']:,}", shares))
+    table = console.table("Split", "Images>", "Identities>", "Occluded>", "Visible share of the occluded", rows=rows)
+    speed = f", {60 * summary.rendered / summary.seconds:,.0f} a minute" if summary.rendered else ""
+    made = f"{summary.rendered:,} of {summary.images:,} images rendered in {console.duration(summary.seconds)}{speed}"
+    return Group(table, Text(f"{made}\nread it as synthetic:{summary.root}"))
