@@ -4,7 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tiny_models import write_onnx, write_people
+
+# A busy machine, or the first call of a library, says nothing about the code.
+settings.register_profile("default-without-deadline", deadline=None)
+settings.load_profile("default-without-deadline")
 
 
 @pytest.fixture(scope="session")

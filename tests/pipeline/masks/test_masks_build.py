@@ -1,0 +1,467 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import h5py
+import masks_builder
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_models import write_onnx, write_people
+from torch import Tensor
+
+from pipeline.config import MasksConfig
+from pipeline.datasets.images import read_resized
+from pipeline.datasets.maskfile import DONE, FAILED, MaskFile
+from pipeline.errors import ConfigError, DataError, DeviceError, FormatError
+from pipeline.masks import build
+from pipeline.masks.build import MaskReport, build_masks, partial_path
+from pipeline.masks.occupancy import area_average, quantise
+from pipeline.parsing.labels import group_soft, load_grouping, load_label_set
+from pipeline.parsing.parser import ParserInfo, load_parser, parse_flipped
+from pipeline.runtime.progress import SILENT
+
+KEYS = ("parts", "whole", "quality", "done")
+People = tuple[Path, list[str]]
+
+
+def run(out: Path, people: People, parser: str, **options: Any) -> MaskReport:
+    root, names = people
+    return build_masks(out, root=root, names=names, config=MasksConfig(parser=parser, device="cpu", **options))
+
+
+def same_arrays(first: Path, second: Path) -> bool:
+    one, other = MaskFile.open(first).load(), MaskFile.open(second).load()
+    return one.names == other.names and all(np.array_equal(getattr(one, key), getattr(other, key)) for key in KEYS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, people: People, tiny_parser: str) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "masks.h5"
+    run(out, people, tiny_parser, batch_size=3)
+    return out
+
+
+# What comes out ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("flip", "hard"), [(False, False), (True, False), (False, True), (True, True)])
+def test_masks_equal_those_made_by_hand(
+    tmp_path: Path, people: People, tiny_parser: str, flip: bool, hard: bool
+) -> None:
+    report = run(tmp_path / "masks.h5", people, tiny_parser, flip=flip, hard=hard, batch_size=7)
+    root, names = people
+    assert (report.total, report.done, report.failed, report.resumed) == (40, 40, (), 0)
+    assert report.images_per_second > 0
+    file = MaskFile.open(tmp_path / "masks.h5", names=names)
+    assert (file.meta.flip, file.meta.hard, file.meta.batch_size, file.meta.parser) == (flip, hard, 7, "onnx")
+    masks, parser, lip = file.load(), load_parser(tiny_parser, device="cpu"), load_label_set("lip-20")
+    for name in names[::9]:
+        image = read_resized(root / name, 64, 32)[None]
+        soft = parse_flipped(parser, image) if flip else parser.parse(image)
+        if hard:
+            soft = torch.stack([(soft.argmax(1) == label).float() for label in range(20)], dim=1)
+        parts, whole = group_soft(soft, lip, load_grouping("spreid", lip))
+        row = file.index(name)
+        # Another batch may round the last bit of a score the other way.
+        assert np.abs(masks.parts[row].astype(int) - quantise(area_average(parts, (16, 8)))[0]).max() <= 1
+        assert np.abs(masks.whole[row].astype(int) - quantise(area_average(whole, (64, 32)))[0, 0]).max() <= 1
+        assert 0 <= masks.quality[row] <= 1
+    assert masks.whole.std() > 10
+
+
+def test_the_order_and_repetition_of_names_do_not_matter(
+    tmp_path: Path, people: People, tiny_parser: str, undisturbed: Path
+) -> None:
+    root, names = people
+    shuffled = [*reversed(names), names[3]]
+    run(tmp_path / "masks.h5", (root, shuffled), tiny_parser, batch_size=3)
+    assert same_arrays(tmp_path / "masks.h5", undisturbed)
+
+
+def test_square_parsers_see_own_proportions(tmp_path: Path) -> None:
+    model = write_onnx(tmp_path / "square.onnx", size=(64, 64))
+    model.with_name("square.onnx.toml").write_text('label_set = "lip-20"\nfit = "square"\n')
+    names = write_people(tmp_path / "wide", 3, size=(40, 60)) + write_people(tmp_path / "tall", 3, size=(60, 20))
+    people = (tmp_path, [f"{kind}/{name}" for kind in ("wide", "tall") for name in sorted(set(names))])
+    assert run(tmp_path / "masks.h5", people, f"onnx:{model}").done == 6
+    file = MaskFile.open(tmp_path / "masks.h5")
+    masks, lip = file.load(), load_label_set("lip-20")
+    parser = load_parser(f"onnx:{model}", device="cpu")
+    for name in people[1]:
+        with Image.open(tmp_path / name) as picture:
+            image = np.array(picture)
+        side = max(image.shape[:2])
+        square = np.zeros((side, side, 3), np.uint8)
+        top, left = (side - image.shape[0]) // 2, (side - image.shape[1]) // 2
+        square[top : top + image.shape[0], left : left + image.shape[1]] = image
+        square = np.array(Image.fromarray(square).resize((64, 64), Image.Resampling.BILINEAR))
+        _, whole = group_soft(parser.parse(square[None]), lip, load_grouping("spreid", lip))
+        area = np.array([[top, left, top + image.shape[0], left + image.shape[1]]]) / side
+        expected = quantise(area_average(whole, (64, 32), area))[0, 0].astype(int)
+        # Pillow and OpenCV interpolate a little differently.
+        assert np.abs(masks.whole[file.index(name)] - expected).mean() < 3
+
+
+# Bad images ------------------------------------------------------------------------------------------------------
+
+
+def spoil(root: Path) -> dict[str, str]:
+    """Add images that cannot be used; returns a word of the reason for each."""
+    jpeg = next(root.rglob("*.jpg")).read_bytes()
+    long_name = "ä" * 100 + ".jpg"
+    contents = {
+        "cam0/truncated.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "cam0/zero.jpg": (b"", "empty"),
+        "cam0/zeros.jpg": (bytes(1000), "not an image"),
+        "cam0/text.jpg": (b"hello\n", "text file"),
+        f"cam0/{long_name}": (b"hello\n", "text file"),
+    }
+    for name, (content, _) in contents.items():
+        (root / name).write_bytes(content)
+    Image.new("RGB", (1, 1)).save(root / "cam0" / "one.png")
+    Image.new("RGB", (20_000, 10)).save(root / "cam0" / "strip.png")
+    frames = [Image.new("L", (32, 64), value) for value in (0, 255)]
+    frames[0].save(root / "cam0" / "film.gif", save_all=True, append_images=frames[1:])
+    reasons = {name: word for name, (_, word) in contents.items()}
+    return reasons | {"cam0/one.png": "absurd", "cam0/strip.png": "absurd", "cam0/film.gif": "animation"}
+
+
+def test_bad_images_are_listed_and_disturb_no_other(tmp_path: Path, people: People, tiny_parser: str) -> None:
+    root = tmp_path / "people"
+    shutil.copytree(people[0], root)
+    reasons = spoil(root)
+    good = list(people[1])
+    for name, picture in (
+        ("cam0/grey.png", Image.new("L", (32, 64), 99)),
+        ("cam0/cmyk.jpg", Image.new("CMYK", (32, 64), (9, 80, 70, 0))),
+        ("cam0/sixteen.png", Image.fromarray(np.full((64, 32), 40_000, np.uint16))),
+        ("cam0/人.png", Image.new("RGB", (32, 64))),
+    ):
+        picture.save(root / name)
+        good.append(name)
+    names = [*good, *reasons, "cam1/missing.jpg"]
+    report = run(tmp_path / "masks.h5", (root, names), tiny_parser, batch_size=4)
+    failed = {rejected.path: rejected.reason for rejected in report.failed}
+    assert set(failed) == {*reasons, "cam1/missing.jpg"}
+    for name, word in reasons.items():
+        assert word in failed[name]
+    file = MaskFile.open(tmp_path / "masks.h5")
+    masks = file.load()
+    for name in names:
+        row = file.index(name)
+        assert masks.done[row] == (FAILED if name in failed else DONE)
+        assert name not in failed or not masks.parts[row].any()
+    # The same images without the bad ones between them, in other batches.
+    run(tmp_path / "alone.h5", (root, good), tiny_parser, batch_size=4)
+    alone = MaskFile.open(tmp_path / "alone.h5")
+    for name in good:
+        mine, other = masks.whole[file.index(name)], alone.load().whole[alone.index(name)]
+        assert np.abs(mine.astype(int) - other).max() <= 1
+
+
+def test_failed_images_are_tried_again(tmp_path: Path, people: People, tiny_parser: str) -> None:
+    root = tmp_path / "people"
+    shutil.copytree(people[0], root)
+    name = people[1][5]
+    whole_image = (root / name).read_bytes()
+    (root / name).write_bytes(b"")
+    out = tmp_path / "masks.h5"
+    assert [rejected.path for rejected in run(out, (root, people[1]), tiny_parser, batch_size=3).failed] == [name]
+    again = run(out, (root, people[1]), tiny_parser, batch_size=3)
+    assert (again.resumed, [rejected.path for rejected in again.failed]) == (40, [name])
+    (root / name).write_bytes(whole_image)
+    repaired = run(out, (root, people[1]), tiny_parser, batch_size=3)
+    assert (repaired.resumed, repaired.failed, repaired.done) == (37, (), 40)
+    run(tmp_path / "fresh.h5", people, tiny_parser, batch_size=3)
+    assert same_arrays(out, tmp_path / "fresh.h5")
+
+
+def test_no_images_is_an_error(tmp_path: Path, tiny_parser: str) -> None:
+    with pytest.raises(DataError, match="no images"):
+        run(tmp_path / "masks.h5", (tmp_path, []), tiny_parser)
+
+
+# Label maps ------------------------------------------------------------------------------------------------------
+
+
+def write_maps(folder: Path, names: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    for name in names:
+        path = (folder / name).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 20, (64, 32), dtype=np.uint8)).save(path)
+
+
+def test_label_maps(tmp_path: Path, people: People) -> None:
+    root, names = people
+    write_maps(tmp_path / "maps", names)
+    report = run(tmp_path / "masks.h5", people, f"label-maps:{tmp_path / 'maps'}")
+    assert (report.done, report.failed) == (40, ())
+    file = MaskFile.open(tmp_path / "masks.h5")
+    row = file.index(names[7])
+    ids = np.array(Image.open((tmp_path / "maps" / names[7]).with_suffix(".png")))
+    np.testing.assert_array_equal(file.load().whole[row], np.where(ids > 0, 255, 0))
+    cells = np.isin(ids, (8, 18, 19)).reshape(16, 4, 8, 4).mean(axis=(1, 3))
+    np.testing.assert_array_equal(file.load().parts[row, 3], np.floor(cells * 255 + 0.5))
+    # A folder that comes with the data set gives the same.
+    config = MasksConfig(parser="label-maps", device="cpu", backend="threading", jobs=2)
+    build_masks(tmp_path / "own.h5", root=root, names=names, config=config, label_maps=tmp_path / "maps")
+    assert same_arrays(tmp_path / "own.h5", tmp_path / "masks.h5")
+
+
+def test_faulty_label_maps_are_listed(tmp_path: Path, people: People) -> None:
+    _, names = people
+    write_maps(tmp_path / "maps", names[2:])
+    Image.fromarray(np.full((64, 32), 20, np.uint8)).save((tmp_path / "maps" / names[0]).with_suffix(".png"))
+    report = run(tmp_path / "masks.h5", people, f"label-maps:{tmp_path / 'maps'}")
+    assert [rejected.path for rejected in report.failed] == names[:2]
+    assert "holds the id 20" in report.failed[0].reason
+    assert report.failed[1].reason == "there is no label map"
+
+
+def test_label_maps_do_not_flip_and_must_be_somewhere(tmp_path: Path, people: People) -> None:
+    with pytest.raises(ConfigError, match="comes without label maps"):
+        run(tmp_path / "masks.h5", people, "label-maps")
+    with pytest.raises(ConfigError, match="mirror images"):
+        run(tmp_path / "masks.h5", people, f"label-maps:{tmp_path}", flip=True)
+    with pytest.raises(ConfigError, match="fields of pifpaf-36 overlap"):
+        run(tmp_path / "masks.h5", people, f"label-maps:{tmp_path}", hard=True, label_set="pifpaf-36")
+
+
+# Resuming --------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_build_does_nothing_and_guards_its_file(
+    tmp_path: Path, people: People, tiny_parser: str, undisturbed: Path
+) -> None:
+    out = tmp_path / "masks.h5"
+    shutil.copy(undisturbed, out)
+    before = out.stat().st_mtime_ns
+    report = run(out, people, tiny_parser)
+    assert (report.resumed, report.done, report.images_per_second) == (40, 40, 0.0)
+    assert out.stat().st_mtime_ns == before
+    with pytest.raises(FormatError, match="made with flip = False, not True"):
+        run(out, people, tiny_parser, flip=True)
+    with pytest.raises(FormatError, match="made with 40 images, of which 39 are among these"):
+        run(out, (people[0], people[1][:-1]), tiny_parser)
+
+
+class Interrupting:
+    """A progress that is interrupted after some images, as by Ctrl-C."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def task(self, label: str, *, total: int | None, done: int = 0, unit: str = "images") -> Self:
+        return self
+
+    def advance(self, count: int = 1, /, **fields: float | str) -> None:
+        self.left -= count
+        if self.left <= 0:
+            raise KeyboardInterrupt
+
+    def note(self, message: str) -> None:
+        pass
+
+    warn = note
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def test_an_interrupted_build_goes_on(tmp_path: Path, people: People, tiny_parser: str, undisturbed: Path) -> None:
+    out, (root, names) = tmp_path / "masks.h5", people
+    config = MasksConfig(parser=tiny_parser, device="cpu", batch_size=3)
+    with pytest.raises(KeyboardInterrupt):
+        build_masks(out, root=root, names=names, config=config, progress=Interrupting(10))
+    assert not out.exists()
+    # Another batch size now: the file's own is kept, or the sums would round differently.
+    report = run(out, people, tiny_parser, batch_size=8)
+    assert report.resumed == 12
+    assert same_arrays(out, undisturbed)
+    assert [path.name for path in tmp_path.iterdir()] == ["masks.h5"]
+
+
+def test_damage_to_a_partial_file_is_repaired(
+    tmp_path: Path, people: People, tiny_parser: str, undisturbed: Path
+) -> None:
+    out, (root, names) = tmp_path / "masks.h5", people
+    config = MasksConfig(parser=tiny_parser, device="cpu", batch_size=3)
+    with pytest.raises(KeyboardInterrupt):
+        build_masks(out, root=root, names=names, config=config, progress=Interrupting(30))
+    with h5py.File(partial_path(out), "r+") as file:
+        file["whole"][4, 3, 3] ^= 64
+    assert run(out, people, tiny_parser).resumed == 27
+    assert same_arrays(out, undisturbed)
+
+
+def test_a_partial_file_of_another_parser_is_refused(tmp_path: Path, people: People, tiny_parser: str) -> None:
+    out, (root, names) = tmp_path / "masks.h5", people
+    config = MasksConfig(parser=tiny_parser, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        build_masks(out, root=root, names=names, config=config, progress=Interrupting(1))
+    other = write_onnx(tmp_path / "tiny.onnx", seed=1)
+    with pytest.raises(FormatError, match="begun with weights_sha256"):
+        run(out, people, f"onnx:{other}", label_set="lip-20")
+
+
+def kill_and_resume(out: Path, people: People, parser: str, undisturbed: Path, kills: int, seed: int) -> int:
+    """Kill builds at random moments, then finish; returns how many were killed while they worked."""
+    context = multiprocessing.get_context("forkserver")
+    # Imported once and forked from then on, so that the time goes into killing.
+    context.set_forkserver_preload(["pipeline.masks.build", "onnxruntime"])
+    rng, interrupted = random.Random(seed), 0
+    for _ in range(kills):
+        here, there = context.Pipe()
+        builder = context.Process(target=masks_builder.main, args=(out, people[0], parser, 0.02, there))
+        builder.start()
+        here.recv()
+        time.sleep(rng.uniform(0, 0.5))
+        builder.kill()
+        builder.join()
+        interrupted += builder.exitcode == -signal.SIGKILL
+        if out.exists():
+            assert same_arrays(out, undisturbed)
+            out.unlink()
+    run(out, people, parser, batch_size=3)
+    assert same_arrays(out, undisturbed)
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    return interrupted
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_killed_builds_end_in_the_same_arrays(
+    tmp_path: Path, people: People, tiny_parser: str, undisturbed: Path
+) -> None:
+    assert kill_and_resume(tmp_path / "masks.h5", people, tiny_parser, undisturbed, kills=5, seed=0) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_builds_killed_twenty_times_end_in_the_same_arrays(
+    tmp_path: Path, people: People, tiny_parser: str, undisturbed: Path
+) -> None:
+    interrupted = 0
+    for turn in range(5):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        interrupted += kill_and_resume(folder / "masks.h5", people, tiny_parser, undisturbed, kills=4, seed=turn)
+    assert interrupted >= 15
+
+
+# Workers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["threading", pytest.param("loky", marks=pytest.mark.slow)])
+def test_workers_make_the_same_file(
+    tmp_path: Path, people: People, tiny_parser: str, undisturbed: Path, backend: str
+) -> None:
+    run(tmp_path / "masks.h5", people, tiny_parser, batch_size=3, backend=backend, jobs=2)
+    assert same_arrays(tmp_path / "masks.h5", undisturbed)
+
+
+@pytest.mark.slow
+def test_dask_workers_make_the_same_file(tmp_path: Path, people: People, tiny_parser: str, undisturbed: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with cluster:
+        address = cluster.scheduler_address
+        run(tmp_path / "masks.h5", people, tiny_parser, batch_size=3, backend="dask", scheduler=address)
+    assert same_arrays(tmp_path / "masks.h5", undisturbed)
+
+
+# Batches, estimates, bad parsers ----------------------------------------------------------------------------------
+
+
+class Fake:
+    """A parser with a memory limit, in images, whose output can be spoilt."""
+
+    input_size = (256, 128)
+
+    def __init__(self, limit: int = 10**9, spoil: str = "") -> None:
+        self.info = ParserInfo("fake", "1", load_label_set("lip-20"), (2, 1), "", "torch", "float32")
+        self.limit, self.spoil = limit, spoil
+        self.batches: list[int] = []
+
+    def parse(self, images: Tensor | np.ndarray) -> Tensor:
+        if len(images) > self.limit:
+            raise torch.OutOfMemoryError
+        self.batches.append(len(images))
+        soft = torch.full((len(images), 20, 2, 1), 1 / 20)
+        if self.spoil == "nan":
+            soft[0, 0] = torch.nan
+        return soft * 90 if self.spoil == "scores" else soft[:, :7] if self.spoil == "classes" else soft
+
+
+def use(monkeypatch: pytest.MonkeyPatch, fake: Fake) -> None:
+    monkeypatch.setattr(build, "load_parser", lambda *args, **options: fake)
+
+
+def test_the_automatic_batch_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, people: People) -> None:
+    use(monkeypatch, Fake())
+    run(tmp_path / "masks.h5", people, "builtin")
+    assert MaskFile.open(tmp_path / "masks.h5").meta.batch_size == 64
+
+
+def test_a_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, people: People) -> None:
+    use(monkeypatch, Fake(limit=8))
+    run(tmp_path / "masks.h5", people, "builtin", batch_size=8)
+    with pytest.raises(DeviceError, match="9 images a batch do not fit"):
+        run(tmp_path / "other.h5", people, "builtin", batch_size=9)
+
+
+def test_the_automatic_batch_shrinks_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a GPU, where the first guess is large.
+    fake = Fake(limit=40)
+    assert build._batch_size(fake, torch.device("meta"), MasksConfig()) == 32
+    assert fake.batches == [32]
+    with pytest.raises(DeviceError, match="not even one image"):
+        build._batch_size(Fake(limit=0), torch.device("meta"), MasksConfig())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"), [("nan", "values from nan"), ("scores", "values from"), ("classes", r"shape \(40, 7, 2, 1\)")]
+)
+def test_parsers_that_give_something_else_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, people: People, spoil: str, found: str
+) -> None:
+    use(monkeypatch, Fake(spoil=spoil))
+    with pytest.raises(FormatError, match=found):
+        run(tmp_path / "masks.h5", people, "builtin")
+
+
+class Listening(type(SILENT)):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+def test_long_builds_on_a_cpu_are_announced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, people: People) -> None:
+    use(monkeypatch, Fake())
+    clock = iter(range(0, 10**9, 400))
+    monkeypatch.setattr(build.time, "monotonic", lambda: float(next(clock)))
+    listening = Listening()
+    config = MasksConfig(parser="schp:model.pth", device="cpu", batch_size=5, flip=True)
+    build_masks(tmp_path / "masks.h5", root=people[0], names=people[1], config=config, progress=listening)
+    # 400 s a batch of 5: after 20 images, 20 more take 27 minutes, which is under the limit of 30.
+    assert listening.warnings == []
+    monkeypatch.setattr(build, "_LONG_BUILD", 20 * 60.0)
+    build_masks(tmp_path / "other.h5", root=people[0], names=people[1], config=config, progress=listening)
+    (warning,) = listening.warnings
+    assert "about 27 min more" in warning
+    assert "built-in parser" in warning
+    assert "--flip" in warning
