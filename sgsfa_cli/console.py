@@ -241,9 +241,11 @@ class _Count:
     def left(self) -> float | None:
         """Seconds to go, once there is something to judge by."""
         seen = self.done - self.first
-        if self.total is None or self.rate is None or (seen < 20 and time.monotonic() - self.begun < 10):
+        if self.total is None or self.done >= self.total or self.rate is None:
             return None
-        return max(0, self.total - self.done) / self.rate
+        if seen < 20 and time.monotonic() - self.begun < 10:
+            return None
+        return (self.total - self.done) / self.rate
 
     def counts(self) -> str:
         return f"{self.done}/{self.total} {self.unit}" if self.total is not None else f"{self.done} {self.unit}"

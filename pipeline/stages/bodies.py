@@ -97,13 +97,15 @@ def extract(context: StageContext) -> StageReport:
 def evaluate(context: StageContext) -> StageReport:
     """Rank and measure: a folder for each test set, and all results in one `result.json`."""
     from pipeline.evaluation.evaluate import evaluate as run_evaluation
+    from pipeline.evaluation.result import COLUMNS
 
     config, sources = context.config, context.sources
     results: dict[str, Any] = {}
+    rows: list[tuple[str, ...]] = []
     for name, features, spec in _evaluations(config, sources):
         folder = context.out / name
         folder.mkdir(exist_ok=True)
-        run_evaluation(
+        found = run_evaluation(
             folder,
             features=features,
             dataset=None if spec is None else sources.open(spec),
@@ -111,7 +113,9 @@ def evaluate(context: StageContext) -> StageReport:
             progress=context.progress,
         )
         results[name] = read_json(folder / RESULT)
-    write_json(context.out / RESULT, {"tests": results})
+        rows += found.table_rows()
+    # The table goes with the figures, so that showing them again needs none of the code that made them.
+    write_json(context.out / RESULT, {"columns": COLUMNS, "rows": rows, "tests": results})
     return StageReport()
 
 

@@ -53,12 +53,13 @@ class RunReport:
     Attributes:
         stages: The stages in order, up to the last one asked for.
         seconds: Wall time of the whole run.
-        results: Content of each test set's `result.json`, by the test set's name; empty without an `eval` stage.
+        results: What the `eval` stage found, None without one: `tests`, the content of each test set's
+            `result.json` by its name, and the same as a table, `columns` and `rows`.
     """
 
     stages: tuple[StageOutcome, ...]
     seconds: float
-    results: Mapping[str, Any]
+    results: Mapping[str, Any] | None
 
     @property
     def idle(self) -> bool:
@@ -203,12 +204,12 @@ def _judge(outcome: StageOutcome, config: RunConfig, progress: Progress) -> None
     progress.warn(f"{counts}; they are listed in {outcome.path / _REJECTED}")
 
 
-def _results(outcomes: Sequence[StageOutcome]) -> Mapping[str, Any]:
+def _results(outcomes: Sequence[StageOutcome]) -> Mapping[str, Any] | None:
     path = next((outcome.path / RESULT for outcome in outcomes if outcome.stage == "eval"), None)
-    if path is None or not path.is_file():
-        return {}
-    tests: Mapping[str, Any] = read_json(path)["tests"]
-    return tests
+    if path is None:
+        return None
+    found: Mapping[str, Any] = read_json(path)
+    return found
 
 
 def _peak_memory() -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,13 +22,10 @@ from sgsfa_cli.torchrun import joined, leading
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipeline.config import RunConfig
     from pipeline.stages.execute import RunReport
     from pipeline.stages.status import StageStatus
 
 app = command_app()
-
-_RANKS = (1, 5, 10, 20)
 
 
 @app.command(
@@ -83,7 +79,7 @@ def run(
 
     with leading():
         report = execute(settings, from_stage=from_stage, until=until, force=force, wait=wait, progress=progress)
-    console.emit(_as_data(report), json=json, draw=lambda: _draw(report, settings))
+    console.emit(_as_data(report), json=json, draw=lambda: _draw(report))
     if report.rejected:
         from pipeline.errors import RejectedInputs
 
@@ -110,7 +106,7 @@ def _as_data(report: RunReport) -> dict[str, Any]:
     return {"idle": report.idle, **console.plain(report)}
 
 
-def _draw(report: RunReport, settings: RunConfig) -> RenderableType:
+def _draw(report: RunReport) -> RenderableType:
     from rich.console import Group
 
     done = {"ran": "done", "resumed": "resumed and done", "reused": "already there"}
@@ -125,26 +121,8 @@ def _draw(report: RunReport, settings: RunConfig) -> RenderableType:
         for outcome in report.stages
     ]
     parts: list[RenderableType] = [console.table("Stage", "", "Time>", "Rejected>", "Where", rows=rows)]
-    if report.results:
-        parts.append(_draw_results(report.results, settings.name))
+    if report.results is not None:
+        parts.append(console.table(*report.results["columns"], rows=report.results["rows"]))
     took = console.duration(report.seconds)
     parts.append(f"Nothing to do: all is up to date ({took})." if report.idle else f"Finished in {took}.")
     return Group(*parts)
-
-
-def _draw_results(results: Mapping[str, Any], name: str) -> RenderableType:
-    rows: list[tuple[str, ...]] = []
-    for test, result in results.items():
-        rows.append((test, name, *_scores(result.get("metrics", result))))
-        if histogram := result.get("histogram"):
-            rows.append((test, "colour histogram", *_scores(histogram)))
-    columns = (*(f"Rank-{rank}>" for rank in _RANKS), "mAP>", "mINP>", "Queries>")
-    return console.table("Test set", "Method", *columns, rows=rows)
-
-
-def _scores(metrics: Mapping[str, Any]) -> tuple[str, ...]:
-    cmc = metrics.get("cmc", [])
-    shares = [cmc[rank - 1] if rank <= len(cmc) else None for rank in _RANKS]
-    shares += [metrics.get("mAP"), metrics.get("mINP")]
-    cells = ["-" if share is None else f"{100 * share:.1f} %" for share in shares]
-    return (*cells, str(metrics.get("num_valid_queries", "-")))

@@ -16,8 +16,11 @@ from pipeline.stages import execute, graph, status
 from pipeline.stages.stage import StageReport
 from sgsfa_cli.main import app
 
-METRICS = {"cmc": [0.75, 0.8, 0.8, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9, 1.0], "mAP": 0.5, "mINP": 0.25, "num_valid_queries": 2}
-RESULT = {"metrics": METRICS, "histogram": {**METRICS, "cmc": [0.125]}}
+RESULT = {
+    "columns": ["Test set", "Method", "Rank-1>"],
+    "rows": [["people", "shrunk rule", "75.0 %"], ["people", "colour histogram", "12.5 %"]],
+    "tests": {"people": {"metrics": {"mAP": 0.5}}},
+}
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def folder(tmp_path, monkeypatch, rejected):
         def build(context):
             (context.out / "made.txt").write_text(name)
             if name == "eval":
-                write_json(context.out / "result.json", {"tests": {"people": RESULT}})
+                write_json(context.out / "result.json", RESULT)
             return StageReport(total=2, rejected=tuple(rejected) if name == "masks" else ())
 
         return build
@@ -84,7 +87,7 @@ def test_run_as_json(sgsfa):
     report = data(sgsfa("run", "--json"))
     assert report["idle"] is False
     assert [stage["action"] for stage in report["stages"]] == ["ran"] * 4
-    assert report["results"]["people"]["metrics"]["mAP"] == 0.5
+    assert report["results"]["tests"]["people"]["metrics"]["mAP"] == 0.5
     assert data(sgsfa("run", "--json"))["idle"] is True
 
 
