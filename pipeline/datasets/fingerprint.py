@@ -1,6 +1,6 @@
 """Content hashes of images, and of a data set: what decides whether a stage must run again.
 
-Hashing all images takes a while on a large set, so a stat cache remembers the hash of every file whose size, time of
+Hashing all images takes a while on a large set, so a stat cache remembers the hash of every file whose size, times of
 change and inode are still the same. The cache only ever saves time: a file that was touched is hashed again, and if
 its content is equal its hash is too. Losing the cache, or an entry to another process that writes at the same time,
 costs that time again and nothing else.
@@ -11,22 +11,37 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.datasets.records import Dataset, Record, unique_names
 from pipeline.errors import DataError
 from pipeline.runtime.files import atomic_write, read_json, sha256_file
 
-_CACHE_FORMAT = 1
+_CACHE_FORMAT = 2
 _THREADS = 8
 # A file that changes twice within the clock's grain keeps its time of change; files this young are not remembered.
 _SETTLED_NS = 2_000_000_000
 
-_Entry = tuple[int, int, int, str]
-"""Size, time of change in ns, inode, hash."""
+
+class _Entry(NamedTuple):
+    """A file as it was when it was hashed; times in ns.
+
+    `changed` is the time of change of its directory entry, which unlike `modified` no program can set back.
+    """
+
+    size: int
+    modified: int
+    changed: int
+    inode: int
+    sha256: str
+
+    def matches(self, stat: os.stat_result) -> bool:
+        return self[:4] == (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 def image_hashes(root: Path, names: Iterable[str], *, cache: Path | None) -> dict[str, str]:
@@ -51,8 +66,8 @@ def image_hashes(root: Path, names: Iterable[str], *, cache: Path | None) -> dic
     changed: list[str] = []
     for name in names:
         remembered = known.get(name)
-        if remembered is not None and remembered[:3] == _state(root / name):
-            hashes[name] = remembered[3]
+        if remembered is not None and _is_still(root / name, remembered):
+            hashes[name] = remembered.sha256
         else:
             changed.append(name)
 
@@ -63,8 +78,8 @@ def image_hashes(root: Path, names: Iterable[str], *, cache: Path | None) -> dic
             if isinstance(result, OSError):
                 unreadable.append(f"{name} ({result.strerror or result})")
                 continue
-            hashes[name] = result[3]
-            if started - result[1] > _SETTLED_NS:
+            hashes[name] = result.sha256
+            if started - result.modified > _SETTLED_NS:
                 fresh[name] = result
     if unreadable:
         more = f" and {len(unreadable) - 5:,} more" if len(unreadable) > 5 else ""
@@ -94,19 +109,18 @@ def dataset_fingerprint(dataset: Dataset, records: Sequence[Record], cache: Path
     return digest.hexdigest()
 
 
-def _state(path: Path) -> tuple[int, int, int] | None:
+def _is_still(path: Path, remembered: _Entry) -> bool:
     try:
-        stat = path.stat()
+        return remembered.matches(path.stat())
     except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns, stat.st_ino
+        return False
 
 
 def _hash(path: Path) -> _Entry | OSError:
     try:
         # Looked at before reading: a change during the reading shows in the next look.
         stat = path.stat()
-        return stat.st_size, stat.st_mtime_ns, stat.st_ino, sha256_file(path)
+        return _Entry(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, sha256_file(path))
     except OSError as error:
         return error
 
@@ -117,13 +131,10 @@ def _load(cache: Path) -> dict[str, dict[str, _Entry]]:
         if content["format"] != _CACHE_FORMAT:
             return {}
         return {
-            root: {
-                name: (int(size), int(changed), int(inode), str(sha256))
-                for name, (size, changed, inode, sha256) in entries.items()
-            }
+            root: {name: _Entry(*map(int, entry[:4]), str(entry[4])) for name, entry in entries.items()}
             for root, entries in content["roots"].items()
         }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
         # A cache that is missing or broken is an empty one.
         return {}
 
