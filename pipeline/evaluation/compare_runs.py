@@ -35,9 +35,11 @@ class Difference:
     interval: Interval
 
     @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.interval.low > 0 or self.interval.high < 0
+    def verdict(self) -> str:
+        """Nothing where the interval leaves out 0, else a word of caution."""
+        if self.interval.low == self.interval.high == 0:
+            return "equal"
+        return "" if self.interval.low > 0 or self.interval.high < 0 else "can be chance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class Comparison:
                 per_cent(one.now),
                 f"{100 * one.interval.mean:+.1f}",
                 f"[{100 * one.interval.low:+.1f}, {100 * one.interval.high:+.1f}]",
-                "" if one.clear else "can be chance",
+                one.verdict,
             )
             for one in self.differences
         ]

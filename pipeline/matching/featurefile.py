@@ -375,26 +375,27 @@ class FeatureWriter:
                 raise
 
 
-def require_same_shape(query: FeatureFile, gallery: FeatureFile) -> None:
+def require_comparable(query: Features, gallery: FeatureFile) -> None:
     """Refuse to compare features of different lengths or, where both name one, of different checkpoints.
 
     Raises:
         FormatError: They cannot be compared.
     """
-    if (query.part_dim, query.whole_dim) != (gallery.part_dim, gallery.whole_dim):
-        raise FormatError(
-            f"the features have {query.part_dim} numbers a part and {query.whole_dim} for the whole body",
-            where=query.path,
-            expected=f"{gallery.part_dim} and {gallery.whole_dim}, as in {gallery.path}",
-            hint="extract both with the same checkpoint",
-        )
     ours, theirs = query.attributes.get("checkpoint_sha256"), gallery.attributes.get("checkpoint_sha256")
     if ours and theirs and ours != theirs:
         raise FormatError(
-            f"the features come from checkpoint {str(ours)[:8]}",
-            where=query.path,
-            expected=f"checkpoint {str(theirs)[:8]}, as in {gallery.path}",
+            f"the gallery's features come from checkpoint {str(theirs)[:8]}",
+            where=gallery.path,
+            expected=f"checkpoint {str(ours)[:8]}, which the queries' features come from",
             hint="features of two checkpoints lie in different spaces; extract both with the same one",
+        )
+    lengths = query.parts.shape[2], query.whole.shape[1]
+    if lengths != (gallery.part_dim, gallery.whole_dim):
+        raise FormatError(
+            f"the gallery's features have {gallery.part_dim} numbers a part and {gallery.whole_dim} for the whole body",
+            where=gallery.path,
+            expected=f"{lengths[0]} and {lengths[1]}, as the queries have",
+            hint="extract both with the same checkpoint",
         )
 
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 app = command_app()
 
+_CAMERA_PAIRS = 12
+"""More pairs of cameras than these are left to the JSON."""
+
 
 @app.command(
     epilog=examples(
@@ -216,7 +219,10 @@ def _draw(results: Mapping[str, dict[str, Any]], comparisons: list[Comparison]) 
         console.table(*COLUMNS, rows=[row for result in results.values() for row in table_rows(result)])
     ]
     for name, result in results.items():
-        if groups := breakdown_rows(result):
+        groups = breakdown_rows(result)
+        if sum(row[0] == "cameras" for row in groups) > _CAMERA_PAIRS:
+            groups = [row for row in groups if row[0] != "cameras"]
+        if groups:
             title = f"{name}: by what the query shows (visible fraction: {result['protocol']['visible_fraction']})"
             heads = ("By", "Group", "Queries>", "Rank-1>", "mAP>", "mINP>")
             parts.append(console.table(*heads, rows=groups, title=escape(title)))
