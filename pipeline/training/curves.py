@@ -25,7 +25,8 @@ def draw_curves(metrics: Path, out: Path) -> None:
     epochs = [line for line in lines if line["kind"] == "epoch"]
     tests = [line for line in lines if line["kind"] == "evaluation"]
     # The object, not pyplot: pyplot keeps figures alive in a global list and picks a window system.
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = Figure(figsize=(11, 7))
+    figure.subplots_adjust(left=0.06, right=0.98, bottom=0.07, top=0.95, wspace=0.14, hspace=0.28)
     losses, rate, visibility, accuracy = figure.subplots(2, 2).flat
     for name in _LOSSES:
         if any(line.get(name) for line in epochs):

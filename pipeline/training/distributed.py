@@ -18,7 +18,7 @@ def replicate(model: nn.Module, device: torch.device) -> nn.Module:
     """
     # Every parameter takes part in every backward pass (see `step.py`), so none needs to be searched for.
     ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=True, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def gather_rows(mine: Tensor) -> Tensor:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pickle
 import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from training_helpers import small_model, small_training
+from training_helpers import make_masks, make_people, small_model, small_training
 
 from pipeline.config import LossConfig
 from pipeline.datasets.records import Dataset
+from pipeline.errors import ConfigError, DataError, DeviceError, WeightsError
 from pipeline.model.weights import load_checkpoint, read_meta
+from pipeline.runtime.progress import SILENT
 from pipeline.training import loop as loop_module
+from pipeline.training import run as run_module
 from pipeline.training.metrics_log import read_metrics
 from pipeline.training.run import train
 
@@ -26,76 +33,302 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def assert_equal_weights(one: Path, two: Path) -> None:
     a, b = weights(one), weights(two)
     assert a.keys() == b.keys()
-    different = [name for name in a if not torch.equal(a[name], b[name])]
-    assert not different
+    assert not [name for name in a if not torch.equal(a[name], b[name])]
 
 
-def test_leaves_a_checkpoint_a_log_curves_and_a_report(
-    tmp_path: Path, people: Dataset, masks: Path, loss: LossConfig
-) -> None:
-    work = tmp_path / "work"
-    report = train(
-        work,
-        dataset=people,
-        masks=masks,
-        model=small_model(),
-        loss=loss,
-        config=small_training(eval_every=1),
-        tests=[people],
-    )
-    assert sorted(path.name for path in work.iterdir()) == [
+class Notes:
+    """A progress that keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.task = SILENT.task
+
+    def note(self, message: str) -> None:
+        self.said.append(message)
+
+    warn = note
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the runs of this module have in common, and an undisturbed run, with evaluations, to compare with."""
+    root = tmp_path_factory.mktemp("training")
+    dataset = make_people(root / "people")
+    arguments = {
+        "dataset": dataset,
+        "masks": make_masks(root / "masks.h5", dataset),
+        "model": small_model(),
+        "loss": LossConfig(),
+        "config": small_training(eval_every=1, checkpoint_minutes=0),
+        "tests": [dataset],
+    }
+    report = train(root / "straight", **arguments)
+    return {"arguments": arguments, "folder": root / "straight", "report": report}
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(work: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than training here; the undisturbed run has drawn."""
+    monkeypatch.setattr(run_module, "draw_curves", lambda metrics, out: None)
+
+
+def test_leaves_a_checkpoint_a_log_curves_and_a_report(work: dict[str, Any]) -> None:
+    folder, report = work["folder"], work["report"]
+    assert sorted(path.name for path in folder.iterdir()) == [
         "best.safetensors",
         "curves.png",
         "metrics.jsonl",
         "model.safetensors",
         "training.json",
     ]
-    assert (report.images, report.identities, report.without_mask, report.steps) == (24, 6, 0, 8)
-    meta = read_meta(work / "model.safetensors")
+    assert (report.images, report.identities, report.without_mask, report.steps) == (18, 6, 0, 4)
+    meta = read_meta(folder / "model.safetensors")
     assert meta.num_classes == 6
     assert meta.thresholds == report.thresholds
     assert len(report.thresholds) == 7
     assert all(0 < tau < 1 for tau in report.thresholds[:4])
-    lines = list(read_metrics(work / "metrics.jsonl"))
-    assert [line["step"] for line in lines if line["kind"] == "step"] == list(range(1, 9))
+    assert report.best is not None
+    assert read_meta(folder / "best.safetensors").epochs == report.best[0]
+    lines = list(read_metrics(folder / "metrics.jsonl"))
+    assert [line["step"] for line in lines if line["kind"] == "step"] == [1, 2, 3, 4]
     assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == [1, 2]
-    assert [line["kind"] for line in lines][-1] == "calibration"
+    assert lines[-1]["kind"] == "calibration"
     assert all(np.isfinite(line["loss"]) for line in lines if line["kind"] == "step")
     assert all(0 <= line["mAP"] <= 1 for line in lines if line["kind"] == "evaluation")
     assert set(next(line for line in lines if line["kind"] == "epoch")["visibility_accuracy"]) >= {"head", "top"}
 
 
-class _StopAt:
-    """Sends this process a signal when a step begins, as a user's Ctrl-C would."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
-        before = loop_module.learning_rate
-
-        def rate(now: int, per_epoch: int, config: object) -> float:
-            if now == step:
-                os.kill(os.getpid(), number)
-            return before(now, per_epoch, config)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(loop_module, "learning_rate", rate)
+def test_a_finished_run_is_not_done_again(work: dict[str, Any]) -> None:
+    before = (work["folder"] / "model.safetensors").stat().st_mtime_ns
+    again = train(work["folder"], **work["arguments"])
+    assert again == work["report"]
+    assert (work["folder"] / "model.safetensors").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize(("step", "number"), [(2, signal.SIGINT), (4, signal.SIGTERM), (6, signal.SIGINT)])
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Any) -> None:
+    """Have something happen when a step begins."""
+    before = loop_module.learning_rate
+    waiting = [action]
+
+    def rate(now: int, per_epoch: int, config: Any) -> float:
+        if now == step and waiting:
+            waiting.pop()()
+        return before(now, per_epoch, config)
+
+    monkeypatch.setattr(loop_module, "learning_rate", rate)
+
+
+# In the middle of an epoch, at the end of one (2 steps each, the evaluation follows), and in the last step but one.
+@pytest.mark.parametrize(("step", "number"), [(0, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_stopped_and_resumed_ends_with_the_same_bits(
-    tmp_path: Path, people: Dataset, masks: Path, loss: LossConfig, step: int, number: signal.Signals
+    tmp_path: Path, work: dict[str, Any], step: int, number: signal.Signals
 ) -> None:
-    arguments = {
-        "dataset": people, "masks": masks, "model": small_model(), "loss": loss, "config": small_training()
-    }  # fmt: skip
-    train(tmp_path / "straight", **arguments)
+    arguments = work["arguments"]
     with pytest.MonkeyPatch.context() as patch:
-        _StopAt(patch, step, number)
+        at_step(patch, step, lambda: os.kill(os.getpid(), number))
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "stopped", **arguments)
-    assert (tmp_path / "stopped" / "state" / "state.safetensors").is_file()
+            train(tmp_path, **arguments)
+    assert (tmp_path / "state" / "state.safetensors").is_file()
+    assert not (tmp_path / "model.safetensors").exists()
     torch.rand(100)  # whatever the process draws in between
-    train(tmp_path / "stopped", **arguments)
-    assert_equal_weights(tmp_path / "straight", tmp_path / "stopped")
-    logs = [list(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("straight", "stopped")]
-    for one, two in zip(*logs, strict=True):
-        assert one["step"] == two["step"]
-        assert one.get("loss") == two.get("loss") or one["kind"] == "epoch"
+    notes = Notes()
+    train(tmp_path, **arguments, progress=notes)
+    assert f"training goes on from step {step + 1} of 4" in notes.said
+    assert_equal_weights(work["folder"], tmp_path)
+    straight, resumed = (list(read_metrics(folder / "metrics.jsonl")) for folder in (work["folder"], tmp_path))
+    assert [(line["kind"], line["step"]) for line in straight] == [(line["kind"], line["step"]) for line in resumed]
+    for one, two in zip(straight, resumed, strict=True):
+        if one["kind"] in ("step", "evaluation"):
+            assert {k: v for k, v in one.items() if k != "images_per_second"} == {
+                k: v for k, v in two.items() if k != "images_per_second"
+            }
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_killed_between_states_repeats_the_lost_steps_to_the_bit(tmp_path: Path, work: dict[str, Any]) -> None:
+    arguments = work["arguments"] | {"config": small_training(eval_every=1, checkpoint_minutes=60)}
+
+    def die() -> None:
+        raise _Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        # As long as no minute has passed no state is saved, but for the one that a first stop leaves.
+        at_step(patch, 0, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, **arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 3, die)
+        with pytest.raises(_Killed):
+            train(tmp_path, **arguments)
+    train(tmp_path, **arguments)
+    assert_equal_weights(work["folder"], tmp_path)
+
+
+def test_images_above_the_budget_give_the_same_bits(tmp_path: Path, work: dict[str, Any]) -> None:
+    config = small_training(eval_every=1, image_budget_gb=1e-6)
+    train(tmp_path, **work["arguments"] | {"config": config})
+    assert_equal_weights(work["folder"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model": small_model(part_dim=16)}, "model.part_dim"),
+        ({"config": small_training(eval_every=1, lr=0.01)}, "train.lr"),
+        ({"loss": LossConfig(balance=0.5)}, "loss.balance"),
+    ],
+)
+def test_a_state_of_another_run_is_refused(
+    tmp_path: Path, work: dict[str, Any], change: dict[str, Any], named: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, **work["arguments"])
+    with pytest.raises(WeightsError, match=named):
+        train(tmp_path, **work["arguments"] | change)
+
+
+class _Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (sys.exit, (3,))
+
+
+@pytest.mark.parametrize("content", [b"", b"no state", pickle.dumps(_Bomb())])
+def test_a_damaged_state_or_a_pickle_is_refused_and_not_opened(
+    tmp_path: Path, work: dict[str, Any], content: bytes
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "state.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match="not a training state"):
+        train(tmp_path, **work["arguments"])
+
+
+def test_images_without_masks_are_counted(tmp_path: Path, work: dict[str, Any]) -> None:
+    dataset = work["arguments"]["dataset"]
+    masks = make_masks(tmp_path / "masks.h5", dataset, failed=5)
+    notes = Notes()
+    config = small_training(epochs=1, ema=0)
+    report = train(tmp_path / "run", **work["arguments"] | {"masks": masks, "config": config}, progress=notes)
+    assert report.without_mask == 5
+    assert any("5 of 18 training images have no mask" in said for said in notes.said)
+
+
+def test_no_masks_at_all_and_the_baseline(tmp_path: Path, work: dict[str, Any]) -> None:
+    config = small_training(epochs=1, ema=0)
+    bare = train(tmp_path / "bare", **work["arguments"] | {"masks": None, "config": config})
+    assert bare.without_mask == 18
+    assert bare.thresholds == (0.0,) * 7
+    model = small_model(kind="baseline", whole_dim=8)
+    rival = train(tmp_path / "rival", **work["arguments"] | {"model": model, "config": config})
+    assert rival.without_mask == 0
+    lines = [line for line in read_metrics(tmp_path / "rival" / "metrics.jsonl") if line["kind"] == "step"]
+    assert all(line["masks"] == 0 < line["whole"] for line in lines)
+
+
+def test_unreadable_images_are_left_out_and_listed(tmp_path: Path) -> None:
+    dataset = make_people(tmp_path / "people", test=1)
+    broken = dataset.split("train")[3]
+    dataset.path_of(broken).write_bytes(b"no image")
+    notes = Notes()
+    report = train(
+        tmp_path / "run",
+        dataset=dataset,
+        masks=None,
+        model=small_model(),
+        loss=LossConfig(),
+        config=small_training(epochs=1, ema=0),
+        progress=notes,
+    )
+    assert [each.path for each in report.failed] == [broken.path]
+    assert report.images == 17
+    assert any(broken.path in said for said in notes.said)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path, work: dict[str, Any]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        before = loop_module.augment
+        calls = 0
+
+        def poison(images: Any, parts: Any, whole: Any, draws: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            normal, *masks = before(images, parts, whole, draws)
+            return (normal * torch.nan if calls == 3 else normal, *masks)
+
+        patch.setattr(loop_module, "augment", poison)
+        with pytest.raises(DataError, match="not finite at step 3"):
+            train(tmp_path, **work["arguments"])
+    bad = json.loads((tmp_path / "state" / "non-finite-batch.json").read_text())
+    names = {record.path for record in work["arguments"]["dataset"].split("train")}
+    assert len(bad["images"]) == 6
+    assert set(bad["images"]) <= names
+    # The state before it is whole: without the poison the run goes on and ends as if nothing had been.
+    train(tmp_path, **work["arguments"])
+    assert_equal_weights(work["folder"], tmp_path)
+
+
+def test_exhausted_memory_ends_with_advice_and_a_state_to_go_on_from(tmp_path: Path, work: dict[str, Any]) -> None:
+    def exhausted() -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 3, exhausted)
+        with pytest.raises(DeviceError, match="the state at step 3 is kept") as caught:
+            train(tmp_path, **work["arguments"])
+    assert "train.accumulate=2" in (caught.value.hint or "")
+    train(tmp_path, **work["arguments"])
+    assert_equal_weights(work["folder"], tmp_path)
+
+
+def test_accumulation_trains(tmp_path: Path, work: dict[str, Any]) -> None:
+    config = small_training(epochs=1, accumulate=3)
+    train(tmp_path, **work["arguments"] | {"config": config})
+    lines = [line for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "step"]
+    assert len(lines) == 2
+    assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_bf16_trains(tmp_path: Path, work: dict[str, Any]) -> None:
+    train(tmp_path, **work["arguments"] | {"config": small_training(epochs=1, amp="bf16")})
+    assert all(np.isfinite(line["loss"]) for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "step")
+
+
+def test_what_cannot_be_trained_is_explained(tmp_path: Path, work: dict[str, Any]) -> None:
+    arguments = work["arguments"]
+    dataset: Dataset = arguments["dataset"]
+    only_tests = Dataset(dataset.kind, dataset.name, dataset.root, dataset.split("query"))
+    with pytest.raises(DataError, match="no images of the split"):
+        train(tmp_path / "a", **arguments | {"dataset": only_tests})
+    with pytest.raises(DataError, match="6 identities, a batch needs 7"):
+        train(tmp_path / "b", **arguments | {"config": small_training(identities=7)})
+    with pytest.raises(DeviceError, match="fp16 does not work on the CPU"):
+        train(tmp_path / "c", **arguments | {"config": small_training(amp="fp16")})
+    nothing = Dataset(dataset.kind, "empty", dataset.root, ())
+    with pytest.raises(DataError, match="0 queries"):
+        train(tmp_path / "d", **arguments | {"tests": [nothing]})
+    with pytest.raises(WeightsError, match="does not exist"):
+        train(tmp_path / "e", **arguments | {"model": small_model(weights=str(tmp_path / "none.pth"))})
+
+
+def test_a_missing_tensorboard_is_explained(
+    tmp_path: Path, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match="TensorBoard is not installed"):
+        train(tmp_path, **work["arguments"] | {"config": small_training(tensorboard=True)})
+
+
+def test_a_failing_compiler_only_warns(tmp_path: Path, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: object) -> object:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    notes = Notes()
+    config = small_training(eval_every=1, compile=True)
+    train(tmp_path, **work["arguments"] | {"config": config}, progress=notes)
+    assert any("torch.compile failed" in said and "no C++ compiler" in said for said in notes.said)
+    assert_equal_weights(work["folder"], tmp_path)

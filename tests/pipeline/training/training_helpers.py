@@ -25,7 +25,7 @@ def paint(pid: int, shot: int) -> np.ndarray:
     return image.clip(0, 255).astype(np.uint8)
 
 
-def make_people(root: Path, *, train: int = 6, test: int = 5, shots: int = 4) -> Dataset:
+def make_people(root: Path, *, train: int = 6, test: int = 4, shots: int = 3) -> Dataset:
     """`train` identities to train on, `test` others as query (camera 1) and gallery (camera 2)."""
     records = []
     for pid in range(1, train + test + 1):
@@ -72,6 +72,7 @@ def small_training(**changes: object) -> TrainConfig:
     return TrainConfig.model_validate(
         {
             "epochs": 2,
+            "epoch_length": "identities",
             "identities": 3,
             "instances": 2,
             "pad": 4,

@@ -1,0 +1,96 @@
+"""Visibility thresholds, the metrics file and its picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.config import ModelConfig
+from pipeline.matching.parts import PARTS
+from pipeline.training.calibrate import NEVER, from_samples, true_visibility
+from pipeline.training.curves import draw_curves
+from pipeline.training.metrics_log import MetricsLog, read_metrics
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 30))
+def test_thresholds_equal_a_literal_version(seed: int, count: int) -> None:
+    stream = np.random.default_rng(seed)
+    predicted, true = stream.random((count, 7), dtype=np.float32), stream.random((count, 7)) < 0.6
+    got = from_samples(torch.from_numpy(predicted), torch.from_numpy(true))
+    for i, part in enumerate(PARTS):
+        shown = sorted(predicted[true[:, i], i].tolist())
+        # The lower of the two middle values where their number is even.
+        threshold = shown[(len(shown) - 1) // 2] / 2 if shown else NEVER
+        assert got.thresholds[i] == pytest.approx(threshold)
+        right = sum((predicted[n, i] > threshold) == true[n, i] for n in range(count))
+        assert got.accuracy[part] == pytest.approx(right / count)
+
+
+def person(head: bool, feet: bool) -> torch.Tensor:
+    parts = torch.zeros(4, 16, 8)
+    if head:
+        parts[0, 2:4, 3:5] = 1
+    parts[1, 4:8, 2:6] = 1
+    parts[2, 8:13, 2:6] = 1
+    if feet:
+        parts[3, 13:15, 2:6] = 1
+    else:
+        parts[:, 8:] = 0
+    return parts
+
+
+def test_true_visibility_of_whole_and_cut_people() -> None:
+    parts = torch.stack([person(True, True), person(True, False), person(False, True), torch.zeros(4, 16, 8)])
+    got = true_visibility(parts, ModelConfig())
+    names = [{part for part, shown in zip(PARTS, row, strict=True) if shown} for row in got.tolist()]
+    assert names[0] == set(PARTS)
+    # Rows 2 to 15 are divided 15, 23, 62 %: the bottom begins in row 7, which still shows the upper body.
+    assert names[1] == {"head", "upper", "top", "middle", "bottom"}
+    assert names[2] == {"upper", "lower", "shoes"}
+    assert names[3] == set()
+    by_head = true_visibility(parts, ModelConfig(body_height="head"))
+    assert by_head[2].tolist() == got[2].tolist()
+
+
+def fill(path: Path, steps: int) -> None:
+    with MetricsLog(path) as log:
+        for step in range(1, steps + 1):
+            log.write("step", step=step, epoch=1 + (step - 1) // 2, values={"lr": 1e-3, "loss": 1 / step})
+            if step % 2 == 0:
+                values = {"loss": 1 / step, "lr": 1e-3, "visibility_accuracy": {"head": 0.5}}
+                log.write("epoch", step=step, epoch=step // 2, values=values)
+                log.write("evaluation", step=step, epoch=step // 2, values={"rank1": 0.1 * step, "mAP": 0.05 * step})
+
+
+def test_lines_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    fill(path, 6)
+    with path.open("a") as file:
+        file.write('{"kind": "step", "st')
+    with MetricsLog(path, step=3) as log:
+        log.write("step", step=4, epoch=2, values={"loss": float("nan")})
+    lines = list(read_metrics(path))
+    assert [line["step"] for line in lines if line["kind"] == "step"] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if line["kind"] == "epoch"] == [2]
+    assert lines[-1]["loss"] is None
+
+
+def test_a_run_from_the_start_begins_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    fill(path, 4)
+    with MetricsLog(path):
+        pass
+    assert list(read_metrics(path)) == []
+
+
+@pytest.mark.parametrize("steps", [0, 1, 6])
+def test_curves_are_drawn_from_whatever_there_is(tmp_path: Path, steps: int) -> None:
+    fill(tmp_path / "metrics.jsonl", steps)
+    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"

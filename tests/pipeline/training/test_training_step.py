@@ -1,0 +1,121 @@
+"""The gradient of a batch: equal to plain autograd, in one piece or several, and finite for any masks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from training_helpers import HEIGHT, WIDTH, small_model
+
+from pipeline.config import LossConfig
+from pipeline.model.losses import total_loss
+from pipeline.model.network import build_model
+from pipeline.training.step import Batch, backward
+
+CLASSES, BATCH = 5, 8
+
+
+def make_model(**changes: object) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(small_model(**changes), CLASSES).train()
+
+
+def make_batch(*, masks: bool = True, has_mask: bool = True) -> Batch:
+    torch.manual_seed(1)
+    return Batch(
+        images=torch.randn(BATCH, 3, HEIGHT, WIDTH).to(memory_format=torch.channels_last),
+        labels=torch.arange(4).repeat_interleave(2),
+        whole=torch.rand(BATCH, 1, HEIGHT // 4, WIDTH // 4) * masks,
+        parts=torch.rand(BATCH, 4, HEIGHT // 16, WIDTH // 16) * masks,
+        has_mask=torch.full((BATCH,), has_mask),
+    )
+
+
+def freeze_norms(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    return model
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-3) -> None:
+    """Up to the order of summation, which weighs where a gradient is a sum that nearly cancels."""
+    largest = max(gradient.norm() for gradient in wanted.values())
+    for name, gradient in got.items():
+        expected = wanted.get(name, torch.zeros_like(gradient))
+        assert (gradient - expected).norm() <= tolerance * expected.norm() + 1e-6 * largest, name
+
+
+@pytest.mark.parametrize("preset", [{}, {"necks": True, "whole_dim": 8}, {"kind": "baseline"}])
+def test_equals_plain_autograd(preset: dict[str, object]) -> None:
+    batch, loss = make_batch(), LossConfig(triplet_on="parts" if "necks" in preset else "semantic")
+    model, plain = make_model(**preset), make_model(**preset)
+    parts, output = backward(model, batch, loss)
+    direct = plain(batch.images)
+    expected = total_loss(direct, batch.labels, batch.whole, batch.parts, batch.has_mask, loss)
+    expected.total.backward()
+    torch.testing.assert_close(parts.total, expected.total)
+    torch.testing.assert_close(output.whole, direct.whole.detach())
+    got, wanted = gradients(model), gradients(plain)
+    assert_same_gradients(got, wanted)
+    assert wanted.keys() <= got.keys()
+
+
+def test_every_parameter_that_trains_gets_a_gradient() -> None:
+    model = make_model(necks=True, whole_dim=8)
+    backward(model, make_batch(masks=False, has_mask=False), LossConfig())
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+
+
+@pytest.mark.parametrize("pieces", [2, 4])
+def test_pieces_mine_over_the_whole_batch(pieces: int) -> None:
+    batch, loss = make_batch(), LossConfig()
+    whole, split = (freeze_norms(make_model(necks=True, whole_dim=8)) for _ in range(2))
+    one, _ = backward(whole, batch, loss)
+    several, output = backward(split, batch, loss, pieces=pieces)
+    assert output.whole.shape[0] == BATCH
+    torch.testing.assert_close(one.total, several.total, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(one.triplet, several.triplet, rtol=1e-5, atol=1e-6)
+    assert_same_gradients(gradients(split), gradients(whole))
+
+
+def test_pieces_count_running_statistics_once() -> None:
+    model, reference = make_model(), make_model()
+    batch = make_batch()
+    backward(model, batch, LossConfig(), pieces=2)
+    with torch.no_grad():
+        for piece in batch.images.chunk(2):
+            reference(piece)
+    stored = dict(reference.named_buffers())
+    for name, value in model.named_buffers():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(value, stored[name])
+    assert all(m.momentum == 0.1 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+def test_empty_masks_give_a_finite_loss_and_gradient(has_mask: bool) -> None:
+    model = make_model(necks=True, whole_dim=8)
+    parts, _ = backward(model, make_batch(masks=False, has_mask=has_mask), LossConfig(triplet_on="parts"))
+    assert all(torch.isfinite(value) for value in parts.named().values())
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
+    if not has_mask:
+        assert parts.masks == 0
+
+
+def test_a_scale_scales_gradients_but_not_the_loss() -> None:
+    model = freeze_norms(make_model())
+    scaled = copy.deepcopy(model)
+    batch, loss = make_batch(), LossConfig()
+    one, _ = backward(model, batch, loss)
+    other, _ = backward(scaled, batch, loss, scale=lambda value: value * 64)
+    assert one.total == other.total
+    assert_same_gradients({name: value / 64 for name, value in gradients(scaled).items()}, gradients(model))
