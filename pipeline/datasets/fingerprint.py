@@ -22,7 +22,7 @@ from pipeline.datasets.records import Dataset, Record, unique_names
 from pipeline.errors import DataError
 from pipeline.runtime.files import atomic_write, read_json, sha256_file
 
-_CACHE_FORMAT = 2
+_CACHE_FORMAT = 1
 _THREADS = 8
 # A file that changes twice within the clock's grain keeps its time of change; files this young are not remembered.
 _SETTLED_NS = 2_000_000_000
@@ -131,12 +131,17 @@ def _load(cache: Path) -> dict[str, dict[str, _Entry]]:
         if content["format"] != _CACHE_FORMAT:
             return {}
         return {
-            root: {name: _Entry(*map(int, entry[:4]), str(entry[4])) for name, entry in entries.items()}
+            root: {name: _entry(*values) for name, values in entries.items()}
             for root, entries in content["roots"].items()
         }
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
         # A cache that is missing or broken is an empty one.
         return {}
+
+
+def _entry(size: int, modified: int, changed: int, inode: int, sha256: str) -> _Entry:
+    """Check what was read from JSON."""
+    return _Entry(int(size), int(modified), int(changed), int(inode), str(sha256))
 
 
 def _store(cache: Path, root: str, fresh: dict[str, _Entry]) -> None:
