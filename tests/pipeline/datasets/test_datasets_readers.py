@@ -23,6 +23,8 @@ from pipeline.datasets.records import Dataset
 from pipeline.datasets.registry import kinds, open_dataset
 from pipeline.errors import DataError
 
+SHARED = Path(os.environ.get("SGSFA_SHARED") or Path(__file__).parents[4] / "shared")
+
 TREES = {
     "market1501": market_tree,
     "dukemtmc": duke_tree,
@@ -410,11 +412,11 @@ def test_kinds_have_all_that_the_list_shows() -> None:
 
 
 @pytest.mark.skipif(
-    not (Path(os.environ.get("SGSFA_SHARED", "../shared")) / "data/market1501/bounding_box_train").is_dir(),
-    reason="no Market-1501 images under SGSFA_SHARED (default ../shared)",
+    not (SHARED / "data/market1501/bounding_box_train").is_dir(),
+    reason="no Market-1501 images under SGSFA_SHARED (default: beside the repository)",
 )
 def test_the_real_market_training_images() -> None:
-    root = Path(os.environ.get("SGSFA_SHARED", "../shared")) / "data/market1501"
+    root = SHARED / "data/market1501"
     dataset = open_dataset(f"market1501:{root}", expect_counts=False)
     assert len(dataset.split("train")) == 12_936
     assert len({record.pid for record in dataset.split("train")}) == 751
