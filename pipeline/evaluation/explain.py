@@ -164,5 +164,5 @@ def _counting(query: PartSet, gallery: PartSet, rule: Rule) -> npt.NDArray[np.bo
     has_whole = rule.whole_term and query.whole.shape[1] > 0
     always = has_whole and rule.name == "shrunk" and rule.shrink > 0
     alone = has_whole and (rule.name != "sum" or query.parts.shape[2] == 0)
-    whole = np.full(len(shared), True) if always else ~shared.any(axis=1) & alone
-    return np.concatenate([shared, whole[:, None]], axis=1)
+    whole = ~shared.any(axis=1, keepdims=True) & alone | always
+    return np.concatenate([shared, whole], axis=1)

@@ -535,6 +535,8 @@ def _fill(file: h5py.File, header: FeatureHeader, total: int) -> None:
         layout.set_layout(h5py.h5d.CONTIGUOUS)
         layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        # Equal features make equal files.
+        layout.set_obj_track_times(False)
         space = h5py.h5s.create_simple(shape)
         h5py.h5d.create(file.id, name.encode(), h5py.h5t.IEEE_F32LE, space, layout)
     file["thresholds"] = np.asarray(header.thresholds, dtype=np.float32)
