@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import SynthConfig
+from pipeline.datasets.registry import open_dataset
+from pipeline.errors import ConfigError, DataError
+from pipeline.runtime.progress import SILENT
+from pipeline.synthesis import dataset as module
+from pipeline.synthesis.dataset import render_dataset
+from pipeline.synthesis.scene import palette
+
+TINY = SynthConfig(ids=3, cameras=2, shots=2, height=64, width=32, jobs=1)
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("synth") / "people"
+    render_dataset(out, TINY)
+    return out
+
+
+def test_table_and_files_agree(made: Path) -> None:
+    with (made / "dataset.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0]) == ["path", "pid", "camid", "split", "occluder", "visible", "truncated", "pose", "outfit"]
+    assert [row["path"] for row in rows] == sorted(row["path"] for row in rows)
+    for row in rows:
+        with Image.open(made / row["path"]) as image:
+            assert image.format == "JPEG"
+            assert image.size == (32, 64)
+        with Image.open((made / "labels" / row["path"]).with_suffix(".png")) as labels:
+            assert labels.mode == "P"
+            assert labels.size == (32, 64)
+            assert labels.getpalette()[:60] == palette().ravel().tolist()
+            assert np.asarray(labels).max() < 20
+        assert (row["occluder"] != "") or row["split"] != "query"
+        if row["occluder"]:
+            assert 0.25 <= float(row["visible"]) <= 0.9
+    on_disk = {path.relative_to(made).as_posix() for path in made.rglob("*.jpg")}
+    assert on_disk == {row["path"] for row in rows}
+
+
+def test_description_says_what_was_made(made: Path) -> None:
+    described = json.loads((made / "dataset.json").read_text())
+    assert described["parameters"] == module.parameters(TINY)
+    assert "jobs" not in described["parameters"]
+    assert "CC0" in described["licence"]["images and label maps"]
+    assert described["labels"]["13"] == "face"
+    splits = described["statistics"]["splits"]
+    assert sum(split["images"] for split in splits.values()) == len(list(made.rglob("*.jpg")))
+    assert splits["query"]["occluded"] == splits["query"]["images"]
+    assert splits["gallery"]["distractor images"] == 2
+    assert not (made / "partial").exists()
+
+
+def test_it_is_read_back(made: Path) -> None:
+    dataset = open_dataset(f"synthetic:{made}")
+    assert {record.split for record in dataset.records} == {"train", "query", "gallery"}
+    assert dataset.label_maps == made / "labels"
+    record = dataset.split("query")[0]
+    assert dataset.extra[record.path]["occluder"]
+
+
+@pytest.mark.slow
+def test_bytes_do_not_depend_on_the_workers(made: Path, tmp_path: Path) -> None:
+    render_dataset(tmp_path / "two", TINY.model_copy(update={"jobs": 2}))
+    assert digests(tmp_path / "two") == digests(made)
+
+
+def test_killed_run_goes_on_and_ends_in_the_same_bytes(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "people"
+    drawn: list[int] = []
+    original = module.render
+
+    def fails_later(*args: object, **options: object) -> object:
+        if len(drawn) == 6:
+            raise KeyboardInterrupt
+        drawn.append(1)
+        return original(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "render", fails_later)
+    with pytest.raises(KeyboardInterrupt):
+        render_dataset(out, TINY)
+    assert (out / "partial").is_dir()
+    assert not (out / "dataset.json").exists()
+    monkeypatch.setattr(module, "render", original)
+    summary = render_dataset(out, TINY)
+    assert summary.rendered == summary.images - 4
+    assert digests(out) == digests(made)
+
+
+def test_complete_set_is_not_made_again(made: Path) -> None:
+    before = digests(made)
+    assert render_dataset(made, TINY, progress=SILENT).rendered == 0
+    assert digests(made) == before
+
+
+def test_other_parameters_are_refused(made: Path) -> None:
+    with pytest.raises(DataError, match="other parameters"):
+        render_dataset(made, TINY.model_copy(update={"seed": 1}))
+
+
+def test_foreign_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError):
+        render_dataset(tmp_path, TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_unfinished_run_of_other_parameters_is_refused(tmp_path: Path) -> None:
+    module._begin(tmp_path / "people", module.parameters(TINY))
+    with pytest.raises(DataError, match="unfinished"):
+        render_dataset(tmp_path / "people", TINY.model_copy(update={"tone": 0.9}))
+
+
+def test_sizes_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        render_dataset(tmp_path / "people", TINY.model_copy(update={"ids": 10**6}))
+    assert not (tmp_path / "people").exists()
