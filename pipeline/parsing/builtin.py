@@ -176,16 +176,19 @@ def load_builtin_from(path: Path, device: torch.device | str = "cpu", *, half: b
         raise WeightsError(
             "the built-in parser's weights cannot be read", where=path, hint="install the package again"
         ) from error
-    missing = network.load_state_dict(state, strict=False)
     # Counters of batches seen, which only training needs, are not stored.
-    lacking = [name for name in missing.missing_keys if not name.endswith("num_batches_tracked")]
-    if lacking or missing.unexpected_keys:
+    wanted = {
+        name: value.shape for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")
+    }
+    found = {name: value.shape for name, value in state.items()}
+    if found != wanted:
+        different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise WeightsError(
-            f"the weights are of another network: {len(lacking)} tensors are missing, "
-            f"{len(missing.unexpected_keys)} are unknown",
+            f"the weights are of another network: {len(different)} tensors differ, such as {different[0]}",
             where=path,
             expected="a file that tools.parser.train wrote with this version",
         )
+    network.load_state_dict(state, strict=False)
     return BuiltinParser(network, torch.device(device), weights_sha256=sha256_file(path), half=half)
 
 
@@ -195,7 +198,7 @@ def has_native_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         # Older releases of torch cannot say; float32 is right everywhere.
-        abilities = getattr(torch.cpu, "get_capabilities", dict)()
+        abilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
     return False
 

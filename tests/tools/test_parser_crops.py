@@ -1,0 +1,122 @@
+"""Crops, occluders and the loss of the parser's training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("tools.parser.crops", reason="run from the repository, where tools/ lies")
+
+from tools.parser import occluders, textures
+from tools.parser.clothing import Photograph
+from tools.parser.crops import HEIGHT, WIDTH, Crop, CropRules, behind, cut, mirrored, random_crop
+from tools.parser.data import Crops, label_shares
+from tools.parser.losses import parser_loss, soft_jaccard
+
+
+def photograph() -> Photograph:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (200, 150, 3), dtype=np.uint8)
+    labels = np.zeros((200, 150), np.uint8)
+    labels[20:40, 60:90] = 13
+    labels[40:110, 50:100] = 5
+    labels[110:180, 55:95] = 9
+    return Photograph("drawn", image, labels, (50, 20, 100, 180))
+
+
+@pytest.mark.parametrize("kind", sorted({*occluders.TRAINING, *occluders.RESERVED}, key=lambda kind: kind.__name__))
+def test_occluders_fit_the_crop(kind: occluders.Kind) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(5):
+        made = kind(rng, 64, 32, lambda height, width: np.zeros((height, width, 3), np.uint8))
+        assert made.opacity.shape == (64, 32)
+        assert made.picture.shape == (64, 32, 3)
+        assert made.picture.dtype == np.uint8
+        assert 0 <= made.opacity.min() <= made.opacity.max() <= 1
+
+
+@pytest.mark.parametrize("texture", [*textures.TRAINING, *textures.RESERVED], ids=lambda texture: texture.__name__)
+def test_textures_fill_what_is_asked(texture: textures.Texture) -> None:
+    made = texture(np.random.default_rng(1), 40, 30)
+    assert made.shape == (40, 30, 3)
+    assert made.dtype == np.uint8
+    assert made.std() > 0
+
+
+def test_no_kind_or_texture_serves_both_training_and_test() -> None:
+    assert not set(occluders.TRAINING) & set(occluders.RESERVED)
+    assert not set(textures.TRAINING) & set(textures.RESERVED)
+
+
+def test_cutting_the_whole_box_keeps_the_labels_where_they_were() -> None:
+    crop = cut(photograph(), (50, 20, 100, 180))
+    assert crop.labels.shape == (HEIGHT, WIDTH)
+    assert set(crop.labels[40:140, 4:-4].ravel()) == {5}
+    assert set(crop.labels[150:250, 20:100].ravel()) == {9}
+
+
+def test_mirroring_exchanges_left_and_right() -> None:
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[:, :10] = 14
+    turned = mirrored(Crop(np.zeros((HEIGHT, WIDTH, 3), np.uint8), labels))
+    assert set(turned.labels[:, -10:].ravel()) == {15}
+    assert not turned.labels[:, :-10].any()
+
+
+def test_an_occluder_hides_labels_and_pixels() -> None:
+    crop = cut(photograph(), (50, 20, 100, 180))
+    opacity = np.zeros((HEIGHT, WIDTH), np.float32)
+    opacity[128:] = 1
+    covered = behind(crop, occluders.Occluder(opacity, np.full((HEIGHT, WIDTH, 3), 7, np.uint8)))
+    assert not covered.labels[128:].any()
+    assert (covered.image[128:] == 7).all()
+    assert np.array_equal(covered.image[:128], crop.image[:128])
+
+
+def test_label_shares_count_the_pixels_of_a_cell() -> None:
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[0:4, 0:3] = 5
+    shares = label_shares(labels)
+    assert shares.shape == (20, 64, 32)
+    assert shares[5, 0, 0] == 0.75
+    assert shares[0, 0, 0] == 0.25
+    assert np.allclose(shares.sum(0), 1)
+
+
+def test_crop_numbers_decide_everything() -> None:
+    def crops(first: int) -> Crops:
+        return Crops([photograph()] * 3, [], share=0.0, rules=CropRules(), seed=5, first=first, last=9)
+
+    for number in range(3, 6):
+        image, target = crops(0)[number]
+        again, target_again = crops(3)[number - 3]
+        assert torch.equal(image, again)
+        assert torch.equal(target, target_again)
+
+
+def test_random_crops_are_whole() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(20):
+        crop = random_crop(rng, [photograph()] * 2, 0, CropRules(occluded=1.0, crowd=1.0, backdrop=0.5))
+        assert crop.image.shape == (HEIGHT, WIDTH, 3)
+        assert crop.labels.shape == (HEIGHT, WIDTH)
+        assert crop.image.dtype == crop.labels.dtype == np.uint8
+
+
+def test_the_loss_prefers_the_truth() -> None:
+    target = torch.zeros(2, 20, 64, 32)
+    target[:, 0] = 1
+    target[:, :, 16:48, 8:24] = 0
+    target[:, 5, 16:48, 8:24] = 1
+    weights = torch.ones(20)
+    good = parser_loss(target * 12, target, weights, jaccard=1.0)
+    bad = parser_loss(-target * 12, target, weights, jaccard=1.0)
+    assert good < 0.1 < bad
+
+
+def test_soft_jaccard_of_equal_and_disjoint_masks() -> None:
+    mask = torch.zeros(1, 16, 8)
+    mask[:, :8] = 1
+    assert soft_jaccard(mask, mask) < 0.03
+    assert soft_jaccard(1 - mask, mask) > 0.95

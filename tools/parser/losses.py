@@ -1,0 +1,46 @@
+"""The loss: cross-entropy of soft labels, and the measure that masks are judged by, made differentiable."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PARTS: tuple[tuple[int, ...], ...] = ((1, 2, 4, 13), (3, 5, 6, 7, 10, 11, 14, 15), (9, 12, 16, 17), (8, 18, 19))
+"""LIP labels of head, upper body, lower body and shoes: SPReID's grouping."""
+
+_STEEPNESS = 10.0
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Cross-entropy against label shares: logits and target (B, C, H, W), weights (C,)."""
+    losses = -(weights.view(1, -1, 1, 1) * target * logits.log_softmax(1)).sum(1)
+    return losses.sum() / (weights.view(1, -1, 1, 1) * target).sum()
+
+
+def soft_jaccard(occupancy: Tensor, wanted: Tensor) -> Tensor:
+    """1 - intersection over union of masks cut at one half, the cut softened: both (B, H, W) in [0, 1]."""
+    mask = torch.sigmoid(_STEEPNESS * (occupancy - 0.5))
+    truth = (wanted >= 0.5).to(mask.dtype)
+    both = (mask * truth).sum()
+    union = mask.sum() + truth.sum() - both
+    return 1 - (both + 1) / (union + 1)
+
+
+def parser_loss(logits: Tensor, target: Tensor, weights: Tensor, *, jaccard: float) -> Tensor:
+    """Loss of a batch.
+
+    Args:
+        logits: (B, 20, 64, 32).
+        target: (B, 20, 64, 32) share of each label in a cell; sums to 1.
+        weights: (20,) of the labels in the cross-entropy.
+        jaccard: Weight of the measure of whole bodies (at 64 x 32) and of the four parts (at 16 x 8).
+    """
+    soft = logits.softmax(1)
+    loss = soft_cross_entropy(logits, target, weights)
+    masks = soft_jaccard(1 - soft[:, 0], 1 - target[:, 0])
+    for ids in PARTS:
+        found = F.avg_pool2d(soft[:, list(ids)].sum(1, keepdim=True), 4)[:, 0]
+        wanted = F.avg_pool2d(target[:, list(ids)].sum(1, keepdim=True), 4)[:, 0]
+        masks = masks + soft_jaccard(found, wanted)
+    return loss + jaccard * masks / (1 + len(PARTS))

@@ -1,0 +1,260 @@
+"""Train the built-in parser.
+
+`python -m tools.parser.train --shared SHARED --config tools/parser/config.toml [--out FOLDER]`
+
+Writes FOLDER/builtin.safetensors (half precision, averaged weights) at the end of each stage and keeps
+FOLDER/state.pt, from which the same command goes on after an interruption. Copy the weights to
+pipeline/parsing/weights and measure them with tools.parser.evaluate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from pipeline.config import SynthConfig
+from pipeline.parsing.builtin import BuiltinNet, BuiltinParser
+from pipeline.runtime.allocator import tune_allocator
+from tools.parser.clothing import Photograph, read_photographs
+from tools.parser.crops import Crop, CropRules
+from tools.parser.data import Crops
+from tools.parser.evaluate import measure, measure_occluded
+from tools.parser.losses import parser_loss
+from tools.parser.rendered import make_rendered, read_rendered
+
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+_WARM_UP = 60
+_STATE_EVERY = 200
+_MEASURE_EVERY = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of the schedule.
+
+    Attributes:
+        name: Of its weights file.
+        steps: Batches.
+        rate: Learning rate at its beginning.
+        final: The rate at its end as a share of that, reached along half a cosine; 1 keeps it constant.
+        rendered_share: Share of rendered people among the crops.
+    """
+
+    name: str
+    steps: int
+    rate: float
+    final: float
+    rendered_share: float
+
+
+def starting_network(encoder: Path) -> BuiltinNet:
+    """The network with ImageNet weights (torchvision's key names) in its encoder."""
+    network = BuiltinNet()
+    state = {name.removeprefix("features."): value for name, value in load_file(encoder).items()}
+    known = network.encoder.state_dict()
+    network.encoder.load_state_dict({name: value for name, value in state.items() if name in known}, strict=False)
+    lacking = [name for name in known if name not in state and not name.endswith("num_batches_tracked")]
+    if lacking:
+        raise ValueError(f"{encoder} lacks {len(lacking)} tensors of MobileNetV2, such as {lacking[0]}")
+    return network
+
+
+def class_weights(device: torch.device) -> Tensor:
+    """Small parts count more in the cross-entropy: head and feet twice, hands and accessories somewhat."""
+    weights = torch.ones(20, device=device)
+    weights[[1, 2, 4, 13]] = 1.5
+    weights[[8, 18, 19]] = 2.5
+    weights[[3, 14, 15, 11]] = 1.5
+    return weights
+
+
+def learning_rate(step: int, stage: Stage, *, warm_up: int) -> float:
+    """Rate at a step of a stage: linear over the first `warm_up` steps, then along half a cosine to the final one."""
+    share = step / max(1, stage.steps)
+    rate = stage.rate * (stage.final + (1 - stage.final) * 0.5 * (1 + math.cos(math.pi * share)))
+    return rate * min(1.0, (step + 1) / max(1, warm_up))
+
+
+def save_weights(path: Path, network: nn.Module) -> None:
+    """Write the weights in half precision, without the counters that only training needs."""
+    state = {
+        name: value.detach().cpu().half().contiguous()
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    save_file(state, path)
+
+
+class Trainer:
+    """The state of a run: network, its average, optimiser and the step it has reached."""
+
+    def __init__(self, config: dict[str, Any], shared: Path, out: Path, rendered: Path) -> None:
+        self.seed: int = config["seed"]
+        self.batch: int = config["batch"]
+        self.jaccard: float = config["jaccard"]
+        self.decay: float = config["ema"]
+        self.frozen: int = config["frozen"]
+        self.stages = [Stage(**stage) for stage in config["stage"]]
+        self.rules = CropRules(**config["rules"])
+        self.out = out
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        photographs = shared / "data" / "clothing_parsing"
+        self.photographs: list[Photograph] = read_photographs(photographs, "train")
+        self.tuning: list[Photograph] = read_photographs(photographs, "tuning")
+        self.rendered_folder = rendered
+        self.rendered_settings = SynthConfig(**config["rendered"])
+        torch.manual_seed(self.seed)
+        network = starting_network(shared / "weights" / "mobilenet_v2_imagenet.safetensors")
+        self.network = network.to(self.device).to(memory_format=torch.channels_last)
+        self.network.encoder[: self.frozen].requires_grad_(False)
+        self.average = copy.deepcopy(self.network).eval()
+        self.done = 0
+        self.optimiser = self._new_optimiser()
+        self.state = out / "state.pt"
+        if self.state.exists():
+            self._resume()
+
+    def run(self, until: str | None = None) -> None:
+        """Train the stages that are not done yet, up to and including the stage named `until`."""
+        first = 0
+        for number, stage in enumerate(self.stages):
+            last = first + stage.steps
+            if self.done < last:
+                self._run_stage(stage, first, warm_up=_WARM_UP if number == 0 else 0)
+                save_weights(self.out / f"{stage.name}.safetensors", self.average)
+                save_weights(self.out / "builtin.safetensors", self.average)
+            first = last
+            if stage.name == until:
+                return
+
+    def _run_stage(self, stage: Stage, first: int, *, warm_up: int) -> None:
+        rendered: list[Crop] = []
+        if stage.rendered_share > 0:
+            make_rendered(self.rendered_folder, self.rendered_settings)
+            rendered = read_rendered(self.rendered_folder)
+        crops = Crops(
+            self.photographs,
+            rendered,
+            share=stage.rendered_share,
+            rules=self.rules,
+            seed=self.seed,
+            first=self.done * self.batch,
+            last=(first + stage.steps) * self.batch,
+        )
+        loader = DataLoader(crops, self.batch, num_workers=1, prefetch_factor=4)
+        weights = class_weights(self.device)
+        mean, std = MEAN.to(self.device) * 255, STD.to(self.device) * 255
+        started, recent = time.monotonic(), 0.0
+        for count, (images, target) in enumerate(loader, 1):
+            rate = learning_rate(self.done - first, stage, warm_up=warm_up)
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate * group["share"]
+            pixels = images.to(self.device).permute(0, 3, 1, 2).float()
+            self.network.train()
+            self.network.encoder[: self.frozen].eval()
+            logits = self.network((pixels - mean) / std).float()
+            loss = parser_loss(logits, target.to(self.device), weights, jaccard=self.jaccard)
+            self.optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+            self.optimiser.step()
+            self.done += 1
+            self._follow()
+            recent += (loss.item() - recent) / min(count, 50)
+            if count % 50 == 0:
+                speed = count * self.batch / (time.monotonic() - started)
+                print(
+                    f"{stage.name} {self.done - first}/{stage.steps} loss {recent:.4f} {speed:.1f} crops/s", flush=True
+                )
+            if self.done % _STATE_EVERY == 0:
+                self._keep()
+            if self.done % _MEASURE_EVERY == 0 or self.done == first + stage.steps:
+                self._measure(stage)
+        self._keep()
+
+    def _follow(self) -> None:
+        decay = min(self.decay, (1 + self.done) / (10 + self.done))
+        with torch.no_grad():
+            for mine, new in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
+                if mine.is_floating_point():
+                    mine.lerp_(new, 1 - decay)
+                else:
+                    mine.copy_(new)
+
+    def _measure(self, stage: Stage) -> None:
+        parser = BuiltinParser(self.average, self.device)
+        figures = {
+            "stage": stage.name,
+            "step": self.done,
+            **measure(parser, self.tuning),
+            "occluded": measure_occluded(parser, self.tuning),
+        }
+        with (self.out / "tuning.jsonl").open("a") as file:
+            file.write(json.dumps(figures) + "\n")
+        print(json.dumps(figures), flush=True)
+        save_weights(self.out / "latest.safetensors", self.average)
+
+    def _new_optimiser(self) -> torch.optim.Optimizer:
+        encoder = list(self.network.encoder[self.frozen :].parameters())
+        known = {id(parameter) for parameter in self.network.encoder.parameters()}
+        decoder = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
+        groups = [{"params": encoder, "share": 0.5}, {"params": decoder, "share": 1.0}]
+        return torch.optim.AdamW(groups, lr=1e-3, weight_decay=1e-2)
+
+    def _keep(self) -> None:
+        partial = self.state.with_suffix(".part")
+        state = {
+            "done": self.done,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        torch.save(state, partial)
+        partial.replace(self.state)
+
+    def _resume(self) -> None:
+        state = torch.load(self.state, map_location=self.device, weights_only=True)
+        self.done = state["done"]
+        self.network.load_state_dict(state["network"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
+def main() -> None:
+    parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse.add_argument("--shared", type=Path, required=True, help="folder with data/clothing_parsing and weights")
+    parse.add_argument("--config", type=Path, default=Path(__file__).with_name("config.toml"))
+    parse.add_argument("--out", type=Path, default=Path("artifacts/parser"))
+    parse.add_argument(
+        "--rendered", type=Path, help="folder of rendered people; default: OUT/rendered; what it lacks is rendered"
+    )
+    parse.add_argument("--until", help="stop after this stage")
+    parse.add_argument("--steps", type=int, help="steps of the first stage, for a trial")
+    arguments = parse.parse_args()
+    tune_allocator()
+    # A thread pool of OpenCV's would not survive the fork of the loader's worker, which would wait for it for ever.
+    cv2.setNumThreads(0)
+    config = tomllib.loads(arguments.config.read_text())
+    if arguments.steps:
+        config["stage"][0]["steps"] = arguments.steps
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rendered = arguments.rendered or arguments.out / "rendered"
+    Trainer(config, arguments.shared, arguments.out, rendered).run(arguments.until)
+
+
+if __name__ == "__main__":
+    main()
