@@ -1,0 +1,55 @@
+"""A process of a distributed run whose batch normalisation is frozen; started by test_training_distributed.
+
+Frozen, because its statistics are taken over each process's own images, which is the one thing that the number of
+processes is meant to change.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from training_helpers import make_masks, make_people, small_model, small_training
+
+from pipeline.config import LossConfig
+from pipeline.runtime.distributed import leading, serve, world
+from pipeline.training import run
+
+build = run._network
+
+
+def frozen(*arguments: object) -> nn.Module:
+    model = build(*arguments)  # type: ignore[arg-type]
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+            module.train = lambda mode=True, module=module: module  # type: ignore[method-assign]
+    return model
+
+
+def main() -> None:
+    run._network = frozen
+    if not world().leader:
+        serve()
+        return
+    out = Path(sys.argv[1])
+    dataset = make_people(out / "people")
+    config = small_training(
+        identities=4, epochs=10, epoch_length="identities", gather=True, ema=0, occlude=0.5, eval_every=5
+    )
+    with leading():
+        run.train(
+            out / "run",
+            dataset=dataset,
+            masks=make_masks(out / "masks.h5", dataset, failed=3),
+            model=small_model(necks=True, whole_dim=8),
+            loss=LossConfig(triplet_on="parts"),
+            config=config,
+            tests=[dataset],
+        )
+
+
+if __name__ == "__main__":
+    main()

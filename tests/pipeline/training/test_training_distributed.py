@@ -1,0 +1,173 @@
+"""Several processes, and processes that die: slow, because each has to start."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from training_helpers import HEIGHT, WIDTH, make_people
+
+from pipeline.model.weights import load_checkpoint
+from pipeline.training.metrics_log import read_metrics
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), str(HERE)])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def launch(*arguments: str, processes: int = 1) -> list[str]:
+    if processes == 1:
+        return [sys.executable, *arguments]
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *arguments
+    ]  # fmt: skip
+
+
+def training_command(folder: Path, processes: int = 1, epochs: int = 4) -> list[str]:
+    """`sgsfa train` on a tiny data set whose true label maps give the masks."""
+    settings = {
+        "name": "tiny",
+        "artifacts": str(folder / "artifacts"),
+        "data.source": f"csv:{folder / 'people' / 'people.csv'}",
+        "model.kind": "baseline",
+        "model.backbone": "mobilenet_v2",
+        "model.weights": "none",
+        "model.height": HEIGHT,
+        "model.width": WIDTH,
+        "model.whole_dim": 8,
+        "train.identities": 4,
+        "train.instances": 2,
+        "train.epoch_length": "identities",
+        "train.epochs": epochs,
+        "train.ema": 0.9,
+        "train.checkpoint_minutes": 0,
+        "train.device": "cpu",
+    }
+    options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    return launch("-m", "sgsfa_cli", "train", *options, processes=processes)
+
+
+def make_csv(folder: Path) -> None:
+    dataset = make_people(folder / "people")
+    rows = [f"{record.path},{record.pid},{record.camid},{record.split}" for record in dataset.records]
+    (folder / "people" / "people.csv").write_text("\n".join(["path,pid,camid,split", *rows]) + "\n")
+
+
+def result(folder: Path) -> dict[str, torch.Tensor]:
+    (path,) = (folder / "artifacts" / "train").glob("*/model.safetensors")
+    return load_checkpoint(path)[0].state_dict()
+
+
+def test_two_processes_give_the_losses_of_one_with_the_same_batch(tmp_path: Path) -> None:
+    losses = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        command = launch(str(HERE / "frozen_worker.py"), str(out), processes=processes)
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        lines = list(read_metrics(out / "run" / "metrics.jsonl"))
+        losses.append([line["loss"] for line in lines if line["kind"] == "step"])
+        assert [line["epoch"] for line in lines if line["kind"] == "evaluation"] == [5, 10]
+    assert len(losses[0]) == 20
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 1e-5 * max(losses[0])
+
+
+def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
+    for name in ("straight", "killed"):
+        make_csv(tmp_path / name)
+    subprocess.run(training_command(tmp_path / "straight"), env=environment(), check=True, timeout=300)
+    command = training_command(tmp_path / "killed")
+    moments = random.Random(0)
+    kills = 0
+    for _ in range(30):
+        process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            # Once training has begun (a state appears), a little later.
+            deadline = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < deadline:
+                if kills >= 3 or list((tmp_path / "killed" / "artifacts").glob("train/*.partial/state/images/*.h5")):
+                    break
+                time.sleep(0.01)
+            if kills < 3:
+                process.wait(timeout=moments.uniform(0.0, 1.5))
+            else:
+                process.wait(timeout=120)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        finally:
+            assert process.stderr is not None
+            process.stderr.close()
+    assert kills >= 1
+    one, two = result(tmp_path / "straight"), result(tmp_path / "killed")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not list((tmp_path / "killed" / "artifacts").rglob("*.partial"))
+
+
+def rank_of(pid: int) -> str | None:
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    return next((each[5:].decode() for each in variables if each.startswith(b"RANK=")), None)
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc")
+def test_when_a_process_is_killed_all_end_and_the_run_goes_on_later(tmp_path: Path) -> None:
+    make_csv(tmp_path)
+    command = training_command(tmp_path, processes=2, epochs=400)
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(command, env=environment(), stdout=output, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + 120
+            states = (tmp_path / "artifacts").glob
+            while not list(states("train/*.partial/state/state.safetensors")) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            (second,) = (child for child in children(process.pid) if rank_of(child) == "1")
+            os.kill(second, signal.SIGKILL)
+            begun = time.monotonic()
+            process.wait(timeout=60)
+            assert time.monotonic() - begun < 60
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode != 0
+    text = (tmp_path / "output").read_text()
+    assert "another process of this run ended" in text
+    assert "Traceback" not in text.split("Error")[0]
+    # One process goes on where two were stopped.
+    done = subprocess.Popen(command[:1] + command[command.index("-m", 3) :], env=environment(), stderr=subprocess.PIPE)
+    try:
+        assert done.stderr is not None
+        said = ""
+        deadline = time.monotonic() + 120
+        while "training goes on from step" not in said and time.monotonic() < deadline:
+            said += done.stderr.readline().decode()
+        assert "training goes on from step" in said
+    finally:
+        done.kill()
+        done.wait()
+        assert done.stderr is not None
+        done.stderr.close()
