@@ -359,7 +359,7 @@ def nearest_skin(points: NDArray[np.floating], part: str = "body", count: int = 
         (n, count) vertex numbers and (n, count) float32 weights, summing to 1 and falling with the distance.
     """
     tree, numbers = _skin_tree(part)
-    distance, found = tree.query(np.asarray(points, np.float64), k=count)
+    distance, found = tree.query(np.asarray(points, np.float64), k=list(range(1, count + 1)))
     weights = 1.0 / (np.asarray(distance) + 0.01) ** 2
     weights /= weights.sum(axis=1, keepdims=True)
     return numbers[found], weights.astype(np.float32)

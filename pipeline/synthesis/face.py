@@ -134,7 +134,8 @@ def _skin(
                 cover = max(cover, 0.85 * _ramp(edge, -0.008, 0.006))
             else:
                 cover = max(cover, 0.16 * _ramp(edge, -0.01, 0.01))
-        strength = dark
-        out[i, 0] = (skin[0] * (1 + 0.10 * red) * strength) * (1 - cover) + hair[0] * cover
-        out[i, 1] = (skin[1] * (1 - 0.62 * red) * strength) * (1 - cover) + hair[1] * cover
-        out[i, 2] = (skin[2] * (1 - 0.55 * red) * strength) * (1 - cover) + hair[2] * cover
+        # Brows and beard are darker than the hair, and fair ones not quite white.
+        shade = 0.6 if z < 0.86 and y < -0.06 else 0.9
+        out[i, 0] = (skin[0] * (1 + 0.10 * red) * dark) * (1 - cover) + shade * hair[0] * cover
+        out[i, 1] = (skin[1] * (1 - 0.62 * red) * dark) * (1 - cover) + shade * hair[1] * cover
+        out[i, 2] = (skin[2] * (1 - 0.55 * red) * dark) * (1 - cover) + shade * hair[2] * cover

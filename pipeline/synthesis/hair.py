@@ -101,8 +101,8 @@ def _cap(model: BodyModel, rest: Rest, hair: Hair, under_hat: bool, texture: int
         lift = 0.75 + 0.45 * crown
     else:
         lift = 0.8 + 0.25 * crown
-    coarse = noise_at(points, 26.0, texture)
-    rough = {"curly": 0.75, "short": 0.45, "crop": 0.2}.get(hair.style, 0.25)
+    coarse = 0.6 * noise_at(points, 26.0, texture) + 0.4 * noise_at(points, 70.0, texture + 2)
+    rough = {"curly": 0.9, "short": 0.8, "crop": 0.2}.get(hair.style, 0.25)
     offset = thick * body * lift * (1 - rough / 2 + rough * coarse)
     if hair.style not in ("crop", "curly", "ponytail", "bun"):
         groove = np.exp(-(((points[:, 0] - hair.parting) / 0.007) ** 2)) * np.clip(1.9 - turn, 0, 1) * crown

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +69,7 @@ HAIR: tuple[Colour, ...] = tuple(
     srgb(*c)
     for c in (
         (0.07, 0.06, 0.06), (0.12, 0.09, 0.08), (0.20, 0.14, 0.10), (0.31, 0.21, 0.14), (0.45, 0.32, 0.20),
-        (0.64, 0.50, 0.31), (0.76, 0.65, 0.46), (0.44, 0.22, 0.12), (0.50, 0.49, 0.48), (0.72, 0.71, 0.70),
+        (0.55, 0.41, 0.24), (0.66, 0.53, 0.34), (0.44, 0.22, 0.12), (0.50, 0.49, 0.48), (0.72, 0.71, 0.70),
     )
 )  # fmt: skip
 ACCENT: tuple[Colour, ...] = (*ABOVE, srgb(0.86, 0.82, 0.20), srgb(0.20, 0.62, 0.34), srgb(0.86, 0.20, 0.22))
@@ -301,7 +301,7 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
     tailor = np.random.default_rng([word, seed, 1, index // TEAM]) if uniform else rng
     top_main, bottom_main = _tinted(ABOVE[above], tailor), _tinted(BELOW[below], tailor)
     second, third = _accent(tailor), _accent(tailor)
-    top_design, bottom_design = _design(tailor), _design(tailor, plain=0.85)
+    top_design, bottom_design = _design(tailor), _design(tailor, 0.82, _LEG_DESIGNS)
     one_piece = garment in ("dress", "jumpsuit")
     coat = _coat(rng, top_main) if coat_worn else None
     if coat is not None:
@@ -330,9 +330,7 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
         shoes=_footwear(rng, female, garment, SHOES[shoe], bool(card(_SOCKS, 7))),
         hat=Hat(hat, _accent(rng)) if hat else None,
         eyewear=eyewear,
-        scarf=sample_cloth(_design(rng, plain=0.5), _accent(rng), _accent(rng), _accent(rng))
-        if card(_SCARVES, 4)
-        else None,
+        scarf=sample_cloth(_design(rng), _accent(rng), _accent(rng), _accent(rng)) if card(_SCARVES, 4) else None,
         gloves=_accent(rng) if card(_GLOVES, 5) else None,
         bag=_bag(rng, str(card(_BAGS, 6))),
     )
@@ -376,11 +374,12 @@ _DESIGNS = {
     "stripes": 0.20, "pinstripes": 0.06, "plaid": 0.17, "blocks": 0.12, "floral": 0.08,
     "logo": 0.18, "yoke": 0.06, "camo": 0.04, "dots": 0.05, "melange": 0.04,
 }  # fmt: skip
+_LEG_DESIGNS = {"plaid": 0.35, "pinstripes": 0.35, "melange": 0.20, "camo": 0.10}
 
 
-def _design(rng: np.random.Generator, plain: float = 0.45) -> tuple[str, int]:
+def _design(rng: np.random.Generator, plain: float = 0.5, kinds: Mapping[str, float] = _DESIGNS) -> tuple[str, int]:
     """Kind of pattern and the seed of its details."""
-    kind = str(rng.choice(list(_DESIGNS), p=list(_DESIGNS.values())))
+    kind = str(rng.choice(list(kinds), p=list(kinds.values())))
     return ("plain" if rng.random() < plain else kind), int(rng.integers(1 << 20))
 
 
@@ -468,7 +467,7 @@ def _bottom(rng: np.random.Generator, garment: str, cloth: Cloth) -> Bottom:
 def _coat(rng: np.random.Generator, colour: Colour) -> Coat:
     length = float(rng.choice([0.02, 0.10, 0.30, 0.45])) + rng.uniform(-0.02, 0.03)
     return Coat(
-        cloth=sample_cloth(_design(rng, plain=0.85), colour, _accent(rng), _accent(rng)),
+        cloth=sample_cloth(_design(rng, 0.85), colour, _accent(rng), _accent(rng)),
         length=length,
         opening=float(rng.uniform(0.015, 0.085)) if rng.random() < 0.65 else -1.0,
         padded=bool(length < 0.15 and rng.random() < 0.35),

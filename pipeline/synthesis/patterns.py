@@ -143,8 +143,9 @@ def _shares(
             s = shoulder - z
             t = math.atan2(abs(x) - 0.11 - 0.09 * (hip - z), -(y + 0.01)) * 0.075
         else:
+            # Lines run straight up chest and back; towards the sides the cloth turns with the body, up to a seam.
             s = shoulder - z
-            t = math.atan2(x / 1.45, -(y + 0.015)) * 0.17
+            t = abs(x) + max(0.0, 0.07 - abs(y + 0.015))
         second, third = 0.0, 0.0
         if pattern == 1:
             second = _step(math.sin(2 * math.pi * (s / (0.075 * scale) + phase)) - 0.1, 0.25)

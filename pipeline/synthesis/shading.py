@@ -229,11 +229,13 @@ def _folds(
         height = 0.0042 * ridge * ridge * ridge + 0.0036 * soft
         if arm[i] >= 0.0:
             near = math.exp(-(((arm[i] - 0.5) / 0.13) ** 2)) + 0.6 * math.exp(-(((arm[i] - 0.93) / 0.07) ** 2))
-            height += 0.0032 * near * math.sin(arm[i] * 75 + 40 * bent + 6 * y)
+            ring = math.sin(arm[i] * 62 + 90 * bent + 22 * y + 9 * x)
+            height += 0.0022 * near * soft * (ring + 0.4 * math.sin(2.3 * arm[i] * 62 - 60 * bent))
         elif trousers:
             near = math.exp(-(((leg[i] - 0.5) / 0.09) ** 2)) + 1.2 * math.exp(-(((leg[i] - 0.95) / 0.09) ** 2))
             near += 0.8 * math.exp(-(((leg[i] - 0.03) / 0.08) ** 2))
-            height += 0.0034 * near * math.sin(leg[i] * 60 + 50 * bent + 9 * x)
+            ring = math.sin(leg[i] * 48 + 100 * bent + 26 * x + 8 * y)
+            height += 0.0026 * near * soft * (ring + 0.4 * math.sin(2.3 * leg[i] * 48 - 60 * bent))
         out[i] = strength * height
 
 
