@@ -135,7 +135,7 @@ class ArtifactStore:
     ) -> Iterator[Workspace]:
         """Build an artifact: the body writes into the workspace, a clean exit publishes it.
 
-        On any exception, Ctrl-C included, the partial folder stays for the next session.
+        On any exception, Ctrl-C included, what the body wrote stays in the partial folder for the next session.
 
         Args:
             stage: Stage of the artifact.
@@ -169,6 +169,7 @@ class ArtifactStore:
                 partial.mkdir(exist_ok=True)
                 started, sessions = _begin_session(partial)
             begun = time.monotonic()
+            stack.callback(_discard_if_empty, partial)
             with _explained(partial):
                 yield Workspace(partial, resumed=resumed, published=False)
                 _sweep(partial)
@@ -310,6 +311,13 @@ def _begin_session(partial: Path) -> tuple[str, int]:
         started, count = str(earlier["started"]), int(earlier["count"])
     write_json(partial / _SESSION, {"started": started, "count": count + 1})
     return started, count + 1
+
+
+def _discard_if_empty(partial: Path) -> None:
+    """A session that failed before it wrote anything leaves nothing to resume."""
+    with contextlib.suppress(OSError):
+        if {entry.name for entry in partial.iterdir()} <= {_SESSION}:
+            shutil.rmtree(partial)
 
 
 def _sweep(folder: Path) -> None:

@@ -111,6 +111,17 @@ def test_an_exception_keeps_the_partial_folder_and_the_next_session_resumes(stor
     assert set(artifact.manifest.files) == {"half"}
 
 
+def test_a_session_that_wrote_nothing_leaves_nothing(store):
+    def broken():
+        with store.build("masks", "run", PRINT, manifest=NOTHING):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        broken()
+    assert store.open("masks", "run", PRINT).state == "missing"
+    assert left(store) == []
+
+
 def test_temporary_files_of_killed_writers_are_swept(store):
     def broken():
         with store.build("masks", "run", PRINT, manifest=NOTHING) as work, atomic_write(work.path / "a.json") as path:
