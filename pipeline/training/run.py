@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.datasets.records import Dataset, Record
-from pipeline.errors import DataError, Rejected
+from pipeline.errors import DataError, Rejected, WeightsError
 from pipeline.model.network import build_model
 from pipeline.model.weights import CheckpointMeta, load_backbone_weights, save_checkpoint
 from pipeline.runtime.allocator import tune_allocator
@@ -284,7 +284,12 @@ def _network(model: ModelConfig, config: TrainConfig, num_classes: int) -> nn.Mo
     weights = load_backbone_weights(model.weights, model.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "weights"))
-        return build_model(model, num_classes, backbone_weights=weights)
+        try:
+            return build_model(model, num_classes, backbone_weights=weights)
+        except WeightsError as error:
+            # The network sees tensors only; the user needs the name of their file.
+            where = error.where or model.weights
+            raise WeightsError(error.found, where=where, expected=error.expected, hint=error.hint) from None
 
 
 def _identity(
