@@ -199,7 +199,7 @@ def paint_backdrop(
         np.array([window.left, window.top, window.width, window.height]),
         view.position,
         view.rotation,
-        np.array([math.cos(turn), math.sin(turn), stand.distance]),
+        np.array([math.cos(turn), math.sin(turn)]),
         kinds,
         numbers,
         colours,
@@ -498,7 +498,7 @@ def _paint(
     out: Array32,
 ) -> None:
     height, width = covered.shape
-    cos, sin, distance = stand[0], stand[1], stand[2]
+    cos, sin = stand[0], stand[1]
     wall_distance, yaw, wall_height, kerb, skyline, slide, extent = numbers
     across, ahead = np.cos(yaw), np.sin(yaw)  # along the wall; its normal is (ahead, across) in the place's frame
     seed = kinds[3]

@@ -102,7 +102,7 @@ class Window:
     def pixels(self, plane: Array, height: int, width: int) -> Array:
         """Pixel coordinates (V, 2) of image-plane points when the window is drawn at `height` x `width`."""
         scale = np.array([width / self.width, height / self.height])
-        return (plane - [self.left, self.top]) * scale
+        return np.asarray((plane - [self.left, self.top]) * scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ def develop(radiance: Array32, tone: Tone) -> Array32:
     grey = encoded.mean(2, keepdims=True)
     encoded = grey + (encoded - grey) * tone.saturation
     encoded = 0.45 + (encoded - 0.45) * tone.contrast + tone.lift
-    return np.clip(encoded, 0.0, 1.0).astype(np.float32)
+    return np.asarray(np.clip(encoded, 0.0, 1.0), np.float32)
 
 
 def degrade(image: Array32, how: Degradation, random: np.random.Generator) -> npt.NDArray[np.uint8]:
@@ -73,16 +73,16 @@ def degrade(image: Array32, how: Degradation, random: np.random.Generator) -> np
     height, width = image.shape[:2]
     sigma = how.blur * width
     if sigma > 0.2:
-        image = cv2.GaussianBlur(image, (0, 0), sigma)
+        image = np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), np.float32)
     length = round(how.motion * width)
     if length >= 2:
-        image = cv2.blur(image, (length, 1))
+        image = np.asarray(cv2.blur(image, (length, 1)), np.float32)
     small = (max(8, round(width * how.resolution)), max(16, round(height * how.resolution)))
     if small[0] < 0.97 * width:
         low = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
-        image = cv2.resize(low, (width, height), interpolation=cv2.INTER_CUBIC)
+        image = np.asarray(cv2.resize(low, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
     # Grain belongs to the sensor's pixels and is as coarse as they are.
     grain = random.standard_normal((small[1], small[0], 3), np.float32) * np.float32(how.noise)
     if grain.shape[:2] != (height, width):
-        grain = cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.rint(np.clip(image + grain, 0.0, 1.0) * 255).astype(np.uint8)
+        grain = np.asarray(cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+    return np.asarray(np.rint(np.clip(image + grain, 0.0, 1.0) * 255), np.uint8)

@@ -257,7 +257,7 @@ class Tone:
 def metered(light: Light) -> float:
     """The exposure that a camera's automatic would choose for a scene: less light, longer exposure."""
     level = float(np.mean(light.sky + 0.45 * light.direction[2] * light.sun))
-    return 1.55 / level**0.8
+    return float(1.55 / level**0.8)
 
 
 def camera_tone(seed: int, camera: int, strength: float) -> Tone:

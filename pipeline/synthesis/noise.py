@@ -38,7 +38,7 @@ def noise2(x: float, y: float, seed: int) -> float:
     v = v * v * (3.0 - 2.0 * v)
     low = lattice(i, j, 0, seed) * (1.0 - u) + lattice(i + 1, j, 0, seed) * u
     high = lattice(i, j + 1, 0, seed) * (1.0 - u) + lattice(i + 1, j + 1, 0, seed) * u
-    return low * (1.0 - v) + high * v
+    return float(low * (1.0 - v) + high * v)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -60,7 +60,7 @@ def noise3(x: float, y: float, z: float, seed: int) -> float:
     b = lattice(i, j + 1, k, seed) * (1.0 - u) + lattice(i + 1, j + 1, k, seed) * u
     c = lattice(i, j, k + 1, seed) * (1.0 - u) + lattice(i + 1, j, k + 1, seed) * u
     d = lattice(i, j + 1, k + 1, seed) * (1.0 - u) + lattice(i + 1, j + 1, k + 1, seed) * u
-    return (a * (1.0 - v) + b * v) * (1.0 - w) + (c * (1.0 - v) + d * v) * w
+    return float((a * (1.0 - v) + b * v) * (1.0 - w) + (c * (1.0 - v) + d * v) * w)
 
 
 @nb.njit(cache=True, nogil=True)

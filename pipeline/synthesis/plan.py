@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.datasets.records import DISTRACTOR_PID, Split
 from pipeline.errors import ConfigError
 from pipeline.runtime import seeds
-from pipeline.synthesis.identity import CAPACITY
+from pipeline.synthesis.identity import CAPACITY, TEAM
 
 GALLERY_OCCLUSION = 0.10
 """Share of occluded gallery images."""
@@ -62,7 +62,8 @@ def distractor_count(ids: int) -> int:
 def plan_images(ids: int, cameras: int, shots: int, occlusion: float, seed: int) -> tuple[PlannedImage, ...]:
     """All images, sorted by identity, camera and shot.
 
-    Half of the identities train. Of a test identity the first shot in every camera is a query; with a single shot, in
+    Half of the identities train; look-alikes of one team stay together, since they are what makes ranking hard.
+    Of a test identity the first shot in every camera is a query; with a single shot, in
     every other camera. The rest of the test images are gallery, so that each query has a match in another camera.
 
     Args:
@@ -76,13 +77,16 @@ def plan_images(ids: int, cameras: int, shots: int, occlusion: float, seed: int)
         ConfigError: A number is outside of what can be made.
     """
     check_size(ids, cameras, shots)
-    shuffled = seeds.rng(seed, "split").permutation(ids)
-    train = {int(index) for index in shuffled[: (ids + 1) // 2]}
+    teams = seeds.rng(seed, "split").permutation((ids + TEAM - 1) // TEAM)
+    shuffled = [index for team in teams for index in range(int(team) * TEAM, min((int(team) + 1) * TEAM, ids))]
+    train = set(shuffled[: (ids + 1) // 2])
     planned: list[tuple[int, int, int, int, Split]] = []
     for identity in range(ids):
         for camera in range(cameras):
-            for shot in range(shots):
-                planned.append((identity, identity + 1, camera, shot, _split(identity, camera, shot, shots, train)))
+            planned += [
+                (identity, identity + 1, camera, shot, _split(identity, camera, shot, shots, train))
+                for shot in range(shots)
+            ]
     for number in range(distractor_count(ids)):
         seen_by = seeds.rng(seed, "distractor", number).permutation(cameras)[: max(1, cameras // 2)]
         for camera in sorted(int(camera) for camera in seen_by):

@@ -370,8 +370,8 @@ def plant(random: Random) -> Solid:
             [r * 1.05, h],
             [r * 0.92, h],
             [r * 0.9, h - 0.05],
-        ]
-        + [[0, h - 0.05]],
+            [0, h - 0.05],
+        ],
         clay,
         Finish.CONCRETE,
     )
@@ -521,10 +521,10 @@ def fence(random: Random) -> Solid:
             else [[-w, 0], [w, 0], [w, tall], [-w, tall]]
         )
         parts.append(plate(outline, 0.022, wood * random.uniform(0.82, 1.15), Finish.WOOD).moved(x))
-    for z in (0.22 * height, 0.75 * height):
-        parts.append(box((length + 0.02, 0.04, 0.07), wood * 0.8, Finish.WOOD).moved(-width / 2, 0.035, z))
-    for x in (-length / 2, length / 2 - width):
-        parts.append(box((0.09, 0.09, height + 0.05), wood * 0.75, Finish.WOOD).moved(x, 0.08))
+    rail = box((length + 0.02, 0.04, 0.07), wood * 0.8, Finish.WOOD)
+    parts += [rail.moved(-width / 2, 0.035, z) for z in (0.22 * height, 0.75 * height)]
+    stake = box((0.09, 0.09, height + 0.05), wood * 0.75, Finish.WOOD)
+    parts += [stake.moved(x, 0.08) for x in (-length / 2, length / 2 - width)]
     return join(parts)
 
 
@@ -533,13 +533,12 @@ def pillar(random: Random) -> Solid:
     stone = paint(random, saturation=0.22, low=0.45, high=0.9)
     r = random.uniform(0.11, 0.25)
     if random.random() < 0.5:
-        shaft = lathe(
+        return lathe(
             [[0, 0], [r * 1.35, 0], [r * 1.35, 0.10], [r * 1.2, 0.16], [r * 1.02, 0.2], [r, 0.26], [r, 5.2], [0, 5.2]],
             stone,
             Finish.CONCRETE,
             sides=28,
         )
-        return shaft
     shaft = box((2 * r, 2 * r, 5.2), stone, Finish.CONCRETE, bevel=0.02)
     foot = box((2.3 * r, 2.3 * r, 0.16), stone * 0.75, Finish.CONCRETE)
     parts = [shaft, foot]
@@ -685,11 +684,11 @@ def litter_bin(random: Random) -> Solid:
                 wrap=True,
             )
         )
-        for x in (-0.24, 0.24):
-            parts.append(disc(0.11, 0.05, _BLACK, Finish.RUBBER).turned(np.pi / 2).moved(x, 0.28, 0.11))
+        wheel = disc(0.11, 0.05, _BLACK, Finish.RUBBER).turned(np.pi / 2)
+        parts += [wheel.moved(x, 0.28, 0.11) for x in (-0.24, 0.24)]
         parts.append(bars([[-0.24, 0.36, h + 0.01]], [[0.24, 0.36, h + 0.01]], 0.014, _BLACK, Finish.RUBBER, 8))
-        for y in (-0.16, 0.16):
-            parts.append(box((0.3, 0.06, 0.08), _BLACK, Finish.RUBBER).moved(0, y))
+        foot = box((0.3, 0.06, 0.08), _BLACK, Finish.RUBBER)
+        parts += [foot.moved(0, y) for y in (-0.16, 0.16)]
         return join(parts)
     r, h = random.uniform(0.23, 0.30), random.uniform(0.82, 1.0)
     hull_solid = lathe(

@@ -26,7 +26,7 @@ from pipeline.synthesis.identity import Identity, sample_identity
 from pipeline.synthesis.light import Light, Tone, camera_tone
 from pipeline.synthesis.mesh import Label, Material, Mesh, merge
 from pipeline.synthesis.pose import sample_pose
-from pipeline.synthesis.props import KINDS, VARIANTS, Prop, prop
+from pipeline.synthesis.props import VARIANTS, Prop, prop
 from pipeline.synthesis.raster import GBuffer, interpolate, rasterise
 from pipeline.synthesis.shading import Fragments, bend_normals, surface
 from pipeline.synthesis.solids import Finish
@@ -43,12 +43,13 @@ PASSERS_BY = 400
 
 _OCCLUDERS = {
     "person": 0.22, "car": 0.09, "bicycle": 0.07, "railing": 0.07, "fence": 0.05, "plant": 0.06, "bush": 0.05,
-    "hedge": 0.03, "planter": 0.04, "boxes": 0.05, "pillar": 0.06, "tree": 0.05, "post": 0.02, "sign": 0.05, "bin": 0.03,
-    "cart": 0.03, "parasol": 0.02, "barrier": 0.03,
+    "hedge": 0.03, "planter": 0.04, "boxes": 0.05, "pillar": 0.06, "tree": 0.05, "post": 0.02, "sign": 0.05,
+    "bin": 0.03, "cart": 0.03, "parasol": 0.02, "barrier": 0.03,
 }  # fmt: skip
 _FURNITURE = {
-    "car": 0.20, "bicycle": 0.12, "plant": 0.08, "bush": 0.10, "hedge": 0.05, "tree": 0.08, "railing": 0.06, "fence": 0.05,
-    "pillar": 0.03, "post": 0.07, "sign": 0.06, "bin": 0.05, "parasol": 0.02, "planter": 0.05, "barrier": 0.02, "bench": 0.06,
+    "car": 0.20, "bicycle": 0.12, "plant": 0.08, "bush": 0.10, "hedge": 0.05, "tree": 0.08, "railing": 0.06,
+    "fence": 0.05, "pillar": 0.03, "post": 0.07, "sign": 0.06, "bin": 0.05, "parasol": 0.02, "planter": 0.05,
+    "barrier": 0.02, "bench": 0.06,
 }  # fmt: skip
 _INDOOR_FURNITURE = {"plant": 0.45, "bin": 0.15, "pillar": 0.15, "sign": 0.1, "bench": 0.15}
 _INDOOR_OCCLUDERS = {
@@ -74,6 +75,7 @@ _FINISH = np.full(max(Material) + 1, Finish.MATT, np.uint8)
 _FINISH[Material.SKIN] = Finish.SKIN
 _FINISH[Material.EYE] = Finish.SKIN
 _FINISH[Material.HAIR] = Finish.HAIR
+_FINISH[Material.LOCKS] = Finish.HAIR
 _FINISH[Material.SHOE] = Finish.SKIN
 _FINISH[Material.BAG] = Finish.SKIN
 
@@ -248,7 +250,8 @@ def draw(scene: Scene, settings: SceneSettings, noise: Random) -> Rendered:
     buffer = rasterise(pixels, inverse_depth, mesh.faces, mesh.edges, height, width)
     radiance, labels = _shaded(scene, mesh, owner, buffer, flat=settings.flat)
     labels = vote(labels, factor)
-    small = cv2.resize(radiance, (settings.width, settings.height), interpolation=cv2.INTER_AREA)
+    size = (settings.width, settings.height)
+    small = np.asarray(cv2.resize(radiance, size, interpolation=cv2.INTER_AREA), np.float32)
     if settings.flat:
         image = np.rint(small * 255).astype(np.uint8)
     else:
@@ -585,7 +588,7 @@ def _openness(buffer: GBuffer, scene: Scene) -> Array32:
     blurred = cv2.GaussianBlur(half, (0, 0), height / 110)
     around = cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR)
     hidden = np.clip(depth - around, 0.0, _AO_REACH)
-    return np.clip(1.0 - 1.7 * hidden, 0.6, 1.0).astype(np.float32)
+    return np.asarray(np.clip(1.0 - 1.7 * hidden, 0.6, 1.0), np.float32)
 
 
 def unit(vectors: Array32) -> Array32:

@@ -17,6 +17,8 @@ from pipeline.synthesis.mesh import Mesh, plain_mesh
 
 Array = npt.NDArray[np.float64]
 Colour = Sequence[float] | npt.NDArray[np.floating]
+Points = Sequence[Sequence[float] | Array] | Array
+"""Points (N, 2) or (N, 3), as an array or as a list of them."""
 
 
 class Finish(IntEnum):
@@ -125,8 +127,8 @@ def box(size: Colour, colour: Colour, finish: Finish = Finish.MATT, *, bevel: fl
     """A box standing on z=0, centred in x and y, with bevelled edges."""
     half = np.asarray(size, float) / 2
     cut = min(bevel, 0.45 * float(half.min()) * 2)
-    vertices = []
-    index = {}
+    vertices: list[Array] = []
+    index: dict[tuple[tuple[int, int, int], int], int] = {}
     signs = [(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]
     for corner in signs:
         for axis in range(3):
@@ -141,28 +143,26 @@ def box(size: Colour, colour: Colour, finish: Finish = Finish.MATT, *, bevel: fl
 
     for axis in range(3):
         u, v = [other for other in range(3) if other != axis]
+
+        def at(sign: int, su: int, sv: int, places: tuple[int, int, int] = (axis, u, v)) -> tuple[int, int, int]:
+            """The corner with these signs along `axis`, u and v."""
+            corner = [0, 0, 0]
+            for place, value in zip(places, (sign, su, sv), strict=True):
+                corner[place] = value
+            return corner[0], corner[1], corner[2]
+
         for sign in (-1, 1):
-            loop = []
-            for su, sv in ((-1, -1), (1, -1), (1, 1), (-1, 1)):
-                corner = [0, 0, 0]
-                corner[axis], corner[u], corner[v] = sign, su, sv
-                loop.append(index[(corner[0], corner[1], corner[2]), axis])
+            loop = [index[at(sign, su, sv), axis] for su, sv in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
             quad(loop[0], loop[1], loop[2], loop[3])
         for su in (-1, 1):
             for sv in (-1, 1):
-                ends = []
-                for sign in (-1, 1):
-                    corner = [0, 0, 0]
-                    corner[axis], corner[u], corner[v] = sign, su, sv
-                    ends.append((corner[0], corner[1], corner[2]))
+                ends = [at(sign, su, sv) for sign in (-1, 1)]
                 quad(index[ends[0], u], index[ends[1], u], index[ends[1], v], index[ends[0], v])
     faces.extend([index[corner, axis] for axis in range(3)] for corner in signs)
     return solid(np.array(vertices) + [0, 0, half[2]], faces, colour, finish)
 
 
-def bars(
-    starts: npt.ArrayLike, ends: npt.ArrayLike, radius: float, colour: Colour, finish: Finish, sides: int = 6
-) -> Solid:
+def bars(starts: Points, ends: Points, radius: float, colour: Colour, finish: Finish, sides: int = 6) -> Solid:
     """Straight round bars (N of them) between points (N, 3), open at their ends."""
     low, high = np.asarray(starts, float).reshape(-1, 3), np.asarray(ends, float).reshape(-1, 3)
     along = high - low
@@ -187,7 +187,7 @@ def bars(
 
 
 def tube(
-    path: npt.ArrayLike, radius: npt.ArrayLike, colour: Colour, finish: Finish, *, sides: int = 10, closed: bool = False
+    path: Points, radius: npt.ArrayLike, colour: Colour, finish: Finish, *, sides: int = 10, closed: bool = False
 ) -> Solid:
     """A bent tube along points (N, 3) with a radius each; ends are capped unless the path is `closed`."""
     points = np.asarray(path, float)
@@ -213,7 +213,7 @@ def tube(
     return sheet(np.concatenate([caps[0], rings, caps[1]]), colour, finish, wrap=True)
 
 
-def lathe(profile: npt.ArrayLike, colour: Colour, finish: Finish, *, sides: int = 24) -> Solid:
+def lathe(profile: Points, colour: Colour, finish: Finish, *, sides: int = 24) -> Solid:
     """A turned shape about the z axis from a profile (N, 2) of radius and height."""
     outline = np.asarray(profile, float)
     angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)
@@ -244,7 +244,7 @@ def ellipsoid(
     return sheet(np.stack([x, y, z], -1) * np.asarray(radii, float), colour, finish, wrap=True)
 
 
-def plate(outline: npt.ArrayLike, thickness: float, colour: Colour, finish: Finish) -> Solid:
+def plate(outline: Points, thickness: float, colour: Colour, finish: Finish) -> Solid:
     """A flat plate from a convex outline (N, 2) in x and z, `thickness` deep about y=0."""
     points = np.asarray(outline, float)
     count = len(points)
@@ -323,11 +323,11 @@ def to_mesh(shape: Solid, *, crease: float = 38.0) -> tuple[Mesh, npt.NDArray[np
     second = order[np.repeat(starts[corner_vertex], reach) + within]
     mine, other = first // 3, second // 3
     close = np.einsum("ij,ij->i", unit[mine], unit[other]) > np.cos(np.radians(crease))
-    normals = np.stack(
+    sums = np.stack(
         [np.bincount(first[close], flat[other[close], axis], minlength=len(corner_vertex)) for axis in range(3)], 1
     )
-    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    normals: Array = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
     count = len(corner_vertex)
-    vertices = corners.reshape(-1, 3)
-    mesh = plain_mesh(vertices, np.arange(count).reshape(-1, 3), normals, shape.colour[keep])
+    points = corners.reshape(-1, 3)
+    mesh = plain_mesh(points, np.arange(count).reshape(-1, 3), normals, shape.colour[keep])
     return mesh, shape.finish[keep]
