@@ -98,9 +98,8 @@ def rank_metrics(
     Raises:
         DataError: A distance is NaN, the shapes disagree, or no query has a match.
     """
-    matrix = np.asarray(distances)
     stream = RankStream(query_pids, gallery_pids, query_camids, gallery_camids, max_rank, average_precision)
-    stream.update(matrix)
+    stream.update(distances)
     return stream.compute()
 
 
@@ -138,7 +137,7 @@ class RankStream:
         Raises:
             DataError: A distance is NaN, or the block does not fit.
         """
-        block = _as_float(distances)
+        block = as_float_matrix(distances)
         relatives = self._relatives
         count, width = block.shape if block.ndim == 2 else (0, -1)
         if width != relatives.num_gallery or self._fed + count > relatives.num_queries:
@@ -218,7 +217,7 @@ class GalleryStream:
         Raises:
             DataError: A distance is NaN, or the block does not fit.
         """
-        block = _as_float(distances)
+        block = as_float_matrix(distances)
         relatives = self._relatives
         if self._values is None:
             raise DataError("distances of the queries' own identities were not given first")
@@ -469,8 +468,9 @@ def _equal_left_of(line: npt.NDArray[Any], values: npt.NDArray[Any], entries: In
     return np.searchsorted(keys, own + np.clip(entries, 0, len(line))) - np.searchsorted(keys, own)
 
 
-def _as_float(distances: npt.ArrayLike | torch.Tensor) -> Floats | Doubles:
-    block = np.asarray(distances.detach().cpu() if isinstance(distances, torch.Tensor) else distances)
+def as_float_matrix(distances: npt.ArrayLike | torch.Tensor) -> Floats | Doubles:
+    """Distances as a NumPy array of float32 or float64, copied only where they are neither or lie on a device."""
+    block = distances.detach().cpu().numpy() if isinstance(distances, torch.Tensor) else np.asarray(distances)
     return block if block.dtype in (np.float32, np.float64) else block.astype(np.float64)
 
 

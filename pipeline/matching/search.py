@@ -98,7 +98,8 @@ def rank_on_disk(
 ) -> Ranking:
     """The exact ranking of each query in a gallery file, for all metrics.
 
-    Goes through the file once; before that it reads the few rows of the queries' own identities.
+    Goes through the file once; before that it reads the few rows of the queries' own identities. Their distances are
+    rounded once more in other products than the gallery's, so an entry within 1e-6 of a match may fall on either side.
 
     Args:
         query: (Q) features on the device where the work is done.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.errors import DataError
-from pipeline.matching.metrics import Relatives
+from pipeline.matching.metrics import Relatives, as_float_matrix
 
 Doubles = npt.NDArray[np.float64]
 
@@ -70,7 +70,7 @@ class VerificationStream:
         Raises:
             DataError: A distance is NaN.
         """
-        block = np.array(distances.detach().cpu() if isinstance(distances, torch.Tensor) else distances)
+        block = as_float_matrix(distances)
         if np.isnan(block.min(initial=np.inf)):
             raise DataError("a distance is not a number", hint="the features hold NaN; extract them again")
         relatives = self._relatives

@@ -1,0 +1,49 @@
+"""A small test set: made-up features of people whose hidden parts are noise, and plain pictures of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.datasets.records import Dataset
+from pipeline.matching.featurefile import FeatureHeader, FeatureWriter
+
+NUM_IDS, NUM_QUERY, NUM_GALLERY = 12, 24, 96
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A features file and the images it describes."""
+
+    __test__ = False
+
+    features: Path
+    dataset: Dataset
+    spec: str
+
+
+def write_features(path: Path, rows: list[tuple[str, int, int, str]], seed: int = 0, **changes: Any) -> Path:
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(NUM_IDS + 1, 7, 16))
+    parts = np.array([centres[max(row[1], 0)] for row in rows]) + 1.8 * rng.normal(size=(len(rows), 7, 16))
+    visibility = rng.random((len(rows), 7)) * 0.3
+    hidden = visibility < 0.1
+    parts[hidden] = 2 * rng.normal(size=(int(hidden.sum()), 16))
+    header = FeatureHeader(
+        names=[row[0] for row in rows],
+        pids=[row[1] for row in rows],
+        camids=[row[2] for row in rows],
+        splits=[row[3] for row in rows],
+        part_dim=16,
+        whole_dim=16,
+        thresholds=np.full(7, 0.1),
+        attributes={"data": "csv:toy", "flip": False, "checkpoint_sha256": "c" * 64, "notes": ["pseudo cameras"]}
+        | changes,
+    )
+    with FeatureWriter.begin(path, header) as writer:
+        writer.append(parts, parts.mean(axis=1), visibility)
+        writer.finish()
+    return path

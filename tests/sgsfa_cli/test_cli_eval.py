@@ -1,0 +1,106 @@
+"""eval, search and compare on made-up features."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.matching.featurefile import FeatureFile, FeatureHeader, FeatureWriter
+from sgsfa_cli.main import app
+
+
+def run(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rng = np.random.default_rng(0)
+    count = 60
+    pids = np.arange(count) % 6
+    centres = rng.normal(size=(6, 7, 8))
+    path = tmp_path_factory.mktemp("eval") / "features.h5"
+    header = FeatureHeader(
+        names=[f"{i}.jpg" for i in range(count)],
+        pids=pids,
+        camids=rng.integers(0, 3, count),
+        splits=["query"] * 12 + ["gallery"] * 48,
+        part_dim=8,
+        whole_dim=8,
+        thresholds=np.full(7, 0.2),
+        attributes={"data": "csv:toy", "flip": False},
+    )
+    parts = centres[pids] + rng.normal(size=(count, 7, 8))
+    with FeatureWriter.begin(path, header) as writer:
+        writer.append(parts, parts.mean(axis=1), rng.random((count, 7)))
+        writer.finish()
+    return path
+
+
+def test_a_table_for_several_files(features: Path) -> None:
+    text = run("eval", "--features", features, "--features", features, "--rule", "mean", "--rerank", "-q").output
+    assert "toy-2" in text
+    assert "mean rule, re-ranking" in text
+    assert "without re-ranking" in text
+    assert "shared parts against visibility ignored" in text
+
+
+def test_json_out_and_against(features: Path, tmp_path: Path) -> None:
+    run("eval", "-f", features, "--out", tmp_path / "out", "--rule", "all", "-q")
+    assert (tmp_path / "out" / "queries.csv").is_file()
+    printed = json.loads(
+        run("eval", "-f", features, "--json", "-q", "--verification", "--against", tmp_path / "out").stdout
+    )
+    assert 0 < printed["tests"]["toy"]["metrics"]["mAP"] <= 1
+    assert printed["against"][0]["differences"][0]["metric"] == "rank1"
+    text = run("eval", "-f", features, "-q", "--no-breakdown", "--verification", "--against", tmp_path / "out").output
+    assert "Against the earlier run" in text
+    assert "true positive rate" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--flip"], "extracted otherwise"),
+        (["--dataset", "folder:a", "--dataset", "folder:b"], "2 --dataset"),
+        (["--rule", "shrink"], "did you mean"),
+        (["--against", "nowhere"], "no result to compare"),
+    ],
+)
+def test_mistakes_are_explained(features: Path, arguments: list[str], said: str) -> None:
+    assert said in run("eval", "-f", features, *arguments, code=2).output
+
+
+def test_options_that_need_features() -> None:
+    assert "goes with --features" in run("eval", "--out", "x", "--preset", "demo", code=2).output
+
+
+@pytest.fixture
+def embedded(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embedding an image takes a network; here it looks the image up among the features."""
+    loaded = FeatureFile.open(features).load()
+
+    def embed(paths: list[Path], checkpoint: Path, config: Any) -> Any:
+        return loaded.select(np.array([int(path.stem) for path in paths]))
+
+    monkeypatch.setattr("pipeline.features.extract.embed", embed)
+
+
+@pytest.mark.usefixtures("embedded")
+def test_search_and_compare(features: Path) -> None:
+    arguments = ("search", "0.jpg", "1.jpg", "--gallery", features, "--checkpoint", "m.safetensors", "-k", 3, "-q")
+    found = json.loads(run(*arguments, "--json").stdout)
+    assert [len(one["hits"]) for one in found] == [3, 3]
+    assert found[0]["hits"][0]["pid"] == 0
+    text = run(*arguments).output
+    assert "1.jpg (visible:" in text
+    pair = json.loads(run("compare", "0.jpg", "12.jpg", "--checkpoint", "m.safetensors", "--json").stdout)
+    assert pair["parts"][-1]["name"] == "whole body"
+    assert "distance" in run("compare", "0.jpg", "12.jpg", "--checkpoint", "m.safetensors", "--rule", "mean").output
