@@ -7,6 +7,7 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -131,7 +132,8 @@ def load_backbone_weights(spec: str, backbone: str) -> Mapping[str, Tensor] | No
     """The weights a backbone starts from.
 
     Args:
-        spec: `imagenet` (torchvision's download or its cache), `none`, or a file (.safetensors, .pth, .pt).
+        spec: `imagenet` (torchvision's download or its cache), `builtin` (the encoder of the parser in this package,
+            for `mobilenet_v2`), `none`, or a file (.safetensors, .pth, .pt).
         backbone: Name of the backbone.
 
     Raises:
@@ -141,6 +143,8 @@ def load_backbone_weights(spec: str, backbone: str) -> Mapping[str, Tensor] | No
         return None
     if spec == "imagenet":
         return _imagenet(backbone)
+    if spec == "builtin":
+        return _builtin(backbone)
     return read_state_dict(Path(spec).expanduser())
 
 
@@ -163,6 +167,22 @@ def _imagenet(backbone: str) -> Mapping[str, Tensor]:
             hint="fetch that file on a machine with internet and name it here: --weights FILE; or --weights none",
         ) from error
     return state
+
+
+def _builtin(backbone: str) -> Mapping[str, Tensor]:
+    """The built-in parser's encoder; it lacks the backbone's last convolution, which starts at random."""
+    if backbone != "mobilenet_v2":
+        raise WeightsError(
+            f"`builtin` has no weights for {backbone}", where="model.weights", expected="model.backbone = mobilenet_v2"
+        )
+    with resources.as_file(resources.files("pipeline.parsing") / "weights" / "builtin.safetensors") as path:
+        stored = read_state_dict(path)
+    known = {k.removeprefix("encoder."): v.float() for k, v in stored.items() if k.startswith("encoder.")}
+    with torch.random.fork_rng(devices=[]):
+        # The same start whatever was drawn before, so that the training's own seed decides the rest alone.
+        torch.manual_seed(0)
+        fresh = torchvision.models.mobilenet_v2(weights=None).features.state_dict()
+    return {f"features.{key}": known.get(key, value) for key, value in fresh.items()}
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -145,3 +145,21 @@ def test_without_internet_imagenet_names_the_file_option(monkeypatch: pytest.Mon
     assert "--weights FILE" in str(caught.value.hint)
     with pytest.raises(WeightsError, match="torchvision's"):
         weights.load_backbone_weights("imagenet", "timm:resnet26d")
+
+
+@pytest.mark.skipif(
+    not (Path(weights.__file__).parents[1] / "parsing/weights/builtin.safetensors").is_file(),
+    reason="the built-in parser's weights are not there",
+)
+def test_the_parsers_encoder_starts_a_mobilenet() -> None:
+    start = weights.load_backbone_weights("builtin", "mobilenet_v2")
+    assert start is not None
+    torch.manual_seed(5)
+    again = weights.load_backbone_weights("builtin", "mobilenet_v2")
+    assert again is not None
+    assert all(torch.equal(start[key], again[key]) for key in start), "no matter what was drawn before"
+    build_model(SMALL, 3, backbone_weights=start)
+    random = torchvision.models.mobilenet_v2(weights=None).state_dict()
+    assert not torch.equal(start["features.5.conv.0.0.weight"], random["features.5.conv.0.0.weight"])
+    with pytest.raises(WeightsError, match="no weights for resnet18"):
+        weights.load_backbone_weights("builtin", "resnet18")
