@@ -78,6 +78,7 @@ def test_rows_in_blocks_and_one_by_one(tmp_path: Path) -> None:
     assert [(block.start, len(block)) for block in blocks] == [(1, 4), (5, 4), (9, 1)]
     assert np.concatenate([block.parts for block in blocks])[:, 0, 0].tolist() == list(range(1, 10))
     assert file.at(np.array([0, 1, 4, 9])).whole[:, 0].tolist() == [0, -1, -4, -9]
+    assert file.at(np.array([5, 2, 5])).parts[:, 3, 1].tolist() == [5, 2, 5]
     assert len(file.at(np.array([], dtype=np.int64))) == 0
     assert file.names(np.array([[3, 1], [3, 0]])).tolist() == [
         ["gallery/é003.jpg", "gallery/é001.jpg"],
@@ -90,9 +91,27 @@ def test_rows_in_blocks_and_one_by_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("part_dim", "whole_dim"), [(0, 4), (6, 0)])
 def test_models_without_parts_or_without_whole(tmp_path: Path, part_dim: int, whole_dim: int) -> None:
-    loaded = FeatureFile.open(write(tmp_path / "f.h5", header(part_dim=part_dim, whole_dim=whole_dim))).load()
+    file = FeatureFile.open(write(tmp_path / "f.h5", header(part_dim=part_dim, whole_dim=whole_dim)))
+    loaded = file.load()
+    assert file.at(np.array([4, 1])).parts.shape == (2, 7, part_dim)
+    assert file.at(np.array([4, 1])).whole.shape == (2, whole_dim)
     assert loaded.parts.shape == (10, 7, part_dim)
     assert loaded.whole.shape == (10, whole_dim)
+
+
+def test_a_file_rewritten_in_chunks_reads_alike(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.h5")
+    before = FeatureFile.open(path).load()
+    with h5py.File(path, "r+") as file:
+        for name in ("parts", "names"):
+            kept = file[name][:]
+            del file[name]
+            texts = h5py.string_dtype() if name == "names" else None
+            file.create_dataset(name, data=kept, chunks=True, compression="gzip", dtype=texts)
+    opened = FeatureFile.open(path)
+    np.testing.assert_array_equal(opened.load().parts, before.parts)
+    assert opened.load().names.tolist() == before.names.tolist()
+    np.testing.assert_array_equal(opened.at(np.array([7, 3])).parts, before.parts[[7, 3]])
 
 
 def test_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""Approximate search: what it returns is exact for what it found, and it finds nearly all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.matching.approximate import build_index, measure_recall
+from pipeline.matching.distance import Rule, part_set
+from pipeline.matching.featurefile import FeatureFile, FeatureHeader, FeatureWriter
+from pipeline.matching.search import search
+
+pytest.importorskip("faiss", reason="the extra `faiss` is not installed")
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> FeatureFile:
+    rng = np.random.default_rng(0)
+    count, ids = 3000, 300
+    path: Path = tmp_path_factory.mktemp("approximate") / "g.h5"
+    centres = rng.normal(size=(ids, 7, 8))
+    parts = centres[np.arange(count) % ids] + 0.7 * rng.normal(size=(count, 7, 8))
+    visibility = (rng.random((count, 7)) < 0.75) * 0.5
+    header = FeatureHeader(
+        [f"{i}.jpg" for i in range(count)],
+        np.arange(count) % ids,
+        np.zeros(count),
+        ["gallery"] * count,
+        8,
+        8,
+        np.full(7, 0.1),
+    )
+    with FeatureWriter.begin(path, header) as writer:
+        writer.append(parts, parts.mean(axis=1), visibility)
+        writer.finish()
+    return FeatureFile.open(path)
+
+
+def test_recall_and_exact_distances(gallery: FeatureFile) -> None:
+    loaded = gallery.load().select(slice(0, 40))
+    query = part_set(loaded, loaded.thresholds)
+    exact = search(query, gallery, 10)
+    index = build_index(gallery)
+    found = index.search(query, 10, candidates=200, probes=20)
+    assert measure_recall(found, exact) > 0.95
+    assert measure_recall(exact, exact) == 1
+    wide = index.search(query, 10, candidates=3000, probes=1000)
+    np.testing.assert_array_equal(wide.rows, exact.rows)
+    np.testing.assert_allclose(wide.distances, exact.distances, atol=1e-6)
+    assert (found.distances[:, 0] <= 1e-6).all()
+
+
+def test_fewer_candidates_than_hits(gallery: FeatureFile) -> None:
+    loaded = gallery.load().select(slice(0, 2))
+    found = build_index(gallery, lists=20).search(part_set(loaded, loaded.thresholds), 5, candidates=3)
+    assert (found.rows[:, 3:] == -1).all()
+    assert np.isinf(found.distances[:, 3:]).all()
+    assert (found.rows[:, 0] == [0, 1]).all()
+
+
+def test_rules_that_cannot_be_approximated(gallery: FeatureFile) -> None:
+    with pytest.raises(ConfigError, match="cannot be approximated"):
+        build_index(gallery, rule=Rule("query"))
