@@ -250,7 +250,7 @@ def _shoulder_bag(model: BodyModel, rest: Rest, bag: Bag, outermost: NDArray[np.
     shape = shape.turned(side * 0.08, axis=1)
     place = np.array(
         [
-            side * (widest + float(outermost.mean()) + depth * 0.40),
+            side * (widest + float(outermost.mean()) + depth * 0.40 - 0.018),
             0.015,
             float(rest.heads[model.bone["upperleg01.L"]][2]) - height * 0.62,
         ]

@@ -117,7 +117,7 @@ class Top:
         neck: round, v or high.
         loose: Distance from the body in metres.
         collar: A shirt's collar and button band.
-        hood: A hood that lies on the back.
+        hood: Cords and a pouch pocket, as of a hooded shirt.
     """
 
     cloth: Cloth
@@ -441,14 +441,15 @@ def _top(rng: np.random.Generator, garment: str, female: bool, cloth: Cloth) -> 
     sleeves = [-0.1, 0.22, 0.32, 0.60, 0.97] if female else [-0.1, 0.27, 0.36, 0.60, 0.97]
     sleeve = float(rng.choice(sleeves, p=[0.14, 0.18, 0.26, 0.08, 0.34] if female else [0.04, 0.25, 0.31, 0.05, 0.35]))
     long = sleeve > 0.9
+    collar = bool(long and rng.random() < 0.35) and garment != "dress"
     return Top(
         cloth=cloth,
         sleeve=sleeve + (rng.uniform(-0.03, 0.04) if sleeve > 0 else 0.0),
         hem=rng.uniform(-0.10, 0.02),
         neck=str(rng.choice(["round", "v", "high"], p=[0.62, 0.25, 0.13])),
         loose=float(rng.uniform(0.004, 0.013) if female or garment == "dress" else rng.uniform(0.007, 0.020)),
-        collar=bool(long and rng.random() < 0.35) and garment != "dress",
-        hood=bool(long and rng.random() < 0.25) and garment not in ("dress", "jumpsuit"),
+        collar=collar,
+        hood=bool(long and rng.random() < 0.35) and not collar and garment not in ("dress", "jumpsuit"),
     )
 
 

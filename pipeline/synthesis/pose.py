@@ -213,7 +213,7 @@ def _one_arm(rng: np.random.Generator, raised: Arm) -> dict[str, object]:
 
 def _phone(rng: np.random.Generator) -> Pose:
     """Telephoning, the phone at the ear."""
-    raised = Arm(flexion=38 + _jitter(rng, 6), spread=24 + _jitter(rng, 4), inward=22 + _jitter(rng, 3), elbow=136)
+    raised = Arm(flexion=66 + _jitter(rng, 4), spread=40 + _jitter(rng, 5), inward=4 + _jitter(rng, 2), elbow=150)
     changes = _one_arm(rng, raised)
     lean = 7.0 if changes["hand"] == "L" else -7.0
     return _standing(rng, "phone", **changes, holds="phone", tilt=lean, nod=5.0, turn=_jitter(rng, 8), curl=55.0)

@@ -11,6 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.synthesis.identity import CAPACITY, TEAM, _traits, require_capacity, sample_identity
 
 
+@pytest.mark.slow
 def test_same_arguments_same_person_in_another_process() -> None:
     code = "from pipeline.synthesis.identity import sample_identity as s; print([s(5, i) for i in range(6)])"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
