@@ -206,7 +206,7 @@ def random_look(rng: np.random.Generator, image: np.ndarray, rules: CropRules) -
     if rng.random() < 0.7:
         quality = int(rng.integers(25, 96))
         _, data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-        small = np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+        small = np.ascontiguousarray(np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[..., ::-1])
     if height < 128 and rng.random() < 0.7:
         # Data sets store crops at one size whatever the person's size was.
         small = _resized(small, 128, 64)
@@ -238,7 +238,7 @@ def _blurred(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     kernel = np.zeros((length, length), np.float32)
     end = rng.uniform(0, length - 1, 2)
     cv2.line(kernel, (length // 2, length // 2), (int(end[0]), int(end[1])), 1.0)
-    return cv2.filter2D(image, -1, kernel / kernel.sum())
+    return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()))
 
 
 def _paint(rng: np.random.Generator, photographs: Sequence[Photograph]) -> occluders.Paint:

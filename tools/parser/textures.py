@@ -15,7 +15,7 @@ def noise(rng: np.random.Generator, height: int, width: int, cell: float, stretc
     """Smooth noise in [0, 1], its bumps `cell` pixels wide and `stretch` times as high: (height, width) float32."""
     rows, columns = max(2, round(height / (cell * stretch)) + 1), max(2, round(width / cell) + 1)
     coarse = rng.random((rows, columns), np.float32)
-    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1))
 
 
 def fractal(rng: np.random.Generator, height: int, width: int, cell: float, stretch: float = 1.0) -> np.ndarray:

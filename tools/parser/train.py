@@ -15,7 +15,7 @@ import json
 import math
 import time
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Stage:
         rate: Learning rate at its beginning.
         final: The rate at its end as a share of that, reached along half a cosine; 1 keeps it constant.
         rendered_share: Share of rendered people among the crops.
+        occluded: Share of photographs with things pasted in front, instead of that in the rules.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Stage:
     rate: float
     final: float
     rendered_share: float
+    occluded: float
 
 
 def starting_network(encoder: Path) -> BuiltinNet:
@@ -151,7 +153,7 @@ class Trainer:
             self.photographs,
             rendered,
             share=stage.rendered_share,
-            rules=self.rules,
+            rules=replace(self.rules, occluded=stage.occluded),
             seed=self.seed,
             first=self.done * self.batch,
             last=(first + stage.steps) * self.batch,
