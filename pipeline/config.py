@@ -182,8 +182,8 @@ class LossConfig(Section):
 class TrainConfig(Section):
     """The training run."""
 
-    epochs: Positive = Field(120, description="Epochs; one shows each identity once in a P x K batch.")
-    identities: Annotated[int, Field(ge=2)] = Field(16, description="P: identities a batch.")
+    epochs: Positive = Field(120, description="Epochs; `epoch_length` says what one is.")
+    identities: Annotated[int, Field(ge=2)] = Field(16, description="P: identities a batch, over all processes together.")
     instances: Annotated[int, Field(ge=2)] = Field(4, description="K: images of each identity in a batch.")
     epoch_length: Literal["identities", "images"] = Field(
         "images",
@@ -217,7 +217,7 @@ class TrainConfig(Section):
     ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights that are tested; 0: none.")
     eval_every: int = Field(0, ge=0, description="Test on the first test set every so many epochs; 0: not in training.")
     gather: bool = Field(
-        False, description="Distributed: mine hard triplets among all ranks' features, not each its own."
+        False, description="Distributed: take the loss over the whole batch, not over each process's share of it."
     )
     seed: int = Field(0, ge=0, description="Seed of weights, batches and augmentation.")
     deterministic: bool = Field(True, description="Ask for deterministic kernels, so that a resumed run is bit-equal.")
@@ -233,7 +233,8 @@ class TrainConfig(Section):
     checkpoint_minutes: float = Field(
         5.0,
         ge=0,
-        description="Save a resumable state at least this often; each epoch's end saves one too.",
+        description="Save a resumable state at least this often; the end of an epoch saves one, too, if a tenth of this "
+        "time has passed.",
         json_schema_extra=_EXECUTION,
     )
     tensorboard: bool = Field(
