@@ -260,6 +260,7 @@ def require_capacity(ids: int) -> None:
 # Decks of twenty cards: each run of twenty identities gets every card once, in a shuffled order, so that a rare class
 # occurs early in every population and at its rate in a large one.
 _OUTFITS = ("trousers",) * 7 + ("jeans",) * 5 + ("shorts",) * 3 + ("skirt",) * 2 + ("dress",) * 2 + ("jumpsuit",)
+_TROUSERED = frozenset({"trousers", "jeans", "shorts"})
 _COATS = (True,) * 5 + (False,) * 15
 _HATS = ("cap", "cap", "beanie", "brim") + ("",) * 16
 _EYES = ("sunglasses",) * 2 + ("glasses",) * 3 + ("",) * 15
@@ -288,29 +289,33 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
     rng = np.random.default_rng([word, seed, 0, index])
     above, below, shoe, tone, uniform = _traits(seed, word, index)
 
-    def card(deck: Sequence[object], number: int) -> object:
-        """This identity's card of a deck."""
-        shuffled = np.random.default_rng([word, seed, 2, number, index // len(deck)]).permutation(len(deck))
-        return deck[shuffled[index % len(deck)]]
+    def card(deck: Sequence[object], number: int, holder: int = index) -> object:
+        """An identity's card of a deck."""
+        shuffled = np.random.default_rng([word, seed, 2, number, holder // len(deck)]).permutation(len(deck))
+        return deck[shuffled[holder % len(deck)]]
 
-    garment = str(card(_OUTFITS, 0))
+    # What a uniform is made of is the first member's choice; rare cuts keep to their own card, so that none gets lost.
+    leader = index - index % TEAM if uniform else index
+    garment, issued = str(card(_OUTFITS, 0)), str(card(_OUTFITS, 0, leader))
+    if {garment, issued} <= _TROUSERED:
+        garment = issued
     female = True if garment in ("skirt", "dress") else bool(rng.random() < 0.38)
     adult = bool(rng.random() > 0.05)
-    coat_worn, hat, eyewear = bool(card(_COATS, 1)), str(card(_HATS, 2)), str(card(_EYES, 3))
+    coat_worn, hat, eyewear = bool(card(_COATS, 1, leader)), str(card(_HATS, 2)), str(card(_EYES, 3))
     # A uniform is one cloth: every member draws it from the same fresh generator of the team.
     tailor = np.random.default_rng([word, seed, 1, index // TEAM]) if uniform else rng
     top_main, bottom_main = _tinted(ABOVE[above], tailor), _tinted(BELOW[below], tailor)
     second, third = _accent(tailor), _accent(tailor)
     top_design, bottom_design = _design(tailor), _design(tailor, 0.82, _LEG_DESIGNS)
     one_piece = garment in ("dress", "jumpsuit")
-    coat = _coat(rng, top_main) if coat_worn else None
+    coat = _coat(tailor, top_main) if coat_worn else None
     if coat is not None:
         # The coat is what is seen above: it carries the numbered colour, and the shirt under it another.
-        top_main = _accent(rng)
+        top_main = _accent(tailor)
     if one_piece:
         second = bottom_main
-    top = _top(rng, garment, female, sample_cloth(top_design, top_main, second, third, trim=one_piece))
-    bottom = _bottom(rng, garment, sample_cloth(bottom_design, bottom_main, third, second))
+    top = _top(tailor, garment, female, sample_cloth(top_design, top_main, second, third, trim=one_piece))
+    bottom = _bottom(tailor, garment, sample_cloth(bottom_design, bottom_main, third, second))
     stature = _stature(rng, female, adult)
     age, shape = _shape(rng, model, female, adult, stature)
     prefix = "coat+" if coat is not None else ""
@@ -340,9 +345,9 @@ def _traits(seed: int, word: int, index: int) -> tuple[int, int, int, int, bool]
     """The numbered traits of an identity: a one-to-one map from index to (above, below, shoes, skin).
 
     A team has a pair (above, below) and each member its own (shoes, skin). The pair's group of eight `above` colours
-    says what the team shares: the whole pair with its designs (a uniform), only `below`, or nothing. Members that do
-    not share a colour get it shifted within its group by an amount that depends on the member only, so that the map
-    stays one-to-one. The order of all tables is shuffled by the seed.
+    says what the team shares: in two of three groups the whole pair with cut and designs (a uniform), in the third
+    nothing. Members that do not share a colour get it shifted within its group by an amount that depends on the member
+    only, so that the map stays one-to-one. The order of all tables is shuffled by the seed.
     """
     order = np.random.default_rng([word, seed, 3])
     pairs, combinations = len(ABOVE) * len(BELOW), len(SHOES) * len(SKIN)
@@ -352,11 +357,11 @@ def _traits(seed: int, word: int, index: int) -> tuple[int, int, int, int, bool]
     above, below = divmod(int(pair_order[slot]), len(BELOW))
     shoe, tone = divmod(int(combination_order[(block * TEAM + member)]), len(SKIN))
     group, place = divmod(above, 8)
-    if group > 0:
+    uniform = group < 2
+    if not uniform:
         above = group * 8 + (place + 2 * member) % 8
-    if group > 1:
         below = (below + 5 * member) % len(BELOW)
-    return above, below, shoe, tone, group == 0
+    return above, below, shoe, tone, uniform
 
 
 def _tinted(colour: Colour, rng: np.random.Generator, spread: float = 0.06) -> Colour:

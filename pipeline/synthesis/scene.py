@@ -292,8 +292,8 @@ def _moment(tone: Tone, light: Light, random: Random) -> Tone:
     drift = random.normal(0, 1, 2)
     return replace(
         tone,
-        exposure=float(tone.exposure * lighting.metered(light) * np.exp(0.16 * drift[0])),
-        gain=tone.gain * np.exp(0.03 * drift[1] * np.array([1.0, 0.0, -1.0])),
+        exposure=float(tone.exposure * lighting.metered(light) * np.exp(0.22 * drift[0])),
+        gain=tone.gain * np.exp(0.05 * drift[1] * np.array([1.0, 0.0, -1.0])),
     )
 
 

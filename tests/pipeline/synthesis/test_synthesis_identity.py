@@ -49,18 +49,31 @@ def test_look_alikes_share_garments() -> None:
     bottoms = Counter(p.bottom.cloth.main for p in people)
     assert sum(n for n in tops.values() if n > 1) > 20, "several wear the very same cloth"
     assert sum(n for n in bottoms.values() if n > 1) > 30
-    assert len(tops) > 100, "but most do not"
+    assert len(tops) > 80, "but not everybody does"
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_outfits_are_stratified(seed: int) -> None:
     people = [sample_identity(seed, i) for i in range(20)]
-    assert {p.garment for p in people} == {"trousers", "jeans", "shorts", "skirt", "dress", "jumpsuit"}
-    assert sum(p.coat is not None for p in people) == 5
+    # Uniforms are trousers of one kind; skirts and one-piece clothes keep to their share.
+    garments = Counter(p.garment for p in people)
+    assert (garments["skirt"], garments["dress"], garments["jumpsuit"]) == (2, 2, 1)
+    coats = sum(sample_identity(seed, i).coat is not None for i in range(160))
+    assert 16 <= coats <= 72
     assert sum(p.hat is not None for p in people) == 4
     assert {p.bag.kind for p in people if p.bag} == {"backpack", "shoulder", "hand", "suitcase"}
     assert any(p.gloves for p in people)
     assert any(p.scarf for p in people)
+
+
+def test_uniforms_are_one_cloth_and_one_cut() -> None:
+    for team in range(40):
+        people = [sample_identity(0, 4 * team + member) for member in range(4)]
+        wearers = [p for p in people if p.garment in ("trousers", "jeans", "shorts")]
+        if people[0] in wearers and len({p.top.cloth for p in wearers}) == 1:
+            assert len({p.garment for p in wearers}) == 1
+            assert len({p.coat for p in wearers}) == 1
+            assert len({(p.shoes.colour, p.skin) for p in wearers}) == len(wearers)
 
 
 def test_traits_are_plausible() -> None:

@@ -1,0 +1,68 @@
+"""Speed and memory of rendering, measured on some people and extrapolated to the `benchmark` preset.
+
+    python benchmarks/synthesis_speed.py [--people 6] [--size 256x128]
+
+Renders in this process, on one core (set OMP_NUM_THREADS=1), after one warm-up person that compiles and loads.
+The clock is this process's CPU time, so that other programs on the machine do not count; wall time is told too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+
+from pipeline.runtime.parallel import limit_threads
+from pipeline.synthesis.plan import plan_images
+from pipeline.synthesis.presets import PRESETS
+from pipeline.synthesis.scene import SceneSettings, render
+
+
+def main() -> None:
+    arguments = parse()
+    height, width = (int(side) for side in arguments.size.split("x"))
+    settings = SceneSettings(height=height, width=width)
+    limit_threads()
+    config = PRESETS["benchmark"]
+    planned = plan_images(config.ids, config.cameras, config.shots, config.occlusion, config.seed)
+    # Neighbours in number are alike in nothing but dress, so the first people are a fair sample; the first one warms.
+    people = [[image for image in planned if image.identity == person] for person in range(arguments.people + 1)]
+    for image in people[0]:
+        render(config.seed, image.identity, image.camera, image.shot, occluded=image.occluded, settings=settings)
+    images = [image for person in people[1:] for image in person]
+    wall, cpu = time.perf_counter(), time.process_time()
+    for image in images:
+        render(config.seed, image.identity, image.camera, image.shot, occluded=image.occluded, settings=settings)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    scale = 1024 if sys.platform == "darwin" else 1
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale / 1024
+    print(
+        json.dumps(
+            {
+                "size": f"{height}x{width}, {settings.supersample}x{settings.supersample} samples a pixel",
+                "images": len(images),
+                "occluded": sum(image.occluded for image in images),
+                "images a minute and core": round(60 * len(images) / cpu),
+                "wall seconds": round(wall, 1),
+                "peak memory MiB": round(memory),
+                "benchmark preset": {
+                    "images": len(planned),
+                    "core minutes, extrapolated": round(len(planned) * cpu / len(images) / 60, 1),
+                },
+            },
+            indent=2,
+        )
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--people", type=int, default=6, help="people to render, 24 images each")
+    parser.add_argument("--size", default="256x128")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
