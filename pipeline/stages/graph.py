@@ -184,7 +184,7 @@ STAGES: tuple[Stage, ...] = (
     Stage("masks", 1, _masks_decisive, _masks_inputs, bodies.masks),
     Stage("train", 1, _train_decisive, _train_inputs, bodies.train),
     Stage("extract", 1, _extract_decisive, _extract_inputs, bodies.extract),
-    Stage("eval", 1, _eval_decisive, _eval_inputs, bodies.evaluate),
+    Stage("eval", 2, _eval_decisive, _eval_inputs, bodies.evaluate),
 )
 """All stages, in order."""
 
