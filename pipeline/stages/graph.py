@@ -132,6 +132,8 @@ def _train_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
             found["masks"] = sources.artifacts["masks"][0]
     if _is_file(config.model.weights):
         found["weights"] = sources.file(Path(config.model.weights), "the weights file", WeightsError)
+    elif config.model.weights == "builtin":
+        found["weights"] = sources.file(_BUILTIN_WEIGHTS, "the built-in parser's weights file", WeightsError)
     if config.train.eval_every:
         for test in sources.tests():
             found[f"test images {test.name}"] = sources.images(test.spec, "query", "gallery")
@@ -139,7 +141,7 @@ def _train_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
 
 
 def _is_file(weights: str) -> bool:
-    return weights not in ("imagenet", "none")
+    return weights not in ("imagenet", "builtin", "none")
 
 
 # extract

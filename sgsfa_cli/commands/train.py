@@ -46,7 +46,7 @@ def train(
     weights: Annotated[
         str | None,
         typer.Option(
-            metavar="SOURCE", help="Where the backbone starts: imagenet, none, or a .safetensors or .pth file."
+            metavar="SOURCE", help="Where the backbone starts: imagenet, builtin, none, or a .safetensors or .pth file."
         ),
     ] = None,
     amp: Annotated[str | None, typer.Option(metavar="PRECISION", help="Mixed precision: off, bf16 or fp16.")] = None,
