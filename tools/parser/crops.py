@@ -49,10 +49,12 @@ class Crop:
     Attributes:
         image: (256, 128, 3) uint8, RGB.
         labels: (256, 128) uint8, LIP labels.
+        hidden: (256, 128) bool, where something in front hides the person; None: not known.
     """
 
     image: np.ndarray
     labels: np.ndarray
+    hidden: np.ndarray | None = None
 
 
 def random_crop(rng: np.random.Generator, photographs: Sequence[Photograph], index: int, rules: CropRules) -> Crop:
@@ -63,6 +65,7 @@ def random_crop(rng: np.random.Generator, photographs: Sequence[Photograph], ind
         crop = mirrored(crop)
     if rng.random() < rules.backdrop:
         crop = on_backdrop(rng, crop, photographs)
+    person = crop.labels > 0
     if rng.random() < rules.crowd:
         other = photographs[int(rng.integers(len(photographs)))]
         crop = beside(rng, crop, other)
@@ -73,7 +76,7 @@ def random_crop(rng: np.random.Generator, photographs: Sequence[Photograph], ind
             covered = behind(crop, lit(rng, occluder))
             if (covered.labels > 0).sum() >= 0.2 * max(1, (crop.labels > 0).sum()):
                 crop = covered
-    return Crop(random_look(rng, crop.image, rules), crop.labels)
+    return Crop(random_look(rng, crop.image, rules), crop.labels, person & (crop.labels == 0))
 
 
 def random_box(

@@ -23,8 +23,8 @@ def label_shares(labels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(shares, np.float32) / CELL**2
 
 
-class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Crops number `first` to `last` of a run.
+class Crops(Dataset[tuple[Tensor, Tensor, Tensor]]):
+    """Crops number `first` to `last` of a run: image (256, 128, 3), label shares (20, 64, 32), hidden share (64, 32).
 
     Args:
         photographs: Photographs of the training split.
@@ -58,7 +58,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, offset: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, offset: int) -> tuple[Tensor, Tensor, Tensor]:
         number = self._first + offset
         rng = np.random.default_rng((self._seed, number))
         if rng.random() < self._share:
@@ -68,4 +68,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             # Every photograph once an epoch, each epoch in an order of its own.
             order = np.random.default_rng((self._seed, 1, number // count)).permutation(count)
             crop = random_crop(rng, self._photographs, int(order[number % count]), self._rules)
-        return torch.from_numpy(crop.image), torch.from_numpy(label_shares(crop.labels))
+        hidden = np.zeros((HEIGHT, WIDTH)) if crop.hidden is None else crop.hidden
+        hidden_share = hidden.reshape(HEIGHT // CELL, CELL, WIDTH // CELL, CELL).mean((1, 3), dtype=np.float32)
+        target = label_shares(crop.labels)
+        return torch.from_numpy(crop.image), torch.from_numpy(target), torch.from_numpy(hidden_share)

@@ -13,9 +13,8 @@ _STEEPNESS = 10.0
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy against label shares: logits and target (B, C, H, W), weights (C,)."""
-    losses = -(weights.view(1, -1, 1, 1) * target * logits.log_softmax(1)).sum(1)
-    return losses.sum() / (weights.view(1, -1, 1, 1) * target).sum()
+    """Cross-entropy against label shares: logits and target (B, C, H, W), weights of the same shape or one like it."""
+    return -(weights * target * logits.log_softmax(1)).sum() / (weights * target).sum()
 
 
 def soft_jaccard(occupancy: Tensor, wanted: Tensor) -> Tensor:
@@ -27,16 +26,20 @@ def soft_jaccard(occupancy: Tensor, wanted: Tensor) -> Tensor:
     return 1 - (both + 1) / (union + 1)
 
 
-def parser_loss(logits: Tensor, target: Tensor, weights: Tensor, *, jaccard: float) -> Tensor:
+def parser_loss(
+    logits: Tensor, target: Tensor, weights: Tensor, *, jaccard: float, cells: Tensor | None = None
+) -> Tensor:
     """Loss of a batch.
 
     Args:
         logits: (B, 20, 64, 32).
         target: (B, 20, 64, 32) share of each label in a cell; sums to 1.
         weights: (20,) of the labels in the cross-entropy.
+        cells: (B, 64, 32) weights of the cells in the cross-entropy; None: all alike.
         jaccard: Weight of the measure of whole bodies (at 64 x 32) and of the four parts (at 16 x 8).
     """
     soft = logits.softmax(1)
+    weights = weights.view(1, -1, 1, 1) if cells is None else weights.view(1, -1, 1, 1) * cells[:, None]
     loss = soft_cross_entropy(logits, target, weights)
     masks = soft_jaccard(1 - soft[:, 0], 1 - target[:, 0])
     for ids in PARTS:

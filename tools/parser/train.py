@@ -54,6 +54,8 @@ class Stage:
         final: The rate at its end as a share of that, reached along half a cosine; 1 keeps it constant.
         rendered_share: Share of rendered people among the crops.
         occluded: Share of photographs with things pasted in front, instead of that in the rules.
+        background: Weight of the background in the cross-entropy.
+        hidden: What is added to the weight of a cell whose person is hidden by something in front.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Stage:
     final: float
     rendered_share: float
     occluded: float
+    background: float
+    hidden: float
 
 
 def starting_network(encoder: Path) -> BuiltinNet:
@@ -160,9 +164,10 @@ class Trainer:
         )
         loader = DataLoader(crops, self.batch, num_workers=1, prefetch_factor=4)
         weights = class_weights(self.device)
+        weights[0] = stage.background
         mean, std = MEAN.to(self.device) * 255, STD.to(self.device) * 255
         started, recent = time.monotonic(), 0.0
-        for count, (images, target) in enumerate(loader, 1):
+        for count, (images, target, hidden) in enumerate(loader, 1):
             rate = learning_rate(self.done - first, stage, warm_up=warm_up)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate * group["share"]
@@ -170,7 +175,8 @@ class Trainer:
             self.network.train()
             self.network.encoder[: self.frozen].eval()
             logits = self.network((pixels - mean) / std).float()
-            loss = parser_loss(logits, target.to(self.device), weights, jaccard=self.jaccard)
+            cells = 1 + stage.hidden * hidden.to(self.device)
+            loss = parser_loss(logits, target.to(self.device), weights, jaccard=self.jaccard, cells=cells)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
