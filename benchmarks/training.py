@@ -89,6 +89,7 @@ class Bare:
         self.forward = compiled(self.model, lambda: self.images, SILENT) if config.compile else self.model
 
     def steps(self, count: int) -> None:
+        """Train on the same batch so many times."""
         for _ in range(count):
             self.optimizer.zero_grad(set_to_none=True)
             with autocast(self.device, self.config.amp):
@@ -128,9 +129,9 @@ class Real:
         self.loop = Loop(model, setting, model_config, loss, config, SILENT)
         self.forward = self.loop.forward_model()
         self.done = 0
-        self.host: list[float] = []
 
     def steps(self, count: int) -> None:
+        """Take the next steps of the run."""
         plans = plan_steps(
             self.labels, self.config, self.size, start=self.done, stop=self.done + count, place=self.setting.place
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -347,7 +348,8 @@ def _join(
                 writer.append(block.parts, block.whole, block.visibility)
         writer.finish()
     path.replace(out)
-    for part in parts:
+    # Also what a run with another number of processes left unfinished.
+    for part in out.parent.glob(f"{glob.escape(out.name)}.part*-of-*.partial"):
         part.unlink()
 
 
