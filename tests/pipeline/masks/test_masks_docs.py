@@ -1,0 +1,50 @@
+"""What the pages show must work."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config import MasksConfig
+from pipeline.masks.build import build_masks
+from pipeline.parsing.labels import load_grouping, load_label_set
+from pipeline.parsing.sidecar import Sidecar, read_sidecar
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def test_the_ten_lines_read_a_mask_file(
+    tmp_path: Path, people: tuple[Path, list[str]], tiny_parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = MasksConfig(parser=tiny_parser, device="cpu")
+    build_masks(Path("masks.h5"), root=people[0], names=people[1], config=config)
+    (code,) = blocks("formats-masks.md", "python")
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert list(found["names"]) == people[1]
+    assert found["good"].all()
+    assert found["parts"].shape == (40, 4, 16, 8)
+    assert 0 <= float(np.min(found["whole"])) < float(np.max(found["whole"])) <= 1
+
+
+def test_the_toml_files_are_what_they_say(tmp_path: Path) -> None:
+    grouping, label_set, sidecar, trust = blocks("parsers.md", "toml")[:4]
+    (tmp_path / "my-parts.toml").write_text(grouping)
+    assert load_grouping(str(tmp_path / "my-parts.toml"), load_label_set("lip-20")).absent == ()
+    (tmp_path / "uniforms.toml").write_text(label_set)
+    assert load_label_set(str(tmp_path / "uniforms.toml")).flipped() == (0, 1, 2, 3, 5, 4, 6)
+    (tmp_path / "model.onnx.toml").write_text(sidecar)
+    shown = read_sidecar(tmp_path / "model.onnx")
+    defaults = Sidecar(label_set="atr-18", height=512, width=512, output="logits")
+    assert shown == defaults
+    assert set(Sidecar.model_fields) - {"trust"} <= set(re.findall(r"^(\w+) =", sidecar, flags=re.MULTILINE))
+    assert trust == "trust = true\n"
