@@ -106,14 +106,14 @@ def _wall_colour(wall: str, random: np.random.Generator) -> Array:
 
 def sample_place(random: np.random.Generator) -> Place:
     """Any place. Most are grey, sand or brick, as towns are; lawns and painted walls are the exception."""
-    indoor = random.random() < 0.14
+    indoor = random.random() < 0.10
     ground = "indoor" if indoor else str(random.choice(list(_GROUND_SHARES), p=list(_GROUND_SHARES.values())))
     wall = str(random.choice(_INDOOR_WALLS)) if indoor else str(random.choice(_OUTDOOR_WALLS, p=_OUTDOOR_SHARES))
     strip = str(random.choice(["asphalt", "grass", "tiles", "cobbles"], p=[0.4, 0.2, 0.2, 0.2]))
     tall = {"trees": 14.0, "metal": 3.2, "concrete": 3.6}.get(wall, 12.0)
     return Place(
         ground=ground,
-        ground_colour=linear(_GROUND_COLOUR[ground]) * random.uniform(0.75, 1.25) * random.uniform(0.95, 1.05, 3),
+        ground_colour=linear(_GROUND_COLOUR[ground]) * random.uniform(0.85, 1.15) * random.uniform(0.97, 1.03, 3),
         strip=strip,
         strip_colour=linear(_GROUND_COLOUR[strip]) * random.uniform(0.7, 1.3),
         kerb=0.0 if indoor or random.random() < 0.5 else float(random.uniform(1.2, 7.0)),

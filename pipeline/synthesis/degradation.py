@@ -14,6 +14,10 @@ from pipeline.synthesis.light import Tone
 Array32 = npt.NDArray[np.float32]
 
 
+_CONTRAST = 1.10
+"""What cameras add to a faithful rendering on their own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Degradation:
     """How bad a picture is.
@@ -55,7 +59,7 @@ def develop(radiance: Array32, tone: Tone) -> Array32:
     encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * np.maximum(light, 1e-6) ** (1 / 2.4) - 0.055)
     grey = encoded.mean(2, keepdims=True)
     encoded = grey + (encoded - grey) * tone.saturation
-    encoded = 0.45 + (encoded - 0.45) * tone.contrast + tone.lift
+    encoded = 0.45 + (encoded - 0.45) * (_CONTRAST * tone.contrast) + tone.lift
     return np.asarray(np.clip(encoded, 0.0, 1.0), np.float32)
 
 

@@ -97,8 +97,8 @@ class SceneSettings:
     height: int = 256
     width: int = 128
     supersample: int = 2
-    tone: float = 0.35
-    backdrop: float = 0.5
+    tone: float = 0.1
+    backdrop: float = 0.95
     degrade: bool = True
     flat: bool = False
 
@@ -276,8 +276,8 @@ def draw(scene: Scene, settings: SceneSettings, noise: Random) -> Rendered:
 
 def _stand(site: Site, place: Place, random: Random) -> tuple[Stand, View]:
     """Where the person stands in the place, and how the camera sees them."""
-    distance = site.distance * random.uniform(0.78, 1.15)
-    bearing = random.uniform(-0.42, 0.42)
+    distance = site.distance * random.uniform(0.82, 1.12)
+    bearing = random.uniform(-0.30, 0.30)
     wall = site.distance + place.wall_gap
     # The wall must stay a step behind the person, wherever they stand.
     towards = math.cos(place.wall_yaw) * math.cos(bearing) + math.sin(place.wall_yaw) * math.sin(bearing)
@@ -292,8 +292,8 @@ def _moment(tone: Tone, light: Light, random: Random) -> Tone:
     drift = random.normal(0, 1, 2)
     return replace(
         tone,
-        exposure=float(tone.exposure * lighting.metered(light) * np.exp(0.22 * drift[0])),
-        gain=tone.gain * np.exp(0.05 * drift[1] * np.array([1.0, 0.0, -1.0])),
+        exposure=float(tone.exposure * lighting.metered(light) * np.exp(0.18 * drift[0])),
+        gain=tone.gain * np.exp(0.04 * drift[1] * np.array([1.0, 0.0, -1.0])),
     )
 
 
