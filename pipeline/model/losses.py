@@ -7,7 +7,6 @@ is zero, without a valid triplet L_tri is zero; each keeps its graph, so that di
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +15,6 @@ from torch.nn import functional as F
 
 from pipeline.config import LossConfig
 from pipeline.model.network import Output
-
-Gather = Callable[[Tensor], Tensor]
-"""Collects a tensor's rows from all ranks (this rank's with gradient), for hard mining over the global batch."""
 
 VISIBLE_SHARE = 0.01
 """A part whose true mask covers more than this share of the map counts as shown (a pixel and a bit of 16x8)."""
@@ -60,8 +56,6 @@ def total_loss(
     part_masks: Tensor,
     has_mask: Tensor,
     config: LossConfig,
-    *,
-    gather: Gather | None = None,
 ) -> LossParts:
     """The loss of a batch.
 
@@ -72,7 +66,6 @@ def total_loss(
         part_masks: (B, 4, 16, 8) true part masks in [0, 1].
         has_mask: (B,) bool; images without a mask are left out of L_se.
         config: Weights and choices.
-        gather: For mining over all ranks of a distributed run.
     """
     assert output.logits is not None, "the loss needs the output of training mode"
     zero = output.whole.float().sum() * 0.0 + 0.0
@@ -80,12 +73,12 @@ def total_loss(
     if output.part_mask_logits is None:
         triplet = masks = identity = zero
     else:
-        triplet = _triplet(output, pids, shown, config, gather)
+        triplet = _triplet(output, pids, shown, config)
         masks = mask_loss(output.whole_mask_logits, output.part_mask_logits, whole_mask, part_masks, has_mask)
         identity = _identity(output, pids, shown, config)
     whole = zero
     if output.logits.whole is not None and config.whole_weight > 0:
-        distances, same, valid = _pairs(output.whole, pids, None, gather)
+        distances, same, valid = _pairs(output.whole, pids, None)
         own = F.cross_entropy(output.logits.whole.float(), pids, label_smoothing=config.smoothing)
         whole = config.whole_weight * (own + batch_hard_triplet(distances, same, valid, config.margin))
     total = config.balance * (triplet + config.mask_weight * masks) + (1.0 - config.balance) * identity + whole
@@ -159,33 +152,28 @@ def _identity(output: Output, pids: Tensor, shown: Tensor, config: LossConfig) -
     return loss
 
 
-def _triplet(output: Output, pids: Tensor, shown: Tensor, config: LossConfig, gather: Gather | None) -> Tensor:
+def _triplet(output: Output, pids: Tensor, shown: Tensor, config: LossConfig) -> Tensor:
     strips = output.spatial[:, :3]
     if config.triplet_on == "parts":
         features = torch.cat([output.semantic, strips], 1)
         visible = torch.cat([shown, output.spatial_present[:, :2], output.spatial_present[:, 4:5]], 1)
-        distances, same, valid = _pairs(features, pids, visible, gather)
+        distances, same, valid = _pairs(features, pids, visible)
     else:
         chosen = {
             "semantic": output.semantic,
             "spatial": strips,
             "all": torch.cat([output.semantic, strips], 1),
         }[config.triplet_on]
-        distances, same, valid = _pairs(chosen.flatten(1), pids, None, gather)
+        distances, same, valid = _pairs(chosen.flatten(1), pids, None)
     return batch_hard_triplet(distances, same, valid, config.margin)
 
 
-def _pairs(
-    features: Tensor, pids: Tensor, visible: Tensor | None, gather: Gather | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Distances (B, N) from this rank's images to all, whether they show the same person, and which pairs count."""
-    keys = features if gather is None else gather(features)
-    key_pids = pids if gather is None else gather(pids)
-    same = pids.unsqueeze(1) == key_pids.unsqueeze(0)
+def _pairs(features: Tensor, pids: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances (B, B) between the images, whether they show the same person, and which pairs can be compared."""
+    same = pids.unsqueeze(1) == pids.unsqueeze(0)
     if visible is None:
-        return euclidean(features.float(), keys.float()), same, torch.ones_like(same)
-    key_visible = visible if gather is None else gather(visible)
-    distances, shared = shared_part_distance(features.float(), keys.float(), visible, key_visible)
+        return euclidean(features.float(), features.float()), same, torch.ones_like(same)
+    distances, shared = shared_part_distance(features.float(), features.float(), visible, visible)
     return distances, same, shared
 
 
