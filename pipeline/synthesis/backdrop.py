@@ -149,13 +149,11 @@ class Stand:
         bearing: Radians between the place's middle line and the line from the camera to the person.
         distance: Metres from the camera.
         wall: Metres from the camera to the wall plane.
-        slide: Metres by which wall patterns are moved along the wall.
     """
 
     bearing: float
     distance: float
     wall: float
-    slide: float
 
 
 def paint_backdrop(
@@ -189,9 +187,7 @@ def paint_backdrop(
     out = np.zeros((height, width, 3), np.float32)
     turn = stand.bearing
     colours = np.stack([place.ground_colour, place.strip_colour, place.wall_colour, place.accent])
-    numbers = np.array(
-        [stand.wall, place.wall_yaw, place.wall_height, place.kerb, place.skyline, stand.slide, contact_extent]
-    )
+    numbers = np.array([stand.wall, place.wall_yaw, place.wall_height, place.kerb, place.skyline, contact_extent])
     kinds = np.array(
         [GROUNDS.index(place.ground), GROUNDS.index(place.strip), WALLS.index(place.wall), place.texture], np.int64
     )
@@ -268,7 +264,6 @@ def _ground(kind: int, u: float, v: float, pixel: float, seed: int, colour: Arra
             a += 0.25 * (noise2(u * 6.0, v * 6.0, seed + 3) - 0.5)
         each = lattice(int(np.floor(a)), int(row), 3, seed)
         joint = 0.010 if kind == 2 else 0.018
-        line = max(_band(a % 1.0 - 0.5, 0.5 - joint / 2 / w, pixel / w) - 1.0, -1.0)
         edge_a, edge_b = 0.5 - abs(a % 1.0 - 0.5), 0.5 - abs(b % 1.0 - 0.5)
         line = max(1.0 - _step(edge_a, joint / 2 / w, pixel / w), 1.0 - _step(edge_b, joint / 2 / h, pixel / h))
         line *= max(0.25, 1.0 - pixel * 9.0)
@@ -499,7 +494,7 @@ def _paint(
 ) -> None:
     height, width = covered.shape
     cos, sin = stand[0], stand[1]
-    wall_distance, yaw, wall_height, kerb, skyline, slide, extent = numbers
+    wall_distance, yaw, wall_height, kerb, skyline, extent = numbers
     across, ahead = np.cos(yaw), np.sin(yaw)  # along the wall; its normal is (ahead, across) in the place's frame
     seed = kinds[3]
     albedo = np.zeros(3)
@@ -556,7 +551,7 @@ def _paint(
                 continue
             z = eye[2] + dz * wall_t
             if wall_t < 1e8 and z < wall_height:
-                u = (gx * across - gy * ahead) * wall_t + slide
+                u = (gx * across - gy * ahead) * wall_t
                 pixel = wall_t * scale
                 _wall(kinds[2], u, z, pixel, seed, colours[2], colours[3], sky, albedo)
                 if kinds[2] == 5:

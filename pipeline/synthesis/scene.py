@@ -284,7 +284,7 @@ def _stand(site: Site, place: Place, random: Random) -> tuple[Stand, View]:
     distance = min(distance, (wall - 0.9) / max(towards, 0.3))
     target = (float(random.normal(0, 0.10)), 0.0, 0.85)
     view = View.looking((0.0, -distance, site.height), target, site.roll + random.normal(0, 0.008))
-    return Stand(bearing, distance, wall, 0.0), view
+    return Stand(bearing, distance, wall), view
 
 
 def _moment(tone: Tone, light: Light, random: Random) -> Tone:
