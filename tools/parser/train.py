@@ -15,7 +15,7 @@ import json
 import math
 import time
 import tomllib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Stage:
         rate: Learning rate at its beginning.
         final: The rate at its end as a share of that, reached along half a cosine; 1 keeps it constant.
         rendered_share: Share of rendered people among the crops.
-        occluded: Share of photographs with things pasted in front, instead of that in the rules.
+        rules: How its crops differ from the rules of all stages.
         background: Weight of the background in the cross-entropy.
         hidden: What is added to the weight of a cell whose person is hidden by something in front.
     """
@@ -63,9 +63,9 @@ class Stage:
     rate: float
     final: float
     rendered_share: float
-    occluded: float
     background: float
     hidden: float
+    rules: dict[str, float] = field(default_factory=dict)
 
 
 def starting_network(encoder: Path) -> BuiltinNet:
@@ -109,7 +109,7 @@ def save_weights(path: Path, network: nn.Module) -> None:
 class Trainer:
     """The state of a run: network, its average, optimiser and the step it has reached."""
 
-    def __init__(self, config: dict[str, Any], shared: Path, out: Path, rendered: Path) -> None:
+    def __init__(self, config: dict[str, Any], shared: Path, out: Path, rendered: Path | None) -> None:
         self.seed: int = config["seed"]
         self.batch: int = config["batch"]
         self.jaccard: float = config["jaccard"]
@@ -122,7 +122,7 @@ class Trainer:
         photographs = shared / "data" / "clothing_parsing"
         self.photographs: list[Photograph] = read_photographs(photographs, "train")
         self.tuning: list[Photograph] = read_photographs(photographs, "tuning")
-        self.rendered_folder = rendered
+        self.rendered = rendered
         self.rendered_settings = SynthConfig(**config["rendered"])
         torch.manual_seed(self.seed)
         network = starting_network(shared / "weights" / "mobilenet_v2_imagenet.safetensors")
@@ -151,13 +151,14 @@ class Trainer:
     def _run_stage(self, stage: Stage, first: int, *, warm_up: int) -> None:
         rendered: list[Crop] = []
         if stage.rendered_share > 0:
-            make_rendered(self.rendered_folder, self.rendered_settings)
-            rendered = read_rendered(self.rendered_folder)
+            if self.rendered is None:
+                make_rendered(self.out / "rendered", self.rendered_settings)
+            rendered = read_rendered(self.rendered or self.out / "rendered")
         crops = Crops(
             self.photographs,
             rendered,
             share=stage.rendered_share,
-            rules=replace(self.rules, occluded=stage.occluded),
+            rules=replace(self.rules, **stage.rules),
             seed=self.seed,
             first=self.done * self.batch,
             last=(first + stage.steps) * self.batch,
@@ -252,7 +253,7 @@ def main() -> None:
     parse.add_argument("--config", type=Path, default=Path(__file__).with_name("config.toml"))
     parse.add_argument("--out", type=Path, default=Path("artifacts/parser"))
     parse.add_argument(
-        "--rendered", type=Path, help="folder of rendered people; default: OUT/rendered; what it lacks is rendered"
+        "--rendered", type=Path, help="finished folder of rendered people; default: rendered into OUT/rendered"
     )
     parse.add_argument("--until", help="stop after this stage")
     parse.add_argument("--steps", type=int, help="steps of the first stage, for a trial")
@@ -264,8 +265,7 @@ def main() -> None:
     if arguments.steps:
         config["stage"][0]["steps"] = arguments.steps
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rendered = arguments.rendered or arguments.out / "rendered"
-    Trainer(config, arguments.shared, arguments.out, rendered).run(arguments.until)
+    Trainer(config, arguments.shared, arguments.out, arguments.rendered).run(arguments.until)
 
 
 if __name__ == "__main__":
