@@ -344,18 +344,21 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
 def _traits(seed: int, word: int, index: int) -> tuple[int, int, int, int, bool]:
     """The numbered traits of an identity: a one-to-one map from index to (above, below, shoes, skin).
 
-    A team has a pair (above, below) and each member its own (shoes, skin). The pair's group of eight `above` colours
+    A team has a pair (above, below) and a tone of skin, and each member its own shoes. The pair's group of eight `above` colours
     says what the team shares: in two of three groups the whole pair with cut and designs (a uniform), in the third
     nothing. Members that do not share a colour get it shifted within its group by an amount that depends on the member
     only, so that the map stays one-to-one. The order of all tables is shuffled by the seed.
     """
     order = np.random.default_rng([word, seed, 3])
-    pairs, combinations = len(ABOVE) * len(BELOW), len(SHOES) * len(SKIN)
-    pair_order, combination_order = order.permutation(pairs), order.permutation(combinations)
+    pairs, runs = len(ABOVE) * len(BELOW), len(SHOES) // TEAM * len(SKIN)
+    pair_order, run_order = order.permutation(pairs), order.permutation(runs)
+    shoe_order = order.permutation(len(SHOES))
     team, member = divmod(index, TEAM)
     block, slot = divmod(team, pairs)
     above, below = divmod(int(pair_order[slot]), len(BELOW))
-    shoe, tone = divmod(int(combination_order[(block * TEAM + member)]), len(SKIN))
+    # For each pair, block after block goes through all runs of shoes; neighbouring pairs begin at different ones.
+    third, tone = divmod(int(run_order[(block + slot) % runs]), len(SKIN))
+    shoe = int(shoe_order[third * TEAM + member])
     group, place = divmod(above, 8)
     uniform = group < 2
     if not uniform:
