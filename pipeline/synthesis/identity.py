@@ -344,8 +344,8 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
 def _traits(seed: int, word: int, index: int) -> tuple[int, int, int, int, bool]:
     """The numbered traits of an identity: a one-to-one map from index to (above, below, shoes, skin).
 
-    A team has a pair (above, below) and a tone of skin, and each member its own shoes. The pair's group of eight `above` colours
-    says what the team shares: in two of three groups the whole pair with cut and designs (a uniform), in the third
+    A team has a pair (above, below) and a tone of skin, and each member its own shoes. The pair's group of eight
+    `above` colours says what else the team shares: in two of three groups cut and designs (a uniform), in the third
     nothing. Members that do not share a colour get it shifted within its group by an amount that depends on the member
     only, so that the map stays one-to-one. The order of all tables is shuffled by the seed.
     """
