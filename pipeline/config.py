@@ -184,7 +184,9 @@ class TrainConfig(Section):
     """The training run."""
 
     epochs: Positive = Field(120, description="Epochs; `epoch_length` says what one is.")
-    identities: Annotated[int, Field(ge=2)] = Field(16, description="P: identities a batch, over all processes together.")
+    identities: Annotated[int, Field(ge=2)] = Field(
+        16, description="P: identities a batch, over all processes together."
+    )
     instances: Annotated[int, Field(ge=2)] = Field(4, description="K: images of each identity in a batch.")
     epoch_length: Literal["identities", "images"] = Field(
         "images",
@@ -194,6 +196,12 @@ class TrainConfig(Section):
     lr: float = Field(3e-4, gt=0, description="Learning rate of Adam.")
     weight_decay: float = Field(5e-4, ge=0, description="On all weights but those of normalisation and biases.")
     schedule: Literal["step", "cosine"] = Field("step", description="After warm-up.")
+    schedule_epochs: int = Field(
+        120,
+        ge=0,
+        description="Length of training that milestones and warm-up are stated for; they scale with `epochs`. "
+        "0: they count as they stand.",
+    )
     milestones: tuple[int, ...] = Field(
         (50, 80, 100, 120), description="Epochs after which `step` multiplies by `gamma`."
     )

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from pipeline.config import LossConfig
 from pipeline.model.network import Output
 
-VISIBLE_SHARE = 0.01
-"""A part whose true mask covers more than this share of the map counts as shown (a pixel and a bit of 16x8)."""
+VISIBLE_SHARES = (0.008, 0.01, 0.01, 0.003)
+"""Head, upper, lower, shoes: a part whose true mask covers more than this share of the map counts as shown. In rendered
+images one shoe alone covers 0.009, a whole upper body 0.1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ def total_loss(
 
 def shown_parts(part_masks: Tensor, has_mask: Tensor) -> Tensor:
     """(B, 4) bool: which parts the true masks show; all of them where an image has no mask."""
-    return (part_masks.float().mean((2, 3)) > VISIBLE_SHARE) | ~has_mask.unsqueeze(1)
+    least = torch.tensor(VISIBLE_SHARES, device=part_masks.device)
+    return (part_masks.float().mean((2, 3)) > least) | ~has_mask.unsqueeze(1)
 
 
 def mask_loss(
@@ -156,7 +158,7 @@ def _triplet(output: Output, pids: Tensor, shown: Tensor, config: LossConfig) ->
     strips = output.spatial[:, :3]
     if config.triplet_on == "parts":
         features = torch.cat([output.semantic, strips], 1)
-        visible = torch.cat([shown, output.spatial_present[:, :2], output.spatial_present[:, 4:5]], 1)
+        visible = torch.cat([shown, output.spatial_present[:, :3]], 1)
         distances, same, valid = _pairs(features, pids, visible)
     else:
         chosen = {

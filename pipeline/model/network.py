@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.config import ModelConfig
 from pipeline.model import spatial
 from pipeline.model.attention import LOCAL_PARTS, LocalAttention, PartEmbeddings, WholeBodyAttention, masked_mean
 from pipeline.model.backbone import Backbone, build_backbone, classifier, initialise
+
+PART_PEAK = 0.25
+"""A semantic part whose predicted mask stays below this everywhere is left out of its neck's batch statistics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Output:
         spatial_present: (B, 5) bool, the choice of eq. 3.
         whole: (B, W) whole-body feature before its neck.
         visibility: (B, 7) mask means in [0, 1] (eq. 4) in the order of matching: four semantic, three spatial.
-        matched: (B, 7, D) features that matching compares: after the neck where there is one.
+        matched: (B, 7, D) features that matching compares: after their necks where `model.necks` is on, else before
+            them; an empty strip is zero.
         matched_whole: (B, W) whole-body feature that matching compares.
         logits: Identity logits in training mode, else None.
     """
@@ -63,6 +66,9 @@ class Output:
         return self.matched
 
 
+_LEAST_ROWS = 4
+
+
 class MaskedBatchNorm1d(nn.BatchNorm1d):
     """Batch normalisation whose statistics leave out the rows that are absent.
 
@@ -81,12 +87,13 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
         values = features.float()
         mean = (values * weight).sum(0) / count.clamp_min(1.0)
         variance = ((values - mean).square() * weight).sum(0) / count.clamp_min(1.0)
-        # With fewer than two rows there is no variance to normalise by; the running one serves.
-        enough = count >= 2
+        # A few rows have no variance worth normalising by; the running one serves.
+        enough = count >= min(_LEAST_ROWS, features.shape[0])
         mean = torch.where(enough, mean, self.running_mean)
         variance = torch.where(enough, variance, self.running_var)
         if self.track_running_stats:
-            momentum = torch.where(enough, float(self.momentum or 0.0), 0.0)
+            # Half the rows move the running statistics half as far.
+            momentum = torch.where(enough, float(self.momentum or 0.0) * count / features.shape[0], 0.0)
             unbiased = variance.detach() * (count / (count - 1).clamp_min(1.0))
             with torch.no_grad():
                 self.running_mean.lerp_(mean.detach(), momentum)
@@ -179,6 +186,7 @@ class SGSFA(nn.Module):
         # Rows, strips and visibilities are decisions about the masks, not functions to learn through.
         seen = masks.detach().float()
         strips, present = self._strips(seen)
+        shown = seen.amax((2, 3)) > PART_PEAK
         pooled = spatial.pool_strips(unmasked, strips)
         strip_mean, _ = spatial.strip_visibility(seen, strips)
         visibility = torch.cat([seen.mean((2, 3)), strip_mean], 1)
@@ -186,7 +194,7 @@ class SGSFA(nn.Module):
         whole = features.mean((2, 3))
         if self.whole_project is not None:
             whole = self.whole_project(whole)
-        return self._classify(semantic, pooled, present, whole, visibility, whole_logits, part_logits)
+        return self._classify(semantic, shown, pooled, strips, present, whole, visibility, whole_logits, part_logits)
 
     def _strips(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Row masks (B, 3, H) of the strips and the choice of eq. 3 (B, 5)."""
@@ -204,7 +212,9 @@ class SGSFA(nn.Module):
     def _classify(
         self,
         semantic: Tensor,
+        shown: Tensor,
         pooled: Tensor,
+        strip_rows: Tensor,
         present: Tensor,
         whole: Tensor,
         visibility: Tensor,
@@ -213,14 +223,18 @@ class SGSFA(nn.Module):
     ) -> Output:
         spatial_out = [head(pooled[:, i], present[:, i]) for i, head in enumerate(self.spatial_heads)]
         matched_semantic, semantic_logits = semantic, None
+        matched_strips = pooled[:, : len(spatial.STRIPS)]
         if self.semantic_heads is not None:
-            semantic_out = [head(semantic[:, i]) for i, head in enumerate(self.semantic_heads)]
+            semantic_out = [head(semantic[:, i], shown[:, i]) for i, head in enumerate(self.semantic_heads)]
             matched_semantic = torch.stack([after for after, _ in semantic_out], 1)
             semantic_logits = torch.stack([logits for _, logits in semantic_out], 1)
+            matched_strips = torch.stack([after for after, _ in spatial_out[: len(spatial.STRIPS)]], 1)
         matched_whole, identity = whole, None
         if self.whole_head is not None:
             matched_whole, identity = self.whole_head(whole)
-        strips = torch.stack([after for after, _ in spatial_out[: len(spatial.STRIPS)]], 1)
+        # The neck turns the zeros of an empty strip into a constant, which would match that of every other image.
+        there = strip_rows.any(2).unsqueeze(2).to(matched_strips.dtype)
+        strips = matched_strips * there
         logits = None
         if self.training:
             logits = PartLogits(torch.stack([each for _, each in spatial_out], 1), semantic_logits, identity)
@@ -301,8 +315,3 @@ def build_model(
     """
     backbone = build_backbone(config.backbone, backbone_weights)
     return SGSFA(config, num_classes, backbone) if config.kind == "sgsfa" else Baseline(config, num_classes, backbone)
-
-
-def unit_length(features: Tensor) -> Tensor:
-    """Features scaled to length 1 along the last axis; zero vectors stay zero."""
-    return F.normalize(features, dim=-1)

@@ -44,5 +44,7 @@ def set_deterministic(on: bool) -> None:
         # cuBLAS reads this at its first call in the process.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(on, warn_only=True)
+    # Filling memory that is overwritten anyway changes no result and costs time at every allocation.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = on
     torch.backends.cudnn.benchmark = not on
