@@ -104,13 +104,15 @@ class Prepared:
         units: (N,K) what is multiplied: the L2-normalised features, each times its visibility, side by side.
         weights: (N,P) or (N,P+1) visibilities, the last column sqrt(m) where the whole body takes part.
         whole: (N,W) L2-normalised whole-body features where they decide pairs that share nothing, else None.
-        lengths: Length of each feature inside `units`.
+        lengths: Length of each feature inside `units`; one more than parts where the whole body takes part.
+        num_parts: P.
     """
 
     units: Tensor
     weights: Tensor
     whole: Tensor | None
     lengths: tuple[int, ...]
+    num_parts: int
 
     def __len__(self) -> int:
         return len(self.units)
@@ -121,6 +123,7 @@ class Prepared:
             self.weights[rows],
             None if self.whole is None else self.whole[rows],
             self.lengths,
+            self.num_parts,
         )
 
     def take(self, rows: npt.NDArray[np.int64]) -> Prepared:
@@ -148,7 +151,8 @@ def visibility_weights(
     if kind == "hard":
         return (visibility > thresholds).astype(np.float32)
     typical = np.maximum(2 * thresholds, np.finfo(np.float32).tiny)
-    return np.minimum(visibility / typical, 1.0, dtype=np.float32)
+    # A threshold of 1 marks a part that the training data never show; it never counts.
+    return np.where(thresholds >= 1, 0.0, np.minimum(visibility / typical, 1.0)).astype(np.float32)
 
 
 def part_set(
@@ -207,7 +211,7 @@ def prepare(side: PartSet, rule: Rule = SHRUNK, *, is_query: bool) -> Prepared:
         weights = torch.cat([visible, torch.full_like(visible[:, :1], root)], dim=1)
         lengths = (*lengths, whole_dim)
     whole = F.normalize(side.whole.to(dtype), eps=_TINY) if as_fallback else None
-    return Prepared(units, weights, whole, lengths)
+    return Prepared(units, weights, whole, lengths, num_parts)
 
 
 def distances(query: Prepared, gallery: Prepared, rule: Rule = SHRUNK) -> Tensor:
@@ -282,6 +286,9 @@ def part_distances(query: PartSet, gallery: PartSet, *, metric: Metric = "cosine
     return torch.stack(found, dim=2).to(torch.float32)
 
 
+_BEHIND = 2.0
+"""No mean of part distances is larger, cosine or Euclidean of unit vectors."""
+
 _TINY = 1e-12
 """Norms below this are those of a zero vector, whose cosine with anything is 0."""
 
@@ -296,41 +303,58 @@ def _combine(query: Prepared, gallery: Prepared, rule: Rule, product: Callable[[
     """Distances of all pairs, or of pairs of rows, as `product` multiplies."""
     with _full_precision():
         shared = product(query.weights, gallery.weights)
-        total = _weighted_sum(query, gallery, shared, rule, product)
-        if rule.name not in ("sum", "query"):
-            total.div_(shared)
-        if rule.name == "sum" and query.whole is None:
-            return total.to(torch.float32)
-        nothing = shared == 0
-        if bool(nothing.any()):
+        is_mean = rule.name not in ("sum", "query")
+        if rule.metric == "cosine":
+            cosines = product(query.units, gallery.units)
+            if is_mean:
+                # 1 - cosines / shared in one pass over memory, which is what costs here.
+                total = torch.addcdiv(_one(cosines), cosines, shared, value=-1, out=cosines)
+            else:
+                total = torch.sub(shared, cosines, out=cosines)
+            total.clamp_min_(0)
+        else:
+            total = _weighted_euclidean(query, gallery, product)
+            if is_mean:
+                total.div_(shared)
+        # Where the whole body takes part in every mean, something is always shared.
+        always = len(query.lengths) > query.num_parts
+        literal = rule.name == "sum" and query.whole is None
+        if not (always or literal) and shared.numel() and bool(shared.amin() == 0):
             # Only here is 0 / 0 possible; it is replaced, not computed with.
-            torch.where(nothing, _fallback(query, gallery, rule, product), total, out=total)
+            torch.where(shared == 0, _fallback(query, gallery, rule, product), total, out=total)
     return total.to(torch.float32)
 
 
-def _weighted_sum(
-    query: Prepared, gallery: Prepared, shared: Tensor, rule: Rule, product: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Sum of o_i d_i over all columns, at least 0."""
-    if rule.metric == "cosine":
-        total = product(query.units, gallery.units)
-        return torch.sub(shared, total, out=total).clamp_min_(0)
-    total = torch.zeros_like(shared)
+def _weighted_euclidean(query: Prepared, gallery: Prepared, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Sum of o_i d_i over all columns."""
+    total: Tensor | None = None
     start = 0
     for column, length in enumerate(query.lengths):
         weight = product(query.weights[:, column : column + 1], gallery.weights[:, column : column + 1])
         cosine = product(query.units[:, start : start + length], gallery.units[:, start : start + length])
         # units carry the visibility, so `cosine` is o times the cosine: o sqrt(2 - 2 c) = sqrt(o (2 o - 2 o c)).
-        total += ((2 * (weight - cosine)).clamp_min_(0) * weight).sqrt_()
+        term = ((2 * (weight - cosine)).clamp_min_(0) * weight).sqrt_()
+        total = term if total is None else total.add_(term)
         start += length
+    assert total is not None
     return total
+
+
+def _one(like: Tensor) -> Tensor:
+    return torch.ones((), dtype=like.dtype, device=like.device)
 
 
 def _fallback(query: Prepared, gallery: Prepared, rule: Rule, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     if query.whole is None or gallery.whole is None:
         return torch.full((), NOTHING_SHARED, dtype=query.units.dtype, device=query.units.device)
     cosine = product(query.whole, gallery.whole)
-    return (1 - cosine).clamp_min_(0) if rule.metric == "cosine" else (2 - 2 * cosine).clamp_min_(0).sqrt_()
+    d0 = (1 - cosine).clamp_min_(0) if rule.metric == "cosine" else (2 - 2 * cosine).clamp_min_(0).sqrt_()
+    if rule.name not in ("mean", "shrunk"):
+        return d0
+    # Distances of the whole body are on a scale of their own, often smaller than those of parts: such pairs are ordered
+    # by it among themselves, behind all that share a part with the query. A query that shows nothing has no others.
+    behind = _BEHIND * (query.weights.sum(1, keepdim=True) > 0).to(d0.dtype)
+    return d0 + product(behind, torch.ones_like(gallery.weights[:, :1]))
 
 
 @contextlib.contextmanager
