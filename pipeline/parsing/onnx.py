@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DeviceError, WeightsError
+from pipeline.parsing.files import weights_hash
 from pipeline.parsing.labels import LabelSet
 from pipeline.parsing.parser import ParserInfo
 from pipeline.parsing.sidecar import Sidecar, input_size_of, label_set_of, read_sidecar, to_input, to_soft
 from pipeline.runtime.device import resolve_device
-from pipeline.runtime.files import sha256_file
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
@@ -51,7 +51,7 @@ class OnnxParser:
             version=sidecar.version,
             label_set=label_set,
             native_size=(soft.shape[2], soft.shape[3]),
-            weights_sha256=sha256_file(path),
+            weights_sha256=weights_hash(path),
             backend="onnxruntime",
             precision=str(np.dtype(self._type)),
             fit=sidecar.fit,

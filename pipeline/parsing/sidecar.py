@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline.config import read_toml, suggestion
 from pipeline.errors import ConfigError, FormatError
+from pipeline.parsing.files import sidecar_path
 from pipeline.parsing.labels import LabelSet, load_label_set
 from pipeline.parsing.parser import Fit
 
@@ -44,11 +45,6 @@ class Sidecar(BaseModel):
         "softmax", description="Turns scores into probabilities; none: they are probabilities. Unused for label ids."
     )
     trust: bool = Field(False, description="TorchScript only: yes, run the program in this file.")
-
-
-def sidecar_path(model: Path) -> Path:
-    """Where the description of `model` lies."""
-    return model.with_name(model.name + ".toml")
 
 
 def read_sidecar(model: Path) -> Sidecar:

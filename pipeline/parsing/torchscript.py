@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, FormatError, WeightsError
+from pipeline.parsing.files import sidecar_path
 from pipeline.parsing.labels import LabelSet
 from pipeline.parsing.parser import ParserInfo
 from pipeline.parsing.sidecar import (
@@ -21,7 +22,6 @@ from pipeline.parsing.sidecar import (
     input_size_of,
     label_set_of,
     read_sidecar,
-    sidecar_path,
     to_input,
     to_soft,
 )

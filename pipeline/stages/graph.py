@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.config import RunConfig, Section
 from pipeline.errors import ConfigError, FormatError, WeightsError
+from pipeline.parsing.files import parser_files
 from pipeline.stages import bodies
 from pipeline.stages.sources import RENDERED, Sources
 from pipeline.stages.stage import Stage
@@ -94,15 +96,17 @@ def _parser_input(config: RunConfig, sources: Sources) -> dict[str, str]:
         maps = None if config.data.source == RENDERED else sources.training().label_maps
         return {} if maps is None else {"label maps": sources.tree(maps, *_LABEL_MAP_SUFFIXES)}
     found = {}
-    if argument and Path(argument).expanduser().is_file():
-        path = Path(argument).expanduser()
-        found["parser"] = sources.file(path, "the parser's file", WeightsError)
-        # Colour order, means and label set of ONNX and TorchScript models stand in a file beside them.
-        sidecar = path.with_name(path.name + ".toml")
-        if sidecar.is_file():
-            found["parser's description"] = sources.file(sidecar, "the parser's description", ConfigError)
-    elif argument and kind in ("schp", "onnx", "torchscript"):
-        raise WeightsError("the parser's file does not exist", where=argument)
+    path = Path(argument).expanduser()
+    if argument and path.is_file():
+        # With what else is read: descriptions, label sets and tensors stand in files beside a model.
+        for what, file in parser_files(path).items():
+            found[what] = sources.file(file, f"the {what}" if file != path else "the parser's file", WeightsError)
+    elif kind in ("schp", "onnx", "torchscript"):
+        if argument:
+            raise WeightsError("the parser's file does not exist", where=argument)
+    elif argument:
+        # What an installed parser makes of it is its own affair: a folder counts by content, anything else as it is.
+        found["parser's argument"] = sources.tree(path) if path.is_dir() else fingerprint(argument)
     for point in importlib.metadata.entry_points(group=_PARSER_ENTRY_POINTS, name=kind):
         if point.dist is not None:
             found["parser's package"] = f"{point.dist.name} {point.dist.version}"

@@ -149,7 +149,11 @@ class Sources:
         return fingerprint({name: dict(columns) for name, columns in extra.items()}) if extra else None
 
     def tree(self, folder: Path, *suffixes: str) -> str:
-        """Fingerprint of the files under a folder that end in one of `suffixes`: relative names and contents.
+        """Fingerprint of the files under a folder: relative names and contents.
+
+        Args:
+            folder: The folder.
+            suffixes: Only files that end in one of these; without any, all files.
 
         Raises:
             DataError: The folder is missing or some files cannot be read.
@@ -157,7 +161,9 @@ class Sources:
         if not folder.is_dir():
             raise DataError("the folder does not exist", where=folder)
         names = sorted(
-            path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in suffixes
+            path.relative_to(folder).as_posix()
+            for path in folder.rglob("*")
+            if path.is_file() and (not suffixes or path.suffix.lower() in suffixes)
         )
         return fingerprint(image_hashes(folder, names, cache=self.config.artifacts / _CACHE))
 

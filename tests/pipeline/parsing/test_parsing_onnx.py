@@ -10,11 +10,12 @@ from tiny_models import weights, write_onnx
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError, DeviceError, FormatError, WeightsError
+from pipeline.parsing.files import sidecar_path
 from pipeline.parsing.labels import load_label_set
 from pipeline.parsing.onnx import load_onnx
 from pipeline.parsing.parser import load_parser
 from pipeline.parsing.schp import SchpNet
-from pipeline.parsing.sidecar import Sidecar, input_size_of, read_sidecar, sidecar_path, to_soft
+from pipeline.parsing.sidecar import Sidecar, input_size_of, read_sidecar, to_soft
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

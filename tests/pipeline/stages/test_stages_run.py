@@ -144,6 +144,35 @@ def test_another_parser_file_counts_and_its_place_does_not(configure, run, weigh
     assert run(configure(f"masks.parser=onnx:{moved}"))[0] == ALL
 
 
+def test_what_a_parser_file_refers_to_counts(configure, run, weights):
+    entry = b"\x0a\x08location\x12\x10parser.onnx.data"
+    weights.write_bytes(b"graph " + entry + b" more")
+    tensors, labels = weights.with_name("parser.onnx.data"), weights.with_name("mine.toml")
+    tensors.write_bytes(b"1")
+    labels.write_text("classes = ['a', 'b']")
+    weights.with_name("parser.onnx.toml").write_text("label_set = 'mine.toml'")
+    run(configure())
+    assert run(configure())[0] == []
+    tensors.write_bytes(b"2")
+    assert run(configure())[0] == ALL
+    labels.write_text("classes = ['a', 'c']")
+    assert run(configure())[0] == ALL
+
+
+def test_an_installed_parser_s_argument_counts(configure, run, tmp_path):
+    run(configure("masks.parser=mine:small"))
+    assert run(configure("masks.parser=mine:small"))[0] == []
+    assert run(configure("masks.parser=mine:large"))[0] == ALL
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "weights.bin").write_bytes(b"1")
+    run(configure(f"masks.parser=mine:{folder}"))
+    moved = folder.rename(tmp_path / "moved")
+    assert run(configure(f"masks.parser=mine:{moved}"))[0] == []
+    (moved / "weights.bin").write_bytes(b"2")
+    assert run(configure(f"masks.parser=mine:{moved}"))[0] == ALL
+
+
 def test_label_maps_count_by_content(configure, run, tmp_path):
     maps = tmp_path / "maps"
     maps.mkdir()

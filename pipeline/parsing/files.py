@@ -1,0 +1,69 @@
+"""The files that a parser's file stands for: what else is read when it is loaded.
+
+Kept apart from the back ends, because a fingerprint of a parser must not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from pathlib import Path, PurePosixPath
+
+from pipeline.config import read_toml
+from pipeline.errors import ConfigError
+from pipeline.runtime.files import sha256_bytes, sha256_file
+
+# ONNX keeps tensors above 2 GB, and with torch.onnx all tensors, in files beside the graph. A tensor names its file in
+# a StringStringEntryProto: field 1, 8 bytes, "location"; field 2, its length in one byte, the name.
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
+
+
+def sidecar_path(model: Path) -> Path:
+    """Where the description of an ONNX or TorchScript model lies."""
+    return model.with_name(model.name + ".toml")
+
+
+def parser_files(model: Path) -> dict[str, Path]:
+    """Every file that is read when a parser is loaded from `model`, by what it is.
+
+    That is the model, the files that hold an ONNX model's tensors, the description beside it and the label set that
+    the description names. Files that do not exist are left out, apart from `model` itself: what is missing is told
+    when the parser is loaded.
+    """
+    found = {"parser": model}
+    found |= {f"parser's file {path.name}": path for path in weights_files(model)[1:]}
+    sidecar = sidecar_path(model)
+    if sidecar.is_file():
+        found["parser's description"] = sidecar
+        try:
+            label_set = read_toml(sidecar).get("label_set")
+        except ConfigError:
+            label_set = None  # told, with the line, when the parser is loaded
+        if isinstance(label_set, str) and label_set.endswith(".toml") and (model.parent / label_set).is_file():
+            found["parser's label set"] = model.parent / label_set
+    return found
+
+
+def weights_files(model: Path) -> tuple[Path, ...]:
+    """The model's own file, and those beside it that hold an ONNX model's tensors, in order of their names."""
+    if model.suffix != ".onnx" or not model.is_file() or model.stat().st_size == 0:
+        return (model,)
+    with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        named = {data[match.end() : match.end() + match[1][0]] for match in _LOCATION.finditer(data)}
+    beside = []
+    for raw in sorted(named):
+        name = PurePosixPath(raw.decode("utf-8", errors="replace"))
+        # ONNX allows no other places either.
+        if not name.is_absolute() and ".." not in name.parts and (model.parent / name).is_file():
+            beside.append(model.parent / name)
+    return (model, *beside)
+
+
+def weights_hash(model: Path) -> str:
+    """SHA-256 of a model's weights: of its file, or of the hashes of all its files where there are several.
+
+    Raises:
+        OSError: One of the files cannot be read.
+    """
+    hashes = [sha256_file(path) for path in weights_files(model)]
+    return hashes[0] if len(hashes) == 1 else sha256_bytes("\n".join(hashes).encode())
