@@ -77,7 +77,8 @@ def _masks_decisive(config: RunConfig) -> Mapping[str, Any]:
 
 
 def _masks_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
-    found = {"training images": sources.images(config.data.source, "train")}
+    # Masks know nothing of identities and cameras: a corrected one parses nothing anew.
+    found = {"training images": sources.contents(config.data.source, "train")}
     found |= _parser_input(config, sources)
     for what, value in (("label set", config.masks.label_set), ("grouping", config.masks.grouping)):
         if value is not None and value.endswith(".toml"):
@@ -177,6 +178,8 @@ def _eval_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
         found = {"features": sources.file(config.matching.features, "the features file", FormatError)}
         if (test := bodies.sole_test(config, sources)) is not None:
             found["test images"] = sources.images(test.spec, "query", "gallery")
+            if (attributes := sources.attributes(test.spec)) is not None:
+                found["attributes"] = attributes
         return found
     found = {"features": sources.artifacts["extract"][0]}
     for test in sources.tests():

@@ -10,7 +10,7 @@ from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.store import Artifact
 from pipeline.config import RunConfig
 from pipeline.datasets.fingerprint import dataset_fingerprint, image_hashes
-from pipeline.datasets.records import Dataset, Record, Split
+from pipeline.datasets.records import Dataset, Record, Split, unique_names
 from pipeline.errors import ArtifactError, DataError, UserError
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.progress import Progress
@@ -140,6 +140,18 @@ class Sources:
             cache = self.config.artifacts / _CACHE
             self._prints[key] = dataset_fingerprint(dataset, dataset.split(*splits), cache)
         return self._prints[key]
+
+    def contents(self, spec: str, *splits: Split) -> str:
+        """Fingerprint of the images of a data set in some splits, whoever they show: names and contents.
+
+        Raises:
+            DataError: The data set cannot be read, or some images are not there.
+        """
+        if spec == RENDERED:
+            return self.artifacts["synth"][0]
+        dataset = self.open(spec)
+        names = sorted(unique_names(dataset.split(*splits)))
+        return fingerprint(image_hashes(dataset.root, names, cache=self.config.artifacts / _CACHE))
 
     def attributes(self, spec: str) -> str | None:
         """Fingerprint of a data set's further columns, which results are broken down by; None: it has none."""

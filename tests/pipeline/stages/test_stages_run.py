@@ -128,10 +128,21 @@ def test_a_changed_image_makes_anew_what_reads_it(configure, run, people, image,
     assert run(configure())[0] == expected
 
 
-def test_a_changed_identity_in_the_list_trains_anew(configure, run, people):
+def test_a_changed_identity_in_the_list_trains_anew_and_parses_nothing(configure, run, people):
     run(configure())
     people.write_text(people.read_text().replace("1_c1.png,1,", "1_c1.png,2,"))
-    assert run(configure())[0] == ALL
+    assert run(configure())[0] == ["train", "extract", "eval"]
+
+
+def test_further_columns_count_for_features_of_the_user_s(configure, run, people, tmp_path):
+    features = tmp_path / "theirs.h5"
+    features.write_bytes(b"1")
+    lines = people.read_text().splitlines()
+    config = configure(f"matching.features={features}")
+    for visible in ("0.5", "0.6"):
+        people.write_text("\n".join([f"{lines[0]},visible", *(f"{line},{visible}" for line in lines[1:])]) + "\n")
+        assert run(config)[0] == ["eval"]
+    assert run(config)[0] == []
 
 
 def test_another_parser_file_counts_and_its_place_does_not(configure, run, weights, tmp_path):
