@@ -73,7 +73,7 @@ class CandidateIndex:
             whose, place = np.nonzero(block >= 0)
             entry = block[whose, place]
             unique, inverse = np.unique(entry, return_inverse=True)
-            side = part_set(self.gallery.at(unique), self.gallery.thresholds, self.visibility)
+            side = part_set(self.gallery.at(unique, mapped=True), self.gallery.thresholds, self.visibility)
             right = prepare(side, self.rule, is_query=False)
             exact = np.full(block.shape, np.inf, dtype=np.float32)
             exact[whose, place] = paired_distances(left.take(start + whose), right.take(inverse), self.rule).numpy()
@@ -117,7 +117,9 @@ def build_index(
             expected="shrunk or mean, cosine",
         )
     rows = np.unique(np.linspace(0, gallery.done - 1, min(training_rows, gallery.done)).astype(np.int64))
-    sample = _unit(prepare(part_set(gallery.at(rows), gallery.thresholds, visibility), rule, is_query=False))
+    sample = _unit(
+        prepare(part_set(gallery.at(rows, mapped=True), gallery.thresholds, visibility), rule, is_query=False)
+    )
     count = lists or max(1, round(gallery.done**0.5))
     dimensions = sample.shape[1]
     quantiser = faiss.IndexFlatIP(dimensions)

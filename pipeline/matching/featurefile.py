@@ -214,8 +214,13 @@ class FeatureFile:
         with _reading(self.path) as file:
             return self._rows(file, start, min(stop, self.done))
 
-    def at(self, rows: Ints) -> FeatureRows:
+    def at(self, rows: Ints, *, mapped: bool = False) -> FeatureRows:
         """Read single rows, in any order.
+
+        Args:
+            rows: Row numbers.
+            mapped: Read through a memory map: several times faster for many rows, but the system may then count much
+                of the file as memory of this process.
 
         Raises:
             FormatError: As for `load`.
@@ -223,7 +228,7 @@ class FeatureFile:
         with _reading(self.path) as file:
             read = FeatureRows(
                 int(rows[0]) if len(rows) else 0,
-                *(_picked(self.path, file[name], rows) for name in ("parts", "whole", "visibility")),
+                *(_picked(self.path, file[name], rows, mapped) for name in ("parts", "whole", "visibility")),
             )
         return self._checked(read)
 
@@ -394,15 +399,24 @@ def require_comparable(query: Features, gallery: FeatureFile) -> None:
         )
 
 
-def _picked(path: Path, dataset: h5py.Dataset, rows: Ints) -> Floats:
+def _picked(path: Path, dataset: h5py.Dataset, rows: Ints, mapped: bool) -> Floats:
     """Single rows of a dataset."""
     offset = dataset.id.get_offset()
     if offset is None or dataset.dtype != np.dtype("<f4"):
         # Not laid out as ours (rewritten by another program), or empty.
         return np.array([dataset[row] for row in rows], dtype=np.float32).reshape(len(rows), *dataset.shape[1:])
     # HDF5 takes some 30 microseconds a row; the layout is contiguous, so the file can be addressed directly.
-    mapped = np.memmap(path, dtype="<f4", mode="r", offset=offset, shape=dataset.shape)
-    return np.asarray(mapped[rows], dtype=np.float32)
+    if mapped:
+        pages = np.memmap(path, dtype="<f4", mode="r", offset=offset, shape=dataset.shape)
+        return np.asarray(pages[rows], dtype=np.float32)
+    found = np.empty((len(rows), *dataset.shape[1:]), dtype="<f4")
+    row_bytes = found.itemsize * int(np.prod(dataset.shape[1:]))
+    with path.open("rb", buffering=0) as stream:
+        for i, row in enumerate(rows.tolist()):
+            stream.seek(offset + row * row_bytes)
+            if stream.readinto(found[i].reshape(-1).view(np.uint8)) != row_bytes:
+                raise FormatError(f"row {row} of /{dataset.name.strip('/')} cannot be read", where=path)
+    return found.astype(np.float32, copy=False)
 
 
 def _reading(path: Path) -> h5py.File:

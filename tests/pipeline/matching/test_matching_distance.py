@@ -57,7 +57,8 @@ def literal(query: PartSet, gallery: PartSet, rule: Rule) -> np.ndarray:
         elif rule.name == "shrunk" and has_whole and rule.shrink > 0:
             out[i, j] = (weighted + rule.shrink * d0) / (sum(o) + rule.shrink)
         else:
-            out[i, j] = weighted / sum(o) if sum(o) > 0 else d0
+            behind = 2.0 if has_whole and qv[i].sum() > 0 else 0.0
+            out[i, j] = weighted / sum(o) if sum(o) > 0 else d0 + behind
     return out
 
 
@@ -91,6 +92,20 @@ def test_equals_the_double_precision_loop(name: Any, whole: bool, soft: bool, me
         assert found.dtype == np.float32
         assert (found >= 0).all()
         np.testing.assert_allclose(found, literal(query, gallery, rule), atol=1e-5)
+
+
+def test_the_mean_ranks_pairs_that_share_nothing_behind_all_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # The whole bodies are much alike, the shared part is not at all: d0 alone would put the stranger first.
+    whole = torch.ones(3, 8) + 0.01 * torch.randn(3, 8, generator=generator)
+    parts = torch.zeros(3, 7, 4)
+    parts[0, 0], parts[1, 0] = torch.tensor([1.0, 0, 0, 0]), torch.tensor([-1.0, 0, 0, 0])
+    visible = torch.zeros(3, 7)
+    visible[0, 0] = visible[1, 0] = visible[2, 1] = 1
+    sides = [PartSet(parts[rows], whole[rows], visible[rows]) for rows in (slice(0, 1), slice(1, 3))]
+    found = distance_matrix(*sides, rule=Rule("mean"))
+    assert found[0, 0].item() == pytest.approx(2.0)
+    assert found[0, 1].item() > found[0, 0].item()
 
 
 @pytest.mark.parametrize("name", ["shrunk", "mean", "query"])
