@@ -70,10 +70,10 @@ class SynthConfig(Section):
     height: Annotated[int, Field(ge=64, le=1024)] = Field(256, description="Image height in pixels.")
     width: Annotated[int, Field(ge=32, le=512)] = Field(128, description="Image width in pixels.")
     tone: Fraction = Field(
-        0.1, description="How far each camera's colours differ from the others' (0: all alike, 1: strongly)."
+        0.05, description="How far each camera's colours differ from the others' (0: all alike, 1: strongly)."
     )
     backdrop: Fraction = Field(
-        0.95, description="How far a camera keeps its own backdrop (1: always the same place, 0: anywhere)."
+        0.88, description="How far a camera keeps its own backdrop (1: always the same place, 0: anywhere)."
     )
     jobs: int = Field(-1, description="Worker processes; -1: one a core.", json_schema_extra=_EXECUTION)
 

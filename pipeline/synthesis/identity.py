@@ -314,7 +314,9 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
         top_main = _accent(tailor)
     if one_piece:
         second = bottom_main
-    top = _top(tailor, garment, female, sample_cloth(top_design, top_main, second, third, trim=one_piece))
+    top = _top(
+        tailor, garment, female and not uniform, sample_cloth(top_design, top_main, second, third, trim=one_piece)
+    )
     bottom = _bottom(tailor, garment, sample_cloth(bottom_design, bottom_main, third, second))
     stature = _stature(rng, female, adult)
     age, shape = _shape(rng, model, female, adult, stature)
@@ -328,11 +330,11 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
         adult=adult,
         skin=_tinted(SKIN[tone], rng, 0.03),
         outfit=prefix + garment,
-        hair=_hair(rng, female, adult, tone, grey=age > 0.8),
+        hair=_hair(rng, tailor, female, adult, tone, grey=age > 0.8),
         top=top,
         bottom=bottom,
         coat=coat,
-        shoes=_footwear(rng, female, garment, SHOES[shoe], bool(card(_SOCKS, 7))),
+        shoes=_footwear(rng, female, garment, SHOES[shoe], bool(card(_SOCKS, 7, leader))),
         hat=Hat(hat, _accent(rng)) if hat else None,
         eyewear=eyewear,
         scarf=sample_cloth(_design(rng), _accent(rng), _accent(rng), _accent(rng)) if card(_SCARVES, 4) else None,
@@ -421,7 +423,10 @@ def _shape(
     return age, tuple(float(c) for c in blend)
 
 
-def _hair(rng: np.random.Generator, female: bool, adult: bool, tone: int, *, grey: bool) -> Hair:
+def _hair(
+    rng: np.random.Generator, dyer: np.random.Generator, female: bool, adult: bool, tone: int, *, grey: bool
+) -> Hair:
+    """Hair whose cut is drawn by `rng` and whose colour by `dyer`, which a team in uniform shares."""
     women = {"long": 0.34, "bob": 0.18, "ponytail": 0.22, "bun": 0.10, "short": 0.08, "curly": 0.08}
     men = {"short": 0.50, "crop": 0.22, "bald": 0.08, "curly": 0.12, "bob": 0.04, "bun": 0.04}
     odds = women if female else men
@@ -435,7 +440,7 @@ def _hair(rng: np.random.Generator, female: bool, adult: bool, tone: int, *, gre
     bearded = not female and adult
     return Hair(
         style=style,
-        colour=_tinted(HAIR[int(rng.choice(len(HAIR), p=shades))], rng),
+        colour=_tinted(HAIR[int(dyer.choice(len(HAIR), p=shades))], rng),
         parting=float(rng.choice([-0.03, 0.0, 0.03])) + rng.normal(0, 0.004),
         volume=rng.uniform(0.8, 1.3),
         length=rng.uniform(0.10, 0.36),

@@ -97,8 +97,8 @@ class SceneSettings:
     height: int = 256
     width: int = 128
     supersample: int = 2
-    tone: float = 0.1
-    backdrop: float = 0.95
+    tone: float = 0.05
+    backdrop: float = 0.88
     degrade: bool = True
     flat: bool = False
 
