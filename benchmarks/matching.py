@@ -342,7 +342,8 @@ def faiss(options: argparse.Namespace) -> dict[str, Any]:
     index = build_index(file, lists=options.lists)
     building = time.perf_counter() - begun
     tried = []
-    for probes, candidates in ((8, 100), (32, 200), (64, 500), (128, 500)):
+    for share, candidates in ((8, 100), (4, 200), (2, 200), (2, 500)):
+        probes = max(1, index.index.nlist // share)
         begun = time.perf_counter()
         found = index.search(query, 10, candidates=candidates, probes=probes)
         seconds = time.perf_counter() - begun
@@ -455,7 +456,9 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64, help="numbers a part in the made-up galleries (default 64)")
     parser.add_argument("--whole", type=int, default=256, help="numbers of the whole-body feature (default 256)")
     parser.add_argument("--faiss-rows", type=int, default=1_000_000, help="gallery of the approximate search")
-    parser.add_argument("--lists", type=int, default=None, help="lists of the inverted file; default: root of the rows")
+    parser.add_argument(
+        "--lists", type=int, default=None, help="lists of the inverted file; default: half the root of the rows"
+    )
     parser.add_argument("--folder", default=None, help="where the made-up galleries go (up to 4.2 GB)")
     parser.add_argument("--peers", default=None, help="folder that fastreid and torchreid can be imported from")
     parser.add_argument("--rule", default="shrunk", help=argparse.SUPPRESS)
