@@ -46,7 +46,12 @@ class Owner:
     since: str
 
     def __str__(self) -> str:
+        if self == _UNKNOWN:
+            return "a process that has not said its name"
         return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+_UNKNOWN = Owner(0, "", "")
 
 
 @contextlib.contextmanager
@@ -73,13 +78,19 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def owner(path: Path) -> Owner | None:
-    """Who holds the lock file `path` now, or None when nobody does (whether or not the file is there)."""
+    """Who holds the lock file `path` now, or None when nobody does (whether or not the file is there).
+
+    A lock file that may not be read is another user's; it counts as held.
+    """
     try:
-        handle = os.open(path, os.O_RDWR)
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return _UNKNOWN
     except OSError:
         return None
     try:
-        if _try_lock(handle):
+        # Shared, which needs no right to write, and which the owner's exclusive lock refuses all the same.
+        if _try_lock(handle, shared=True):
             return None
         return _read_owner(handle)
     finally:
@@ -116,12 +127,12 @@ def _is_same(handle: int, path: Path) -> bool:
         return False
 
 
-def _try_lock(handle: int) -> bool:
+def _try_lock(handle: int, *, shared: bool = False) -> bool:
     try:
         if sys.platform == "win32":
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         else:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in _NO_LOCKS:
             raise ArtifactError(
@@ -145,4 +156,4 @@ def _read_owner(handle: int) -> Owner:
         return Owner(**json.loads(os.read(handle, 4096)))
     except (ValueError, TypeError):
         # It was taken a moment ago and its owner has not written its name yet.
-        return Owner(0, "an unknown machine", "just now")
+        return _UNKNOWN

@@ -19,6 +19,10 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 
 
+class NewerManifestError(ArtifactError):
+    """A manifest was written by a newer version of sgsfa."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileEntry:
     """One file of an artifact: its size in bytes and the SHA-256 of its content."""
@@ -44,7 +48,9 @@ class Manifest:
         versions: Of Python, the libraries that compute, and sgsfa.
         git: Commit and whether the tree was changed, when sgsfa runs from a checkout.
         files: Every file but this one, by POSIX path relative to the artifact.
-        extra: What else the stage has to say (its full configuration, notes).
+        extra: What else the stage has to say (its full configuration, figures).
+        built_from: `finished` of the artifacts that it was made from, by stage; empty in older manifests. An artifact
+            that was built anew since has another one.
         format_version: Of this file.
     """
 
@@ -61,12 +67,17 @@ class Manifest:
     git: Mapping[str, Any] | None
     files: Mapping[str, FileEntry]
     extra: Mapping[str, Any] = field(default_factory=dict)
+    built_from: Mapping[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(entry.size for entry in self.files.values())
+
+    def is_from(self, built_from: Mapping[str, str]) -> bool:
+        """Whether the artifact was made from those that `built_from` names, as far as both say."""
+        return all(built_from.get(stage, finished) == finished for stage, finished in self.built_from.items())
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into `folder`."""
@@ -84,7 +95,7 @@ def read_manifest(folder: Path) -> Manifest:
         table = read_json(path)
         version = table["format_version"]
         if version > FORMAT_VERSION:
-            raise ArtifactError(
+            raise NewerManifestError(
                 f"the artifact was written by a newer sgsfa (manifest version {version})",
                 where=path,
                 expected=f"manifest version {FORMAT_VERSION} or older",

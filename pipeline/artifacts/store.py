@@ -16,36 +16,46 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.artifacts.lock import Owner, locked, owner
-from pipeline.artifacts.manifest import MANIFEST, Manifest, describe_files, git_state, read_manifest, versions
-from pipeline.errors import ArtifactError, SgsfaError
+from pipeline.artifacts.manifest import (
+    MANIFEST,
+    Manifest,
+    NewerManifestError,
+    describe_files,
+    git_state,
+    read_manifest,
+    versions,
+)
+from pipeline.errors import ArtifactError, LockedError, SgsfaError
 from pipeline.runtime.files import fsync_path, read_json, sha256_file, write_json
 
-State = Literal["fresh", "partial", "missing"]
+State = Literal["fresh", "partial", "missing", "broken"]
 
 _SESSION = ".session.json"
+_OWN_KEYS = ("decisive", "inputs", "built_from")
 _SHOWN_DIGITS = 8
 _FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 _LOW_BYTES = 1 << 20
 # Names that `runtime.files.atomic_write` gives to what is not finished.
 _TEMPORARY = re.compile(r"^\..+\.\d+-[0-9a-f]{8}(\.[^.]*)?$")
 _DISCARDED = re.compile(r"\.discarded-[0-9a-f]{8}$")
+_ARTIFACT = re.compile(r"-[0-9a-f]{8}$")
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """An artifact, there or not.
+    """An artifact, there or not. One that is there and is being built anew is `partial`.
 
     Attributes:
         stage: Its stage.
         name: Name of its run.
         path: Its folder; for `missing` and `partial`, where it will be.
-        state: `fresh`: whole; `partial`: begun; `missing`.
+        state: `fresh`: whole; `partial`: begun; `missing`; `broken`: there, but its manifest is missing or unreadable.
         manifest: Of a whole artifact.
         owner: The live process that builds it.
     """
@@ -94,33 +104,30 @@ class ArtifactStore:
     root: Path
 
     def open(self, stage: str, name: str, fingerprint: str) -> Artifact:
-        """Find an artifact; a run of another name with the same fingerprint made the same thing.
-
-        Raises:
-            ArtifactError: The folder is there, but its manifest cannot be read.
-        """
+        """Find an artifact; a run of another name with the same fingerprint made the same thing."""
         path = self._path(stage, name, fingerprint)
-        found = self._published(path, fingerprint)
-        if found is None:
-            for other in sorted(path.parent.glob(f"*-{fingerprint[:_SHOWN_DIGITS]}")):
-                found = self._published(other, fingerprint)
-                if found is not None:
-                    break
-        if found is not None:
-            return found
         partial = _partial(path)
+        # An artifact that is being replaced is no longer what was wanted of it.
+        if not (partial.is_dir() and _replaces(partial)):
+            for folder in (path, *sorted(path.parent.glob(f"*-{fingerprint[:_SHOWN_DIGITS]}"))):
+                found = _look(folder)
+                if found.state == "broken" and folder == path:
+                    return found
+                if found.manifest is not None and found.manifest.fingerprint == fingerprint:
+                    return found
         if not partial.is_dir():
             return Artifact(stage, name, path, "missing")
         return Artifact(stage, name, path, "partial", owner=owner(_lock(path)))
 
     def at(self, folder: Path) -> Artifact:
-        """The whole artifact in `folder`.
+        """The artifact in `folder`, whole or broken.
 
         Raises:
             ArtifactError: The folder is not one.
         """
-        manifest = read_manifest(folder)
-        return Artifact(manifest.stage, manifest.name, folder, "fresh", manifest)
+        if not (folder / MANIFEST).exists():
+            read_manifest(folder)
+        return _look(folder)
 
     @contextlib.contextmanager
     def build(
@@ -141,10 +148,12 @@ class ArtifactStore:
             stage: Stage of the artifact.
             name: Name of the run.
             fingerprint: Of everything that decides the content.
-            manifest: `decisive` (configuration by dotted key), `inputs` (fingerprint by name), and what else is to
-                be kept, which goes under `extra`.
+            manifest: `decisive` (configuration by dotted key), `inputs` (fingerprint by name), `built_from` (when
+                each stage that it reads from was finished), and what else is to be kept, which goes under `extra`.
+                What was made or begun from other artifacts than `built_from` names is not gone on with.
             wait: Wait for another run that builds it, instead of stopping.
-            replace: Build it although it is there, from nothing; the old one goes at the moment of publication.
+            replace: Build it although it is there, from nothing; the old one goes at the moment of publication. If it
+                is interrupted, the next session goes on with it, without `replace`.
 
         Yields:
             The workspace.
@@ -160,51 +169,58 @@ class ArtifactStore:
         with contextlib.ExitStack() as stack:
             with _explained(self.root):
                 stack.enter_context(locked(_lock(path), wait=wait))
-                if replace:
+                built_from = dict(manifest.get("built_from", {}))
+                if replace or _is_spoiled(partial, built_from):
                     _discard(partial)
-                elif self._finished_elsewhere(path, fingerprint):
+                if not replace and self._finished_elsewhere(path, fingerprint, built_from):
                     yield Workspace(path, resumed=True, published=True)
                     return
                 resumed = partial.is_dir()
                 partial.mkdir(exist_ok=True)
-                started, sessions = _begin_session(partial)
+                session = _begin_session(partial, replaces=replace or path.is_dir(), built_from=built_from)
             begun = time.monotonic()
             stack.callback(_discard_if_empty, partial)
             with _explained(partial):
                 yield Workspace(partial, resumed=resumed, published=False)
                 _sweep(partial)
                 (partial / _SESSION).unlink(missing_ok=True)
-                extra = {key: value for key, value in manifest.items() if key not in ("decisive", "inputs")}
+                extra = {key: value for key, value in manifest.items() if key not in _OWN_KEYS}
                 Manifest(
                     stage=stage,
                     name=name,
                     fingerprint=fingerprint,
                     decisive=dict(manifest.get("decisive", {})),
                     inputs=dict(manifest.get("inputs", {})),
-                    started=started,
+                    started=session.started,
                     finished=_now(),
                     seconds=round(time.monotonic() - begun, 3),
-                    sessions=sessions,
+                    sessions=session.count,
                     versions=versions(),
                     git=git_state(),
                     files=describe_files(partial),
                     extra=extra,
+                    built_from=built_from,
                 ).write(partial)
                 _publish(partial, path)
 
+    def spoil(self, workspace: Workspace) -> None:
+        """Say that what lies in a workspace must not be gone on with: the next session begins from nothing."""
+        path = workspace.path / _SESSION
+        write_json(path, {**read_json(path), "spoiled": True})
+
     def list(self) -> list[Artifact]:
-        """Everything in the store, whole and partial, by stage and then by age. Broken folders are left to `prune`."""
+        """Everything in the store, whole, partial and broken, by stage and then by age."""
         found = []
         for folder in sorted(self.root.glob("*/*")):
-            if folder.name.endswith(".partial") and folder.is_dir():
+            if not folder.is_dir() or _DISCARDED.search(folder.name):
+                continue
+            if folder.name.endswith(".partial"):
                 path = folder.with_name(folder.name.removesuffix(".partial"))
-                if not path.is_dir():
+                if not path.is_dir() or _replaces(folder):
                     name = path.name.rpartition("-")[0]
                     found.append(Artifact(folder.parent.name, name, path, "partial", owner=owner(_lock(path))))
-            elif (folder / MANIFEST).is_file() and not _DISCARDED.search(folder.name):
-                with contextlib.suppress(ArtifactError):
-                    manifest = read_manifest(folder)
-                    found.append(Artifact(manifest.stage, manifest.name, folder, "fresh", manifest))
+            elif (folder / MANIFEST).exists() or _ARTIFACT.search(folder.name):
+                found.append(_look(folder))
         return sorted(found, key=lambda a: (a.stage, a.manifest.finished if a.manifest else "~", a.path.name))
 
     def verify(self, artifact: Artifact) -> tuple[str, ...]:
@@ -213,6 +229,8 @@ class ArtifactStore:
         Returns:
             A sentence for each file that is missing, changed or not the artifact's own; empty when all is well.
         """
+        if artifact.state == "broken":
+            return (_fault(artifact.path),)
         if artifact.manifest is None:
             return ("it is not finished",)
         faults = []
@@ -230,9 +248,9 @@ class ArtifactStore:
         return tuple(faults)
 
     def prunable(self, keep: Sequence[Path], *, names: Sequence[str] | None = None) -> tuple[Removal, ...]:
-        """What can go: artifacts that nobody asked to keep, and the litter of dead runs.
+        """What can go: artifacts that nobody asked to keep or that are broken, and the litter of dead runs.
 
-        Nothing that a live process builds is listed.
+        Nothing that a live process builds is listed, and nothing that a newer sgsfa wrote.
 
         Args:
             keep: Folders of artifacts to keep, whole or partial.
@@ -241,9 +259,14 @@ class ArtifactStore:
         kept = {path.resolve() for path in keep}
         removals = []
         for artifact in self.list():
-            if artifact.path.resolve() in kept or artifact.owner or (names is not None and artifact.name not in names):
+            if artifact.owner or (names is not None and artifact.name not in names):
                 continue
-            if artifact.state == "fresh":
+            if artifact.state == "broken":
+                if not _is_newer(artifact.path):
+                    removals.append(Removal(artifact.path, f"broken: {_fault(artifact.path)}", _size(artifact.path)))
+            elif artifact.path.resolve() in kept:
+                continue
+            elif artifact.state == "fresh":
                 removals.append(Removal(artifact.path, "no plan uses it", _size(artifact.path)))
             else:
                 removals.append(Removal(artifact.partial, "begun, and no plan uses it", _size(artifact.partial)))
@@ -254,44 +277,95 @@ class ArtifactStore:
                 removals.append(Removal(path, reason, _size(path)))
         return tuple(removals)
 
-    def remove(self, removals: Sequence[Removal]) -> None:
+    def remove(self, removals: Sequence[Removal]) -> tuple[Removal, ...]:
         """Remove what `prunable` listed. A folder first loses its name, so that no reader sees half of one.
+
+        Returns:
+            What was left where it is, because another process has begun to build it in the meantime.
 
         Raises:
             ArtifactError: Something cannot be removed.
         """
+        busy = []
         with _explained(self.root):
             for removal in removals:
-                if removal.path.is_dir():
-                    _discard(removal.path)
-                else:
-                    removal.path.unlink(missing_ok=True)
+                path = removal.path
+                lock = _lock_of(path)
+                try:
+                    with contextlib.nullcontext() if lock is None else locked(lock):
+                        if path.is_dir():
+                            _discard(path)
+                        elif path != lock:  # whoever held a lock removes its file
+                            path.unlink(missing_ok=True)
+                except LockedError:
+                    busy.append(removal)
+        return tuple(busy)
 
     def _path(self, stage: str, name: str, fingerprint: str) -> Path:
         return self.root / stage / f"{name}-{fingerprint[:_SHOWN_DIGITS]}"
 
-    def _published(self, path: Path, fingerprint: str) -> Artifact | None:
-        if not (path / MANIFEST).is_file():
-            return None
-        manifest = read_manifest(path)
-        if manifest.fingerprint != fingerprint:
-            return None
-        return Artifact(manifest.stage, manifest.name, path, "fresh", manifest)
-
-    def _finished_elsewhere(self, path: Path, fingerprint: str) -> bool:
+    def _finished_elsewhere(self, path: Path, fingerprint: str, built_from: Mapping[str, str]) -> bool:
         """Whether the artifact is there, published by another run or by a session killed just before its rename."""
-        if self._published(path, fingerprint) is not None:
-            return True
         partial = _partial(path)
         if (partial / MANIFEST).is_file():
-            with contextlib.suppress(ArtifactError):
-                manifest = read_manifest(partial)
-                # The manifest is written last and names every file, so a matching folder is a whole artifact.
-                if manifest.fingerprint == fingerprint and describe_files(partial) == manifest.files:
-                    _publish(partial, path)
-                    return True
-            (partial / MANIFEST).unlink()
+            found = _look(partial).manifest
+            # The manifest is written last and names every file, so a matching folder is a whole artifact.
+            if found and found.fingerprint == fingerprint and describe_files(partial) == found.files:
+                _publish(partial, path)
+            else:
+                (partial / MANIFEST).unlink()
+        if partial.is_dir() and _replaces(partial):
+            return False
+        found = _look(path).manifest
+        return found is not None and found.fingerprint == fingerprint and found.is_from(built_from)
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """What a partial folder remembers: its first start, how many sessions worked on it, and what they made it from.
+
+    Attributes:
+        started: When the first session began.
+        count: Sessions so far.
+        replaces: It is to take the place of an artifact that is there.
+        built_from: As in the manifest.
+        spoiled: It must not be gone on with.
+    """
+
+    started: str
+    count: int
+    replaces: bool = False
+    built_from: Mapping[str, str] = field(default_factory=dict)
+    spoiled: bool = False
+
+
+def _look(folder: Path) -> Artifact:
+    """What lies in a folder that should be a whole artifact."""
+    if not folder.is_dir():
+        return Artifact(folder.parent.name, folder.name.rpartition("-")[0], folder, "missing")
+    try:
+        manifest = read_manifest(folder)
+    except ArtifactError:
+        return Artifact(folder.parent.name, folder.name.rpartition("-")[0], folder, "broken")
+    return Artifact(manifest.stage, manifest.name, folder, "fresh", manifest)
+
+
+def _fault(folder: Path) -> str:
+    try:
+        read_manifest(folder)
+    except ArtifactError as error:
+        return error.found
+    return "it was broken a moment ago"
+
+
+def _is_newer(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except NewerManifestError:
+        return True
+    except ArtifactError:
         return False
+    return False
 
 
 def _partial(path: Path) -> Path:
@@ -302,15 +376,45 @@ def _lock(path: Path) -> Path:
     return path.with_name(path.name + ".lock")
 
 
-def _begin_session(partial: Path) -> tuple[str, int]:
-    """Note that a session begins; returns when the first one began and which this is, from 1."""
-    _sweep(partial)
-    started, count = _now(), 0
+def _lock_of(path: Path) -> Path | None:
+    """The lock that whoever removes `path` must hold; None for what has no name that a builder could look for."""
+    if path.suffix == ".lock":
+        return path
+    if _DISCARDED.search(path.name) or _TEMPORARY.match(path.name):
+        return None
+    return _lock(path.with_name(path.name.removesuffix(".partial")))
+
+
+def _session(partial: Path) -> _Session | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        earlier = read_json(partial / _SESSION)
-        started, count = str(earlier["started"]), int(earlier["count"])
-    write_json(partial / _SESSION, {"started": started, "count": count + 1})
-    return started, count + 1
+        return _Session(**read_json(partial / _SESSION))
+    return None
+
+
+def _begin_session(partial: Path, *, replaces: bool, built_from: Mapping[str, str]) -> _Session:
+    """Note that a session begins; its number counts from 1."""
+    _sweep(partial)
+    earlier = _session(partial) or _Session(_now(), 0)
+    session = _Session(earlier.started, earlier.count + 1, replaces or earlier.replaces, built_from)
+    write_json(partial / _SESSION, asdict(session))
+    return session
+
+
+def _replaces(partial: Path) -> bool:
+    """Whether a partial folder is to take the place of an artifact that is there."""
+    if (partial / MANIFEST).is_file():
+        return True  # killed just before it did
+    session = _session(partial)
+    return session is not None and session.replaces
+
+
+def _is_spoiled(partial: Path, built_from: Mapping[str, str]) -> bool:
+    """Whether a partial folder was made from other things than a session would go on with."""
+    session = _session(partial)
+    if session is None:
+        manifest = _look(partial).manifest
+        return manifest is not None and not manifest.is_from(built_from)
+    return session.spoiled or any(built_from.get(key, value) != value for key, value in session.built_from.items())
 
 
 def _discard_if_empty(partial: Path) -> None:
@@ -332,7 +436,7 @@ def _publish(partial: Path, path: Path) -> None:
         fsync_path(entry)
     fsync_path(partial)
     if path.exists():
-        # Only a forced rebuild, or a folder with a broken manifest, comes here.
+        # Only a rebuild, or a folder with a broken manifest, comes here.
         old = _take_name_away(path)
         partial.rename(path)
         shutil.rmtree(old)
@@ -359,7 +463,7 @@ def _litter(path: Path) -> str | None:
         return "lock of a dead run"
     if _TEMPORARY.match(path.name) and path.is_file():
         return "temporary file of a dead run"
-    if path.name.endswith(".partial") and path.is_dir() and path.with_suffix("").is_dir():
+    if path.name.endswith(".partial") and path.is_dir() and path.with_suffix("").is_dir() and not _replaces(path):
         return "left beside a finished artifact" if owner(_lock(path.with_suffix(""))) is None else None
     return None
 

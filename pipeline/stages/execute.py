@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.artifacts.manifest import read_manifest
 from pipeline.artifacts.store import Artifact, ArtifactStore
 from pipeline.config import RunConfig, suggestion
-from pipeline.errors import ArtifactError, ConfigError, Rejected, RejectedInputs
+from pipeline.errors import ArtifactError, ConfigError, DataError, Rejected, RejectedInputs
 from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.stages.bodies import RESULT
@@ -68,8 +69,26 @@ class RunReport:
 
     @property
     def rejected(self) -> tuple[Rejected, ...]:
-        """What the stages after `masks` left out; masks that failed were either allowed or have ended the run."""
-        return tuple(item for outcome in self.stages if outcome.stage != "masks" for item in outcome.rejected)
+        """What training and extraction left out, each input once; masks that failed were allowed or ended the run."""
+        found = {item.path: item for outcome in self._reading for item in outcome.rejected}
+        return tuple(found.values())
+
+    @property
+    def total(self) -> int:
+        """Inputs of training and extraction together."""
+        return sum(outcome.total for outcome in self._reading)
+
+    @property
+    def _reading(self) -> tuple[StageOutcome, ...]:
+        return tuple(outcome for outcome in self.stages if outcome.stage in ("train", "extract"))
+
+
+class StoppedRun(RejectedInputs):
+    """A run that ended after its masks, because some could not be built; `report` is what it did."""
+
+    def __init__(self, outcome: StageOutcome, report: RunReport) -> None:
+        super().__init__(outcome.stage, outcome.rejected, total=outcome.total)
+        self.report = report
 
 
 def execute(
@@ -95,9 +114,11 @@ def execute(
 
     Raises:
         ConfigError: `from_stage` or `until` is no stage of this run.
-        ArtifactError: A stage before `from_stage` is missing, or the store cannot be written.
+        ArtifactError: A stage before `from_stage` is missing, an artifact's manifest cannot be read (and `force` is
+            off), or the store cannot be written.
         LockedError: Another run builds one of the artifacts, and `wait` is off.
-        RejectedInputs: Some masks could not be built, and `masks.allow_failed` is off. They are published.
+        StoppedRun: Some masks could not be built, and `masks.allow_failed` is off. The others are published.
+        DataError: Images or files changed while a stage read them.
         UserError: Whatever the stages find wrong.
     """
     begun = time.monotonic()
@@ -107,18 +128,20 @@ def execute(
     chosen = stage_range(names, from_stage, until)
     outcomes = []
     for number, entry in enumerate(planned[: chosen.stop]):
-        if number < chosen.start and entry.artifact.state != "fresh":
+        if number < chosen.start and not entry.fresh:
+            state = "; ".join(entry.outdated) or f"{entry.stage.name} is {entry.artifact.state}"
             raise ArtifactError(
-                f"the run is to begin at {from_stage}, but {entry.stage.name} is {entry.artifact.state}",
+                f"the run is to begin at {from_stage}, but {state}",
                 where=entry.artifact.path,
                 hint="run without --from; it does only what is missing",
             )
-        if entry.artifact.state == "fresh" and (number < chosen.start or not force):
+        if entry.fresh and (number < chosen.start or not force):
             outcome = _reuse(entry.stage.name, entry.artifact)
         else:
             outcome = _build(config, entry, sources, replace=force, wait=wait, progress=progress)
         outcomes.append(outcome)
-        _judge(outcome, config, progress)
+        if outcome.rejected and not _may_go_on(outcome, config, progress):
+            raise StoppedRun(outcome, RunReport(tuple(outcomes), time.monotonic() - begun, None))
     results = _results(outcomes)
     return RunReport(tuple(outcomes), time.monotonic() - begun, results)
 
@@ -149,10 +172,13 @@ def _build(
 ) -> StageOutcome:
     stage = entry.stage
     store = ArtifactStore(config.artifacts)
+    if entry.artifact.state == "broken" and not replace:
+        read_manifest(entry.artifact.path)  # tells what is wrong with it
     begun = time.monotonic()
     manifest: dict[str, Any] = {
         "decisive": entry.decisive,
         "inputs": entry.inputs,
+        "built_from": _stamps(entry, sources),
         "stage_format_version": stage.format_version,
         "config": config.model_dump(mode="json"),
     }
@@ -166,7 +192,14 @@ def _build(
             if workspace.resumed:
                 progress.note(f"{stage.name}: going on from where an earlier run was stopped")
             report = stage.build(StageContext(config, workspace.path, sources, progress))
-            manifest["figures"] = {**report.figures, "peak_memory_mb": _peak_memory()}
+            if changed := _changed_inputs(entry, config, sources):
+                store.spoil(workspace)
+                raise DataError(
+                    f"{', '.join(changed)} changed while {stage.name} was at work, so nobody knows what it is made of",
+                    where=workspace.path,
+                    hint="run again; it begins anew, with what is there then",
+                )
+            manifest["figures"] = {**report.figures, **_peak_memory()}
             if report.rejected:
                 rows = [{"path": item.path, "reason": item.reason} for item in report.rejected]
                 write_json(workspace.path / _REJECTED, {"total": report.total, "rejected": rows})
@@ -184,6 +217,19 @@ def _build(
     )
 
 
+def _stamps(entry: PlannedStage, sources: Sources) -> dict[str, str]:
+    """When each artifact that a stage reads was finished."""
+    manifests = {name: sources.artifacts[name][1].manifest for name in entry.upstream}
+    return {name: manifest.finished for name, manifest in manifests.items() if manifest is not None}
+
+
+def _changed_inputs(entry: PlannedStage, config: RunConfig, sources: Sources) -> list[str]:
+    """Names of the inputs that are no longer what the plan found."""
+    # Opened anew; the stat cache makes it a second's work at most.
+    again = entry.stage.inputs(config, Sources(config, SILENT, dict(sources.artifacts)))
+    return sorted(name for name in {*again, *entry.inputs} if again.get(name) != entry.inputs.get(name))
+
+
 def _reuse(stage: str, artifact: Artifact) -> StageOutcome:
     path = artifact.path / _REJECTED
     if not path.is_file():
@@ -193,15 +239,14 @@ def _reuse(stage: str, artifact: Artifact) -> StageOutcome:
     return StageOutcome(stage, "reused", 0.0, artifact.path, table["total"], rejected)
 
 
-def _judge(outcome: StageOutcome, config: RunConfig, progress: Progress) -> None:
-    """Stop after masks that failed, unless they are allowed; every time, not only when they were built."""
-    if not outcome.rejected:
-        return
+def _may_go_on(outcome: StageOutcome, config: RunConfig, progress: Progress) -> bool:
+    """Warn of what was rejected. Masks that failed end a run unless they are allowed, also when they are reused."""
     counts = f"{outcome.stage}: {len(outcome.rejected)} of {outcome.total} inputs were rejected"
     if outcome.stage == "masks" and not config.masks.allow_failed:
         progress.warn(f"{counts}; to go on without them: --set masks.allow_failed=true")
-        raise RejectedInputs(outcome.stage, outcome.rejected, total=outcome.total)
+        return False
     progress.warn(f"{counts}; they are listed in {outcome.path / _REJECTED}")
+    return True
 
 
 def _results(outcomes: Sequence[StageOutcome]) -> Mapping[str, Any] | None:
@@ -212,12 +257,16 @@ def _results(outcomes: Sequence[StageOutcome]) -> Mapping[str, Any] | None:
     return found
 
 
-def _peak_memory() -> float | None:
-    """The most memory that this process has held so far, in MB; None where the system does not tell."""
+def _peak_memory() -> dict[str, float]:
+    """The most memory in MB that this process, whatever it did before, and the largest of its workers have held.
+
+    Empty where the system does not tell.
+    """
     if sys.platform == "win32":
-        return None
+        return {}
     import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # Linux counts in kilobytes, macOS in bytes.
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    who = {"peak_memory_so_far_mb": resource.RUSAGE_SELF, "peak_memory_of_a_worker_mb": resource.RUSAGE_CHILDREN}
+    return {name: round(resource.getrusage(kind).ru_maxrss / unit, 1) for name, kind in who.items()}

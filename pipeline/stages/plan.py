@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.artifacts.store import ArtifactStore
+from pipeline.artifacts.store import Artifact, ArtifactStore
 from pipeline.config import RunConfig
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.stages.graph import STAGES, needed
@@ -28,7 +28,7 @@ def plan_sources(config: RunConfig, sources: Sources, stages: Sequence[Stage]) -
     """As `plan`, leaving the artifacts in `sources` for the stages' bodies."""
     store = ArtifactStore(config.artifacts)
     wanted = needed(config)
-    planned = []
+    planned: list[PlannedStage] = []
     for stage in stages:
         if stage.name not in wanted:
             continue
@@ -38,6 +38,25 @@ def plan_sources(config: RunConfig, sources: Sources, stages: Sequence[Stage]) -
             {"stage": stage.name, "format_version": stage.format_version, "decisive": decisive, "inputs": inputs}
         )
         artifact = store.open(stage.name, config.name, identity)
+        read = [earlier for earlier in planned if earlier.fingerprint in inputs.values()]
+        upstream = tuple(earlier.stage.name for earlier in read)
+        planned.append(PlannedStage(stage, identity, decisive, inputs, artifact, upstream, _outdated(artifact, read)))
         sources.artifacts[stage.name] = (identity, artifact)
-        planned.append(PlannedStage(stage, identity, decisive, inputs, artifact))
     return planned
+
+
+def _outdated(artifact: Artifact, read: Sequence[PlannedStage]) -> tuple[str, ...]:
+    """Which of the artifacts that a whole one was made from are others today, though their fingerprints are equal."""
+    if artifact.manifest is None:
+        return ()
+    found = []
+    for earlier in read:
+        name, manifest = earlier.stage.name, earlier.artifact.manifest
+        stamp = artifact.manifest.built_from.get(name)
+        if stamp is None:
+            continue
+        if not earlier.fresh or manifest is None:
+            found.append(f"{name} is to be built anew")
+        elif manifest.finished != stamp:
+            found.append(f"{name} was built anew")
+    return tuple(found)

@@ -75,6 +75,9 @@ class PlannedStage:
         decisive: As the stage gave it.
         inputs: As the stage gave it.
         artifact: What it makes, there or not.
+        upstream: Names of the earlier stages whose artifacts it reads.
+        outdated: Why an artifact that is there does no longer count: one that it was made from was built anew, or
+            is going to be.
     """
 
     stage: Stage
@@ -82,3 +85,10 @@ class PlannedStage:
     decisive: Mapping[str, Any]
     inputs: Mapping[str, str]
     artifact: Artifact
+    upstream: tuple[str, ...] = ()
+    outdated: tuple[str, ...] = ()
+
+    @property
+    def fresh(self) -> bool:
+        """Its artifact is there and can be used as it is."""
+        return self.artifact.state == "fresh" and not self.outdated

@@ -15,7 +15,7 @@ from pipeline.stages.graph import STAGES
 from pipeline.stages.plan import plan
 from pipeline.stages.stage import PlannedStage, Stage
 
-StageState = Literal["fresh", "stale", "partial", "missing"]
+StageState = Literal["fresh", "stale", "partial", "missing", "broken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,9 @@ class StageStatus:
     Attributes:
         stage: Its name.
         state: `fresh`: there, as the configuration wants it; `partial`: begun; `stale`: there, but made from another
-            configuration or other inputs; `missing`.
-        reasons: Why it is stale or partial.
+            configuration, other inputs, or something that was built anew since; `missing`; `broken`: its manifest
+            cannot be read.
+        reasons: Why it is not fresh.
         path: Its folder: of the artifact that is there, of the old one if stale, else where it will be.
         size: Bytes; 0 if missing.
         finished: When it was published, ISO 8601; None if it was not.
@@ -48,20 +49,26 @@ def status(config: RunConfig, *, progress: Progress = SILENT, stages: Sequence[S
     Raises:
         UserError: An input is missing or cannot be read.
     """
-    stored = ArtifactStore(config.artifacts).list()
-    return [_status(entry, stored, config.name) for entry in plan(config, progress=progress, stages=stages)]
+    store = ArtifactStore(config.artifacts)
+    stored = store.list()
+    return [_status(entry, store, stored, config.name) for entry in plan(config, progress=progress, stages=stages)]
 
 
-def _status(entry: PlannedStage, stored: Sequence[Artifact], name: str) -> StageStatus:
+def _status(entry: PlannedStage, store: ArtifactStore, stored: Sequence[Artifact], name: str) -> StageStatus:
     artifact = entry.artifact
     stage = entry.stage.name
     if artifact.manifest is not None:
         manifest = artifact.manifest
-        return StageStatus(stage, "fresh", (), artifact.path, manifest.size, manifest.finished, manifest.seconds)
+        state: StageState = "fresh" if entry.fresh else "stale"
+        return StageStatus(
+            stage, state, entry.outdated, artifact.path, manifest.size, manifest.finished, manifest.seconds
+        )
     if artifact.state == "partial":
         size = sum(file.stat().st_size for file in artifact.partial.rglob("*") if file.is_file())
         reason = f"being built by {artifact.owner}" if artifact.owner else "stopped; the next run goes on from here"
         return StageStatus(stage, "partial", (reason,), artifact.partial, size, None, None)
+    if artifact.state == "broken":
+        return StageStatus(stage, "broken", store.verify(artifact), artifact.path, 0, None, None)
     older = [other for other in stored if other.stage == stage and other.name == name and other.manifest is not None]
     if not older or older[-1].manifest is None:
         return StageStatus(stage, "missing", (), artifact.path, 0, None, None)

@@ -25,7 +25,7 @@ _ROOT = Path("artifacts")
 
 @app.command("list", epilog=examples("sgsfa artifacts list", "sgsfa artifacts list --root /data/artifacts --json"))
 def list_artifacts(root: RootOption = _ROOT, json: JsonOption = False) -> None:
-    """List all artifacts, whole and begun."""
+    """List all artifacts: whole, begun and broken."""
     from pipeline.artifacts.store import ArtifactStore
 
     found = ArtifactStore(root).list()
@@ -61,7 +61,7 @@ def verify(
     if folders:
         chosen = [store.at(folder) for folder in folders]
     else:
-        chosen = [artifact for artifact in store.list() if artifact.state == "fresh"]
+        chosen = [artifact for artifact in store.list() if artifact.state != "partial"]
         if not chosen:
             raise ArtifactError("there is no artifact to verify", where=root, hint="`sgsfa run` makes some")
     faults = {artifact.path: store.verify(artifact) for artifact in chosen}
@@ -87,7 +87,7 @@ def prune(
             "--config",
             "-c",
             metavar="FILE",
-            help="Keep what this configuration uses. Repeatable. Without it: sgsfa.toml, if there is one here.",
+            help="Keep what this configuration uses. Repeatable. Without it and without --preset: sgsfa.toml.",
         ),
     ] = None,
     preset: PresetOption = None,
@@ -102,6 +102,7 @@ def prune(
 ) -> None:
     """Remove old artifacts of a run that its configuration no longer uses, and the litter of dead runs.
 
+    What a configuration uses depends on all its keys: name it by -c or --preset, with the same --set as the run.
     Other runs' artifacts stay, unless --all-runs is given, and so does whatever a live process is building. It asks
     before it removes anything.
     """
@@ -112,20 +113,25 @@ def prune(
     roots = {config.artifacts.resolve(): config.artifacts for config in settings}
     progress = console.progress(quiet=quiet)
     keep = [entry.artifact.path for config in settings for entry in plan(config, progress=progress)]
+    runs = {f"run {config.name!r}" for config in settings}
     names = None if everything else sorted({config.name for config in settings})
     found = [(ArtifactStore(root), ArtifactStore(root).prunable(keep, names=names)) for root in roots.values()]
     removals = [removal for _, some in found for removal in some]
     total = sum(removal.size for removal in removals)
     removed = False
+    busy: tuple[Removal, ...] = ()
     if removals and not dry_run:
         if not json:
+            console.out().print(f"Kept: what {_origin(configs, preset, overrides)} uses ({', '.join(sorted(runs))}).")
             console.out().print(console.table("Path", "Why", "Size>", rows=_removal_rows(removals)))
         if yes or typer.confirm(f"Remove these ({console.size(total)})?", err=True):
-            for store, some in found:
-                store.remove(some)
+            busy = tuple(left for store, some in found for left in store.remove(some))
             removed = True
+    for left in busy:
+        progress.warn(f"{left.path} was left: another run builds it now")
+    total -= sum(left.size for left in busy)
     console.emit(
-        {"removed": removed, "bytes": total, "removals": removals},
+        {"removed": removed, "bytes": total, "removals": removals, "left": busy},
         json=json,
         draw=lambda: _verdict(removals, total, removed, dry_run),
     )
@@ -133,11 +139,26 @@ def prune(
 
 def _settings(configs: list[Path] | None, preset: str | None, overrides: list[str] | None) -> list[RunConfig]:
     from pipeline.config import load_config
+    from pipeline.errors import ConfigError
 
     files: list[Path | None] = list(configs or [])
+    if not files and preset is None and not DEFAULT_FILE.is_file():
+        # The defaults would pass for a configuration named `run`, and all that other ones made would go.
+        raise ConfigError(
+            "nothing says which artifacts to keep",
+            expected="-c FILE or --preset NAME, or a sgsfa.toml in this folder",
+            hint="with the same --set options as the runs whose artifacts are to stay",
+        )
     if not files:
-        files = [DEFAULT_FILE if preset is None and DEFAULT_FILE.is_file() else None]
+        files = [DEFAULT_FILE if preset is None else None]
     return [load_config(file, preset=preset, overrides=overrides or ()) for file in files]
+
+
+def _origin(configs: list[Path] | None, preset: str | None, overrides: list[str] | None) -> str:
+    """The configurations in words."""
+    files = [str(file) for file in configs or ([DEFAULT_FILE] if preset is None else [])]
+    named = [*files, *([f"--preset {preset}"] if preset else []), *(f"--set {text}" for text in overrides or [])]
+    return ", ".join(named)
 
 
 def _verdict(removals: Sequence[Removal], total: int, removed: bool, dry_run: bool) -> RenderableType:
@@ -157,7 +178,7 @@ def _as_data(artifact: Artifact) -> dict[str, object]:
         "stage": artifact.stage,
         "name": artifact.name,
         "state": artifact.state,
-        "path": artifact.path if artifact.manifest else artifact.partial,
+        "path": artifact.partial if artifact.state == "partial" else artifact.path,
         "fingerprint": artifact.manifest.fingerprint if artifact.manifest else None,
         "size": artifact.manifest.size if artifact.manifest else None,
         "finished": artifact.manifest.finished if artifact.manifest else None,
@@ -170,5 +191,7 @@ def _row(artifact: Artifact) -> tuple[object, ...]:
     if manifest is not None:
         when = console.moment(manifest.finished)
         return artifact.stage, artifact.name, "whole", console.size(manifest.size), when, artifact.path
+    if artifact.state == "broken":
+        return artifact.stage, artifact.name, "broken", "-", "-", artifact.path
     state = f"being built by {artifact.owner}" if artifact.owner else "begun"
     return artifact.stage, artifact.name, state, "-", "-", artifact.partial

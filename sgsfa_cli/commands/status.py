@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = command_app()
 
-_STYLES = {"fresh": "green", "stale": "yellow", "partial": "cyan", "missing": "dim"}
+_STYLES = {"fresh": "green", "stale": "yellow", "partial": "cyan", "missing": "dim", "broken": "red"}
 
 
 @app.command(
@@ -41,7 +41,8 @@ def status(
     """Show the state of each stage, and why a stale one no longer fits.
 
     fresh: there, as the configuration wants it. stale: there, but made from another configuration or other inputs;
-    the table names what changed. partial: begun, and the next run goes on. missing: not begun.
+    the table names what changed. partial: begun, and the next run goes on. missing: not begun. broken: its manifest
+    cannot be read; `sgsfa artifacts prune` removes it.
     """
     from pipeline.stages.status import status as stages_status
 

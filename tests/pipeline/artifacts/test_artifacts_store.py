@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.artifacts import store as store_module
 from pipeline.artifacts.fingerprint import fingerprint
+from pipeline.artifacts.lock import owner
 from pipeline.artifacts.manifest import MANIFEST, read_manifest
 from pipeline.artifacts.store import ArtifactStore
 from pipeline.errors import ArtifactError, LockedError, SgsfaError
@@ -211,8 +212,79 @@ def test_a_broken_manifest_is_told_not_guessed_at(store, text):
     with pytest.raises(ArtifactError) as caught:
         read_manifest(artifact.path)
     assert caught.value.where == str(artifact.path / MANIFEST)
-    with pytest.raises(ArtifactError):
-        store.open("masks", "run", PRINT)
+    assert store.open("masks", "run", PRINT).state == "broken"
+    broken = store.at(artifact.path)
+    assert [found.state for found in store.list()] == ["broken"]
+    assert store.verify(broken) == (caught.value.found,)
+    newer = "99" in text
+    assert [removal.path for removal in store.prunable([artifact.path])] == ([] if newer else [artifact.path])
+
+
+def test_a_folder_without_its_manifest_is_broken(store):
+    artifact = build(store)
+    (artifact.path / MANIFEST).unlink()
+    assert [found.state for found in store.list()] == ["broken"]
+    assert "cannot be read" in store.prunable([])[0].reason
+    assert build(store, replace=True).state == "fresh"
+    assert left(store) == []
+
+
+def test_an_interrupted_replacement_is_gone_on_with(store):
+    build(store, files=("old",))
+
+    def interrupted(**options):
+        with store.build("masks", "run", PRINT, manifest=NOTHING, **options) as work:
+            assert not work.published
+            (work.path / "new").write_text("2")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(replace=True)
+    assert store.open("masks", "run", PRINT).state == "partial"
+    assert {found.state for found in store.list()} == {"fresh", "partial"}
+    assert store.prunable([store.open("masks", "run", PRINT).path]) == ()
+    with store.build("masks", "run", PRINT, manifest=NOTHING) as work:
+        assert work.resumed
+    assert set(store.open("masks", "run", PRINT).manifest.files) == {"new"}
+    assert left(store) == []
+
+
+def test_a_replacement_killed_before_its_rename_is_published_by_the_next(store):
+    first = build(store, files=("old",))
+    shutil.copytree(first.path, first.partial)
+    assert store.open("masks", "run", PRINT).state == "partial"
+    assert build(store).state == "fresh"
+    assert left(store) == []
+
+
+def test_what_was_begun_or_made_from_another_artifact_is_not_gone_on_with(store):
+    older, newer = ({**NOTHING, "built_from": {"masks": stamp}} for stamp in ("monday", "tuesday"))
+
+    def interrupted(manifest):
+        with store.build("train", "run", PRINT, manifest=manifest) as work:
+            (work.path / "half").write_text("1")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(older)
+    for manifest, again in ((newer, False), (newer, True), (older, False)):
+        with store.build("train", "run", PRINT, manifest=manifest) as work:
+            assert work.published == again
+            assert not (work.path / "half").exists()
+    assert store.open("train", "run", PRINT).manifest.built_from == {"masks": "monday"}
+
+
+def test_spoiled_work_is_begun_anew(store):
+    def spoiled():
+        with store.build("masks", "run", PRINT, manifest=NOTHING) as work:
+            (work.path / "half").write_text("1")
+            store.spoil(work)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        spoiled()
+    with store.build("masks", "run", PRINT, manifest=NOTHING) as work:
+        assert not work.resumed
 
 
 # Pruning
@@ -251,6 +323,29 @@ def test_prune_keeps_the_partial_folder_of_a_plan(store):
 def test_prune_spares_what_is_being_built(store):
     with store.build("masks", "run", PRINT, manifest=NOTHING):
         assert store.prunable([]) == ()
+
+
+def test_what_is_built_again_meanwhile_is_not_removed(store):
+    old = build(store)
+    other = build(store, fingerprint=OTHER)
+    removals = store.prunable([])
+    process = worker(store, 0.05, "--replace")
+    try:
+        assert wait_for(process) == "building"
+        assert [left.path for left in store.remove(removals)] == [old.path]
+    finally:
+        process.kill()
+        process.communicate()
+    assert old.path.is_dir()
+    assert not other.path.exists()
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
+def test_a_lock_that_may_not_be_read_counts_as_held(tmp_path):
+    path = tmp_path / "run.lock"
+    path.write_text("{}")
+    path.chmod(0)
+    assert owner(path) is not None
 
 
 # Places that cannot be written
@@ -348,7 +443,8 @@ WORKER = textwrap.dedent(
     from pipeline.runtime.files import atomic_write
 
     root, fingerprint, pause = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-    with ArtifactStore(root).build("masks", "run", fingerprint, manifest={}, wait=len(sys.argv) > 4) as work:
+    options = {name: f"--{name}" in sys.argv for name in ("wait", "replace")}
+    with ArtifactStore(root).build("masks", "run", fingerprint, manifest={}, **options) as work:
         print("published" if work.published else "building", flush=True)
         for number in range(0 if work.published else 40):
             path = work.path / f"{number:02d}.txt"

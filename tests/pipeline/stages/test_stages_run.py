@@ -21,11 +21,12 @@ from pipeline.errors import (
     RejectedInputs,
     WeightsError,
 )
-from pipeline.runtime.files import read_json
+from pipeline.runtime.files import read_json, write_json
 from pipeline.stages.execute import execute, stage_range
 from pipeline.stages.graph import STAGE_NAMES, needed
 from pipeline.stages.plan import plan
 from pipeline.stages.sources import Sources
+from pipeline.stages.stage import StageReport
 from pipeline.stages.status import status
 
 ALL = ["masks", "train", "extract", "eval"]
@@ -281,6 +282,94 @@ def test_force_builds_anew_in_the_range(configure, run):
     assert run(configure(), force=True)[0] == ALL
 
 
+def test_what_was_made_from_a_forced_stage_is_made_anew_once(configure, run):
+    run(configure())
+    assert run(configure(), from_stage="train", until="train", force=True)[0] == ["train"]
+    states = {state.stage: state for state in status(configure())}
+    assert [states[name].state for name in ALL] == ["fresh", "fresh", "stale", "stale"]
+    assert states["extract"].reasons == ("train was built anew",)
+    assert states["eval"].reasons == ("extract is to be built anew",)
+    with pytest.raises(ArtifactError, match="train was built anew"):
+        run(configure(), from_stage="eval")
+    ran, report = run(configure())
+    assert ran == ["extract", "eval"]
+    assert [outcome.action for outcome in report.stages] == ["reused", "reused", "ran", "ran"]
+    assert run(configure())[0] == []
+    assert {state.state for state in status(configure())} == {"fresh"}
+
+
+def test_manifests_that_do_not_say_what_they_were_made_from_stay_usable(configure, run):
+    _, report = run(configure())
+    for outcome in report.stages:
+        manifest = read_json(outcome.path / "manifest.json")
+        del manifest["built_from"]
+        write_json(outcome.path / "manifest.json", manifest)
+    assert run(configure(), until="masks", force=True)[0] == ["masks"]
+    assert run(configure())[0] == []
+
+
+def test_a_forced_stage_that_was_stopped_is_gone_on_with(configure, run, fakes):
+    run(configure())
+
+    def stop(context):
+        (context.out / "half.txt").write_text("1")
+        raise KeyboardInterrupt
+
+    fakes.bodies["train"] = stop
+    with pytest.raises(KeyboardInterrupt):
+        run(configure(), from_stage="train", force=True)
+    assert {state.stage: state.state for state in status(configure())}["train"] == "partial"
+    del fakes.bodies["train"]
+    fakes.took()
+    ran, report = run(configure())
+    assert ran == ["train", "extract", "eval"]
+    assert report.stages[1].action == "resumed"
+    assert run(configure())[0] == []
+
+
+def test_work_begun_from_what_was_built_anew_is_begun_again(configure, run, fakes):
+    def stop(context):
+        assert not (context.out / "half.txt").exists()
+        (context.out / "half.txt").write_text("1")
+        raise KeyboardInterrupt
+
+    fakes.bodies["train"] = stop
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(configure())
+        fakes.took()
+        run(configure(), until="masks", force=True)
+
+
+def test_an_input_that_changes_while_a_stage_reads_it_publishes_nothing(configure, run, fakes, people):
+    image = people.parent / "images" / "1_c1.png"
+
+    def meddle(context):
+        cv2.imwrite(str(image), np.zeros((32, 16, 3), np.uint8))
+        (context.out / "half.txt").write_text("1")
+        return StageReport()
+
+    before = image.read_bytes()
+    fakes.bodies["masks"] = meddle
+    with pytest.raises(DataError, match="training images changed while masks was at work"):
+        run(configure())
+    del fakes.bodies["masks"]
+    fakes.took()
+    image.write_bytes(before)
+    ran, report = run(configure())
+    assert ran == ALL
+    assert report.stages[0].action == "ran"
+
+
+def test_a_broken_manifest_stops_a_run_until_it_is_forced(configure, run):
+    _, report = run(configure())
+    (report.stages[1].path / "manifest.json").write_text("{")
+    assert {state.stage: state.state for state in status(configure())}["train"] == "broken"
+    with pytest.raises(ArtifactError, match="the manifest cannot be read"):
+        run(configure())
+    assert run(configure(), from_stage="train", force=True)[0] == ["train", "extract", "eval"]
+
+
 def test_ranges_that_make_no_sense(configure):
     names = ["masks", "train", "extract", "eval"]
     assert stage_range(names, None, None) == slice(0, 4)
@@ -304,6 +393,7 @@ def test_masks_that_failed_stop_the_run_each_time_until_they_are_allowed(configu
         assert fakes.took() == expected
         assert caught.value.rejected == one_rejected
         assert caught.value.total == 4
+        assert [outcome.stage for outcome in caught.value.report.stages] == ["masks"]
     notes = _Notes()
     ran, report = run(configure("masks.allow_failed=true"), progress=notes)
     assert ran == ["train", "extract", "eval"]
@@ -311,6 +401,14 @@ def test_masks_that_failed_stop_the_run_each_time_until_they_are_allowed(configu
     assert report.rejected == ()
     assert "1 of 4" in notes.warnings[0]
     assert read_json(report.stages[0].path / "rejected.json")["rejected"][0]["reason"] == "truncated"
+
+
+def test_an_input_that_two_stages_reject_counts_once(configure, fakes, run, one_rejected):
+    fakes.bodies["train"] = lambda context: StageReport(total=4, rejected=one_rejected)
+    fakes.bodies["extract"] = lambda context: StageReport(total=6, rejected=one_rejected)
+    _, report = run(configure(), until="extract")
+    assert report.rejected == one_rejected
+    assert report.total == 10
 
 
 # Status
