@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,6 +54,22 @@ def examples(*lines: str) -> str:
     """The epilog of a command: command lines that run as they stand."""
     # Rich takes [x] for markup; in help texts it is always meant literally.
     return "\n".join(["Examples:", *(f"  {line}".replace("[", r"\[") for line in lines)])
+
+
+def overriding(options: Mapping[str, Any], section: str | None = None) -> list[str]:
+    """Turn options of a command into overrides, those that were given.
+
+    Args:
+        options: Values by dotted key; None: not given.
+        section: Section of the configuration that all keys are in.
+    """
+    prefix = "" if section is None else f"{section}."
+    return [f"{prefix}{key}={_toml(value)}" for key, value in options.items() if value is not None]
+
+
+def _toml(value: Any) -> str:
+    # JSON's strings, numbers and booleans are TOML's, but for pairs of surrogates and a raw DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def load(config: Path | None, preset: str | None, overrides: Sequence[str] | None) -> RunConfig:

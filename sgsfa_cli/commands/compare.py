@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.options import ConfigOption, JsonOption, PresetOption, SetOption, command_app, examples, load
+from sgsfa_cli.options import ConfigOption, JsonOption, PresetOption, SetOption, command_app, examples, load, overriding
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,8 +52,7 @@ def compare(
         "matching.device": device,
         "extract.device": device,
     }
-    given = [f"{key}={json_module.dumps(value)}" for key, value in options.items() if value is not None]
-    settings = load(config, preset, [*(overrides or ()), *given])
+    settings = load(config, preset, [*(overrides or ()), *overriding(options)])
     pair = compare_pair(embed([first, second], checkpoint, settings.extract), settings.matching)
     console.emit(pair, json=json, draw=lambda: _draw(pair))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +18,7 @@ from sgsfa_cli.options import (
     command_app,
     examples,
     load,
+    overriding,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _CAMERA_PAIRS = 12
     epilog=examples(
         "sgsfa eval --preset demo",
         "sgsfa eval --features features.h5",
-        "sgsfa eval --features features.h5 --dataset market1501:/data/Market-1501 --out results --rerank",
+        "sgsfa eval --features features.h5 --data market1501:/data/Market-1501 --out results --rerank",
         "sgsfa eval --features a.h5 --features b.h5 --rule mean --visibility soft --json",
         "sgsfa eval --features features.h5 --against artifacts/eval/run-1a2b3c4d",
     )
@@ -49,10 +49,10 @@ def evaluate(
         list[Path] | None,
         typer.Option("--features", "-f", metavar="FILE", help="Features to evaluate; repeat for several test sets."),
     ] = None,
-    dataset: Annotated[
+    data: Annotated[
         list[str] | None,
         typer.Option(
-            "--dataset",
+            "--data",
             "-d",
             metavar="KIND:PATH",
             help="The images of each --features, for ranking sheets and visible fractions.",
@@ -112,18 +112,16 @@ def evaluate(
         "matching.breakdown": breakdown,
         "extract.flip": flip,
     }
-    # JSON's strings, numbers and booleans are TOML's.
-    given = [f"{key}={json_module.dumps(value)}" for key, value in options.items() if value is not None]
-    settings = load(config, preset, [*(overrides or ()), *given])
+    settings = load(config, preset, [*(overrides or ()), *overriding(options)])
     progress = console.progress(quiet=quiet)
     if features:
-        results, tables = _evaluate_files(settings, features, dataset or [], out, flip, progress)
+        results, tables = _evaluate_files(settings, features, data or [], out, flip, progress)
     else:
-        _refuse_without_features(dataset, out)
+        _refuse_without_features(data, out)
         results, tables = _evaluate_run(settings, progress)
     comparisons = _comparisons(tables, against)
-    data = {"tests": results, "against": comparisons} if against is not None else {"tests": results}
-    console.emit(data, json=json, draw=lambda: _draw(results, comparisons))
+    found = {"tests": results, "against": comparisons} if against is not None else {"tests": results}
+    console.emit(found, json=json, draw=lambda: _draw(results, comparisons))
 
 
 def _evaluate_files(
@@ -141,7 +139,7 @@ def _evaluate_files(
     from pipeline.evaluation.evaluate import measure, write
 
     if specs and len(specs) != len(features):
-        raise ConfigError(f"{len(features)} --features and {len(specs)} --dataset", expected="one --dataset for each")
+        raise ConfigError(f"{len(features)} --features and {len(specs)} --data", expected="one --data for each")
     results: dict[str, dict[str, Any]] = {}
     tables: dict[str, QueryTable] = {}
     for number, path in enumerate(features):
@@ -175,10 +173,10 @@ def _evaluate_run(settings: RunConfig, progress: Progress) -> tuple[dict[str, di
     return results, dict(find_tables(folder))
 
 
-def _refuse_without_features(dataset: list[str] | None, out: Path | None) -> None:
+def _refuse_without_features(data: list[str] | None, out: Path | None) -> None:
     from pipeline.errors import ConfigError
 
-    for name, value in (("--dataset", dataset), ("--out", out)):
+    for name, value in (("--data", data), ("--out", out)):
         if value:
             raise ConfigError(
                 f"{name} goes with --features",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -18,6 +17,7 @@ from sgsfa_cli.options import (
     command_app,
     examples,
     load,
+    overriding,
 )
 from sgsfa_cli.torchrun import joined, leading
 
@@ -66,11 +66,9 @@ def extract(
     """
     if joined():
         return
-    options = {"flip": flip, "amp": amp, "device": device, "batch_size": batch_size}
-    # JSON's strings, numbers and booleans are TOML's.
-    given = [f"extract.{key}={json_module.dumps(value)}" for key, value in options.items() if value is not None]
-    settings = load(config, preset, [*(overrides or ()), *given])
     with leading():
+        options = {"flip": flip, "amp": amp, "device": device, "batch_size": batch_size}
+        settings = load(config, preset, [*(overrides or ()), *overriding(options, "extract")])
         if data is None and checkpoint is None and out is None:
             _extract_run(settings, json=json, quiet=quiet)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,7 @@ from sgsfa_cli.options import (
     command_app,
     examples,
     load,
+    overriding,
 )
 
 if TYPE_CHECKING:
@@ -110,27 +110,37 @@ def build(
         "scheduler": scheduler,
         "allow_failed": allow_failed,
     }
-    # JSON's strings, numbers and booleans are TOML's.
-    given = [f"masks.{key}={json_module.dumps(value)}" for key, value in options.items() if value is not None]
-    run = load(config, preset, [*(overrides or ()), *given])
+    run = load(config, preset, [*(overrides or ()), *overriding(options, "masks")])
     progress = console.progress(quiet=quiet)
     if data is None:
+        from rich.markup import escape
+
         from pipeline.errors import ConfigError
-        from pipeline.stages.execute import execute
+        from pipeline.stages.bodies import MASKS_FILE
+        from pipeline.stages.execute import StoppedRun, execute
 
         if out is not None or split:
             raise ConfigError(
                 "--out and --split go with images to build masks of", expected="sgsfa masks build KIND:PATH --out FILE"
             )
-        report = execute(run, until="masks", progress=progress)
-        console.emit(report, json=json, draw=lambda: "The masks of the run are built; `sgsfa status` tells where.")
+        stopped = None
+        try:
+            report = execute(run, until="masks", progress=progress)
+        except StoppedRun as error:
+            report, stopped = error.report, error
+        file = report.stages[-1].path / MASKS_FILE
+        console.emit({"file": file, **console.plain(report)}, json=json, draw=lambda: escape(str(file)))
+        if stopped is not None:
+            raise stopped
         return
     from pipeline.datasets.preview import parse_splits
     from pipeline.datasets.records import unique_names
     from pipeline.errors import DataError, RejectedInputs
     from pipeline.masks.build import build_masks
 
-    dataset = _open(data)
+    dataset = _open(data, expect_counts=run.data.expect_counts)
+    for note in dataset.notes:
+        progress.note(f"{data}: {note}")
     records = dataset.split(*parse_splits(split)) if split else dataset.records
     if not records:
         raise DataError(f"there are no images in the split {', '.join(split or ())}", where=data)
@@ -287,10 +297,10 @@ def labels(
     console.emit({"label_set": chosen, "grouping": grouped}, json=json, draw=lambda: _draw_labels(chosen, grouped))
 
 
-def _open(data: str) -> Dataset:
+def _open(data: str, *, expect_counts: bool = False) -> Dataset:
     from pipeline.datasets.registry import open_dataset
 
-    return open_dataset(f"folder:{data}" if Path(data).is_dir() else data, expect_counts=False)
+    return open_dataset(f"folder:{data}" if Path(data).is_dir() else data, expect_counts=expect_counts)
 
 
 def _draw_build(out: Path, report: MaskReport) -> str:

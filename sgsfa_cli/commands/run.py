@@ -61,29 +61,34 @@ def run(
     """
     if joined():
         return
-    settings = load(config, preset, overrides)
-    progress = console.progress(quiet=quiet)
-    if dry_run:
-        from pipeline.stages.status import status
-
-        states = status(settings, progress=progress)
-        work = _work(states, from_stage, until, force)
-        console.emit(
-            [{"stage": state.stage, "would_run": state.stage in work, "state": state.state} for state in states],
-            json=json,
-            draw=lambda: _draw_plan(states, work),
-        )
-        return
-
-    from pipeline.stages.execute import execute
-
     with leading():
-        report = execute(settings, from_stage=from_stage, until=until, force=force, wait=wait, progress=progress)
-    console.emit(_as_data(report), json=json, draw=lambda: _draw(report))
-    if report.rejected:
-        from pipeline.errors import RejectedInputs
+        settings = load(config, preset, overrides)
+        progress = console.progress(quiet=quiet)
+        if dry_run:
+            from pipeline.stages.status import status
 
-        raise RejectedInputs("run", report.rejected, total=sum(outcome.total for outcome in report.stages))
+            states = status(settings, progress=progress)
+            work = _work(states, from_stage, until, force)
+            console.emit(
+                [{"stage": state.stage, "would_run": state.stage in work, "state": state.state} for state in states],
+                json=json,
+                draw=lambda: _draw_plan(states, work),
+            )
+            return
+
+        from pipeline.errors import RejectedInputs
+        from pipeline.stages.execute import StoppedRun, execute
+
+        rejected: RejectedInputs | None = None
+        try:
+            report = execute(settings, from_stage=from_stage, until=until, force=force, wait=wait, progress=progress)
+            if report.rejected:
+                rejected = RejectedInputs("run", report.rejected, total=report.total)
+        except StoppedRun as stopped:
+            report, rejected = stopped.report, stopped
+    console.emit(_as_data(report), json=json, draw=lambda: _draw(report, stopped=isinstance(rejected, StoppedRun)))
+    if rejected is not None:
+        raise rejected
 
 
 def _work(states: list[StageStatus], from_stage: str | None, until: str | None, force: bool) -> set[str]:
@@ -106,7 +111,7 @@ def _as_data(report: RunReport) -> dict[str, Any]:
     return {"idle": report.idle, **console.plain(report)}
 
 
-def _draw(report: RunReport) -> RenderableType:
+def _draw(report: RunReport, *, stopped: bool) -> RenderableType:
     from rich.console import Group
 
     done = {"ran": "done", "resumed": "resumed and done", "reused": "already there"}
@@ -124,5 +129,8 @@ def _draw(report: RunReport) -> RenderableType:
     if report.results is not None:
         parts.append(console.table(*report.results["columns"], rows=report.results["rows"]))
     took = console.duration(report.seconds)
-    parts.append(f"Nothing to do: all is up to date ({took})." if report.idle else f"Finished in {took}.")
+    if stopped:
+        parts.append(f"Stopped after {report.stages[-1].stage} ({took}).")
+    else:
+        parts.append(f"Nothing to do: all is up to date ({took})." if report.idle else f"Finished in {took}.")
     return Group(*parts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,7 @@ from sgsfa_cli.options import (
     command_app,
     examples,
     load,
+    overriding,
 )
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def search(
         "matching.device": device,
         "extract.device": device,
     }
-    given = [f"{key}={json_module.dumps(value)}" for key, value in options.items() if value is not None]
-    settings = load(config, preset, [*(overrides or ()), *given])
+    settings = load(config, preset, [*(overrides or ()), *overriding(options)])
     query = embed(images, checkpoint, settings.extract)
     found = find(query, gallery, k=top, config=settings.matching, progress=console.progress(quiet=quiet))
     console.emit(found, json=json, draw=lambda: _draw(found))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,7 @@ from sgsfa_cli.options import (
     command_app,
     examples,
     load,
+    overriding,
 )
 from sgsfa_cli.torchrun import joined, leading
 
@@ -66,25 +66,23 @@ def train(
     """
     if joined():
         return
-    options = {
-        "data.source": data,
-        "train.epochs": epochs,
-        "model.backbone": backbone,
-        "model.weights": weights,
-        "train.amp": amp,
-        "train.device": device,
-    }
-    # JSON's strings and numbers are TOML's.
-    given = [f"{key}={json_module.dumps(value)}" for key, value in options.items() if value is not None]
-    settings = load(config, preset, [*(overrides or ()), *given])
-
-    from pipeline.runtime.files import read_json
-    from pipeline.stages.execute import execute
-    from pipeline.stages.graph import needed
-    from pipeline.training.run import REPORT_FILE
-
-    progress = console.progress(quiet=quiet)
     with leading():
+        options = {
+            "data.source": data,
+            "train.epochs": epochs,
+            "model.backbone": backbone,
+            "model.weights": weights,
+            "train.amp": amp,
+            "train.device": device,
+        }
+        settings = load(config, preset, [*(overrides or ()), *overriding(options)])
+
+        from pipeline.runtime.files import read_json
+        from pipeline.stages.execute import execute
+        from pipeline.stages.graph import needed
+        from pipeline.training.run import REPORT_FILE
+
+        progress = console.progress(quiet=quiet)
         if force:
             # Only the training is done anew; what it needs is made if it is missing.
             names = needed(settings)
@@ -94,17 +92,17 @@ def train(
             report = execute(settings, from_stage="train", until="train", force=True, progress=progress)
         else:
             report = execute(settings, until="train", progress=progress)
-    outcome = report.stages[-1]
-    result: dict[str, Any] = read_json(outcome.path / REPORT_FILE)
-    console.emit(
-        {"action": outcome.action, "folder": outcome.path.as_posix(), **result},
-        json=json,
-        draw=lambda: _draw(outcome.action, outcome.path, result),
-    )
-    if report.rejected:
-        from pipeline.errors import RejectedInputs
+        outcome = report.stages[-1]
+        result: dict[str, Any] = read_json(outcome.path / REPORT_FILE)
+        console.emit(
+            {"action": outcome.action, "folder": outcome.path.as_posix(), **result},
+            json=json,
+            draw=lambda: _draw(outcome.action, outcome.path, result),
+        )
+        if report.rejected:
+            from pipeline.errors import RejectedInputs
 
-        raise RejectedInputs("train", report.rejected, total=outcome.total)
+            raise RejectedInputs("train", report.rejected, total=outcome.total)
 
 
 def _draw(action: str, folder: Path, result: dict[str, Any]) -> RenderableType:

@@ -69,7 +69,7 @@ def test_json_out_and_against(features: Path, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["--flip"], "extracted otherwise"),
-        (["--dataset", "folder:a", "--dataset", "folder:b"], "2 --dataset"),
+        (["--data", "folder:a", "--data", "folder:b"], "2 --data"),
         (["--rule", "shrink"], "did you mean"),
         (["--against", "nowhere"], "no result to compare"),
     ],

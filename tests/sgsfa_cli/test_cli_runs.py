@@ -112,6 +112,11 @@ def test_run_refuses_stages_that_are_none(sgsfa):
 
 def test_rejected_masks_are_listed_and_end_with_3(sgsfa, rejected):
     rejected.append(Rejected("0.png", "truncated after 13 bytes"))
+    report = data(sgsfa("run", "--json", code=3))
+    assert [stage["stage"] for stage in report["stages"]] == ["masks"]
+    assert report["stages"][0]["rejected"][0]["path"] == "0.png"
+    assert data(sgsfa("masks", "build", "--json", code=3))["file"].endswith("masks.h5")
+    assert "Stopped after masks" in sgsfa("run", code=3).stdout
     text = sgsfa("run", code=3).stderr
     assert "0.png" in text
     assert "truncated after 13 bytes" in text
@@ -216,6 +221,27 @@ def test_prune_asks_and_keeps_what_is_used(sgsfa, folder):
     assert len(report["removals"]) == 3
     assert "Nothing to do" in sgsfa("run").stdout
     assert "nothing to remove" in sgsfa("artifacts", "prune").stdout
+
+
+def test_prune_wants_to_know_what_to_keep(sgsfa, folder):
+    sgsfa("run")
+    (folder / "sgsfa.toml").rename(folder / "mine.toml")
+    assert "nothing says which artifacts to keep" in sgsfa("artifacts", "prune", "--yes", code=2).stderr
+    text = sgsfa("artifacts", "prune", "-c", "mine.toml", "--set", "train.epochs=3", input="n\n").stdout
+    assert "Kept: what mine.toml, --set train.epochs=3 uses (run 'mine')" in text
+
+
+def test_broken_artifacts_are_listed_verified_and_pruned(sgsfa, folder):
+    sgsfa("run")
+    broken = next((folder / "artifacts" / "train").iterdir())
+    (broken / "manifest.json").write_text("{")
+    assert {found["stage"]: found["state"] for found in data(sgsfa("artifacts", "list", "--json"))}["train"] == "broken"
+    assert "manifest cannot be read" in sgsfa("artifacts", "verify", code=3).stdout
+    sgsfa("artifacts", "verify", str(broken), code=3)
+    assert "broken" in sgsfa("status").stdout
+    sgsfa("artifacts", "prune", "--yes")
+    assert not broken.exists()
+    assert "Finished" in sgsfa("run").stdout
 
 
 def test_prune_leaves_other_runs_alone_unless_told(sgsfa, folder):
