@@ -349,12 +349,11 @@ def _fallback(query: Prepared, gallery: Prepared, rule: Rule, product: Callable[
         return torch.full((), NOTHING_SHARED, dtype=query.units.dtype, device=query.units.device)
     cosine = product(query.whole, gallery.whole)
     d0 = (1 - cosine).clamp_min_(0) if rule.metric == "cosine" else (2 - 2 * cosine).clamp_min_(0).sqrt_()
-    if rule.name not in ("mean", "shrunk"):
+    if rule.name not in ("mean", "shrunk") or query.lengths[0] == 0:
         return d0
     # Distances of the whole body are on a scale of their own, often smaller than those of parts: such pairs are ordered
-    # by it among themselves, behind all that share a part with the query. A query that shows nothing has no others.
-    behind = _BEHIND * (query.weights.sum(1, keepdim=True) > 0).to(d0.dtype)
-    return d0 + product(behind, torch.ones_like(gallery.weights[:, :1]))
+    # by it among themselves, behind all that share a part.
+    return d0.add_(_BEHIND)
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def literal(query: PartSet, gallery: PartSet, rule: Rule) -> np.ndarray:
         elif rule.name == "shrunk" and has_whole and rule.shrink > 0:
             out[i, j] = (weighted + rule.shrink * d0) / (sum(o) + rule.shrink)
         else:
-            behind = 2.0 if has_whole and qv[i].sum() > 0 else 0.0
+            behind = 2.0 if has_whole and qp.shape[2] > 0 else 0.0
             out[i, j] = weighted / sum(o) if sum(o) > 0 else d0 + behind
     return out
 
