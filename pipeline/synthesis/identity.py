@@ -1,9 +1,11 @@
 """Who somebody is: body, hair and clothes, drawn once and worn in front of every camera.
 
-Identities come in teams of four neighbours (0-3, 4-7, ...) that partly dress alike, because people who share a garment
-or a palette are what makes re-identification hard. Four traits are numbered - the main colour of what is worn above,
-the main colour of what is worn below, the colour of the shoes, the tone of the skin - and no two identities of a
-population have all four in common. That bounds the population: see `CAPACITY`.
+Identities come in teams of four neighbours (0-3, 4-7, ...), because people who share clothes and a palette are what
+makes re-identification hard. Two of three teams wear a uniform, with bags, hats and the like that most members keep
+to; the members of the third resemble each other in shoes, skin and mostly hair only. Four traits are
+numbered - the main colour of what is worn above, the main colour of what is worn below, the colour of the shoes, the
+tone of the skin - and no two identities of a population have all four in common. That bounds the population: see
+`CAPACITY`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def srgb(red: float, green: float, blue: float) -> Colour:
     return r, g, b
 
 
-# Ordered so that the three groups of eight (see `_traits`) each hold dark, light and coloured shades.
+# Ordered so that the three groups of eight, of which one wears no uniforms (see `_traits`), each hold dark, light and
+# coloured shades.
 ABOVE: tuple[Colour, ...] = tuple(
     srgb(*c)
     for c in (
@@ -50,12 +53,13 @@ BELOW: tuple[Colour, ...] = tuple(
         (0.22, 0.21, 0.23), (0.78, 0.77, 0.73), (0.48, 0.14, 0.18), (0.23, 0.36, 0.36),
     )
 )  # fmt: skip
+# Each row of four is near in colour: the members of a team have a row, and each its own shade of it.
 SHOES: tuple[Colour, ...] = tuple(
     srgb(*c)
     for c in (
-        (0.09, 0.09, 0.10), (0.30, 0.20, 0.14), (0.66, 0.66, 0.65), (0.15, 0.18, 0.30),
-        (0.36, 0.36, 0.38), (0.17, 0.14, 0.13), (0.48, 0.36, 0.24), (0.56, 0.16, 0.16),
-        (0.13, 0.13, 0.15), (0.20, 0.34, 0.36), (0.58, 0.52, 0.44), (0.24, 0.24, 0.26),
+        (0.09, 0.09, 0.10), (0.13, 0.13, 0.15), (0.17, 0.14, 0.13), (0.24, 0.24, 0.26),
+        (0.30, 0.20, 0.14), (0.48, 0.36, 0.24), (0.40, 0.18, 0.15), (0.36, 0.28, 0.24),
+        (0.66, 0.66, 0.65), (0.58, 0.52, 0.44), (0.56, 0.60, 0.64), (0.48, 0.48, 0.50),
     )
 )  # fmt: skip
 SKIN: tuple[Colour, ...] = tuple(
@@ -76,6 +80,12 @@ ACCENT: tuple[Colour, ...] = (*ABOVE, srgb(0.86, 0.82, 0.20), srgb(0.20, 0.62, 0
 
 TEAM = 4
 """Neighbours that partly dress alike."""
+
+KEEPS = 0.75
+"""Probability that a member of a team in uniform keeps to a thing that the team wears."""
+
+KEEPS_CIVIL = 0.3
+"""The same in a team without a uniform."""
 
 CAPACITY = len(ABOVE) * len(BELOW) * len(SHOES) * len(SKIN)
 """Identities of one population that can be made distinct: the combinations of the four numbered traits (32,256)."""
@@ -257,17 +267,17 @@ def require_capacity(ids: int) -> None:
         )
 
 
-# Decks of twenty cards: each run of twenty identities gets every card once, in a shuffled order, so that a rare class
-# occurs early in every population and at its rate in a large one.
-_OUTFITS = ("trousers",) * 7 + ("jeans",) * 5 + ("shorts",) * 3 + ("skirt",) * 2 + ("dress",) * 2 + ("jumpsuit",)
+# Decks of ten cards: each run of ten teams (forty identities) gets every card once, in a shuffled order, so that a rare
+# class occurs early in every population and at its rate in a large one.
+_OUTFITS = ("trousers",) * 4 + ("jeans",) * 2 + ("shorts", "skirt", "dress", "jumpsuit")
 _TROUSERED = frozenset({"trousers", "jeans", "shorts"})
-_COATS = (True,) * 5 + (False,) * 15
-_HATS = ("cap", "cap", "beanie", "brim") + ("",) * 16
-_EYES = ("sunglasses",) * 2 + ("glasses",) * 3 + ("",) * 15
-_SCARVES = (True,) * 2 + (False,) * 18
-_GLOVES = (True,) + (False,) * 19
-_BAGS = ("backpack",) * 4 + ("shoulder",) * 3 + ("hand",) * 2 + ("suitcase",) + ("",) * 10
-_SOCKS = (True,) * 12 + (False,) * 8
+_COATS = ("worn",) * 2 + ("",) * 8
+_HATS = ("cap", "headgear") + ("",) * 8
+_EYES = ("sunglasses",) + ("glasses",) * 2 + ("",) * 7
+_SCARVES = ("worn",) + ("",) * 9
+_GLOVES = ("worn",) + ("",) * 9
+_BAGS = ("backpack",) * 2 + ("shoulder", "hand", "luggage") + ("",) * 5
+_SOCKS = ("worn",) * 6 + ("",) * 4
 
 
 @functools.lru_cache(maxsize=4096)
@@ -287,23 +297,34 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
     model = body_model()
     word = zlib.crc32(population.encode())
     rng = np.random.default_rng([word, seed, 0, index])
+    team, member = divmod(index, TEAM)
     above, below, shoe, tone, uniform = _traits(seed, word, index)
 
-    def card(deck: Sequence[object], number: int, holder: int = index) -> object:
-        """An identity's card of a deck."""
-        shuffled = np.random.default_rng([word, seed, 2, number, holder // len(deck)]).permutation(len(deck))
-        return deck[shuffled[holder % len(deck)]]
+    def chosen(number: int, keeps: float) -> tuple[int, int, np.random.Generator]:
+        """Who chose a thing that the person wears: (0, team) or (1, index), and the generator of its details.
 
-    # What a uniform is made of is the first member's choice; rare cuts keep to their own card, so that none gets lost.
-    leader = index - index % TEAM if uniform else index
-    garment, issued = str(card(_OUTFITS, 0)), str(card(_OUTFITS, 0, leader))
-    if {garment, issued} <= _TROUSERED:
-        garment = issued
+        The first member always keeps to the team's choice, so that nothing rare gets lost.
+        """
+        own = np.random.default_rng([word, seed, 4, number, index])
+        if member > 0 and own.random() >= keeps:
+            return 1, index, own
+        return 0, team, np.random.default_rng([word, seed, 5, number, team])
+
+    def dealt(deck: Sequence[str], number: int, keeps: float) -> tuple[str, np.random.Generator]:
+        """The card of whoever chose, and the generator of the details."""
+        alone, holder, details = chosen(number, keeps)
+        order = np.random.default_rng([word, seed, 2, number, alone, holder // len(deck)]).permutation(len(deck))
+        return deck[order[holder % len(deck)]], details
+
+    cut_keeps, keeps = (1.0, KEEPS) if uniform else (KEEPS_CIVIL, KEEPS_CIVIL)
+    # A uniform is one cloth and one cut: every member draws it from the same fresh generator of the team.
+    tailor = np.random.default_rng([word, seed, 1, team]) if uniform else rng
+    garment, _ = dealt(_OUTFITS, 0, cut_keeps)
+    if uniform and garment not in _TROUSERED and member > 0 and rng.random() >= KEEPS:
+        garment = "trousers"
     female = True if garment in ("skirt", "dress") else bool(rng.random() < 0.38)
     adult = bool(rng.random() > 0.05)
-    coat_worn, hat, eyewear = bool(card(_COATS, 1, leader)), str(card(_HATS, 2)), str(card(_EYES, 3))
-    # A uniform is one cloth: every member draws it from the same fresh generator of the team.
-    tailor = np.random.default_rng([word, seed, 1, index // TEAM]) if uniform else rng
+    coat_worn, _ = dealt(_COATS, 1, cut_keeps)
     top_main, bottom_main = _tinted(ABOVE[above], tailor), _tinted(BELOW[below], tailor)
     second, third = _accent(tailor), _accent(tailor)
     top_design, bottom_design = _design(tailor), _design(tailor, 0.82, _LEG_DESIGNS)
@@ -321,6 +342,8 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
     stature = _stature(rng, female, adult)
     age, shape = _shape(rng, model, female, adult, stature)
     prefix = "coat+" if coat is not None else ""
+    eyewear, _ = dealt(_EYES, 3, keeps)
+    gloves, knitter = dealt(_GLOVES, 5, keeps)
     return Identity(
         index=index,
         texture=int(rng.integers(1 << 16)),
@@ -330,43 +353,41 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
         adult=adult,
         skin=_tinted(SKIN[tone], rng, 0.03),
         outfit=prefix + garment,
-        hair=_hair(rng, tailor, female, adult, tone, grey=age > 0.8),
+        hair=_hair(rng, chosen(8, KEEPS)[2], female, adult, tone, grey=age > 0.8),
         top=top,
         bottom=bottom,
         coat=coat,
-        shoes=_footwear(rng, female, garment, SHOES[shoe], bool(card(_SOCKS, 7, leader))),
-        hat=Hat(hat, _accent(rng)) if hat else None,
+        shoes=_footwear(*dealt(_SOCKS, 7, keeps), female, garment, SHOES[shoe]),
+        hat=_hat(*dealt(_HATS, 2, keeps)),
         eyewear=eyewear,
-        scarf=sample_cloth(_design(rng), _accent(rng), _accent(rng), _accent(rng)) if card(_SCARVES, 4) else None,
-        gloves=_accent(rng) if card(_GLOVES, 5) else None,
-        bag=_bag(rng, str(card(_BAGS, 6))),
+        scarf=_scarf(*dealt(_SCARVES, 4, keeps)),
+        gloves=_accent(knitter) if gloves else None,
+        bag=_bag(*dealt(_BAGS, 6, keeps)),
     )
 
 
 def _traits(seed: int, word: int, index: int) -> tuple[int, int, int, int, bool]:
     """The numbered traits of an identity: a one-to-one map from index to (above, below, shoes, skin).
 
-    A team has a pair (above, below) and a tone of skin, and each member its own shoes. The pair's group of eight
-    `above` colours says what else the team shares: in two of three groups cut and designs (a uniform), in the third
-    nothing. Members that do not share a colour get it shifted within its group by an amount that depends on the member
-    only, so that the map stays one-to-one. The order of all tables is shuffled by the seed.
+    A team has a pair (above, below), a tone of skin and a row of shoes, and each member its own shoes of that row. The
+    pair's group of eight `above` colours says whether the team wears a uniform: in two of three groups it does. In the
+    third, members get the pair shifted within its group by an amount that depends on the member only, so that the map
+    stays one-to-one. The order of the tables is shuffled by the seed.
     """
     order = np.random.default_rng([word, seed, 3])
     pairs, runs = len(ABOVE) * len(BELOW), len(SHOES) // TEAM * len(SKIN)
     pair_order, run_order = order.permutation(pairs), order.permutation(runs)
-    shoe_order = order.permutation(len(SHOES))
     team, member = divmod(index, TEAM)
     block, slot = divmod(team, pairs)
     above, below = divmod(int(pair_order[slot]), len(BELOW))
     # For each pair, block after block goes through all runs of shoes; neighbouring pairs begin at different ones.
-    third, tone = divmod(int(run_order[(block + slot) % runs]), len(SKIN))
-    shoe = int(shoe_order[third * TEAM + member])
+    row, tone = divmod(int(run_order[(block + slot) % runs]), len(SKIN))
     group, place = divmod(above, 8)
     uniform = group < 2
     if not uniform:
         above = group * 8 + (place + 2 * member) % 8
         below = (below + 5 * member) % len(BELOW)
-    return above, below, shoe, tone, uniform
+    return above, below, row * TEAM + member, tone, uniform
 
 
 def _tinted(colour: Colour, rng: np.random.Generator, spread: float = 0.06) -> Colour:
@@ -426,7 +447,7 @@ def _shape(
 def _hair(
     rng: np.random.Generator, dyer: np.random.Generator, female: bool, adult: bool, tone: int, *, grey: bool
 ) -> Hair:
-    """Hair whose cut is drawn by `rng` and whose colour by `dyer`, which a team in uniform shares."""
+    """Hair whose cut is drawn by `rng` and whose colour by `dyer`, which most of a team share."""
     women = {"long": 0.34, "bob": 0.18, "ponytail": 0.22, "bun": 0.10, "short": 0.08, "curly": 0.08}
     men = {"short": 0.50, "crop": 0.22, "bald": 0.08, "curly": 0.12, "bob": 0.04, "bun": 0.04}
     odds = women if female else men
@@ -488,27 +509,36 @@ def _coat(rng: np.random.Generator, colour: Colour) -> Coat:
     )
 
 
-def _footwear(rng: np.random.Generator, female: bool, garment: str, colour: Colour, socks: bool) -> Footwear:
+def _footwear(socks: str, rng: np.random.Generator, female: bool, garment: str, colour: Colour) -> Footwear:
     kind = str(rng.choice(["low", "trainer", "boot"], p=[0.38, 0.50, 0.12]))
-    if female and kind == "low" and rng.random() < 0.7:
+    pump, pale, coloured, dye = rng.random() < 0.7, rng.random() < 0.5, rng.random() < 0.4, _accent(rng)
+    if female and kind == "low" and pump:
         kind = "pump"
-    pale = srgb(0.70, 0.70, 0.68) if rng.random() < 0.5 else srgb(0.13, 0.12, 0.12)
-    sock = (
-        (_accent(rng) if rng.random() < 0.4 else srgb(0.80, 0.80, 0.78))
-        if socks and kind not in ("boot", "pump")
-        else None
-    )
+    sock = (dye if coloured else srgb(0.80, 0.80, 0.78)) if socks and kind not in ("boot", "pump") else None
     high = garment in ("shorts", "skirt", "dress")
+    trainer = srgb(0.70, 0.70, 0.68) if pale else srgb(0.13, 0.12, 0.12)
     return Footwear(
         kind=kind,
         colour=_tinted(colour, rng),
-        sole=pale if kind == "trainer" else srgb(0.10, 0.09, 0.09),
+        sole=trainer if kind == "trainer" else srgb(0.10, 0.09, 0.09),
         sock=sock,
         sock_height=rng.uniform(0.60, 0.92) if high else 0.9,
     )
 
 
-def _bag(rng: np.random.Generator, kind: str) -> Bag | None:
+def _hat(kind: str, rng: np.random.Generator) -> Hat | None:
+    if kind == "headgear":
+        kind = str(rng.choice(["beanie", "brim"]))
+    return Hat(kind, _accent(rng)) if kind else None
+
+
+def _scarf(worn: str, rng: np.random.Generator) -> Cloth | None:
+    return sample_cloth(_design(rng), _accent(rng), _accent(rng), _accent(rng)) if worn else None
+
+
+def _bag(kind: str, rng: np.random.Generator) -> Bag | None:
+    if kind == "luggage":
+        kind = str(rng.choice(["suitcase", "backpack"]))
     colour, second, side = _accent(rng), _accent(rng), str(rng.choice(["L", "R"]))
     size = rng.uniform(0.85, 1.15)
     return Bag(kind, colour, second, side, size) if kind else None

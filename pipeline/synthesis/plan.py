@@ -6,6 +6,7 @@ the gallery is, and the gallery holds people of whom no query exists (pid 0).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,9 +63,10 @@ def distractor_count(ids: int) -> int:
 def plan_images(ids: int, cameras: int, shots: int, occlusion: float, seed: int) -> tuple[PlannedImage, ...]:
     """All images, sorted by identity, camera and shot.
 
-    Half of the identities train; look-alikes of one team stay together, since they are what makes ranking hard.
-    Of a test identity the first shot in every camera is a query; with a single shot, in
-    every other camera. The rest of the test images are gallery, so that each query has a match in another camera.
+    Half of the identities train, rounded to whole teams: look-alikes stay on one side, since these make ranking
+    hard (a single team has to be cut), and distractors are of teams of their own. Of a test identity the first shot in
+    every camera is a query; with a single shot, in every other camera. The rest of the test images are gallery, so that
+    each query has a match in another camera.
 
     Args:
         ids: Identities, training and test together.
@@ -77,9 +79,7 @@ def plan_images(ids: int, cameras: int, shots: int, occlusion: float, seed: int)
         ConfigError: A number is outside of what can be made.
     """
     check_size(ids, cameras, shots)
-    teams = seeds.rng(seed, "split").permutation((ids + TEAM - 1) // TEAM)
-    shuffled = [index for team in teams for index in range(int(team) * TEAM, min((int(team) + 1) * TEAM, ids))]
-    train = set(shuffled[: (ids + 1) // 2])
+    train = _training_identities(ids, seed)
     planned: list[tuple[int, int, int, int, Split]] = []
     for identity in range(ids):
         for camera in range(cameras):
@@ -90,7 +90,9 @@ def plan_images(ids: int, cameras: int, shots: int, occlusion: float, seed: int)
     for number in range(distractor_count(ids)):
         seen_by = seeds.rng(seed, "distractor", number).permutation(cameras)[: max(1, cameras // 2)]
         for camera in sorted(int(camera) for camera in seen_by):
-            planned += [(ids + number, DISTRACTOR_PID, camera, shot, "gallery") for shot in range(shots)]
+            planned += [
+                (_first_distractor(ids) + number, DISTRACTOR_PID, camera, shot, "gallery") for shot in range(shots)
+            ]
 
     shares: dict[Split, float] = {"train": occlusion, "query": 1.0, "gallery": GALLERY_OCCLUSION}
     occluded = np.zeros(len(planned), bool)
@@ -101,7 +103,23 @@ def plan_images(ids: int, cameras: int, shots: int, occlusion: float, seed: int)
     return tuple(PlannedImage(*row, occluded=bool(flag)) for row, flag in zip(planned, occluded, strict=True))
 
 
-def _split(identity: int, camera: int, shot: int, shots: int, train: set[int]) -> Split:
+def _training_identities(ids: int, seed: int) -> frozenset[int]:
+    """Whole teams, as many as bring the number of identities nearest to a half."""
+    if ids <= TEAM:
+        return frozenset(int(index) for index in seeds.rng(seed, "split").permutation(ids)[: (ids + 1) // 2])
+    order = seeds.rng(seed, "split").permutation(math.ceil(ids / TEAM))
+    teams = [range(int(team) * TEAM, min((int(team) + 1) * TEAM, ids)) for team in order]
+    reached = np.cumsum([len(team) for team in teams[:-1]])
+    cut = int(np.abs(2 * reached - ids).argmin()) + 1
+    return frozenset(index for team in teams[:cut] for index in team)
+
+
+def _first_distractor(ids: int) -> int:
+    """The first identity of the first team of which nobody counts."""
+    return math.ceil(ids / TEAM) * TEAM
+
+
+def _split(identity: int, camera: int, shot: int, shots: int, train: frozenset[int]) -> Split:
     if identity in train:
         return "train"
     if shots == 1:
@@ -119,7 +137,7 @@ def check_size(ids: int, cameras: int, shots: int) -> None:
         raise ConfigError(
             f"{ids} identities are too few", where="ids", expected="2 or more: one to train and one to test"
         )
-    if ids + distractor_count(ids) > CAPACITY:
+    if _first_distractor(ids) + distractor_count(ids) > CAPACITY:
         most = int(CAPACITY / (1 + DISTRACTOR_SHARE)) - 1
         raise ConfigError(
             f"{ids} identities and their distractors cannot all be made distinct",

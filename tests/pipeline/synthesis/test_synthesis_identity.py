@@ -54,21 +54,37 @@ def test_look_alikes_share_garments() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_outfits_are_stratified(seed: int) -> None:
-    people = [sample_identity(seed, i) for i in range(20)]
-    # Uniforms are trousers of one kind; skirts and one-piece clothes keep to their share.
+    people = [sample_identity(seed, i) for i in range(40)]
     garments = Counter(p.garment for p in people)
-    assert (garments["skirt"], garments["dress"], garments["jumpsuit"]) == (2, 2, 1)
-    coats = sum(sample_identity(seed, i).coat is not None for i in range(160))
-    assert 16 <= coats <= 72
-    assert sum(p.hat is not None for p in people) == 4
-    assert {p.bag.kind for p in people if p.bag} == {"backpack", "shoulder", "hand", "suitcase"}
-    assert any(p.gloves for p in people)
-    assert any(p.scarf for p in people)
+    assert set(garments) == {"trousers", "jeans", "shorts", "skirt", "dress", "jumpsuit"}
+    # Each rare card goes to one of ten teams of four; members mostly keep it, others rarely have it.
+    assert all(1 <= garments[rare] <= 10 for rare in ("shorts", "skirt", "dress", "jumpsuit"))
+    assert 2 <= sum(p.coat is not None for p in people) <= 16
+    assert 2 <= sum(p.hat is not None for p in people) <= 16
+    assert {"backpack", "shoulder", "hand"} <= {p.bag.kind for p in people if p.bag}
+    for worn in (
+        [p for p in people if p.gloves],
+        [p for p in people if p.scarf],
+        [p for p in people if p.eyewear == "sunglasses"],
+    ):
+        assert 1 <= len(worn) <= 10
+
+
+def test_most_of_a_uniformed_team_share_accessories() -> None:
+    word = zlib.crc32(b"cast")
+    same = pairs = 0
+    for team in range(60):
+        first, *others = (sample_identity(0, TEAM * team + member) for member in range(TEAM))
+        if first.bag is not None and _traits(0, word, TEAM * team)[-1]:
+            same += sum(other.bag == first.bag for other in others)
+            pairs += len(others)
+    assert pairs >= 30
+    assert 0.55 < same / pairs < 0.95
 
 
 def test_uniforms_are_one_cloth_and_one_cut() -> None:
     for team in range(40):
-        people = [sample_identity(0, 4 * team + member) for member in range(4)]
+        people = [sample_identity(0, TEAM * team + member) for member in range(TEAM)]
         wearers = [p for p in people if p.garment in ("trousers", "jeans", "shorts")]
         if people[0] in wearers and len({p.top.cloth for p in wearers}) == 1:
             assert len({p.garment for p in wearers}) == 1

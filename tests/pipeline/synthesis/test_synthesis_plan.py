@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from pipeline.datasets.records import DISTRACTOR_PID
 from pipeline.errors import ConfigError
-from pipeline.synthesis.identity import CAPACITY
-from pipeline.synthesis.plan import GALLERY_OCCLUSION, distractor_count, plan_images
+from pipeline.synthesis.identity import CAPACITY, TEAM
+from pipeline.synthesis.plan import GALLERY_OCCLUSION, check_size, distractor_count, plan_images
 
 sizes = st.tuples(st.integers(2, 24), st.integers(2, 5), st.integers(1, 3), st.integers(0, 5))
 
@@ -42,7 +42,26 @@ def test_train_and_test_people_are_disjoint_and_all_images_are_planned_once(size
     test = {image.pid for image in named if image.split != "train"}
     assert not train & test
     assert train | test == set(range(1, ids + 1))
-    assert abs(len(train) - len(test)) <= 1
+    assert train
+    assert test
+    assert abs(len(train) - len(test)) <= TEAM
+
+
+@given(st.integers(TEAM + 1, 60), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_look_alikes_are_on_one_side(ids: int, seed: int) -> None:
+    sides: dict[int, set[str]] = defaultdict(set)
+    for image in plan_images(ids, 2, 1, 0.3, seed):
+        side = "distractor" if image.pid == DISTRACTOR_PID else "train" if image.split == "train" else "test"
+        sides[image.identity // TEAM].add(side)
+    assert all(len(found) == 1 for found in sides.values())
+
+
+def test_the_largest_size_that_is_offered_can_be_made() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_size(CAPACITY, 2, 1)
+    most = int(str(caught.value.expected).split()[-1])
+    check_size(most, 2, 1)
 
 
 def test_shares_of_occluded_images() -> None:
