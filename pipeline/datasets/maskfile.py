@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import TracebackType
 from typing import Any, Self
 
@@ -40,6 +41,8 @@ WHOLE_SIZE = (64, 32)
 PENDING, DONE, FAILED = 0, 1, 2
 """Values of `done`."""
 
+_INCIDENTAL = frozenset({"backend", "precision", "batch_size"})
+
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -59,8 +62,8 @@ class MaskMeta:
         input_size: Height and width of the parser's input.
         flip: Whether outputs were averaged over the image and its mirror image.
         hard: Whether each pixel's most likely label was taken before resizing.
-        backend: What computed it.
-        precision: In which precision.
+        backend: What computed it, where the build began.
+        precision: In which precision, likewise; another device may have gone on in another one.
         batch_size: Images a forward. A resumed build keeps it, because sums round differently in other batches.
     """
 
@@ -81,11 +84,12 @@ class MaskMeta:
     def difference(self, other: MaskMeta) -> str | None:
         """The first setting in which two files' masks differ, in words; None where there is none.
 
-        `batch_size` does not count: a resumed build keeps that of its file.
+        What follows the device does not count, so that a build can go on where it is faster; nor does `batch_size`,
+        because a resumed build keeps that of its file.
         """
         for field in fields(self):
             mine, others = getattr(self, field.name), getattr(other, field.name)
-            if field.name != "batch_size" and mine != others:
+            if field.name not in _INCIDENTAL and mine != others:
                 return f"{field.name} = {mine!r}, not {others!r}"
         return None
 
@@ -489,7 +493,17 @@ def _names(raw: NDArray[np.bytes_], attributes: Mapping[str, Any], path: Path) -
         raise FormatError(
             "the mask file is damaged: its image list does not match its checksum", where=path, hint="build it again"
         )
-    return tuple(name.decode() for name in raw.tolist())
+    with _translated(path, "read"):
+        names = tuple(name.decode() for name in raw.tolist())
+    for name in names:
+        # Names become paths below other folders; no file of somebody else's may choose where.
+        if PurePosixPath(name).is_absolute() or PureWindowsPath(name).drive or ".." in re.split(r"[/\\]", name):
+            raise FormatError(
+                f"the mask file names the image {name!r}",
+                where=path,
+                expected="names relative to a data set's folder, that stay in it",
+            )
+    return names
 
 
 def _meta(attributes: Mapping[str, Any], path: Path) -> MaskMeta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,10 @@ from pipeline.runtime.progress import SILENT, Progress, Task
 
 _REJECTED = "rejected"
 """Attribute of a features file that lists the images which have no row."""
+
+_KEPT = ("batch_size", "notes")
+"""Attributes that a resumed extraction takes from its file: sums round differently in other batches, and notes may
+name the place where a data set lay. They do not say what the features are."""
 
 _BLOCK = 4096
 
@@ -64,9 +69,9 @@ def extract(
     """Write the features of images to a file.
 
     Work goes on in `out` with `.partial` behind its name. Batches are cut from the list of records, not from what is
-    left of it, so a run that was killed goes on with the next batch and ends with the same bytes as an undisturbed
-    one. Started by torchrun, the processes share the batches, and the leader, which alone calls this, joins their
-    parts into the one file.
+    left of it, so a run that was killed goes on with the next batch, of the size that it was begun with, and ends with
+    the same bytes as an undisturbed one. Started by torchrun, the processes share the batches, and the leader, which
+    alone calls this, joins their parts into the one file.
 
     Args:
         out: The features file.
@@ -89,6 +94,10 @@ def extract(
     finished = _finished(out, records, origin)
     if finished is not None:
         return finished
+    # By the leader alone, because the processes must agree on who does which batches.
+    kept = _begun(out, origin)
+    config = config.model_copy(update={"batch_size": kept.get("batch_size", config.batch_size)})
+    origin |= kept
     return together(
         _extract,
         {"progress": progress},
@@ -193,8 +202,24 @@ def _origin(dataset: Dataset, checkpoint: Path, config: ExtractConfig) -> dict[s
         "data": f"{dataset.kind}:{dataset.name}",
         "flip": config.flip,
         "amp": config.amp,
+        "batch_size": config.batch_size,
         "notes": list(dataset.notes),
     }
+
+
+def _begun(out: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What an unfinished file of the same work says of itself that its continuation keeps; else nothing."""
+    pattern = glob.escape(out.name)
+    for path in sorted((*out.parent.glob(f"{pattern}.partial"), *out.parent.glob(f"{pattern}.part*-of-*.partial"))):
+        with contextlib.suppress(FormatError):
+            attributes = FeatureFile.open(path, allow_partial=True).attributes
+            if _meaning(attributes) == _meaning(origin):
+                return {key: attributes[key] for key in _KEPT if key in attributes}
+    return {}
+
+
+def _meaning(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in attributes.items() if key not in (*_KEPT, _REJECTED)}
 
 
 def _finished(out: Path, records: Sequence[Record], origin: Mapping[str, Any]) -> ExtractReport | None:
@@ -206,10 +231,9 @@ def _finished(out: Path, records: Sequence[Record], origin: Mapping[str, Any]) -
     except FormatError:
         # Whatever it is, it is not the result; it will be replaced by one.
         return None
-    attributes = dict(opened.attributes)
-    lost = {row: Rejected(name, reason) for row, name, reason in attributes.pop(_REJECTED, [])}
+    lost = {row: Rejected(name, reason) for row, name, reason in opened.attributes.get(_REJECTED, [])}
     names = [record.path for row, record in enumerate(records) if row not in lost]
-    if attributes != dict(origin) or opened.names().tolist() != names:
+    if _meaning(opened.attributes) != _meaning(origin) or opened.names().tolist() != names:
         return None
     return ExtractReport(len(records), opened.total, tuple(lost.values()), 0.0, 0.0, opened.total, "")
 

@@ -6,14 +6,19 @@ PyTorch.
 
 from __future__ import annotations
 
+import functools
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.config import RunConfig
-from pipeline.errors import Rejected
+from pipeline.errors import FormatError, Rejected, UserError, WeightsError
 from pipeline.runtime.files import read_json, write_json
 from pipeline.stages.sources import RENDERED, SYNTH_FOLDER, Sources, TestSet
 from pipeline.stages.stage import StageContext, StageReport
+
+R = TypeVar("R")
 
 MASKS_FILE = "masks.h5"
 CHECKPOINT = "model.safetensors"
@@ -36,7 +41,8 @@ def masks(context: StageContext) -> StageReport:
     from pipeline.masks.build import build_masks
 
     dataset = context.sources.training()
-    report = build_masks(
+    work = functools.partial(
+        build_masks,
         context.out / MASKS_FILE,
         root=dataset.root,
         names=unique_names(dataset.split("train")),
@@ -44,6 +50,7 @@ def masks(context: StageContext) -> StageReport:
         label_maps=dataset.label_maps,
         progress=context.progress,
     )
+    report = _going_on(context, work)
     figures = {"images_per_second": report.images_per_second}
     return StageReport(total=report.total, rejected=report.failed, figures=figures)
 
@@ -53,7 +60,8 @@ def train(context: StageContext) -> StageReport:
     from pipeline.training.run import train as run_training
 
     config, sources = context.config, context.sources
-    report = run_training(
+    work = functools.partial(
+        run_training,
         context.out,
         dataset=sources.training(),
         masks=_mask_file(config, sources),
@@ -63,6 +71,7 @@ def train(context: StageContext) -> StageReport:
         tests=[sources.open(test.spec) for test in sources.tests()] if config.train.eval_every else (),
         progress=context.progress,
     )
+    report = _going_on(context, work)
     figures = {"images_per_second": report.images_per_second, "train_seconds": report.seconds}
     return StageReport(total=report.images + len(report.failed), rejected=report.failed, figures=figures)
 
@@ -80,7 +89,8 @@ def extract(context: StageContext) -> StageReport:
         records = sources.test_records(test.spec)
         folder = context.out / test.name
         folder.mkdir(exist_ok=True)
-        report = run_extraction(
+        work = functools.partial(
+            run_extraction,
             folder / FEATURES_FILE,
             dataset=sources.open(test.spec),
             records=records,
@@ -88,6 +98,7 @@ def extract(context: StageContext) -> StageReport:
             config=config.extract,
             progress=context.progress,
         )
+        report = _going_on(context, work)
         rejected += report.failed
         total += report.total
         rates[test.name] = report.images_per_second
@@ -117,6 +128,35 @@ def evaluate(context: StageContext) -> StageReport:
     # The table goes with the figures, so that showing them again needs none of the code that made them.
     write_json(context.out / RESULT, {"columns": COLUMNS, "rows": rows, "tests": results})
     return StageReport()
+
+
+def _going_on(context: StageContext, work: Callable[[], R]) -> R:
+    """Do the work of a stage; a file of an earlier session that it refuses to go on with is begun anew.
+
+    The fingerprint vouches that the earlier session was to make the same thing. So its file is damaged, of another
+    version of sgsfa, or differs in something of no account, and nobody should have to find and delete it by hand.
+    """
+    try:
+        return work()
+    except (FormatError, WeightsError) as error:
+        if not _clear(context.out, error):
+            raise
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # The other processes have ended by now, with the same error.
+            raise type(error)(
+                error.found, where=error.where, hint="it was removed: run the same command again"
+            ) from error
+        context.progress.note(f"{error.found}; {error.where} is begun anew")
+    return work()
+
+
+def _clear(out: Path, error: UserError) -> bool:
+    """Remove the file of this stage that an error is about, if it is about one."""
+    where = Path(error.where or "")
+    if not where.is_file() or not where.resolve().is_relative_to(out.resolve()):
+        return False
+    where.unlink()
+    return True
 
 
 def sole_test(config: RunConfig, sources: Sources) -> TestSet | None:

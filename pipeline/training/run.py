@@ -21,7 +21,7 @@ from pipeline.model.weights import CheckpointMeta, load_backbone_weights, save_c
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import device_label, resolve_device
 from pipeline.runtime.distributed import World, together, world
-from pipeline.runtime.files import read_json, sha256_bytes, write_json
+from pipeline.runtime.files import read_json, sha256_bytes, sha256_file, write_json
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.runtime.seeds import derive, set_deterministic
 from pipeline.training.calibrate import Calibration, calibrate
@@ -299,6 +299,9 @@ def _identity(
     for section, values in (("model", model), ("loss", loss), ("train", config)):
         for field in values.decisive_fields():
             identity[f"{section}.{field}"] = values.model_dump(mode="json")[field]
+    if Path(model.weights).is_file():
+        # What the weights are counts, not where they lie.
+        identity["model.weights"] = sha256_file(Path(model.weights))
     return identity
 
 

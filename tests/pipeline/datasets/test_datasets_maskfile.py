@@ -114,7 +114,8 @@ def test_an_unfinished_file_is_refused_and_can_be_resumed(tmp_path: Path) -> Non
     with pytest.raises(FormatError, match="incomplete: 3 of 6"):
         MaskFile.open(path)
     assert not MaskFile.open(path, allow_incomplete=True).complete
-    with MaskWriter.resume(path, NAMES, dataclasses.replace(META, batch_size=64)) as writer:
+    elsewhere = dataclasses.replace(META, batch_size=64, backend="other", precision="bfloat16")
+    with MaskWriter.resume(path, NAMES, elsewhere) as writer:
         assert writer.done.tolist() == [DONE, DONE, FAILED, PENDING, PENDING, PENDING]
         assert writer.meta.batch_size == 4
         write_rows(writer, 3, 6)
@@ -270,3 +271,11 @@ def test_names_must_be_storable(tmp_path: Path) -> None:
 def test_an_unwritable_place_is_a_users_error(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="cannot be written"):
         MaskWriter.create(tmp_path / "no" / "such" / "folder.h5", NAMES, META)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd.jpg", "../a.jpg", "a/../../b.jpg", "C:/a.jpg", "..\\a.jpg"])
+def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "masks.h5"
+    MaskWriter.create(path, [name], META).close()
+    with pytest.raises(FormatError, match="names the image"):
+        MaskFile.open(path, allow_incomplete=True)

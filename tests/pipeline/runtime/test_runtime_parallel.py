@@ -43,8 +43,15 @@ def test_nothing_is_taken_before_it_is_asked_for():
 
 
 def test_threads_share_this_process():
-    names = set(parallel_map(lambda _: threading.get_ident(), range(8), backend="threading", jobs=2))
-    assert names
+    both = threading.Barrier(2, timeout=60)
+
+    def meet(_):
+        both.wait()
+        return os.getpid(), threading.get_ident()
+
+    found = list(parallel_map(meet, range(2), backend="threading", jobs=2))
+    assert {pid for pid, _ in found} == {os.getpid()}
+    assert len({thread for _, thread in found}) == 2
 
 
 @pytest.mark.slow
@@ -53,6 +60,7 @@ def test_processes_compute_with_one_thread_each():
 
     found = list(parallel_map(process_and_threads, range(4), backend="loky", jobs=2))
     assert all(pid != os.getpid() for pid, _ in found)
+    assert [threads for _, threads in found] == [1] * 4
 
 
 @pytest.mark.slow
@@ -79,7 +87,7 @@ def test_dask_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ConfigError) as caught:
         list(parallel_map(square, [1], backend="dask", jobs=1))
-    assert "sgsfa[dask]" in (caught.value.hint or "")
+    assert "dask[distributed]" in (caught.value.hint or "")
 
 
 def test_worker_counts():

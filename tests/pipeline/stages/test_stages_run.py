@@ -22,11 +22,12 @@ from pipeline.errors import (
     WeightsError,
 )
 from pipeline.runtime.files import read_json, write_json
+from pipeline.stages import bodies
 from pipeline.stages.execute import execute, stage_range
 from pipeline.stages.graph import STAGE_NAMES, needed
 from pipeline.stages.plan import plan
 from pipeline.stages.sources import Sources
-from pipeline.stages.stage import StageReport
+from pipeline.stages.stage import StageContext, StageReport
 from pipeline.stages.status import status
 
 ALL = ["masks", "train", "extract", "eval"]
@@ -510,6 +511,36 @@ def test_an_unfinished_stage_has_no_folder(configure):
     sources.artifacts["masks"] = (planned[0].fingerprint, planned[0].artifact)
     with pytest.raises(ArtifactError, match="masks is not finished"):
         sources.folder("masks")
+
+
+# Files of an earlier session
+
+
+def test_a_file_that_cannot_be_gone_on_with_is_begun_anew(configure, tmp_path):
+    notes, begun = _Notes(), tmp_path / "state.safetensors"
+    context = StageContext(configure(), tmp_path, None, notes)
+
+    def work():
+        if begun.exists():
+            raise WeightsError("the training state is of another run", where=begun)
+        return "done"
+
+    begun.write_bytes(b"1")
+    assert bodies._going_on(context, work) == "done"
+    assert "begun anew" in notes.notes[0]
+
+
+def test_a_file_of_the_user_s_is_never_removed(configure, tmp_path):
+    theirs = tmp_path / "theirs.pth"
+    theirs.write_bytes(b"1")
+
+    def work():
+        raise WeightsError("no weights", where=theirs)
+
+    (tmp_path / "stage").mkdir()
+    with pytest.raises(WeightsError):
+        bodies._going_on(StageContext(configure(), tmp_path / "stage", None, _Notes()), work)
+    assert theirs.exists()
 
 
 # Several processes
