@@ -8,14 +8,16 @@ not what comes out, so it is no part of an artifact's fingerprint.
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import tomlkit
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import ConfigError
@@ -23,6 +25,16 @@ from pipeline.errors import ConfigError
 PRESETS = ("demo", "paper", "strong", "baseline")
 
 _EXECUTION: dict[str, JsonValue] = {"execution": True}
+
+
+def _at_home(path: Path) -> Path:
+    # Not Path.expanduser, which fails where there is no such user; the file is then said to be missing, by its name.
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+UserPath = Annotated[Path, AfterValidator(_at_home)]
+UserText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A name, or the path of a file."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -81,16 +93,16 @@ class SynthConfig(Section):
 class MasksConfig(Section):
     """Part masks of the training images."""
 
-    file: Path | None = Field(None, description="A finished mask file to use instead of building one.")
+    file: UserPath | None = Field(None, description="A finished mask file to use instead of building one.")
     parser: str = Field(
         "builtin",
         description="builtin | schp:FILE | onnx:FILE | torchscript:FILE | label-maps:DIR | label-maps (those of the "
         "data set) | an installed parser's name.",
     )
-    label_set: str | None = Field(
+    label_set: UserText | None = Field(
         None, description="Label set of the parser's output where it does not say it itself (or a TOML file)."
     )
-    grouping: str = Field("spreid", description="How labels become four parts: spreid | ssp | a TOML file.")
+    grouping: UserText = Field("spreid", description="How labels become four parts: spreid | ssp | a TOML file.")
     flip: bool = Field(False, description="Average the parser's output over the image and its mirror image.")
     hard: bool = Field(
         False, description="Take each pixel's most likely label before resizing, instead of soft labels."
@@ -123,7 +135,7 @@ class ModelConfig(Section):
         "resnet50",
         description="resnet18 | resnet34 | resnet50 | resnet101 | mobilenet_v2 | timm:NAME (extra `timm`).",
     )
-    weights: str = Field(
+    weights: UserText = Field(
         "imagenet",
         description="Where the backbone starts: imagenet (torchvision downloads), builtin (the built-in parser's "
         "encoder, for mobilenet_v2), none, or a file (.safetensors, .pth).",
@@ -242,8 +254,8 @@ class TrainConfig(Section):
     checkpoint_minutes: float = Field(
         5.0,
         ge=0,
-        description="Save a resumable state at least this often; the end of an epoch saves one, too, if a tenth of this "
-        "time has passed.",
+        description="Save a resumable state at least this often; the end of an epoch saves one, too, if a tenth of "
+        "this time has passed.",
         json_schema_extra=_EXECUTION,
     )
     tensorboard: bool = Field(
@@ -254,7 +266,7 @@ class TrainConfig(Section):
 class ExtractConfig(Section):
     """Features of query and gallery images."""
 
-    checkpoint: Path | None = Field(None, description="A finished checkpoint to use instead of training one.")
+    checkpoint: UserPath | None = Field(None, description="A finished checkpoint to use instead of training one.")
     flip: bool = Field(False, description="Average features over the image and its mirror image; named in results.")
     amp: Precision = Field("off", description="Precision of the forward: off | bf16 | fp16.")
     device: str = Field("auto", description="auto | cpu | cuda | cuda:N | mps.", json_schema_extra=_EXECUTION)
@@ -264,7 +276,9 @@ class ExtractConfig(Section):
 class MatchingConfig(Section):
     """Distances, ranking and metrics."""
 
-    features: Path | None = Field(None, description="A finished features file to evaluate instead of extracting one.")
+    features: UserPath | None = Field(
+        None, description="A finished features file to evaluate instead of extracting one."
+    )
     rule: Literal["shrunk", "mean", "sum", "query", "all"] = Field(
         "shrunk", description="How part distances become one (docs/matching.md)."
     )
@@ -299,7 +313,7 @@ class RunConfig(Section):
     """A whole run."""
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run's artifact folders.")
-    artifacts: Path = Field(
+    artifacts: UserPath = Field(
         Path("artifacts"),
         description="Where artifacts are kept, relative to the working folder.",
         json_schema_extra=_EXECUTION,
@@ -394,6 +408,9 @@ def parse_override(text: str) -> dict[str, Any]:
         value: Any = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:
         value = raw.strip()
+    # What looks like a number or a date is text where text is wanted, as in name=2024.
+    if not isinstance(value, str | list | dict) and _wants_text(_field(names)):
+        value = raw.strip()
     for name in reversed(names):
         value = {name: value}
     table: dict[str, Any] = value
@@ -461,15 +478,20 @@ def _explain(error: ValidationError, tables: Sequence[tuple[str, Mapping[str, An
     # Pydantic adds the tag of a union's branch to the location; our keys are at most two deep.
     key = ".".join(names[:2])
     origin = next((where for where, table in reversed(tables) if _has(table, names[:2])), None)
-    found = first.get("input")
+    found, message = first.get("input"), first["msg"].removeprefix("Value error, ")
+    if isinstance(found, Mapping):
+        # A section as a whole; its validator says which values do not go together.
+        return ConfigError(f"[{key}]: {message}", where=origin)
     expected = None
     info = _field(names[:2])
     if info is not None:
         choices = [str(choice) for choice in get_args(info.annotation) if isinstance(choice, str)]
         expected = " | ".join(choices) or info.description
+        if first["type"] == "tuple_type":
+            expected = '["...", "..."]' if get_args(info.annotation)[0] is str else "[..., ...]"
         if choices and isinstance(found, str) and (near := suggestion(found, choices)):
             expected = f"{expected} ({near})"
-    return ConfigError(f"{key} = {found!r}: {first['msg']}", where=origin, expected=expected)
+    return ConfigError(f"{key} = {found!r}: {message}", where=origin, expected=expected)
 
 
 def _has(table: Mapping[str, Any], names: Sequence[str]) -> bool:
@@ -492,6 +514,17 @@ def _field(names: Sequence[str]) -> FieldInfo | None:
             return None
         model = _section_of(info)
     return info
+
+
+def _kinds(info: FieldInfo) -> list[Any]:
+    """The plain types that a field takes, without their constraints."""
+    union = get_origin(info.annotation) in (UnionType, Union)
+    kinds = get_args(info.annotation) if union else (info.annotation,)
+    return [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
+
+
+def _wants_text(info: FieldInfo | None) -> bool:
+    return info is not None and any(kind in (str, Path) for kind in _kinds(info))
 
 
 def _write(table: Any, config: Section, comments: bool) -> None:

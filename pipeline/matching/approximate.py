@@ -112,7 +112,7 @@ def build_index(
     try:
         import faiss  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
-        raise ConfigError("approximate search needs FAISS", hint="pip install 'sgsfa[faiss]'") from None
+        raise ConfigError("approximate search needs FAISS", hint="pip install faiss-cpu") from None
     if rule.name not in ("shrunk", "mean") or rule.metric != "cosine":
         raise ConfigError(
             f"the rule {rule.name!r} with {rule.metric} distance cannot be approximated",

@@ -137,7 +137,7 @@ def _timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
         import timm
     except ImportError:
         raise ConfigError(
-            f"backbone timm:{name} needs the package timm", where="model.backbone", hint="pip install 'sgsfa[timm]'"
+            f"backbone timm:{name} needs the package timm", where="model.backbone", hint="pip install timm"
         ) from None
     try:
         network: Any = timm.create_model(name, features_only=True, output_stride=16, pretrained=False)

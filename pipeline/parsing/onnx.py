@@ -91,7 +91,7 @@ def load_onnx(path: Path, *, label_set: str | None = None, device: str = "auto")
     try:
         import onnxruntime
     except ImportError:
-        raise ConfigError("ONNX Runtime is not installed", hint="pip install 'sgsfa[onnx]'") from None
+        raise ConfigError("ONNX Runtime is not installed", hint="pip install onnxruntime") from None
     if not path.is_file():
         raise WeightsError("the ONNX model does not exist", where=path)
     sidecar = read_sidecar(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pipeline.errors import ConfigError
 
@@ -73,13 +73,15 @@ def _dask(function: Callable[[T], R], items: Iterable[T], count: int, scheduler:
     try:
         import joblib
         from distributed import Client
+
+        connect: Any = Client  # its types are incomplete
     except ImportError:
-        raise ConfigError("the Dask back end is not installed", hint="pip install 'sgsfa[dask]'") from None
+        raise ConfigError("the Dask back end is not installed", hint='pip install "dask[distributed]"') from None
     try:
         if scheduler is None:
-            client = Client(n_workers=count, threads_per_worker=1, dashboard_address=None)
+            client = connect(n_workers=count, threads_per_worker=1, dashboard_address=None)
         else:
-            client = Client(scheduler, timeout="30s")
+            client = connect(scheduler, timeout="30s")
     except (OSError, ValueError) as error:
         raise ConfigError(f"the Dask scheduler cannot be reached: {error}", where=scheduler) from error
     with client, joblib.parallel_config(backend="dask", wait_for_workers_timeout=60):

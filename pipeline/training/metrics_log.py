@@ -92,7 +92,7 @@ def _open_board(folder: Path, step: int) -> _Board:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError(
-            "TensorBoard is not installed", where="train.tensorboard", hint="pip install 'sgsfa[tensorboard]'"
+            "TensorBoard is not installed", where="train.tensorboard", hint="pip install tensorboard"
         ) from None
     board: _Board = SummaryWriter(folder, purge_step=step + 1)
     return board

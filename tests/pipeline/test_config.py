@@ -179,7 +179,33 @@ def test_a_configuration_cannot_be_changed():
         config.name = "other"  # type: ignore[misc]
 
 
-def test_paths_are_kept_as_they_were_given():
-    assert load_config(overrides=["extract.checkpoint=~/a b/model.safetensors"]).extract.checkpoint == Path(
-        "~/a b/model.safetensors"
-    )
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("USERPROFILE", "/home/ada")
+    keys = ("artifacts", "masks.file", "masks.grouping", "model.weights", "extract.checkpoint", "matching.features")
+    config = load_config(overrides=[f"{key}=~/a b/c.toml" for key in keys])
+    values = (config.artifacts, config.masks.file, config.masks.grouping, config.model.weights)
+    assert {Path(value) for value in (*values, config.extract.checkpoint, config.matching.features)} == {
+        Path("/home/ada/a b/c.toml")
+    }
+    assert load_config(overrides=["extract.checkpoint=~no-such-user/x"]).extract.checkpoint == Path("~no-such-user/x")
+
+
+@pytest.mark.parametrize("text", ["name=2024", "name=2024-05-01", "masks.file=2024", "model.weights=1e5"])
+def test_text_may_look_like_a_number(text):
+    key, _, value = text.partition("=")
+    section, _, name = key.rpartition(".")
+    config = load_config(overrides=[text])
+    assert str(getattr(getattr(config, section) if section else config, name)) == value
+
+
+def test_messages_of_sections_are_plain():
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=["model.height=100"])
+    assert caught.value.found == "[model]: input size 100x128 is not a multiple of 16"
+
+
+def test_a_list_that_is_no_list_says_how_one_is_written():
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides=["data.tests=csv:a.csv"])
+    assert caught.value.expected == '["...", "..."]'
