@@ -1,4 +1,4 @@
-"""Builds a mask file in a process of its own, slowly enough to be killed in the middle."""
+"""Builds a mask file in a process of its own, which tells how far it is, so that it can be killed in the middle."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pipeline.config import MasksConfig
 from pipeline.masks import build
 
 
-def main(out: Path, root: Path, parser: str, pause: float, begun: Connection) -> None:
-    """Build with `pause` seconds between chunks of three images; says so when it begins."""
+def main(out: Path, root: Path, parser: str, pause: float, progress: Connection) -> None:
+    """Build in chunks of three images, with `pause` seconds after each; sends a message before each is written."""
     quick = build.parse_chunks
 
     def slow(*args: object, **options: object) -> Iterator[object]:
         for rows in quick(*args, **options):  # type: ignore[arg-type]
-            time.sleep(pause)
+            progress.send(None)
             yield rows
+            time.sleep(pause)
 
     build.parse_chunks = slow  # type: ignore[assignment]
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg"))
-    begun.send(None)
     build.build_masks(out, root=root, names=names, config=MasksConfig(parser=parser, batch_size=3, device="cpu"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -318,7 +319,7 @@ def test_a_partial_file_of_another_parser_is_refused(tmp_path: Path, people: Peo
 
 
 def kill_and_resume(out: Path, people: People, parser: str, undisturbed: Path, kills: int, seed: int) -> int:
-    """Kill builds at random moments, then finish; returns how many were killed while they worked."""
+    """Kill builds a random number of chunks later, then finish; returns how many were killed while they worked."""
     context = multiprocessing.get_context("forkserver")
     # Imported once and forked from then on, so that the time goes into killing.
     context.set_forkserver_preload(["pipeline.masks.build", "onnxruntime"])
@@ -327,8 +328,11 @@ def kill_and_resume(out: Path, people: People, parser: str, undisturbed: Path, k
         here, there = context.Pipe()
         builder = context.Process(target=masks_builder.main, args=(out, people[0], parser, 0.02, there))
         builder.start()
-        here.recv()
-        time.sleep(rng.uniform(0, 0.5))
+        there.close()
+        with contextlib.suppress(EOFError):  # it came to its end
+            for _ in range(rng.randint(1, 4)):
+                here.recv()
+        time.sleep(rng.uniform(0, 0.01))  # in the middle of writing, or between two chunks
         builder.kill()
         builder.join()
         interrupted += builder.exitcode == -signal.SIGKILL
