@@ -1,4 +1,6 @@
-"""The simplest rival: ranking by colour histograms of the whole image, printed beside results.
+"""The simplest rival: ranking by colour histograms of eight horizontal stripes, printed beside results.
+
+The stripes cover the whole image, people and backdrop alike; no mask is used.
 
 A method that looks at more than colour must beat it clearly. Its second figure, how often the nearest picture is of
 the query's own camera, tells how far a data set's cameras give themselves away by colours and backdrops.

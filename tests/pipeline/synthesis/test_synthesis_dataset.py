@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import SynthConfig
+from pipeline.config import SynthConfig, load_config
 from pipeline.datasets.registry import open_dataset
 from pipeline.errors import ConfigError, DataError
 from pipeline.runtime.progress import SILENT
 from pipeline.synthesis import dataset as module
-from pipeline.synthesis.dataset import render_dataset
+from pipeline.synthesis.dataset import parameters, render_dataset
+from pipeline.synthesis.presets import PRESETS
 from pipeline.synthesis.scene import palette
 
 TINY = SynthConfig(ids=3, cameras=2, shots=2, height=64, width=32, jobs=1)
@@ -135,3 +136,7 @@ def test_sizes_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         render_dataset(tmp_path / "people", TINY.model_copy(update={"ids": 10**6}))
     assert not (tmp_path / "people").exists()
+
+
+def test_demo_is_the_data_set_of_the_run_preset() -> None:
+    assert parameters(PRESETS["demo"]) == parameters(load_config(preset="demo").synth)
