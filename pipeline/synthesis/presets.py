@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from pipeline.config import SynthConfig
+from pipeline.config import SynthConfig, preset_table
 
 PRESETS: Mapping[str, SynthConfig] = MappingProxyType(
     {
         "tiny": SynthConfig(ids=6, cameras=2, shots=2, height=128, width=64),
-        "demo": SynthConfig(ids=100, cameras=4, shots=3),
+        "demo": SynthConfig.model_validate(preset_table("demo")["synth"]),
         "benchmark": SynthConfig(ids=1000, cameras=8, shots=3),
     }
 )

@@ -15,6 +15,9 @@ from pipeline.errors import WeightsError
 from pipeline.parsing.labels import load_label_set
 from pipeline.parsing.schp import ActivatedNorm, SchpNet, SchpParser, load_schp
 
+# Names and shapes of the weights in GoGoDuck912/Self-Correction-Human-Parsing (eb84c43), networks/AugmentCE2P.py.
+PUBLISHED_KEYS = Path(__file__).resolve().parents[2] / "data" / "schp_lip_keys.json"
+
 LEAKY = {
     *(f"context_encoding.stages.{stage}.2" for stage in range(4)),
     "context_encoding.bottleneck.1",
@@ -101,8 +104,8 @@ def shapes_of(net: nn.Module) -> dict[str, list[int]]:
     return {name: list(value.shape) for name, value in net.state_dict().items()}
 
 
-def test_keys_and_shapes_are_the_published_ones(shared: Path) -> None:
-    published = json.loads((shared / "vectors" / "schp_lip_keys.json").read_text())["keys"]
+def test_keys_and_shapes_are_the_published_ones() -> None:
+    published = json.loads(PUBLISHED_KEYS.read_text())
     with torch.device("meta"):
         net = SchpNet(20)
     assert shapes_of(net) == published
@@ -230,8 +233,8 @@ def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_checkpoint_loads_and_equals_the_literal_reference(tmp_path: Path, shared: Path) -> None:
-    published = json.loads((shared / "vectors" / "schp_lip_keys.json").read_text())["keys"]
+def test_a_whole_checkpoint_loads_and_equals_the_literal_reference(tmp_path: Path) -> None:
+    published = json.loads(PUBLISHED_KEYS.read_text())
     state = random_state(published)
     path = save(tmp_path / "lip.pth", {"state_dict": {f"module.{name}": value for name, value in state.items()}})
     parser = load_schp(path, device="cpu")
