@@ -36,9 +36,12 @@ lint: $(SETUP)  ## style, types and import rules
 	$(BIN)/python -m mypy
 	PATH="$(BIN):$$PATH" lint-imports
 
-bench: $(SETUP)  ## speed of matching and training against their limits; results as JSON on the screen
-	$(BIN)/python benchmarks/matching.py
-	$(BIN)/python benchmarks/training.py
+bench: $(SETUP)  ## measure masks, rendering, training and matching, some 30 minutes; see benchmarks/results
+	$(BIN)/python -m benchmarks.masks
+	$(BIN)/python -m benchmarks.synthesis_speed
+	$(BIN)/python -m benchmarks.synthesis_difficulty
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.matching
 
 clean:  ## remove caches and build folders; artifacts and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov
