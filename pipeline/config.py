@@ -109,7 +109,8 @@ class MasksConfig(Section):
     )
     allow_failed: bool = Field(
         False,
-        description="Go on to training although some images could not be parsed; they train without masks.",
+        description="Go on to training although some images could not be parsed; they train without masks, as those do "
+        "that failed in `file`.",
     )
     device: str = Field("auto", description="auto | cpu | cuda | cuda:N | mps.", json_schema_extra=_EXECUTION)
     batch_size: Positive | Literal["auto"] = Field(
@@ -149,7 +150,9 @@ class ModelConfig(Section):
     pooling: Literal["masked", "average"] = Field(
         "masked", description="Pooling of a part: mean weighted by its mask, or plain global average."
     )
-    head_threshold: Fraction = Field(0.5, description="A head-mask pixel above this is active.")
+    head_threshold: Fraction = Field(
+        0.25, description="A mask pixel above this is active: where the head begins, which strips show the body."
+    )
     head_row_test: Literal["first", "max+1"] = Field(
         "first",
         description="Test-time head row: first active row, as in training, or row of the maximum + 1 (Sec. 3.3).",
