@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+_LEAST_HIDDEN = 16
+"""Narrow backbones (24 channels in MobileNetV2) would leave the mask three channels to be drawn from."""
+
 LOCAL_PARTS = ("head", "upper", "lower", "shoes")
 
 
@@ -22,7 +25,7 @@ class WholeBodyAttention(nn.Module):
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
-        hidden = max(1, channels // reduction)
+        hidden = max(_LEAST_HIDDEN, channels // reduction)
         self.spatial = nn.Sequential(
             nn.Conv2d(channels, hidden, 1, bias=False),
             nn.BatchNorm2d(hidden),

@@ -151,12 +151,13 @@ def test_the_baseline_shows_no_part() -> None:
 
 def test_attention_multiplies_features_by_mask_and_channel_weights() -> None:
     torch.manual_seed(0)
-    attention = WholeBodyAttention(16, 8).eval()
-    features = torch.randn(2, 16, 6, 4)
+    attention = WholeBodyAttention(256, 8).eval()
+    features = torch.randn(2, 256, 6, 4)
     masked, logits = attention(features)
     weights = torch.sigmoid(attention.channel(features.mean((2, 3), keepdim=True)))
     torch.testing.assert_close(masked, features * torch.sigmoid(logits) * weights)
-    assert attention.spatial[0].weight.shape[:2] == (2, 16), "gamma = 8"
+    assert attention.spatial[0].weight.shape[:2] == (32, 256), "gamma = 8"
+    assert WholeBodyAttention(24, 8).spatial[0].weight.shape[0] == 16, "narrow backbones keep 16"
     assert LocalAttention(16, 2).shared[0].weight.shape[:2] == (8, 16), "gamma_1 = 2"
 
 
