@@ -15,6 +15,7 @@ from pipeline.runtime.files import write_json
 from pipeline.stages import execute, graph, status
 from pipeline.stages.stage import StageReport
 from sgsfa_cli.main import app
+from sgsfa_cli.options import overriding
 
 RESULT = {
     "columns": ["Test set", "Method", "Rank-1>"],
@@ -182,6 +183,12 @@ def test_init_does_not_overwrite(sgsfa, folder):
     assert (folder / "sgsfa.toml").read_text() == before
     sgsfa("init", "--force")
     assert load_config(folder / "sgsfa.toml") == load_config()
+
+
+def test_options_become_overrides_that_read_back():
+    text = 'a "b" \\ \u00e9 \U0001f600 \x7f \t'
+    (override,) = overriding({"parser": text, "grouping": None}, "masks")
+    assert load_config(overrides=[override]).masks.parser == text
 
 
 # artifacts
