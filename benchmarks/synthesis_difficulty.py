@@ -28,6 +28,8 @@ from pipeline.matching.metrics import rank_metrics
 from pipeline.synthesis.dataset import render_dataset
 from pipeline.synthesis.difficulty import ClassColours, class_colours, oracle_distances, without_cameras
 
+RANDOM_DRAWS = 40
+
 
 def main() -> None:
     arguments = parse()
@@ -60,8 +62,14 @@ def measured(dataset: Dataset) -> dict[str, object]:
         ClassColours(both.colours[:count], both.shown[:count]), ClassColours(both.colours[count:], both.shown[count:])
     )
     oracle = rank_metrics(distances, query_pids, gallery_pids, query_cams, gallery_cams)
-    random = np.random.default_rng(0).random((count, len(gallery)), np.float32)
-    chance = rank_metrics(random, query_pids, gallery_pids, query_cams, gallery_cams)
+    # One draw of a few hundred queries has a handful of hits; the mean of many tells whether chance is met.
+    rng = np.random.default_rng(0)
+    chance = [
+        rank_metrics(
+            rng.random((count, len(gallery)), np.float32), query_pids, gallery_pids, query_cams, gallery_cams
+        ).rank(1)
+        for _ in range(RANDOM_DRAWS)
+    ]
     same = query_pids[:, None] == gallery_pids[None]
     junk = same & (query_cams[:, None] == gallery_cams[None])
     expected = float(((same & ~junk).sum(1) / (~junk).sum(1)).mean())
@@ -74,7 +82,7 @@ def measured(dataset: Dataset) -> dict[str, object]:
             "first hits of the own camera": histogram.same_camera,
         },
         "mean colour of each true class": {"rank-1": oracle.rank(1), "mAP": oracle.mAP},
-        "random scores": {"rank-1": chance.rank(1), "mAP": chance.mAP, "expected rank-1": expected},
+        "random scores": {"rank-1": float(np.mean(chance)), "draws": RANDOM_DRAWS, "expected rank-1": expected},
     }
 
 
