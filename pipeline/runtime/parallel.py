@@ -99,9 +99,10 @@ def _single_threaded(function: Callable[[T], R], item: T, backend: Backend) -> R
 def limit_threads() -> None:
     """Have this process compute with one thread in those of OpenCV, torch and numba that are loaded."""
     for module, count, limit in (
-        ("torch", "get_num_threads", "set_num_threads"),
-        ("cv2", "getNumThreads", "setNumThreads"),
         ("numba", "get_num_threads", "set_num_threads"),
+        ("cv2", "getNumThreads", "setNumThreads"),
+        # Last: they share an OpenMP runtime, and the others' calls may raise torch's count again.
+        ("torch", "get_num_threads", "set_num_threads"),
     ):
         library = sys.modules.get(module)
         if library is not None and getattr(library, count)() != 1:

@@ -19,7 +19,9 @@ PEOPLE = [sample_identity(0, i) for i in range(40)]
 def first(wanted: str) -> Identity:
     """The first person with a bag or hat of a kind."""
     return next(
-        p for p in PEOPLE if wanted in ((p.bag.kind if p.bag else ""), (p.hat.kind if p.hat else ""), p.garment)
+        person
+        for person in (sample_identity(0, index) for index in range(400))
+        if wanted in ((person.bag.kind if person.bag else ""), (person.hat.kind if person.hat else ""), person.garment)
     )
 
 

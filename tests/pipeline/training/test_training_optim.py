@@ -30,8 +30,16 @@ def test_the_paper_schedule() -> None:
         assert values[3 * epoch + 2] == pytest.approx(3e-4 * factor)
 
 
+@pytest.mark.parametrize("schedule", ["step", "cosine"])
+def test_a_short_run_anneals_like_a_long_one(schedule: str) -> None:
+    stated = {"schedule": schedule, "warmup_epochs": 10, "milestones": (50, 80), "schedule_epochs": 120}
+    long = rates(TrainConfig.model_validate({**stated, "epochs": 120}), 1)
+    short = rates(TrainConfig.model_validate({**stated, "epochs": 12}), 10)
+    assert short == pytest.approx(long)
+
+
 def test_warm_up_rises_by_the_step() -> None:
-    config = TrainConfig(warmup_epochs=10, warmup_factor=0.01, schedule="cosine", epochs=60)
+    config = TrainConfig(warmup_epochs=10, warmup_factor=0.01, schedule="cosine", epochs=60, schedule_epochs=0)
     values = rates(config, 5)
     assert values[0] == pytest.approx(3e-4 * 0.01)
     assert values[25] == pytest.approx(3e-4 * (0.01 + 0.99 * 0.5))
@@ -40,7 +48,7 @@ def test_warm_up_rises_by_the_step() -> None:
 
 
 def test_cosine_ends_at_its_final_factor() -> None:
-    config = TrainConfig(schedule="cosine", epochs=20, warmup_epochs=2, final_factor=0.002)
+    config = TrainConfig(schedule="cosine", epochs=20, warmup_epochs=2, final_factor=0.002, schedule_epochs=0)
     values = rates(config, 7)
     assert values[-1] == pytest.approx(3e-4 * 0.002)
     assert all(b <= a for a, b in itertools.pairwise(values[14:]))
@@ -50,7 +58,7 @@ def test_cosine_ends_at_its_final_factor() -> None:
 
 
 def test_a_warm_up_longer_than_the_run_is_no_error() -> None:
-    values = rates(TrainConfig(schedule="cosine", epochs=1, warmup_epochs=5), 2)
+    values = rates(TrainConfig(schedule="cosine", epochs=1, warmup_epochs=5, schedule_epochs=0), 2)
     assert values == sorted(values)
 
 
