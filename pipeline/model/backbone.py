@@ -169,16 +169,6 @@ def _timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
     )
 
 
-def feature_size(height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Sizes of the early and the late feature maps for an input size, each (height, width)."""
-    return (height // 4, width // 4), (height // 16, width // 16)
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of trainable values."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
 def initialise(module: nn.Module) -> None:
     """Kaiming weights for convolutions and linear layers, identity for normalisation, zero biases."""
     for part in module.modules():

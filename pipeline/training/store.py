@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.datasets.images import decode_batches
-from pipeline.datasets.maskfile import MaskFile
+from pipeline.datasets.maskfile import DONE, MaskFile
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import ArtifactError, DataError, Rejected
 from pipeline.runtime.files import sha256_file
@@ -25,7 +25,6 @@ from pipeline.runtime.progress import Progress
 
 Bytes = npt.NDArray[np.uint8]
 
-_MASK_DONE = 1
 _BATCH = 256
 
 
@@ -211,7 +210,7 @@ def load_targets(
                 expected=f"masks of images such as {names[0]}",
                 hint="it was built for another data set; build one with `sgsfa masks build`",
             )
-        has_mask = (rows >= 0) & (stored.done[np.maximum(rows, 0)] == _MASK_DONE)
+        has_mask = (rows >= 0) & (stored.done[np.maximum(rows, 0)] == DONE)
         parts[has_mask] = stored.parts[rows[has_mask]]
         whole[has_mask, 0] = stored.whole[rows[has_mask]]
     return Targets(
