@@ -1,7 +1,7 @@
 """Make the folders of Occluded-DukeMTMC from the archive of DukeMTMC-reID and the authors' name lists.
 
-The authors publish lists and no images. Where DukeMTMC-reID is already unpacked, the reader takes the lists beside it and
-nothing has to be made; this is for a user who holds the archive only, and does what the authors' script does.
+The authors publish lists and no images. Where DukeMTMC-reID is already unpacked, the reader takes the lists beside it
+and nothing has to be made; this is for a user who holds the archive only, and does what the authors' script does.
 """
 
 from __future__ import annotations

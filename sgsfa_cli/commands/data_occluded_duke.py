@@ -35,8 +35,8 @@ def occluded_duke(
 ) -> None:
     """Make Occluded-DukeMTMC from the zip file of DukeMTMC-reID and the name lists of its authors.
 
-    Whoever has DukeMTMC-reID unpacked needs no copy: occluded-duke:FOLDER reads the lists beside it as they are. Nothing
-    is downloaded. Read the result as occluded-duke:FOLDER.
+    Whoever has DukeMTMC-reID unpacked needs no copy: occluded-duke:FOLDER reads the lists beside it as they are.
+    Nothing is downloaded. Read the result as occluded-duke:FOLDER.
     """
     from pipeline.datasets.occluded_duke_zip import make_from_zip
 
