@@ -79,7 +79,7 @@ def make_from_zip(archive: Path, lists: Path, out: Path, *, progress: Progress =
     return Made(out, {_TARGETS[split]: len(names) for split, names in wanted.items()}, double)
 
 
-def _wanted(lists: Path) -> dict[Split, Sequence[str]]:
+def _wanted(lists: Path) -> Mapping[Split, Sequence[str]]:
     """The names of each list."""
     found = folders_with(lists, tuple(LISTS.values())) if lists.is_dir() else []
     if not found:

@@ -39,6 +39,7 @@ Bools = npt.NDArray[np.bool_]
 Strings = npt.NDArray[np.str_]
 
 _SPLITS = ("train", "query", "gallery", "all")
+_ARRAYS = ("parts", "whole", "visibility")
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,11 @@ class FeatureFile:
         with _reading(self.path) as file:
             return self._roles(file)
 
+    def ids(self) -> tuple[Ints, Ints]:
+        """Identities and cameras of all rows, each (N,): without the splits, which take twice their memory."""
+        with _reading(self.path) as file:
+            return file["pids"][: self.done], file["camids"][: self.done]
+
     def names(self, rows: npt.NDArray[np.integer] | None = None) -> Strings:
         """Image names of some rows (any order, repeats allowed), or of all."""
         with _reading(self.path) as file:
@@ -228,32 +234,47 @@ class FeatureFile:
         with _reading(self.path) as file:
             read = FeatureRows(
                 int(rows[0]) if len(rows) else 0,
-                *(_picked(self.path, file[name], rows, mapped) for name in ("parts", "whole", "visibility")),
+                *(_picked(self.path, file[name], rows, mapped) for name in _ARRAYS),
             )
         return self._checked(read)
 
-    def blocks(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[FeatureRows]:
+    def blocks(
+        self, size: int, *, start: int = 0, stop: int | None = None, reuse: bool = False
+    ) -> Iterator[FeatureRows]:
         """Read rows [start, stop) in blocks of `size`, so that a file larger than memory can be gone through.
+
+        Args:
+            size: Rows a block; the last one may have fewer.
+            start: First row.
+            stop: Row after the last; None: the end.
+            reuse: Read each block into the arrays of the one before. Fresh arrays scatter over the heap, and a process
+                that goes through millions of rows grows.
 
         Raises:
             FormatError: As for `load`.
         """
         end = self.done if stop is None else min(stop, self.done)
         with _reading(self.path) as file:
+            room = {name: np.empty((size, *file[name].shape[1:]), dtype=np.float32) for name in _ARRAYS * reuse}
             for first in range(start, end, size):
-                yield self._rows(file, first, min(first + size, end))
+                yield self._rows(file, first, min(first + size, end), room)
 
     def _roles(self, file: h5py.File) -> tuple[Ints, Ints, Strings]:
         return file["pids"][: self.done], file["camids"][: self.done], _texts(file["splits"][: self.done])
 
-    def _rows(self, file: h5py.File, start: int, stop: int) -> FeatureRows:
+    def _rows(self, file: h5py.File, start: int, stop: int, room: Mapping[str, Floats] | None = None) -> FeatureRows:
+        """Rows [start, stop), in the first rows of the arrays in `room` where there are any."""
+        read: dict[str, Floats] = {}
         try:
-            rows = FeatureRows(
-                start, file["parts"][start:stop], file["whole"][start:stop], file["visibility"][start:stop]
-            )
+            for name in _ARRAYS:
+                dataset, count = file[name], max(0, stop - start)
+                into = room[name][:count] if room else np.empty((count, *dataset.shape[1:]), dtype=np.float32)
+                if into.size:
+                    dataset.read_direct(into, np.s_[start:stop])
+                read[name] = into
         except OSError as error:
             raise FormatError(f"rows {start} to {stop} cannot be read: {error}", where=self.path) from error
-        return self._checked(rows)
+        return self._checked(FeatureRows(start, **read))
 
     def _checked(self, rows: FeatureRows) -> FeatureRows:
         for name, values in (("parts", rows.parts), ("whole", rows.whole), ("visibility", rows.visibility)):
@@ -424,6 +445,10 @@ def _reading(path: Path) -> h5py.File:
         raise FormatError("the features file does not exist", where=path, hint="`sgsfa extract` writes one")
     try:
         return h5py.File(path, "r")
+    except BlockingIOError as error:
+        raise FormatError(
+            "another process is writing the features file", where=path, hint="wait for it; `sgsfa status` tells"
+        ) from error
     except OSError as error:
         raise FormatError(
             f"the features file cannot be opened: {error}",
@@ -576,5 +601,10 @@ def _encoded(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
 def _texts(raw: npt.NDArray[Any]) -> Strings:
     if raw.dtype.kind == "O":
         return np.array([text.decode("utf-8") if isinstance(text, bytes) else str(text) for text in raw], dtype=np.str_)
-    # Plain ASCII widens at once; decoding two million names one by one takes seconds.
-    return np.char.decode(raw, "utf-8") if raw.size else np.empty(raw.shape, dtype=np.str_)
+    if not raw.size:
+        return np.empty(raw.shape, dtype=np.str_)
+    try:
+        # Plain ASCII widens at once; decoding two million names one by one takes seconds and a hundred megabytes.
+        return raw.astype(np.str_)
+    except UnicodeDecodeError:
+        return np.char.decode(raw, "utf-8")

@@ -111,4 +111,4 @@ def test_what_is_refused(gallery: FeatureFile) -> None:
 
 
 def test_block_rows_bound_features_and_distances(gallery: FeatureFile) -> None:
-    assert 64 <= module.block_rows(gallery, 10**9) < module.block_rows(gallery, 500) <= 2**22 // 500
+    assert 64 <= module.block_rows(gallery, 10**9) < module.block_rows(gallery, 500) <= 2**21 // 500
