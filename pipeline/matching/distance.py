@@ -272,6 +272,22 @@ def paired_distances(left: Prepared, right: Prepared, rule: Rule = SHRUNK) -> Te
     return _combine(left, right, rule, lambda a, b: (a * b).sum(dim=1))
 
 
+def candidate_distances(query: Prepared, candidates: Prepared, rule: Rule = SHRUNK) -> Tensor:
+    """Distances of each query to candidates of its own: (Q,C) float32. See `distances`.
+
+    Args:
+        query: (Q) the one side.
+        candidates: (Q * C) the other, C rows for each query in turn.
+        rule: The rule that both were prepared for.
+    """
+    each = len(candidates) // max(1, len(query))
+
+    def product(left: Tensor, right: Tensor) -> Tensor:
+        return torch.bmm(right.view(len(left), each, right.shape[1]), left[:, :, None])[:, :, 0]
+
+    return _combine(query, candidates, rule, product)
+
+
 def distance_blocks(
     query: PartSet | Prepared, gallery: PartSet | Prepared, *, rule: Rule = SHRUNK, rows: int | None = None
 ) -> Iterator[Tensor]:

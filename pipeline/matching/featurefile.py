@@ -220,23 +220,25 @@ class FeatureFile:
         with _reading(self.path) as file:
             return self._rows(file, start, min(stop, self.done))
 
-    def at(self, rows: Ints, *, mapped: bool = False) -> FeatureRows:
+    def at(self, rows: Ints) -> FeatureRows:
         """Read single rows, in any order.
-
-        Args:
-            rows: Row numbers.
-            mapped: Read through a memory map: several times faster for many rows, but the system may then count much
-                of the file as memory of this process.
 
         Raises:
             FormatError: As for `load`.
         """
         with _reading(self.path) as file:
             read = FeatureRows(
-                int(rows[0]) if len(rows) else 0,
-                *(_picked(self.path, file[name], rows, mapped) for name in _ARRAYS),
+                int(rows[0]) if len(rows) else 0, *(_picked(self.path, file[name], rows) for name in _ARRAYS)
             )
         return self._checked(read)
+
+    def mapped(self) -> MappedRows:
+        """Open the arrays for reading many single rows, again and again, through memory maps.
+
+        Several times faster than `at`, but the system may count much of the file as memory of this process.
+        """
+        with _reading(self.path) as file:
+            return MappedRows(*(_mapped(self.path, file[name]) for name in _ARRAYS))
 
     def blocks(
         self, size: int, *, start: int = 0, stop: int | None = None, reuse: bool = False
@@ -289,6 +291,20 @@ class FeatureFile:
         if rows.visibility.size and (rows.visibility.min() < 0 or rows.visibility.max() > 1):
             raise FormatError("/visibility holds numbers outside [0, 1]", where=self.path, expected="mask means")
         return rows
+
+
+@dataclass(frozen=True, slots=True)
+class MappedRows:
+    """The arrays of a features file as memory maps (or in memory, where another program laid the file out)."""
+
+    parts: Floats
+    whole: Floats
+    visibility: Floats
+
+    def at(self, rows: Ints) -> FeatureRows:
+        """Single rows, in any order; whether they are finite is not looked at again."""
+        first = int(rows[0]) if len(rows) else 0
+        return FeatureRows(first, *(np.asarray(array[rows]) for array in (self.parts, self.whole, self.visibility)))
 
 
 class FeatureWriter:
@@ -420,16 +436,19 @@ def require_comparable(query: Features, gallery: FeatureFile) -> None:
         )
 
 
-def _picked(path: Path, dataset: h5py.Dataset, rows: Ints, mapped: bool) -> Floats:
+def _mapped(path: Path, dataset: h5py.Dataset) -> Floats:
+    """A whole dataset as a memory map, or read where it cannot be mapped."""
+    offset = _flat_offset(dataset)
+    if offset is None:
+        return np.asarray(dataset[()], dtype=np.float32)
+    return np.memmap(path, dtype="<f4", mode="r", offset=offset, shape=dataset.shape)
+
+
+def _picked(path: Path, dataset: h5py.Dataset, rows: Ints) -> Floats:
     """Single rows of a dataset."""
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.dtype != np.dtype("<f4"):
-        # Not laid out as ours (rewritten by another program), or empty.
+    offset = _flat_offset(dataset)
+    if offset is None:
         return np.array([dataset[row] for row in rows], dtype=np.float32).reshape(len(rows), *dataset.shape[1:])
-    # HDF5 takes some 30 microseconds a row; the layout is contiguous, so the file can be addressed directly.
-    if mapped:
-        pages = np.memmap(path, dtype="<f4", mode="r", offset=offset, shape=dataset.shape)
-        return np.asarray(pages[rows], dtype=np.float32)
     found = np.empty((len(rows), *dataset.shape[1:]), dtype="<f4")
     row_bytes = found.itemsize * int(np.prod(dataset.shape[1:]))
     with path.open("rb", buffering=0) as stream:
@@ -438,6 +457,15 @@ def _picked(path: Path, dataset: h5py.Dataset, rows: Ints, mapped: bool) -> Floa
             if stream.readinto(found[i].reshape(-1).view(np.uint8)) != row_bytes:
                 raise FormatError(f"row {row} of /{dataset.name.strip('/')} cannot be read", where=path)
     return found.astype(np.float32, copy=False)
+
+
+def _flat_offset(dataset: h5py.Dataset) -> int | None:
+    """Where in the file the numbers lie one after the other, as we write them; HDF5 takes 30 microseconds a row.
+
+    None where they are not laid out as ours (the file was rewritten by another program), or empty.
+    """
+    offset: int | None = dataset.id.get_offset()
+    return offset if dataset.dtype == np.dtype("<f4") else None
 
 
 def _reading(path: Path) -> h5py.File:
