@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ArtifactError, FormatError
-from pipeline.matching.parts import NUM_PARTS, PARTS
+from pipeline.parts import NUM_PARTS, PARTS
 from pipeline.runtime.files import atomic_write
 from pipeline.version import __version__
 

@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.errors import ArtifactError, FormatError
 from pipeline.matching.featurefile import FeatureFile, FeatureHeader, FeatureWriter, require_comparable
-from pipeline.matching.parts import PARTS
+from pipeline.parts import PARTS
 
 
 def header(count: int = 10, part_dim: int = 6, whole_dim: int = 4, **changes: Any) -> FeatureHeader:
