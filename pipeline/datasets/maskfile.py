@@ -23,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import FormatError, LockedError
+from pipeline.parts import SEMANTIC
 from pipeline.runtime.files import sha256_bytes
 from pipeline.version import __version__
 
 FORMAT = "sgsfa-masks"
 FORMAT_VERSION = 1
 
-PART_NAMES = ("head", "upper", "lower", "shoes")
+PART_NAMES = SEMANTIC
 """The second axis of `parts`."""
 
 PARTS_SIZE = (16, 8)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pipeline.parts import SEMANTIC
+
 _LEAST_HIDDEN = 16
 """Narrow backbones (24 channels in MobileNetV2) would leave the mask three channels to be drawn from."""
 
-LOCAL_PARTS = ("head", "upper", "lower", "shoes")
+LOCAL_PARTS = SEMANTIC
 
 
 class WholeBodyAttention(nn.Module):

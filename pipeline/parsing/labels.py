@@ -18,8 +18,9 @@ from torch import Tensor
 
 from pipeline.config import read_toml, suggestion
 from pipeline.errors import ConfigError
+from pipeline.parts import SEMANTIC
 
-PART_NAMES = ("head", "upper", "lower", "shoes")
+PART_NAMES = SEMANTIC
 """The four parts that masks are made of, in the order of every array of ours."""
 
 IGNORED = 255

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.commands import data_synth
+from sgsfa_cli.commands import data_occluded_duke, data_synth
 from sgsfa_cli.options import JsonOption, QuietOption, command_app, examples
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def preview(
 
 
 data_synth.register(app)
+data_occluded_duke.register(app)
 
 
 def _draw_report(report: DatasetReport, shown: int | None) -> RenderableType:

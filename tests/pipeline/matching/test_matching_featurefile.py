@@ -19,7 +19,7 @@ import pytest
 
 from pipeline.errors import ArtifactError, FormatError
 from pipeline.matching.featurefile import FeatureFile, FeatureHeader, FeatureWriter, require_comparable
-from pipeline.matching.parts import PARTS
+from pipeline.parts import PARTS
 
 
 def header(count: int = 10, part_dim: int = 6, whole_dim: int = 4, **changes: Any) -> FeatureHeader:
@@ -78,8 +78,8 @@ def test_rows_in_blocks_and_one_by_one(tmp_path: Path) -> None:
     assert [(block.start, len(block)) for block in blocks] == [(1, 4), (5, 4), (9, 1)]
     assert np.concatenate([block.parts for block in blocks])[:, 0, 0].tolist() == list(range(1, 10))
     assert file.at(np.array([0, 1, 4, 9])).whole[:, 0].tolist() == [0, -1, -4, -9]
-    for mapped in (False, True):
-        assert file.at(np.array([5, 2, 5]), mapped=mapped).parts[:, 3, 1].tolist() == [5, 2, 5]
+    for reader in (file, file.mapped()):
+        assert reader.at(np.array([5, 2, 5])).parts[:, 3, 1].tolist() == [5, 2, 5]
     assert len(file.at(np.array([], dtype=np.int64))) == 0
     assert file.names(np.array([[3, 1], [3, 0]])).tolist() == [
         ["gallery/é003.jpg", "gallery/é001.jpg"],
