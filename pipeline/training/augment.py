@@ -5,10 +5,10 @@ device), so that a step can be repeated exactly and compared with a slow version
 
 The order: horizontal flip, pad and crop, occluding patch, random erasing, colour jitter, normalisation. What is erased
 takes the mean colour of the image as it is stored: the black of a crop and the colours of a pasted patch are not the
-image's, and a jitter then changes the erased area as it changes the rest. Masks follow exactly: a mask cell is the share
-of its pixels that show the part, pixels that a crop, a patch or an erased rectangle takes away count as empty, and shares
-are computed in closed form (`overlap`) without going through pixels. A flip swaps no part: head, upper, lower and shoes
-are symmetric.
+image's, and a jitter then changes the erased area as it changes the rest. Masks follow exactly: a mask cell is the
+share of its pixels that show the part, pixels that a crop, a patch or an erased rectangle takes away count as empty,
+and shares are computed in closed form (`overlap`) without going through pixels. A flip swaps no part: head, upper,
+lower and shoes are symmetric.
 """
 
 from __future__ import annotations
