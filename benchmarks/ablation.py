@@ -72,7 +72,7 @@ class Cell:
 def cells_of(group: str, bases: Sequence[str]) -> tuple[Cell, ...]:
     """The lines of a group; `bases` are the SGSFA presets whose pieces are taken away one at a time."""
     if group == "presets":
-        return tuple(Cell(group, preset, preset) for preset in ("paper", "strong", "baseline"))
+        return tuple(Cell(group, preset, preset) for preset in ("strong", "baseline", "paper"))
     made: list[Cell] = []
     for base in bases:
         if group == "attention":
