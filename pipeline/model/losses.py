@@ -57,6 +57,7 @@ def total_loss(
     part_masks: Tensor,
     has_mask: Tensor,
     config: LossConfig,
+    given: Tensor | None = None,
 ) -> LossParts:
     """The loss of a batch.
 
@@ -67,15 +68,16 @@ def total_loss(
         part_masks: (B, 4, 16, 8) true part masks in [0, 1].
         has_mask: (B,) bool; images without a mask are left out of L_se.
         config: Weights and choices.
+        given: (4,) bool, which parts the masks can tell of (`mask_loss`); None: all.
     """
     assert output.logits is not None, "the loss needs the output of training mode"
     zero = output.whole.float().sum() * 0.0 + 0.0
-    shown = shown_parts(part_masks, has_mask)
+    shown = shown_parts(part_masks, has_mask, given)
     if output.part_mask_logits is None:
         triplet = masks = identity = zero
     else:
         triplet = _triplet(output, pids, shown, config)
-        masks = mask_loss(output.whole_mask_logits, output.part_mask_logits, whole_mask, part_masks, has_mask)
+        masks = mask_loss(output.whole_mask_logits, output.part_mask_logits, whole_mask, part_masks, has_mask, given)
         identity = _identity(output, pids, shown, config)
     whole = zero
     if output.logits.whole is not None and config.whole_weight > 0:
@@ -86,14 +88,20 @@ def total_loss(
     return LossParts(total, triplet, masks, identity, whole)
 
 
-def shown_parts(part_masks: Tensor, has_mask: Tensor) -> Tensor:
-    """(B, 4) bool: which parts the true masks show; all of them where an image has no mask."""
+def shown_parts(part_masks: Tensor, has_mask: Tensor, given: Tensor | None = None) -> Tensor:
+    """(B, 4) bool: which parts the true masks show; all given ones where an image has no mask."""
     least = torch.tensor(VISIBLE_SHARES, device=part_masks.device)
-    return (part_masks.float().mean((2, 3)) > least) | ~has_mask.unsqueeze(1)
+    shown = (part_masks.float().mean((2, 3)) > least) | ~has_mask.unsqueeze(1)
+    return shown if given is None else shown & given
 
 
 def mask_loss(
-    whole_logits: Tensor | None, part_logits: Tensor, whole_mask: Tensor, part_masks: Tensor, has_mask: Tensor
+    whole_logits: Tensor | None,
+    part_logits: Tensor,
+    whole_mask: Tensor,
+    part_masks: Tensor,
+    has_mask: Tensor,
+    given: Tensor | None = None,
 ) -> Tensor:
     """L_se (eq. 8, 9): per-pixel binary cross-entropy, mean over pixels and images, summed over the masks.
 
@@ -103,17 +111,21 @@ def mask_loss(
         whole_mask: (B, 1, 64, 32) in [0, 1].
         part_masks: (B, 4, 16, 8) in [0, 1].
         has_mask: (B,) bool; without a single mask the loss is zero.
+        given: (4,) bool, which parts the masks can tell of. A part that the parser's labels do not have is zero in
+            every mask; its term is left out, lest the network learn that nobody wears shoes. None: all.
     """
     weight = has_mask.to(torch.float32)
     count = weight.sum().clamp_min(1.0)
 
     def term(logits: Tensor, target: Tensor) -> Tensor:
+        """(C,) mean of each mask's cross-entropy over the images that have masks."""
         target = _match_size(target.float(), logits)
         pixels = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
-        return (pixels.mean((2, 3)) * weight.unsqueeze(1)).sum() / count
+        return (pixels.mean((2, 3)) * weight.unsqueeze(1)).sum(0) / count
 
-    loss = term(part_logits, part_masks)
-    return loss if whole_logits is None else loss + term(whole_logits, whole_mask)
+    parts = term(part_logits, part_masks)
+    loss = (parts if given is None else parts * given).sum()
+    return loss if whole_logits is None else loss + term(whole_logits, whole_mask).sum()
 
 
 def _match_size(target: Tensor, logits: Tensor) -> Tensor:

@@ -128,11 +128,16 @@ class Head(nn.Module):
 class SGSFA(nn.Module):
     """The network of the paper.
 
+    Its buffer `parts_given` (4,) is 0 for a part that the training masks could not tell of: its feature is zero, it is
+    never visible, and no strip is found by it.
+
     Args:
         config: Its shape and its choices.
         classes: Number of training identities.
         backbone: Features at strides 4 and 16.
     """
+
+    parts_given: Tensor
 
     def __init__(self, config: ModelConfig, classes: int, backbone: Backbone) -> None:
         super().__init__()
@@ -154,6 +159,8 @@ class SGSFA(nn.Module):
         if config.whole_dim:
             self.whole_project = nn.Linear(info.late_channels, config.whole_dim, bias=False)
             self.whole_head = Head(config.whole_dim, classes)
+        # Which parts the training masks told of. What a parser cannot give was never taught, so it never counts.
+        self.register_buffer("parts_given", torch.ones(len(LOCAL_PARTS)))
         for name, module in self.named_children():
             if name != "backbone":
                 initialise(module)
@@ -182,9 +189,11 @@ class SGSFA(nn.Module):
         projected = self.embeddings(features, torch.cat([masks, torch.ones_like(masks[:, :1])], 1))
         parts, unmasked = projected[:, :-1], projected[:, -1]
         semantic = masked_mean(parts, masks) if self.config.pooling == "masked" else parts.mean((3, 4))
+        given = self.parts_given[None, :, None]
+        semantic = semantic * given.to(semantic.dtype)
 
         # Rows, strips and visibilities are decisions about the masks, not functions to learn through.
-        seen = masks.detach().float()
+        seen = masks.detach().float() * given.unsqueeze(3)
         strips, present = self._strips(seen)
         shown = seen.amax((2, 3)) > PART_PEAK
         pooled = spatial.pool_strips(unmasked, strips)
@@ -227,6 +236,7 @@ class SGSFA(nn.Module):
         if self.semantic_heads is not None:
             semantic_out = [head(semantic[:, i], shown[:, i]) for i, head in enumerate(self.semantic_heads)]
             matched_semantic = torch.stack([after for after, _ in semantic_out], 1)
+            matched_semantic = matched_semantic * self.parts_given[None, :, None].to(matched_semantic.dtype)
             semantic_logits = torch.stack([logits for _, logits in semantic_out], 1)
             matched_strips = torch.stack([after for after, _ in spatial_out[: len(spatial.STRIPS)]], 1)
         matched_whole, identity = whole, None
@@ -300,7 +310,11 @@ Network = SGSFA | Baseline
 
 
 def build_model(
-    config: ModelConfig, num_classes: int, *, backbone_weights: Mapping[str, Tensor] | None = None
+    config: ModelConfig,
+    num_classes: int,
+    *,
+    backbone_weights: Mapping[str, Tensor] | None = None,
+    given: Tensor | None = None,
 ) -> Network:
     """Build the network that a configuration asks for.
 
@@ -308,10 +322,16 @@ def build_model(
         config: Shape and choices.
         num_classes: Number of training identities K.
         backbone_weights: Where the backbone starts (`load_backbone_weights`); None: random.
+        given: (4,) bool, which parts the training masks can tell of; None: all.
 
     Raises:
         ConfigError: There is no such backbone.
         WeightsError: The weights are another network's.
     """
     backbone = build_backbone(config.backbone, backbone_weights)
-    return SGSFA(config, num_classes, backbone) if config.kind == "sgsfa" else Baseline(config, num_classes, backbone)
+    if config.kind == "baseline":
+        return Baseline(config, num_classes, backbone)
+    network = SGSFA(config, num_classes, backbone)
+    if given is not None:
+        network.parts_given.copy_(given)
+    return network

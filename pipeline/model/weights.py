@@ -27,8 +27,10 @@ from pipeline.model.network import Network, build_model
 from pipeline.runtime.files import atomic_write
 from pipeline.version import __version__
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
+"""2 added `parts_given`; a checkpoint of format 1 was taught all parts."""
 _KEY = "sgsfa"
+_GIVEN = "parts_given"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def load_checkpoint(path: Path) -> tuple[Network, CheckpointMeta]:
     state = safetensors.torch.load_file(path)
     model = build_model(meta.model, meta.num_classes)
     own = model.state_dict()
+    if meta.format < 2 and _GIVEN in own:
+        state.setdefault(_GIVEN, own[_GIVEN])
     different = sorted(set(own) ^ set(state)) or sorted(k for k in own if own[k].shape != state[k].shape)
     if different:
         raise WeightsError(

@@ -3,10 +3,12 @@
 What is drawn (`draw`, on the host, a few numbers an image) is apart from what is done with it (`augment`, on the
 device), so that a step can be repeated exactly and compared with a slow version that treats one image at a time.
 
-The order: horizontal flip, pad and crop, occluding patch, colour jitter, random erasing, normalisation. Masks follow
-exactly: a mask cell is the share of its pixels that show the part, pixels that a crop, a patch or an erased rectangle
-takes away count as empty, and shares are computed in closed form (`overlap`) without going through pixels. A flip
-swaps no part: head, upper, lower and shoes are symmetric.
+The order: horizontal flip, pad and crop, occluding patch, random erasing, colour jitter, normalisation. What is erased
+takes the mean colour of the image as it is stored: the black of a crop and the colours of a pasted patch are not the
+image's, and a jitter then changes the erased area as it changes the rest. Masks follow exactly: a mask cell is the
+share of its pixels that show the part, pixels that a crop, a patch or an erased rectangle takes away count as empty,
+and shares are computed in closed form (`overlap`) without going through pixels. A flip swaps no part: head, upper,
+lower and shoes are symmetric.
 """
 
 from __future__ import annotations
@@ -196,10 +198,10 @@ def augment(images: Tensor, parts: Tensor, whole: Tensor, draws: Draws) -> tuple
     """
     height, width = images.shape[1:3]
     values = _move_pixels(images, draws)
+    if "erase" in draws.used:
+        values = _erase(values, images[: len(values)], draws.erase)
     if "jitter" in draws.used:
         values = _jitter(values, draws)
-    if "erase" in draws.used:
-        values = _erase(values, draws.erase)
     return (
         normalise(values.permute(0, 3, 1, 2)),
         _move_mask(parts, draws, height, width),
@@ -262,10 +264,10 @@ def _jitter(values: Tensor, draws: Draws) -> Tensor:
     return (grey + (values - grey) * draws.saturation[:, None, None, None]).clamp(0, 255)
 
 
-def _erase(values: Tensor, hole: Rectangles) -> Tensor:
-    """Fill the hole with the mean colour of that image (paper, Sec. 4.2)."""
+def _erase(values: Tensor, images: Tensor, hole: Rectangles) -> Tensor:
+    """Fill the hole with the mean colour of that image (paper, Sec. 4.2), before anything was done to it."""
     erased = hole.inside(*values.shape[1:3]).unsqueeze(-1)
-    return torch.where(erased, values.mean((1, 2), keepdim=True), values)
+    return torch.where(erased, images.to(torch.float32).mean((1, 2), keepdim=True), values)
 
 
 def _move_mask(mask: Tensor, draws: Draws, height: int, width: int) -> Tensor:

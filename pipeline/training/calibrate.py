@@ -33,7 +33,8 @@ class Calibration:
 
     Attributes:
         thresholds: tau for each of the seven parts.
-        accuracy: Share of images in which `visibility > tau` agrees with the true masks, by part; empty without masks.
+        accuracy: Share of images in which `visibility > tau` agrees with the true masks, by part; without parts that no
+            true mask shows, and empty without masks.
         images: Images that were used.
     """
 
@@ -79,9 +80,10 @@ def calibrate(
 def from_samples(predicted: Tensor, true: Tensor) -> Calibration:
     """Thresholds and accuracy from mask means (N, 7) and what the true masks show (N, 7) bool."""
     predicted, true = predicted.float().cpu(), true.cpu()
-    thresholds = [float(predicted[true[:, i], i].median() / 2) if true[:, i].any() else NEVER for i in range(NUM_PARTS)]
-    agree = (predicted > torch.tensor(thresholds)) == true
-    accuracy = {part: float(share) for part, share in zip(PARTS, agree.float().mean(0), strict=True)}
+    ever = true.any(0).tolist()
+    thresholds = [float(predicted[true[:, i], i].median() / 2) if ever[i] else NEVER for i in range(NUM_PARTS)]
+    agree = ((predicted > torch.tensor(thresholds)) == true).float().mean(0).tolist()
+    accuracy = {part: share for part, share, seen in zip(PARTS, agree, ever, strict=True) if seen}
     return Calibration(tuple(thresholds), accuracy, len(predicted))
 
 

@@ -278,7 +278,7 @@ class Loop:
         normal, parts, whole = augment(images, targets.parts[rows], targets.whole[rows], plan.draws.to(device))
         if not self.config.channels_last:
             normal = normal.contiguous()
-        return Batch(normal, targets.labels[rows], whole, parts, targets.has_mask[rows])
+        return Batch(normal, targets.labels[rows], whole, parts, targets.has_mask[rows], targets.given)
 
     def _note_visibility(self, batch: Batch, output: Output) -> None:
         if self._model_config.kind == "baseline" or not self.setting.place.leader:

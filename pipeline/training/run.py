@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
+from pipeline.datasets.maskfile import PART_NAMES
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import DataError, Rejected, WeightsError
 from pipeline.model.network import build_model
@@ -159,7 +160,7 @@ def _train(
     check_batches(targets.labels.tolist(), config, processes=place.size)
     _announce(store, targets, model, device, place, progress)
 
-    network = _network(model, config, targets.num_classes).to(device)
+    network = _network(model, config, targets).to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     targets_there = targets.to(device)
@@ -277,15 +278,19 @@ def _announce(
         progress.warn(
             f"{targets.without_mask:,} of {len(store.names):,} training images have no mask; they train without L_se"
         )
+    absent = [name for name, given in zip(PART_NAMES, targets.given.tolist(), strict=True) if not given]
+    if model.kind == "sgsfa" and absent:
+        strips = "; without a head there are no strips either" if "head" in absent else ""
+        progress.warn(f"the masks cannot tell of {', '.join(absent)}: left out of training and matching{strips}")
 
 
-def _network(model: ModelConfig, config: TrainConfig, num_classes: int) -> nn.Module:
+def _network(model: ModelConfig, config: TrainConfig, targets: Targets) -> nn.Module:
     """The starting weights; the same in every process, and no matter what was drawn before."""
     weights = load_backbone_weights(model.weights, model.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "weights"))
         try:
-            return build_model(model, num_classes, backbone_weights=weights)
+            return build_model(model, targets.num_classes, backbone_weights=weights, given=targets.given)
         except WeightsError as error:
             # The network sees tensors only; the user needs the name of their file.
             where = error.where or model.weights

@@ -39,6 +39,7 @@ class Batch:
         whole: (B, 1, H/4, W/4) float32 body masks in [0, 1].
         parts: (B, 4, H/16, W/16) float32 part masks in [0, 1].
         has_mask: (B,) bool.
+        given: (4,) bool, which parts the masks can tell of; None: all.
     """
 
     images: Tensor
@@ -46,6 +47,7 @@ class Batch:
     whole: Tensor
     parts: Tensor
     has_mask: Tensor
+    given: Tensor | None = None
 
 
 def backward(
@@ -117,8 +119,9 @@ def _loss(output: Output, batch: Batch, loss: LossConfig, gather: bool) -> LossP
             gather_rows(batch.whole),
             gather_rows(batch.parts),
             gather_rows(batch.has_mask),
+            batch.given,
         )
-    return total_loss(output, batch.labels, batch.whole, batch.parts, batch.has_mask, loss)
+    return total_loss(output, batch.labels, batch.whole, batch.parts, batch.has_mask, loss, batch.given)
 
 
 def _send_back(outputs: list[Tensor], gradients: list[Tensor] | tuple[Tensor, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.datasets.images import decode_batches
-from pipeline.datasets.maskfile import DONE, MaskFile
+from pipeline.datasets.maskfile import DONE, PART_NAMES, MaskFile
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import ArtifactError, DataError, Rejected
 from pipeline.runtime.files import sha256_file
@@ -151,6 +151,7 @@ class Targets:
         whole: (N, 1, H/4, W/4) uint8 body mask.
         has_mask: (N,) bool.
         num_classes: Number of identities.
+        given: (4,) bool, which parts the masks can tell of; the others are zero in every mask for want of knowledge.
     """
 
     labels: Tensor
@@ -158,6 +159,7 @@ class Targets:
     whole: Tensor
     has_mask: Tensor
     num_classes: int
+    given: Tensor = field(default_factory=lambda: torch.ones(len(PART_NAMES), dtype=torch.bool))
 
     @property
     def without_mask(self) -> int:
@@ -172,6 +174,7 @@ class Targets:
             self.whole.to(device),
             self.has_mask.to(device),
             self.num_classes,
+            self.given.to(device),
         )
 
 
@@ -189,7 +192,7 @@ def load_targets(
 
     Raises:
         FormatError: The mask file is damaged or of another kind.
-        DataError: The mask file holds fewer than half of these images.
+        DataError: The mask file holds fewer than half of these images, or tells of no part at all.
     """
     pids = [records[name].pid for name in names]
     classes = {pid: label for label, pid in enumerate(sorted(set(pids)))}
@@ -197,8 +200,17 @@ def load_targets(
     parts = np.zeros((count, 4, 16, 8), np.uint8)
     whole = np.zeros((count, 1, 64, 32), np.uint8)
     has_mask = np.zeros(count, np.bool_)
+    given = np.ones(len(PART_NAMES), np.bool_)
     if masks is not None:
         stored = MaskFile.open(masks).load()
+        given = np.array([name not in stored.groups_absent for name in PART_NAMES])
+        if not given.any():
+            raise DataError(
+                "the masks tell of no part of the body: the parser's labels have neither head nor upper or lower body "
+                "nor shoes",
+                where=masks,
+                hint="take another parser (`sgsfa masks labels`), or train `baseline`, which needs no masks",
+            )
         place = {name: i for i, name in enumerate(stored.names)}
         rows = np.array([place.get(name, -1) for name in names], dtype=np.int64)
         # Data sets may share some names by chance, and rendered ones do by rule; a file of ours holds every image.
@@ -219,6 +231,7 @@ def load_targets(
         whole=_fit(torch.from_numpy(whole), height // 4, width // 4),
         has_mask=torch.from_numpy(has_mask),
         num_classes=len(classes),
+        given=torch.from_numpy(given),
     )
 
 

@@ -126,8 +126,9 @@ def _draw(action: str, folder: Path, result: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [console.table("Training", "", rows=rows)]
     if result["visibility_accuracy"]:
         visibility = [
-            (part, f"{tau:.3f}", f"{100 * result['visibility_accuracy'][part]:.1f} %")
+            (part, f"{tau:.3f}", f"{100 * right:.1f} %") if right is not None else (part, "never", "not in the masks")
             for part, tau in zip(PARTS, result["thresholds"], strict=True)
+            for right in (result["visibility_accuracy"].get(part),)
         ]
         parts.append(console.table("Part", "Threshold>", "Visibility right>", rows=visibility))
     done = {"ran": "Trained", "resumed": "Resumed and trained", "reused": "Already trained; nothing to do"}

@@ -92,6 +92,22 @@ def test_mask_loss_is_the_sum_of_five_mean_cross_entropies() -> None:
     assert found.item() == pytest.approx(expected / 2, rel=1e-5)
 
 
+def test_a_part_that_the_masks_cannot_tell_of_has_no_term_and_no_gradient() -> None:
+    part_logits = draw(2, 3, 4, 16, 8).requires_grad_()
+    parts = torch.sigmoid(draw(4, 3, 4, 16, 8))
+    parts[:, 3] = 0
+    has, given = torch.tensor([True, False, True]), torch.tensor([True, True, True, False])
+    found = losses.mask_loss(None, part_logits, torch.zeros(3, 1, 64, 32), parts, has, given)
+    whole = torch.zeros(3, 1, 64, 32)
+    three = sum(losses.mask_loss(None, part_logits[:, [k]], whole, parts[:, [k]], has) for k in range(3))
+    torch.testing.assert_close(found, three)
+    found.backward()
+    assert (part_logits.grad[:, 3] == 0).all()
+    assert (part_logits.grad[has, 0] != 0).all()
+    # Neither an image's mask nor the want of one shows it.
+    assert losses.shown_parts(torch.ones(3, 4, 16, 8), has, given).tolist() == [[True, True, True, False]] * 3
+
+
 def run(model: ModelConfig, loss: LossConfig, *, has_mask: bool = True, empty: bool = False) -> losses.LossParts:
     torch.manual_seed(0)
     network = build_model(model, 4).train()

@@ -102,6 +102,22 @@ def test_no_head_means_no_visible_strip(training: bool) -> None:
     assert torch.isfinite(output.parts()).all()
 
 
+@pytest.mark.parametrize("options", [{}, STRONG])
+@pytest.mark.parametrize("training", [True, False])
+def test_what_the_masks_never_told_of_is_not_there(options: dict[str, object], training: bool) -> None:
+    lower = build_model(tiny(**options), 3, given=torch.tensor([True, True, False, True])).train(training)
+    assert isinstance(lower, SGSFA)
+    output = with_masks(lower, 20.0)(torch.randn(4, 3, 64, 32))
+    assert (output.semantic[:, 2] == 0).all()
+    assert (output.parts()[:, 2] == 0).all()
+    assert output.visibility[:, [0, 1, 3]].min() > 0.99
+    assert (output.visibility[:, 2] == 0).all()
+    assert output.spatial_present.all()
+    head = build_model(tiny(**options), 3, given=torch.tensor([False, True, True, True])).train(training)
+    assert isinstance(head, SGSFA)
+    assert not with_masks(head, 20.0)(torch.randn(4, 3, 64, 32)).spatial_present.any(), "strips begin at a head"
+
+
 def test_a_head_everywhere_shows_every_strip() -> None:
     network = build_model(tiny(), 3)
     assert isinstance(network, SGSFA)

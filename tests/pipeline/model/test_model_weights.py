@@ -43,6 +43,17 @@ def test_a_checkpoint_comes_back_equal(checkpoint: Path) -> None:
         assert torch.equal(model(images).parts(), original(images).parts())
 
 
+def test_a_checkpoint_from_before_parts_could_be_absent_knows_all_parts(checkpoint: Path) -> None:
+    state = safetensors.torch.load_file(checkpoint)
+    with safetensors.safe_open(checkpoint, framework="pt") as file:
+        header = json.loads(file.metadata()["sgsfa"]) | {"format": 1}
+    del state["parts_given"]
+    safetensors.torch.save_file(state, checkpoint, metadata={"sgsfa": json.dumps(header)})
+    model, meta = weights.load_checkpoint(checkpoint)
+    assert meta.format == 1
+    assert model.state_dict()["parts_given"].tolist() == [1, 1, 1, 1]
+
+
 def test_a_missing_damaged_or_foreign_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="does not exist"):
         weights.load_checkpoint(tmp_path / "none.safetensors")

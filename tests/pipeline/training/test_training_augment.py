@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,7 @@ def literal(image: np.ndarray, all_images: np.ndarray, masks: list[np.ndarray], 
                 cropped[y, x] = image[y + dy, x + dx]
                 for new, old in zip(moved, full, strict=True):
                     new[:, y, x] = old[:, y + dy, x + dx]
+    colour = image.reshape(-1, 3).astype(np.float64).mean(0)
     donor = all_images[int(draws.donor[i])]
     p = draws.patch
     for y in range(int(p.top[i]), int(p.bottom[i])):
@@ -45,19 +48,19 @@ def literal(image: np.ndarray, all_images: np.ndarray, masks: list[np.ndarray], 
             cropped[y, x] = donor[y + int(draws.donor_dy[i]), x + int(draws.donor_dx[i])]
             for new in moved:
                 new[:, y, x] = 0
-    values = cropped.astype(np.float64) * float(draws.brightness[i])
-    grey = np.array([0.299, 0.587, 0.114])
-    mean = (values @ grey).mean()
-    values = mean + (values - mean) * float(draws.contrast[i])
-    each = (values @ grey)[..., None]
-    values = np.clip(each + (values - each) * float(draws.saturation[i]), 0, 255)
-    colour = values.reshape(-1, 3).mean(0)
+    values = cropped.astype(np.float64)
     e = draws.erase
     for y in range(int(e.top[i]), int(e.bottom[i])):
         for x in range(int(e.left[i]), int(e.right[i])):
             values[y, x] = colour
             for new in moved:
                 new[:, y, x] = 0
+    values = values * float(draws.brightness[i])
+    grey = np.array([0.299, 0.587, 0.114])
+    mean = (values @ grey).mean()
+    values = mean + (values - mean) * float(draws.contrast[i])
+    each = (values @ grey)[..., None]
+    values = np.clip(each + (values - each) * float(draws.saturation[i]), 0, 255)
     normal = (values / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
     pooled = [
         new.reshape(m.shape[0], m.shape[1], height // m.shape[1], m.shape[2], width // m.shape[2]).mean((2, 4))
@@ -144,6 +147,25 @@ def test_nothing_on_is_only_normalisation() -> None:
     torch.testing.assert_close(back.permute(0, 2, 3, 1) * 255, images.float(), rtol=0, atol=1e-3)
     torch.testing.assert_close(part, parts / 255)
     torch.testing.assert_close(body, whole / 255)
+
+
+def test_what_is_erased_takes_the_mean_colour_of_the_image_itself() -> None:
+    images = torch.full((2, HEIGHT, WIDTH, 3), 200, dtype=torch.uint8)
+    images[1] = 10
+    parts, whole = (torch.zeros(2, n, HEIGHT // s, WIDTH // s, dtype=torch.uint8) for n, s in ((4, 16), (1, 4)))
+    # Half the image is the crop's black, the rest is covered by the other image, and the lower half is erased.
+    draws = draw(torch.Generator(), 2, HEIGHT, WIDTH, everything(flip=0, pad=40, occlude=1.0, erase=1.0))
+    zero, half = torch.zeros(2, dtype=torch.int64), torch.full((2,), HEIGHT // 2)
+    rows = {"top": zero, "bottom": half, "left": zero, "right": zero + WIDTH}
+    lower = Rectangles(**rows | {"top": half, "bottom": half * 2})
+    draws = replace(
+        draws, dy=half, dx=zero, patch=Rectangles(**rows), erase=lower, used=frozenset({"crop", "occlude", "erase"})
+    )
+    got = augment(images, parts, whole, draws)[0]
+    back = got * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
+    for image, own in zip(back * 255, (200.0, 10.0), strict=True):
+        erased = image[:, HEIGHT // 2 :]
+        torch.testing.assert_close(erased, torch.full_like(erased, own), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("shift", [-20, -3, 0, 7, 16, 40])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -117,6 +118,26 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     one, two = result(tmp_path / "straight"), result(tmp_path / "killed")
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not list((tmp_path / "killed" / "artifacts").rglob("*.partial"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_ten_kills_at_random_steps_and_five_and_five_epochs_change_no_bit(tmp_path: Path) -> None:
+    command = [sys.executable, str(HERE / "killed_worker.py"), str(tmp_path), "10"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    kills = json.loads((tmp_path / "kills.json").read_text())
+    assert len(kills) == 10
+    assert len(set(kills)) >= 5, "they are spread over the run"
+    straight = load_checkpoint(tmp_path / "straight" / "model.safetensors")
+    for name in ("killed", "halves"):
+        network, meta = load_checkpoint(tmp_path / name / "model.safetensors")
+        assert meta.thresholds == straight[1].thresholds
+        one, two = straight[0].state_dict(), network.state_dict()
+        assert not [key for key in one if not torch.equal(one[key], two[key])]
+    lines = [list(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("straight", "killed", "halves")]
+    losses = [[(line["step"], line["loss"]) for line in each if line["kind"] == "step"] for each in lines]
+    assert [step for step, _ in losses[0]] == list(range(1, 21))
+    assert losses[0] == losses[1] == losses[2]
 
 
 def rank_of(pid: int) -> str | None:

@@ -16,12 +16,14 @@ import torch
 from training_helpers import make_masks, make_people, small_model, small_training
 
 from pipeline.config import LossConfig
+from pipeline.datasets.maskfile import PART_NAMES
 from pipeline.datasets.records import Dataset
 from pipeline.errors import ConfigError, DataError, DeviceError, WeightsError
 from pipeline.model.weights import load_checkpoint, read_meta
 from pipeline.runtime.progress import SILENT
 from pipeline.training import loop as loop_module
 from pipeline.training import run as run_module
+from pipeline.training.calibrate import NEVER
 from pipeline.training.metrics_log import read_metrics
 from pipeline.training.run import train
 
@@ -215,6 +217,30 @@ def test_images_without_masks_are_counted(tmp_path: Path, work: dict[str, Any]) 
     report = train(tmp_path / "run", **work["arguments"] | {"masks": masks, "config": config}, progress=notes)
     assert report.without_mask == 5
     assert any("5 of 18 training images have no mask" in said for said in notes.said)
+
+
+def test_a_part_that_the_masks_cannot_tell_of_is_left_out(tmp_path: Path, work: dict[str, Any]) -> None:
+    dataset = work["arguments"]["dataset"]
+    masks = make_masks(tmp_path / "masks.h5", dataset, absent=("shoes",))
+    notes = Notes()
+    config = small_training(epochs=1, ema=0)
+    arguments = work["arguments"] | {"masks": masks, "config": config}
+    report = train(tmp_path / "run", **arguments, progress=notes)
+    assert any("cannot tell of shoes" in said for said in notes.said)
+    assert report.thresholds[3] == NEVER
+    assert all(0 < tau < 1 for tau in report.thresholds[:3])
+    assert "shoes" not in report.visibility_accuracy
+    network, meta = load_checkpoint(tmp_path / "run" / "model.safetensors")
+    assert network.state_dict()["parts_given"].tolist() == [1, 1, 1, 0]
+    with torch.no_grad():
+        output = network(torch.rand(2, 3, meta.model.height, meta.model.width))
+    assert (output.visibility[:, 3] == 0).all()
+    assert (output.matched[:, 3] == 0).all()
+    assert (output.visibility[:, :3] > 0).all()
+
+    everything = make_masks(tmp_path / "none.h5", dataset, absent=PART_NAMES)
+    with pytest.raises(DataError, match="no part of the body"):
+        train(tmp_path / "none", **arguments | {"masks": everything})
 
 
 def test_no_masks_at_all_and_the_baseline(tmp_path: Path, work: dict[str, Any]) -> None:

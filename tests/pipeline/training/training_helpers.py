@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.datasets.images import write_image
-from pipeline.datasets.maskfile import DONE, FAILED, MaskMeta, MaskWriter
+from pipeline.datasets.maskfile import DONE, FAILED, PART_NAMES, MaskMeta, MaskWriter
 from pipeline.datasets.records import Dataset, Record
 
 HEIGHT, WIDTH = 64, 32
@@ -37,15 +37,15 @@ def make_people(root: Path, *, train: int = 6, test: int = 4, shots: int = 3) ->
     return Dataset("folder", "people", root, tuple(records))
 
 
-def make_masks(path: Path, dataset: Dataset, *, failed: int = 0) -> Path:
-    """True-looking masks of the training images; the first `failed` are marked as failed."""
+def make_masks(path: Path, dataset: Dataset, *, failed: int = 0, absent: tuple[str, ...] = ()) -> Path:
+    """True-looking masks of the training images; the first `failed` are marked as failed, `absent` parts are empty."""
     names = sorted(record.path for record in dataset.split("train"))
     parts = np.zeros((4, 16, 8), np.uint8)
     for i, (top, bottom) in enumerate(((1, 4), (4, 9), (9, 14), (14, 15))):
-        parts[i, top:bottom, 2:6] = 255
+        parts[i, top:bottom, 2:6] = 0 if PART_NAMES[i] in absent else 255
     whole = np.zeros((64, 32), np.uint8)
     whole[6:60, 7:25] = 255
-    meta = MaskMeta("test", "1", "", "lip-20", "spreid", (), "area", (64, 32), False, False, "torch", "float32", 1)
+    meta = MaskMeta("test", "1", "", "lip-20", "spreid", absent, "area", (64, 32), False, False, "torch", "float32", 1)
     count = len(names)
     done = np.full(count, DONE, np.uint8)
     done[:failed] = FAILED

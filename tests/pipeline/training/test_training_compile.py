@@ -1,0 +1,66 @@
+"""torch.compile for real, with the C++ compiler of this machine; slow, because compiling is.
+
+The network is the baseline on two convolutions: a MobileNetV2 takes the compiler minutes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from training_helpers import make_masks, make_people, small_model, small_training
+
+from pipeline.config import LossConfig
+from pipeline.model.backbone import Backbone, BackboneInfo
+from pipeline.model.network import Baseline
+from pipeline.runtime.progress import SILENT
+from pipeline.training import run
+from pipeline.training.metrics_log import read_metrics
+from pipeline.training.run import train
+
+
+def two_convolutions(*_: object) -> nn.Module:
+    torch.manual_seed(0)
+    early = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    late = nn.Sequential(nn.Conv2d(8, 16, 3, stride=4, padding=1), nn.ReLU())
+    return Baseline(small_model(kind="baseline"), 6, Backbone(early, late, BackboneInfo(8, 16)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_a_compiled_network_trains_like_the_plain_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warned: list[str] = []
+    monkeypatch.setattr(type(SILENT), "warn", lambda self, message: warned.append(message))
+    called = []
+    compile_ = torch.compile
+
+    def watched(model: torch.nn.Module) -> object:
+        made = compile_(model)
+        made.register_forward_hook(lambda *_: called.append(1))
+        return made
+
+    monkeypatch.setattr(torch, "compile", watched)
+    monkeypatch.setattr(run, "_network", two_convolutions)
+    dataset = make_people(tmp_path / "people")
+    arguments = {
+        "dataset": dataset,
+        "masks": make_masks(tmp_path / "masks.h5", dataset),
+        "model": small_model(kind="baseline"),
+        "loss": LossConfig(),
+    }
+    for name, wanted in (("plain", False), ("compiled", True)):
+        train(tmp_path / name, **arguments, config=small_training(compile=wanted, ema=0))
+    assert not warned, "it went on without compiling"
+    # The trial, and four steps.
+    assert len(called) == 5
+    one, two = (
+        [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if line["kind"] == "step"]
+        for name in ("plain", "compiled")
+    )
+    for plain, other in zip(one, two, strict=True):
+        # The first steps; from then on rounding grows with every one.
+        assert other["loss"] == pytest.approx(plain["loss"], rel=1e-3 if plain["step"] <= 2 else 5e-2)
