@@ -124,6 +124,7 @@ def build_masks(
     if not ordered:
         raise DataError("there are no images to make masks of", where=root)
     begun = time.monotonic()
+    worker_count(config.jobs)  # before anything is made
     out.parent.mkdir(parents=True, exist_ok=True)
     with _alone(out, progress):
         return _build(out, ordered, root, config, label_maps, progress, begun)
@@ -311,7 +312,7 @@ def _open(out: Path, names: tuple[str, ...], source: _Source, root: Path, progre
         # Killed while it copies, it must not leave half a file that looks like an unfinished build.
         with atomic_write(partial) as copy:
             shutil.copyfile(out, copy)
-    if not partial.exists():
+    if not partial.exists() or _is_bare(partial):
         return MaskWriter.create(partial, names, source.meta)
     writer = MaskWriter.resume(partial, names, source.meta)
     again = _readable_again(writer.done, names, root, source)
@@ -320,6 +321,14 @@ def _open(out: Path, names: tuple[str, ...], source: _Source, root: Path, progre
         progress.note(f"{were} can be read now")
         writer.done[again] = PENDING
     return writer
+
+
+def _is_bare(partial: Path) -> bool:
+    """Whether an unfinished file has no rows yet: then nothing is lost when other settings begin it anew."""
+    try:
+        return not MaskFile.open(partial, allow_incomplete=True).load().done.any()
+    except FormatError:
+        return False  # damaged, which is told when it is resumed
 
 
 def _pending_chunks(writer: MaskWriter) -> list[Chunk]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.artifacts.lock import locked
 from pipeline.config import MasksConfig
 from pipeline.datasets.images import read_resized
-from pipeline.datasets.maskfile import DONE, FAILED, MaskFile
+from pipeline.datasets.maskfile import DONE, FAILED, MaskFile, MaskWriter
 from pipeline.errors import ArtifactError, ConfigError, DataError, DeviceError, FormatError, LockedError
 from pipeline.masks import build
 from pipeline.masks.build import MaskReport, build_masks, partial_path
@@ -411,6 +411,17 @@ def test_a_build_killed_again_and_again_ends_in_the_same_arrays(
     assert 0 < seen[-1] < 40
     assert run(out, people, tiny_parser, batch_size=3).resumed == seen[-1]
     assert same_arrays(out, undisturbed)
+
+
+def test_a_build_that_came_to_nothing_binds_nobody(tmp_path: Path, people: People, tiny_parser: str) -> None:
+    out, (_, names) = tmp_path / "masks.h5", people
+    with pytest.raises(ConfigError, match="0 is not a number of workers"):
+        run(out, people, tiny_parser, backend="threading", jobs=0)
+    assert not list(tmp_path.iterdir())
+    run(tmp_path / "other.h5", people, tiny_parser, hard=True)
+    MaskWriter.create(partial_path(out), names, MaskFile.open(tmp_path / "other.h5").meta).close()
+    assert run(out, people, tiny_parser, flip=True).done == 40
+    assert MaskFile.open(out).meta.flip
 
 
 def test_two_builds_of_one_file_do_not_meet(tmp_path: Path, people: People, tiny_parser: str) -> None:
