@@ -21,6 +21,7 @@ from pipeline.errors import (
     RejectedInputs,
     WeightsError,
 )
+from pipeline.parsing import versions
 from pipeline.runtime.files import read_json, write_json
 from pipeline.stages import bodies
 from pipeline.stages.execute import execute, stage_range
@@ -184,6 +185,19 @@ def test_an_installed_parser_s_argument_counts(configure, run, tmp_path):
     assert run(configure(f"masks.parser=mine:{moved}"))[0] == []
     (moved / "weights.bin").write_bytes(b"2")
     assert run(configure(f"masks.parser=mine:{moved}"))[0] == ALL
+
+
+@pytest.mark.parametrize("parser", ["builtin", "schp:{weights}", "label-maps:{folder}"])
+def test_a_raised_version_of_a_parser_makes_the_masks_stale(configure, run, weights, tmp_path, monkeypatch, parser):
+    (tmp_path / "maps").mkdir()
+    config = configure(f"masks.parser={parser.format(weights=weights, folder=tmp_path / 'maps')}")
+    run(config)
+    assert run(config)[0] == []
+    name = {"builtin": "BUILTIN", "schp": "SCHP", "label-maps": "LABEL_MAPS"}[parser.partition(":")[0]]
+    monkeypatch.setattr(versions, name, "raised")
+    assert run(config)[0] == ALL
+    monkeypatch.setattr(versions, "BUILTIN" if name != "BUILTIN" else "SCHP", "of another parser")
+    assert run(config)[0] == []
 
 
 def test_label_maps_count_by_content(configure, run, tmp_path):
