@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def build_masks(
         raise DataError("there are no images to make masks of", where=root)
     begun = time.monotonic()
     worker_count(config.jobs)  # before anything is made
-    out.parent.mkdir(parents=True, exist_ok=True)
+    _check_place(out)
     with _alone(out, progress):
         return _build(out, ordered, root, config, label_maps, progress, begun)
 
@@ -133,6 +134,20 @@ def build_masks(
 def partial_path(out: Path) -> Path:
     """Where an unfinished build of `out` lies."""
     return out.with_name(out.name + ".partial")
+
+
+def _check_place(out: Path) -> None:
+    """Make the folder of `out`, and see that files can be made there before a parser is loaded for nothing."""
+    if out.is_dir():
+        raise FormatError("this is a folder", where=out, expected=f"the file to make, as in {out / 'masks.h5'}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise FormatError(
+            f"no mask file can be written there: {(error.strerror or str(error)).lower()}", where=out.parent
+        ) from error
 
 
 @contextlib.contextmanager

@@ -81,9 +81,11 @@ def export_masks(file: MaskFile, out: Path, layout: str, *, progress: Progress =
                 for row in good:
                     write(row)
                     task.advance()
-        except BaseException:
+        except BaseException as error:
             # On a full disk, the half that was written would stand in the way.
             shutil.rmtree(unfinished, ignore_errors=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(target)
             raise
         if target.exists():
             target.rmdir()

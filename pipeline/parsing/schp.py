@@ -209,6 +209,8 @@ class SchpParser:
             backend="torch",
             precision="float32",
             fit="square",
+            # Told, because asking a forward where its output lies takes a second here.
+            device=str(device),
         )
 
     @torch.inference_mode()

@@ -51,6 +51,7 @@ class TorchScriptParser:
             backend="torchscript",
             precision="float32",
             fit=sidecar.fit,
+            device=str(device),
         )
 
     @torch.inference_mode()

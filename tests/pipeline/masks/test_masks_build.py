@@ -413,6 +413,19 @@ def test_a_build_killed_again_and_again_ends_in_the_same_arrays(
     assert same_arrays(out, undisturbed)
 
 
+def test_places_where_no_file_can_be(tmp_path: Path, people: People, tiny_parser: str) -> None:
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FormatError, match="no mask file can be written there"):
+        run(tmp_path / "file" / "masks.h5", people, tiny_parser)
+    with pytest.raises(FormatError, match="this is a folder") as caught:
+        run(tmp_path / "folder", people, tiny_parser)
+    assert "masks.h5" in (caught.value.expected or "")
+    if Path("/proc/self").exists():
+        with pytest.raises(FormatError, match="no mask file can be written there"):
+            run(Path("/proc/masks.h5"), people, tiny_parser)
+
+
 def test_a_build_that_came_to_nothing_binds_nobody(tmp_path: Path, people: People, tiny_parser: str) -> None:
     out, (_, names) = tmp_path / "masks.h5", people
     with pytest.raises(ConfigError, match="0 is not a number of workers"):

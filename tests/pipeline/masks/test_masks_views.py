@@ -233,8 +233,9 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, file: MaskFile, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         export_masks(file, tmp_path / "out", "png")
+    assert caught.value.filename == str(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["masks.h5"]
 
 
