@@ -3,10 +3,10 @@
 Identities come in teams of four neighbours (0-3, 4-7, ...), because people who share clothes and a palette are what
 makes re-identification hard. Two of three teams wear a uniform: one cut in one shade, woven in another pattern for
 each member, with hats, scarves and the like that most members keep to, and bags of their own. The members of the
-third resemble each other in shoes, skin and mostly hair, and two each in the colour above, or in the one below. Four traits are
-numbered - the main colour of what is worn above, the main colour of what is worn below, the colour of the shoes, the
-tone of the skin - and no two identities of a population have all four in common. That bounds the population: see
-`CAPACITY`.
+third resemble each other in shoes, skin and mostly hair, and two each in the colour above, or in the one below. Four
+traits are numbered - the main colour of what is worn above, the main colour of what is worn below, the colour of the
+shoes, the tone of the skin - and no two identities of a population have all four in common. That bounds the
+population: see `CAPACITY`.
 """
 
 from __future__ import annotations
@@ -347,11 +347,11 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
         # Of one mean colour, so that only who sees patterns can tell the members apart by their clothes.
         weaver = np.random.default_rng([word, seed, 6, team])
         if coat is not None:
-            coat = replace(coat, cloth=_woven(weaver, member, coat.cloth.main))
+            coat = replace(coat, cloth=_woven(weaver, member, coat.cloth.main, _WEAVES, 1.4))
         else:
-            top = replace(top, cloth=_woven(weaver, member, top_main))
+            top = replace(top, cloth=_woven(weaver, member, top_main, _WEAVES, 1.4))
         if uniform and not bottom.denim:
-            bottom = replace(bottom, cloth=_woven(weaver, member, bottom_main, 0.55))
+            bottom = replace(bottom, cloth=_woven(weaver, member, bottom_main, _LEG_WEAVES, 0.55))
     stature = _stature(rng, female, adult)
     age, shape = _shape(rng, model, female, adult, stature)
     prefix = "coat+" if coat is not None else ""
@@ -420,6 +420,7 @@ _DESIGNS = {
     "logo": 0.18, "yoke": 0.06, "camo": 0.04, "dots": 0.05, "melange": 0.04,
 }  # fmt: skip
 _WEAVES = (Pattern.PLAIN, Pattern.STRIPES, Pattern.BARS, Pattern.CHECKS, Pattern.PLAID, Pattern.CAMO, Pattern.DOTS)
+_LEG_WEAVES = (Pattern.PLAIN, Pattern.PLAIN, Pattern.BARS, Pattern.CHECKS, Pattern.PLAID, Pattern.CAMO, Pattern.DOTS)
 # How the figure differs from the mean, as steps of the cube roots of red, green and blue: lighter or darker and
 # tinged, never the same twice in a team.
 _TINGES = (
@@ -428,16 +429,17 @@ _TINGES = (
 )  # fmt: skip
 
 
-def _woven(weaver: np.random.Generator, member: int, mean: Colour, contrast: float = 1.4) -> Cloth:
-    """A member's own cloth of a team whose cloth is `mean` from afar; every member has another pattern.
+def _woven(weaver: np.random.Generator, member: int, mean: Colour, weaves: Sequence[Pattern], contrast: float) -> Cloth:
+    """A member's own cloth of a team whose cloth is `mean` from afar; every member has another of the weaves.
 
     Args:
         weaver: The team's; of the same state for every member.
         member: Number in the team.
         mean: Linear albedo.
-        contrast: Of the pattern, 1 usual.
+        weaves: At least `TEAM` patterns.
+        contrast: Of the pattern, as a factor on `_TINGES`.
     """
-    pattern = _WEAVES[int(weaver.permutation(len(_WEAVES))[member])]
+    pattern = weaves[int(weaver.permutation(len(weaves))[member])]
     tinge = np.array(_TINGES[int(weaver.permutation(len(_TINGES))[member])])
     seed = int(weaver.integers(1 << 15)) + member
     scale = float(np.exp(weaver.normal(0, 0.2)))

@@ -479,7 +479,7 @@ def _blocker(kind: str, random: Random, seed: int) -> Item:
 def _crop(random: Random, extent: Extent, coverage: _Coverage, aspect: float, occluded: bool) -> Window:
     """The detector's box: mostly tight, sometimes loose, sometimes cutting feet or a side off."""
     box = extent
-    if occluded and random.random() < 0.35 and (seen := coverage.visible_extent()) is not None:
+    if occluded and random.random() < 0.25 and (seen := coverage.visible_extent()) is not None:
         # Detectors often box only what they see.
         box = extent.blend(seen, random.uniform(0.3, 1.0))
     margins = [random.uniform(0.005, 0.035), random.uniform(0.005, 0.035)]
