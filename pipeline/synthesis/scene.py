@@ -433,7 +433,7 @@ def _occlude(
             # The nearer the camera, the steeper it looks down: what stands too near hides nothing but the feet.
             gap = random.uniform(0.08, min(1.5, 0.22 * distance))
             reach = (float(most[0]) - float(least[0])) / 2
-            aside = 0.4 if kind in _POLED else 0.75 * reach + 0.18
+            aside = 0.12 if kind in _POLED else 0.75 * reach + 0.18
             x = random.uniform(-1, 1) * aside - (float(most[0]) + float(least[0])) / 2
             placed = turned.moved(0.0, x, front - gap - float(most[1]))
             if float(placed.mesh.vertices[:, 1].min()) < -distance + 0.8:
