@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from pipeline.errors import ConfigError, WeightsError
 from pipeline.model.attention import LocalAttention, PartEmbeddings, WholeBodyAttention, masked_mean
 from pipeline.model.backbone import build_backbone
 from pipeline.model.losses import total_loss
-from pipeline.model.network import SGSFA, Baseline, MaskedBatchNorm1d, build_model
+from pipeline.model.network import SGSFA, Baseline, Head, MaskedBatchNorm1d, build_model
 
 STRONG = {"whole_dim": 256, "necks": True}
 
@@ -152,6 +154,19 @@ def test_what_the_masks_never_told_of_is_not_there(options: dict[str, object], t
     head = build_model(tiny(**options), 3, given=torch.tensor([False, True, True, True])).train(training)
     assert isinstance(head, SGSFA)
     assert not with_masks(head, 20.0)(torch.randn(4, 3, 64, 32)).spatial_present.any(), "strips begin at a head"
+
+
+@pytest.mark.parametrize(("mask", "seen"), [(0.15, True), (1e-4, False)])
+def test_necks_and_strips_see_what_the_masks_are_unsure_of(mask: float, seen: bool) -> None:
+    network = build_model(tiny(**STRONG), 3).train()
+    assert isinstance(network, SGSFA)
+    output = with_masks(network, math.log(mask / (1 - mask)))(torch.randn(8, 3, 64, 32))
+    assert output.spatial_present.all() == seen
+    assert network.semantic_heads is not None
+    for head in [*network.semantic_heads, *network.spatial_heads]:
+        assert isinstance(head, Head)
+        assert head.neck.running_mean is not None
+        assert bool(head.neck.running_mean.any()) == seen
 
 
 def test_a_head_everywhere_shows_every_strip() -> None:
