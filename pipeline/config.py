@@ -151,7 +151,9 @@ class ModelConfig(Section):
         "masked", description="Pooling of a part: mean weighted by its mask, or plain global average."
     )
     head_threshold: Fraction = Field(
-        0.25, description="A mask pixel above this is active: where the head begins, which strips show the body."
+        0.1,
+        description="A mask that exceeds this somewhere shows something: whether there is a head, which strips show "
+        "the body. A cell holds the share of its pixels that show the part; a small head fills a third of one.",
     )
     head_row_test: Literal["first", "max+1"] = Field(
         "first",

@@ -14,11 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config import LossConfig
+from pipeline.model.attention import VISIBLE_SHARES
 from pipeline.model.network import Output
-
-VISIBLE_SHARES = (0.008, 0.01, 0.01, 0.003)
-"""Head, upper, lower, shoes: a part whose true mask covers more than this share of the map counts as shown. In rendered
-images one shoe alone covers 0.009, a whole upper body 0.1."""
 
 
 @dataclass(frozen=True, slots=True)

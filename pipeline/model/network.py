@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.model import spatial
-from pipeline.model.attention import LOCAL_PARTS, LocalAttention, PartEmbeddings, WholeBodyAttention, masked_mean
+from pipeline.model.attention import (
+    LOCAL_PARTS,
+    VISIBLE_SHARES,
+    LocalAttention,
+    PartEmbeddings,
+    WholeBodyAttention,
+    masked_mean,
+)
 from pipeline.model.backbone import Backbone, build_backbone, classifier, initialise
-
-PART_PEAK = 0.25
-"""A semantic part whose predicted mask stays below this everywhere is left out of its neck's batch statistics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,7 @@ class SGSFA(nn.Module):
     """
 
     parts_given: Tensor
+    visible_shares: Tensor
 
     def __init__(self, config: ModelConfig, classes: int, backbone: Backbone) -> None:
         super().__init__()
@@ -161,6 +166,7 @@ class SGSFA(nn.Module):
             self.whole_head = Head(config.whole_dim, classes)
         # Which parts the training masks told of. What a parser cannot give was never taught, so it never counts.
         self.register_buffer("parts_given", torch.ones(len(LOCAL_PARTS)))
+        self.register_buffer("visible_shares", torch.tensor(VISIBLE_SHARES), persistent=False)
         for name, module in self.named_children():
             if name != "backbone":
                 initialise(module)
@@ -195,7 +201,8 @@ class SGSFA(nn.Module):
         # Rows, strips and visibilities are decisions about the masks, not functions to learn through.
         seen = masks.detach().float() * given.unsqueeze(3)
         strips, present = self._strips(seen)
-        shown = seen.amax((2, 3)) > PART_PEAK
+        # Not by the largest value: a shoe fills a tenth of a cell, and its neck has to see it all the same.
+        shown = seen.mean((2, 3)) > self.visible_shares
         pooled = spatial.pool_strips(unmasked, strips)
         strip_mean, _ = spatial.strip_visibility(seen, strips)
         visibility = torch.cat([seen.mean((2, 3)), strip_mean], 1)

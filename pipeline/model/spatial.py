@@ -17,17 +17,27 @@ COMBINATIONS = ("top", "middle", "bottom", "top+middle", "middle+bottom")
 NO_HEAD = -1
 
 
+def active_pixels(masks: Tensor, threshold: float) -> Tensor:
+    """Where each mask (B, H, W) shows something: pixels above the threshold and above half of the mask's maximum.
+
+    The paper says "non-zero", which a sigmoid always is. Whether there is a head is for the threshold to say, where it
+    is for its own maximum: a network that is sure of its masks blurs them into the row above, one that is not sure, or
+    sees small heads, exceeds no fixed value high enough to leave that row out.
+    """
+    return (masks > threshold) & (masks > 0.5 * masks.amax((1, 2), keepdim=True))
+
+
 def head_row_first(head: Tensor, threshold: float) -> Tensor:
-    """First row of each head mask with an active pixel, scanning from the top.
+    """First row of each head mask with an active pixel (`active_pixels`), scanning from the top.
 
     Args:
         head: (B, H, W) in [0, 1].
-        threshold: A pixel above it is active.
+        threshold: A head whose maximum does not exceed it is not found.
 
     Returns:
         (B,) int64 row, or `NO_HEAD`.
     """
-    active = (head > threshold).any(2)
+    active = active_pixels(head, threshold).any(2)
     first = active.to(torch.int64).argmax(1)
     return torch.where(active.any(1), first, torch.full_like(first, NO_HEAD))
 
@@ -49,7 +59,7 @@ def head_row_maximum(head: Tensor, threshold: float) -> Tensor:
 
 def head_height(head: Tensor, threshold: float) -> Tensor:
     """Rows from the first to the last active row of each head mask (B, H, W); 0 without a head."""
-    active = (head > threshold).any(2)
+    active = active_pixels(head, threshold).any(2)
     rows = active.shape[1]
     first = active.to(torch.int64).argmax(1)
     last = rows - 1 - active.flip(1).to(torch.int64).argmax(1)

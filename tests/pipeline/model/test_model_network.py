@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from pipeline.config import LossConfig, ModelConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, WeightsError
 from pipeline.model.attention import LocalAttention, PartEmbeddings, WholeBodyAttention, masked_mean
 from pipeline.model.backbone import build_backbone
 from pipeline.model.losses import total_loss
-from pipeline.model.network import SGSFA, Baseline, MaskedBatchNorm1d, build_model
+from pipeline.model.network import SGSFA, Baseline, Head, MaskedBatchNorm1d, build_model
 
 STRONG = {"whole_dim": 256, "necks": True}
 
@@ -34,6 +36,42 @@ def test_backbones_give_strides_4_and_16(name: str, early: int, late: int) -> No
     assert first.shape == (1, early, 64, 32)
     assert last.shape == (1, late, 16, 8)
     assert (backbone.info.early_channels, backbone.info.late_channels) == (early, late)
+
+
+@pytest.mark.parametrize(("name", "early", "late"), [("resnet18", 64, 512), ("regnetx_002", 24, 368)])
+def test_a_timm_model_gives_strides_4_and_16(name: str, early: int, late: int) -> None:
+    pytest.importorskip("timm", reason="an extra")
+    backbone = build_backbone(f"timm:{name}").eval()
+    with torch.no_grad():
+        first = backbone.early(torch.randn(1, 3, 256, 128))
+        last = backbone.late(first)
+    assert first.shape == (1, early, 64, 32)
+    assert last.shape == (1, late, 16, 8)
+    assert (backbone.info.early_channels, backbone.info.late_channels) == (early, late)
+
+
+def test_a_timm_model_equals_timm_itself_and_takes_its_weights() -> None:
+    timm = pytest.importorskip("timm", reason="an extra")
+    torch.manual_seed(0)
+    own = timm.create_model("resnet18", pretrained=False).eval()
+    backbone = build_backbone("timm:resnet18", own.state_dict()).eval()
+    wanted = timm.create_model("resnet18", features_only=True, output_stride=16, pretrained=False).eval()
+    wanted.load_state_dict(own.state_dict(), strict=False)
+    images = torch.randn(1, 3, 64, 32)
+    with torch.no_grad():
+        features = wanted(images)
+        torch.testing.assert_close(backbone.early(images), features[1])
+        torch.testing.assert_close(backbone.late(backbone.early(images)), features[-1])
+    with pytest.raises(WeightsError, match="timm:resnet18"):
+        build_backbone("timm:resnet18", {})
+
+
+def test_a_timm_model_that_cannot_is_refused() -> None:
+    pytest.importorskip("timm", reason="an extra")
+    with pytest.raises(ConfigError, match="cannot build"):
+        build_backbone("timm:no_such_model")
+    with pytest.raises(ConfigError, match="stride"):
+        build_backbone("timm:vit_tiny_patch16_224")
 
 
 def test_an_unknown_backbone_is_refused_with_the_nearest_name() -> None:
@@ -116,6 +154,19 @@ def test_what_the_masks_never_told_of_is_not_there(options: dict[str, object], t
     head = build_model(tiny(**options), 3, given=torch.tensor([False, True, True, True])).train(training)
     assert isinstance(head, SGSFA)
     assert not with_masks(head, 20.0)(torch.randn(4, 3, 64, 32)).spatial_present.any(), "strips begin at a head"
+
+
+@pytest.mark.parametrize(("mask", "seen"), [(0.15, True), (1e-4, False)])
+def test_necks_and_strips_see_what_the_masks_are_unsure_of(mask: float, seen: bool) -> None:
+    network = build_model(tiny(**STRONG), 3).train()
+    assert isinstance(network, SGSFA)
+    output = with_masks(network, math.log(mask / (1 - mask)))(torch.randn(8, 3, 64, 32))
+    assert output.spatial_present.all() == seen
+    assert network.semantic_heads is not None
+    for head in [*network.semantic_heads, *network.spatial_heads]:
+        assert isinstance(head, Head)
+        assert head.neck.running_mean is not None
+        assert bool(head.neck.running_mean.any()) == seen
 
 
 def test_a_head_everywhere_shows_every_strip() -> None:

@@ -16,15 +16,21 @@ from pipeline.model import spatial
 ROWS, COLUMNS = 16, 8
 SHARES = (0.15, 0.23, 0.62)
 
-masks = hnp.arrays(np.float32, (3, ROWS, COLUMNS), elements=st.sampled_from([0.0, 0.3, 0.5, 0.50001, 0.9]))
+masks = hnp.arrays(np.float32, (3, ROWS, COLUMNS), elements=st.sampled_from([0.0, 0.1, 0.10001, 0.2, 0.4, 0.5, 0.9]))
 
 
-def literal_first(mask: np.ndarray) -> int:
-    for y in range(ROWS):
-        for x in range(COLUMNS):
-            if mask[y, x] > 0.5:
-                return y
-    return spatial.NO_HEAD
+THRESHOLD = 0.1
+
+
+def literal_active(mask: np.ndarray) -> list[int]:
+    """Rows with a pixel that exceeds the threshold and half of the mask's largest value."""
+    largest = max(mask[y, x] for y in range(ROWS) for x in range(COLUMNS))
+    return [y for y in range(ROWS) if any(mask[y, x] > THRESHOLD and mask[y, x] > largest / 2 for x in range(COLUMNS))]
+
+
+def faint(head: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Masks of several strengths; hardly any drawn at random would be without a strong pixel."""
+    return (head * factor[:, None, None]).astype(np.float32)
 
 
 def literal_bounds(start: int, rows: int, body: int | None) -> list[tuple[int, int]]:
@@ -39,18 +45,30 @@ def literal_bounds(start: int, rows: int, body: int | None) -> list[tuple[int, i
     return list(itertools.pairwise(edges))
 
 
-@given(masks)
-def test_head_row_is_the_first_active_row(head: np.ndarray) -> None:
-    found = spatial.head_row_first(torch.from_numpy(head), 0.5)
-    assert found.tolist() == [literal_first(mask) for mask in head]
+strengths = hnp.arrays(np.float32, (3,), elements=st.sampled_from([0.1, 0.25, 0.5, 1.0]))
 
 
-@given(masks)
-def test_head_height_spans_first_to_last_active_row(head: np.ndarray) -> None:
-    found = spatial.head_height(torch.from_numpy(head), 0.5).tolist()
+@given(masks, strengths)
+def test_head_row_is_the_first_active_row(head: np.ndarray, strength: np.ndarray) -> None:
+    head = faint(head, strength)
+    found = spatial.head_row_first(torch.from_numpy(head), THRESHOLD)
+    assert found.tolist() == [next(iter(literal_active(mask)), spatial.NO_HEAD) for mask in head]
+
+
+@given(masks, strengths)
+def test_head_height_spans_first_to_last_active_row(head: np.ndarray, strength: np.ndarray) -> None:
+    head = faint(head, strength)
+    found = spatial.head_height(torch.from_numpy(head), THRESHOLD).tolist()
     for mask, height in zip(head, found, strict=True):
-        rows = [y for y in range(ROWS) if (mask[y] > 0.5).any()]
+        rows = literal_active(mask)
         assert height == (rows[-1] - rows[0] + 1 if rows else 0)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.2])
+def test_a_head_begins_in_the_same_row_however_sure_the_network_is(strength: float) -> None:
+    head = torch.zeros(1, ROWS, COLUMNS)
+    head[0, 2:6, 3] = torch.tensor([0.3, 0.8, 0.9, 0.2])
+    assert spatial.head_row_first(strength * head, THRESHOLD).tolist() == [3]
 
 
 def test_head_row_of_the_maximum_is_one_below_and_stays_inside() -> None:

@@ -11,11 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from training_helpers import HEIGHT, WIDTH, make_people
+from training_helpers import HEIGHT, WIDTH, make_people, small_model
 
-from pipeline.model.weights import load_checkpoint
+from pipeline.matching.featurefile import FeatureFile
+from pipeline.model.network import build_model
+from pipeline.model.weights import CheckpointMeta, load_checkpoint, save_checkpoint
 from pipeline.training.metrics_log import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -118,6 +121,32 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
     one, two = result(tmp_path / "straight"), result(tmp_path / "killed")
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not list((tmp_path / "killed" / "artifacts").rglob("*.partial"))
+
+
+def test_two_processes_extract_into_one_file_what_one_extracts(tmp_path: Path) -> None:
+    make_csv(tmp_path)
+    network = build_model(small_model(whole_dim=8, necks=True), 3)
+    meta = CheckpointMeta(small_model(whole_dim=8, necks=True), 3, (0.1,) * 7)
+    save_checkpoint(tmp_path / "model.safetensors", network, meta)
+    found = []
+    for processes in (1, 2):
+        out = tmp_path / f"features-{processes}.h5"
+        words = {"checkpoint": tmp_path / "model.safetensors", "data": f"csv:{tmp_path}/people/people.csv", "out": out}
+        options = [word for key, value in words.items() for word in (f"--{key}", str(value))]
+        command = launch(
+            "-m", "sgsfa_cli", "extract", *options, "--batch-size", "4", "--device", "cpu",
+            processes=processes,
+        )  # fmt: skip
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        found.append(FeatureFile.open(out).load())
+    one, two = found
+    assert len(one.names) == 12
+    assert list(one.names) == list(two.names)
+    assert (one.pids.tolist(), one.camids.tolist()) == (two.pids.tolist(), two.camids.tolist())
+    for name in ("parts", "whole", "visibility"):
+        np.testing.assert_allclose(getattr(one, name), getattr(two, name), atol=1e-5)
+    assert {path.name for path in tmp_path.glob("features-2*")} == {"features-2.h5"}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

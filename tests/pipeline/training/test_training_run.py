@@ -24,7 +24,7 @@ from pipeline.runtime.progress import SILENT
 from pipeline.training import loop as loop_module
 from pipeline.training import run as run_module
 from pipeline.training.calibrate import NEVER
-from pipeline.training.metrics_log import read_metrics
+from pipeline.training.metrics_log import MetricsLog, read_metrics
 from pipeline.training.run import train
 
 
@@ -338,6 +338,19 @@ def test_what_cannot_be_trained_is_explained(tmp_path: Path, work: dict[str, Any
         train(tmp_path / "d", **arguments | {"tests": [nothing]})
     with pytest.raises(WeightsError, match="does not exist"):
         train(tmp_path / "e", **arguments | {"model": small_model(weights=str(tmp_path / "none.pth"))})
+
+
+def test_tensorboard_gets_the_numbers_of_the_log(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with MetricsLog(tmp_path / "metrics.jsonl", tensorboard=tmp_path / "board") as log:
+        for step in (1, 2):
+            log.write("step", step=step, epoch=1, values={"loss": 1.0 / step, "names": "no number"})
+    events = EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["step/loss"]
+    assert [(each.step, each.value) for each in events.Scalars("step/loss")] == [(1, 1.0), (2, 0.5)]
 
 
 def test_a_missing_tensorboard_is_explained(
