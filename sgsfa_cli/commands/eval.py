@@ -221,11 +221,15 @@ def _draw(results: Mapping[str, dict[str, Any]], comparisons: list[Comparison]) 
     from rich.markup import escape
 
     from pipeline.evaluation import compare_runs
-    from pipeline.evaluation.result import COLUMNS, breakdown_rows, table_rows
+    from pipeline.evaluation.result import COLUMNS, INTERVAL_COLUMNS, breakdown_rows, interval_rows, table_rows
 
     parts: list[RenderableType] = [
-        console.table(*COLUMNS, rows=[row for result in results.values() for row in table_rows(result)])
+        console.table(
+            *COLUMNS, rows=[row for result in results.values() for row in table_rows(result)], title="In per cent"
+        )
     ]
+    if intervals := [row for result in results.values() for row in interval_rows(result)]:
+        parts.append(console.table(*INTERVAL_COLUMNS, rows=intervals, title="Queries drawn anew"))
     for name, result in results.items():
         groups = breakdown_rows(result)
         if sum(row[0] == "cameras" for row in groups) > _CAMERA_PAIRS:

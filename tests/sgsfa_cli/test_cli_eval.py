@@ -116,3 +116,12 @@ def test_search_and_compare(features: Path) -> None:
     pair = json.loads(run("compare", "0.jpg", "12.jpg", "--checkpoint", "m.safetensors", "--json").stdout)
     assert pair["parts"][-1]["name"] == "whole body"
     assert "distance" in run("compare", "0.jpg", "12.jpg", "--checkpoint", "m.safetensors", "--rule", "mean").output
+
+
+def test_intervals_have_a_table_of_their_own(features: Path) -> None:
+    text = run("eval", "-f", features, "-q", "--no-breakdown", "--bootstrap", "50").output
+    assert "95 % interval" in text
+    line = next(line for line in text.splitlines() if line.split()[:2] == ["toy", "mAP"])
+    low, high = (float(number) for number in line.split("[")[1].rstrip(" ]").split(","))
+    assert low <= float(line.split()[2]) <= high
+    assert "95 %" not in run("eval", "-f", features, "-q", "--no-breakdown").output
