@@ -291,7 +291,7 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
         hits = search(query, file, 50)
 
     before = peak_mb()
-    searching = best_of(top_50, 3)
+    searching = best_of(top_50, max(3, min(20, 2_000_000 // file.total)))
     peak_search = peak_mb()
     ranking = best_of(lambda: rank_on_disk(query, pids[rows], camids[rows], file).metrics(), 1)
     found = {

@@ -163,8 +163,8 @@ def _lonely_queries(dataset: Dataset, notes: list[str]) -> list[Fault]:
     lonely = [record for record in queries if not cameras[record.pid] - {record.camid}]
     if lonely:
         notes.append(
-            f"{len(lonely):,} queries have no gallery image of their identity in another camera and will be "
-            f"skipped ({lonely[0].path})"
+            f"{len(lonely):,} {'query has' if len(lonely) == 1 else 'queries have'} no gallery image of the same "
+            f"identity in another camera and will be skipped ({lonely[0].path})"
         )
     return []
 
@@ -217,7 +217,8 @@ def _equal_files(dataset: Dataset, hashes: dict[str, str]) -> list[str]:
             record, other = equal[0]
             strangers = sum(record.pid != other.pid for record, other in equal)
             notes.append(
-                f"{len(equal):,} images of {split} are equal to another one to the byte ({record.path} = {other.path})"
+                f"{len(equal):,} {f'image of {split} is' if len(equal) == 1 else f'images of {split} are'} equal to "
+                f"another one to the byte ({record.path} = {other.path})"
                 + (f"; {strangers:,} of them under another identity" if strangers else "")
             )
     return notes

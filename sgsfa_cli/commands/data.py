@@ -127,10 +127,12 @@ def _draw_report(report: DatasetReport, shown: int | None) -> RenderableType:
     if report.faults:
         faults = report.faults[:shown]
         rows = [(fault.kind.value, fault.where, _what(fault.found, fault.expected)) for fault in faults]
-        title = f"{len(report.faults):,} faults"
+        title = f"{len(report.faults):,} fault{'s' if len(report.faults) > 1 else ''}"
         if len(faults) < len(report.faults):
             title += f", the first {len(faults)} (--all lists them all)"
         parts.append(console.table("Fault", "Where", "What", rows=rows, title=title))
+        hints = dict.fromkeys(fault.hint for fault in faults if fault.hint)
+        parts += [Text(f"to do: {hint}") for hint in hints]
     else:
         parts.append(Text("nothing is wrong" if report.decoded else "nothing is wrong; the images were not decoded"))
     return Group(*parts)

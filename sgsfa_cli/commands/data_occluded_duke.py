@@ -49,6 +49,6 @@ def _drawn(made: Made) -> RenderableType:
 
     counts = ", ".join(f"{folder} {count:,}" for folder, count in made.images.items())
     return Text(
-        f"{counts}\n{made.double:,} queries are gallery files too\n"
+        f"{counts}\nqueries that are gallery files too: {made.double:,}\n"
         f"read it as occluded-duke:{made.root}; `sgsfa data check` compares the counts with the published ones"
     )

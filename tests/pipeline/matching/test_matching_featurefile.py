@@ -77,7 +77,10 @@ def test_rows_in_blocks_and_one_by_one(tmp_path: Path) -> None:
     blocks = list(file.blocks(4, start=1, stop=10))
     assert [(block.start, len(block)) for block in blocks] == [(1, 4), (5, 4), (9, 1)]
     assert np.concatenate([block.parts for block in blocks])[:, 0, 0].tolist() == list(range(1, 10))
+    again = [block.parts[:, 0, 0].copy() for block in file.blocks(4, start=1, stop=10, reuse=True)]
+    assert np.concatenate(again).tolist() == list(range(1, 10))
     assert file.at(np.array([0, 1, 4, 9])).whole[:, 0].tolist() == [0, -1, -4, -9]
+    assert [column.tolist() for column in file.ids()] == [column.tolist() for column in file.roles()[:2]]
     for reader in (file, file.mapped()):
         assert reader.at(np.array([5, 2, 5])).parts[:, 3, 1].tolist() == [5, 2, 5]
     assert len(file.at(np.array([], dtype=np.int64))) == 0
@@ -88,6 +91,32 @@ def test_rows_in_blocks_and_one_by_one(tmp_path: Path) -> None:
     loaded = file.load()
     assert loaded.split("gallery").parts[:, 0, 0].tolist() == [3, 4, 5, 6, 7, 8, 9]
     assert loaded.select(np.array([2, 5])).names.tolist() == ["gallery/é002.jpg", "gallery/é005.jpg"]
+
+
+def test_a_file_laid_out_by_another_program_is_read_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.h5")
+    with h5py.File(path, "r+") as file:
+        parts = file["parts"][:]
+        del file["parts"]
+        file.create_dataset("parts", data=parts.astype("f8"), chunks=(2, 7, 6), compression="gzip")
+    opened = FeatureFile.open(path)
+    for reader in (opened, opened.mapped()):
+        assert reader.at(np.array([5, 2, 5])).parts[:, 3, 1].tolist() == [5, 2, 5]
+    assert opened.rows(2, 4).parts.dtype == np.float32
+    assert next(opened.blocks(3, reuse=True)).parts[:, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_a_file_that_another_process_writes_is_said_to_be(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.h5")
+    script = f"import h5py, time; f = h5py.File({str(path)!r}, 'r+'); print('open', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            with pytest.raises(FormatError, match="another process is writing"):
+                FeatureFile.open(path)
+        finally:
+            other.kill()
 
 
 @pytest.mark.parametrize(("part_dim", "whole_dim"), [(0, 4), (6, 0)])

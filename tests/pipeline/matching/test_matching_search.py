@@ -58,13 +58,26 @@ def sides(file: FeatureFile, kind: Any = "hard") -> tuple[PartSet, PartSet]:
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-@pytest.mark.parametrize("name", ["shrunk", "mean", "query"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule("shrunk"),
+        Rule("mean"),
+        Rule("mean", whole_term=False),
+        Rule("query"),
+        Rule("sum"),
+        # Many products a block: none may write over another.
+        Rule("shrunk", metric="euclidean"),
+        Rule("mean", metric="euclidean"),
+    ],
+    ids=lambda rule: f"{rule.name}-{rule.metric}-{rule.whole_term}",
+)
 @pytest.mark.parametrize("k", [1, 10, 400])
-def test_top_k_from_disk_equals_memory(gallery: FeatureFile, name: Any, kind: Any, k: int) -> None:
+def test_top_k_from_disk_equals_memory(gallery: FeatureFile, rule: Rule, kind: Any, k: int) -> None:
     query, others = sides(gallery, kind)
     rows = np.arange(NUM_QUERY, NUM_QUERY + NUM_GALLERY)
-    hits = search(query, gallery, k, rule=Rule(name), visibility=kind, rows=rows)
-    matrix = distance_matrix(query, others, rule=Rule(name)).numpy()
+    hits = search(query, gallery, k, rule=rule, visibility=kind, rows=rows)
+    matrix = distance_matrix(query, others, rule=rule).numpy()
     order = np.argsort(matrix, axis=1, kind="stable")[:, :k]
     assert hits.rows.shape == (NUM_QUERY, min(k, NUM_GALLERY))
     np.testing.assert_allclose(hits.distances, np.take_along_axis(matrix, order, axis=1), atol=1e-6)
