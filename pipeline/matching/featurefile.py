@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy.typing as npt
 
 from pipeline.errors import ArtifactError, FormatError
 from pipeline.parts import NUM_PARTS, PARTS
-from pipeline.runtime.files import atomic_write
+from pipeline.runtime.files import atomic_write, reserve
 from pipeline.version import __version__
 
 FORMAT = "sgsfa-features"
@@ -40,6 +39,7 @@ Strings = npt.NDArray[np.str_]
 
 _SPLITS = ("train", "query", "gallery", "all")
 _ARRAYS = ("parts", "whole", "visibility")
+_STRUCTURE = 1 << 16  # Bytes that the file's own structure takes at most.
 
 
 @dataclass(frozen=True)
@@ -577,18 +577,22 @@ def _check_same(path: Path, opened: FeatureFile, header: FeatureHeader) -> None:
 
 def _create(path: Path, header: FeatureHeader) -> None:
     total = len(header.names)
-    needed = total * (NUM_PARTS * header.part_dim + header.whole_dim + NUM_PARTS) * 4
+    numbers = NUM_PARTS * header.part_dim + header.whole_dim + NUM_PARTS
+    text = _encoded(header.names).itemsize + _encoded(header.splits).itemsize
+    needed = total * (4 * numbers + 16 + text) + len(json.dumps(dict(header.attributes))) + _STRUCTURE
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if free < needed:
-            raise ArtifactError(
-                f"the features need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free", where=path.parent
-            )
-        with atomic_write(path) as temporary, h5py.File(temporary, "w", libver="earliest") as file:
-            _fill(file, header, total)
+        with atomic_write(path) as temporary:
+            reserve(temporary, needed)
+            with h5py.File(temporary, "w", libver="earliest") as file:
+                _fill(file, header, total)
+            # What is filled in later is only named so far.
+            reserve(temporary, temporary.stat().st_size)
     except OSError as error:
-        raise ArtifactError(f"the features file cannot be created: {error}", where=path) from error
+        raise ArtifactError(
+            f"the features file cannot be created: {error.strerror or error}",
+            where=path,
+            hint=f"make room: it needs {needed / 1e6:,.0f} MB",
+        ) from error
 
 
 def _fill(file: h5py.File, header: FeatureHeader, total: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
         fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Give a file, which is made if it is missing, `size` bytes of the disk, so that writing to them cannot fail.
+
+    HDF5 crashes the process where it meets the end of a disk while it closes a file; so the space is asked for before.
+    Where the system cannot reserve, the free space is compared.
+
+    Raises:
+        OSError: There is not so much space, or the file may not grow so large.
+    """
+    with path.open("ab") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, max(1, size))
+        elif shutil.disk_usage(path.parent).free < size - path.stat().st_size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def write_json(path: Path, obj: Any) -> None:

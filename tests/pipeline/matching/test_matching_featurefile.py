@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -209,8 +210,10 @@ def test_a_header_that_contradicts_itself(tmp_path: Path, changes: dict[str, Any
 
 
 def test_too_little_space_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where the system cannot reserve space, what is free is compared.
+    monkeypatch.delattr("os.posix_fallocate")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(ArtifactError, match="are free"):
+    with pytest.raises(ArtifactError, match=r"No space left[^$]*make room"):
         FeatureWriter.begin(tmp_path / "f.h5", header())
 
 
@@ -347,3 +350,11 @@ def test_sigkill_while_writing_then_resume(tmp_path: Path) -> None:
             writer.finish()
         assert path.read_bytes() == whole
     assert interrupted > 0
+
+
+@pytest.mark.parametrize("size", [100, 3000, 100_000])
+def test_a_full_disk_is_told_in_words(tmp_path: Path, no_file_beyond: Callable[[int], None], size: int) -> None:
+    no_file_beyond(size)
+    with pytest.raises(ArtifactError, match=r"too large[^$]*make room"):
+        FeatureWriter.begin(tmp_path / "features.h5", header(500, part_dim=64))
+    assert not list(tmp_path.iterdir())
