@@ -11,10 +11,12 @@ import typer
 from sgsfa_cli import console
 from sgsfa_cli.options import (
     ConfigOption,
+    ExpectCountsOption,
     JsonOption,
     PresetOption,
     QuietOption,
     SetOption,
+    Switch,
     command_app,
     examples,
     load,
@@ -89,6 +91,7 @@ def evaluate(
         Path | None,
         typer.Option("--against", metavar="RUN", help="Compare with an earlier result: its folder or result.json."),
     ] = None,
+    expect_counts: ExpectCountsOption = Switch.ON,
     config: ConfigOption = None,
     preset: PresetOption = None,
     overrides: SetOption = None,
@@ -111,6 +114,7 @@ def evaluate(
         "matching.bootstrap": bootstrap,
         "matching.breakdown": breakdown,
         "extract.flip": flip,
+        "data.expect_counts": None if expect_counts is Switch.ON else False,
     }
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
     progress = console.progress(quiet=quiet)
