@@ -210,13 +210,15 @@ def _comparisons(
     from pipeline.errors import DataError
     from pipeline.evaluation.compare_runs import compare
 
-    made = []
-    for name, table in tables.items():
-        # A single result on both sides is meant, whatever the folders are called.
-        other = next(iter(before.values())) if len(before) == len(tables) == 1 else before.get(name)
-        if other is None:
-            raise DataError(f"the earlier run has no test set {name!r}", where=against, expected=", ".join(before))
-        made.append(compare(name, table, other))
+    # A single result on both sides is meant, whatever the folders are called.
+    pairs = {name: before.get(name) for name in tables}
+    if len(before) == len(tables) == 1:
+        pairs = dict(zip(tables, before.values(), strict=True))
+    made = [compare(name, tables[name], other) for name, other in pairs.items() if other is not None]
+    if not made:
+        raise DataError(
+            f"the earlier run has none of the test sets {', '.join(tables)}", where=against, expected=", ".join(before)
+        )
     return made
 
 
@@ -259,4 +261,6 @@ def _draw(results: Mapping[str, dict[str, Any]], comparisons: list[Comparison]) 
     if comparisons:
         rows = [row for comparison in comparisons for row in comparison.table_rows()]
         parts.append(console.table(*compare_runs.COLUMNS, rows=rows, title="Against the earlier run, query by query"))
+        if missing := results.keys() - {comparison.test_set for comparison in comparisons}:
+            parts.append(f"not in the earlier run: {escape(', '.join(sorted(missing)))}")
     return Group(*parts)
