@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,33 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def turns(options: argparse.Namespace) -> dict[str, Any]:
+    """The search of all gallery sizes by turns in one process, so that their ratios hold on a shared machine."""
+    import numpy as np
+
+    from pipeline.matching.distance import part_set
+    from pipeline.matching.featurefile import FeatureFile
+    from pipeline.matching.search import search
+
+    files = [FeatureFile.open(Path(path)) for path in options.files]
+    queries = [
+        part_set(file.at(np.linspace(0, file.total - 1, 500).astype(np.int64)), file.thresholds) for file in files
+    ]
+    rounds = [
+        [
+            best_of(lambda f=file, q=query: search(q, f, 50), max(1, min(12, 1_000_000 // file.total)))
+            for file, query in zip(files, queries, strict=True)
+        ]
+        for _ in range(4)
+    ]
+    found: dict[str, Any] = {"rows": [file.total for file in files]}
+    for name in ("best", "processor"):
+        seconds = [min(one[i][name] for one in rounds) for i in range(len(files))]
+        per_row = [second / file.total for second, file in zip(seconds, files, strict=True)]
+        found[name] = {"seconds": seconds, "time_a_row_over_the_one_before": [b / a for a, b in pairwise(per_row)]}
+    return found
+
+
 def faiss(options: argparse.Namespace) -> dict[str, Any]:
     """Candidates from an inverted file and exact re-scoring, against exact search: recall and time."""
     import numpy as np
@@ -374,6 +402,7 @@ WORK: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "distance": distance,
     "rerank": rerank,
     "growth": growth,
+    "turns": turns,
     "faiss": faiss,
 }
 
@@ -428,11 +457,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for part in options.part or PARTS:
             sys.stderr.write(f"{part} ...\n")
             if part == "growth":
-                found[part] = []
-                for rows in options.rows:
-                    path = Path(folder) / f"{rows}.h5"
+                paths = [Path(folder) / f"{rows}.h5" for rows in sorted(options.rows)]
+                for path, rows in zip(paths, sorted(options.rows), strict=True):
                     write_gallery(path, rows, options.dim, spread=0.7)
-                    found[part].append(in_a_process(part, options, file=str(path), check=rows == max(options.rows)))
+                found[part] = {
+                    "each": [in_a_process(part, options, file=str(path), check=True) for path in paths],
+                    "by_turns": in_a_process("turns", options, files=[str(path) for path in paths]),
+                }
+                for path in paths:
                     path.unlink()
             elif part == "faiss":
                 path = Path(folder) / "faiss.h5"
@@ -461,7 +493,7 @@ def main() -> None:
     parser.add_argument(
         "--lists", type=int, default=None, help="lists of the inverted file; default: twice the root of the rows"
     )
-    parser.add_argument("--folder", default=None, help="where the made-up galleries go (up to 4.2 GB)")
+    parser.add_argument("--folder", default=None, help="where the made-up galleries go (up to 4.7 GB)")
     parser.add_argument("--peers", default=None, help="folder that fastreid and torchreid can be imported from")
     parser.add_argument("--rule", default="shrunk", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULTS / "matching.json", help="where the figures go")

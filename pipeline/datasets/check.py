@@ -14,7 +14,7 @@ from pipeline.datasets.faults import Fault, FaultKind
 from pipeline.datasets.images import decode_image
 from pipeline.datasets.kind import Count, count
 from pipeline.datasets.records import UNKNOWN, Dataset, Record, Split, unique_names
-from pipeline.datasets.registry import parse_spec, read_logged
+from pipeline.datasets.registry import overruled_kinds, parse_spec, read_logged
 from pipeline.errors import DataError, ImageError, Rejected
 from pipeline.runtime.progress import SILENT, Progress
 
@@ -90,13 +90,19 @@ class DatasetReport:
 
 
 def check_dataset(
-    spec: str, *, decode: bool = True, threads: int | None = None, progress: Progress = SILENT
+    spec: str,
+    *,
+    decode: bool = True,
+    expect_counts: bool = True,
+    threads: int | None = None,
+    progress: Progress = SILENT,
 ) -> DatasetReport:
     """Read a data set and list everything that is wrong with it.
 
     Args:
         spec: KIND:PATH or KIND/VARIANT:PATH.
         decode: Also read and decode every image.
+        expect_counts: Wrong counts and missing folders of a known data set are faults; else they become notes.
         threads: Decoding threads; None: one a core.
         progress: Where to report to.
 
@@ -106,7 +112,9 @@ def check_dataset(
     parsed = parse_spec(spec)
     dataset, log = read_logged(parsed)
     notes = list(dataset.notes)
-    faults = list(log.faults)
+    overruled = overruled_kinds(parsed.info, expect_counts) if dataset.records else frozenset()
+    faults = [fault for fault in log.faults if fault.kind not in overruled]
+    notes += [f"{fault.where}: {fault.found}" for fault in log.faults if fault.kind in overruled]
     faults += _lonely_queries(dataset, notes)
     names = unique_names(dataset.records)
     images = _decode_all(dataset, names, threads or os.cpu_count() or 1, progress) if decode else _Decoded()

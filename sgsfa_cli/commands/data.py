@@ -10,7 +10,7 @@ import typer
 
 from sgsfa_cli import console
 from sgsfa_cli.commands import data_occluded_duke, data_synth
-from sgsfa_cli.options import JsonOption, QuietOption, command_app, examples
+from sgsfa_cli.options import ExpectCountsOption, JsonOption, QuietOption, Switch, command_app, examples
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,6 +39,7 @@ SpecArgument = Annotated[
 def check(
     spec: SpecArgument,
     decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Also read and decode every image.")] = True,
+    expect_counts: ExpectCountsOption = Switch.ON,
     everything: Annotated[bool, typer.Option("--all", help=f"List all faults, not the first {_SHOWN}.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -50,7 +51,9 @@ def check(
     from pipeline.datasets.check import as_whole, check_dataset
     from pipeline.errors import RejectedInputs
 
-    report = check_dataset(spec, decode=decode, progress=console.progress(quiet=quiet))
+    report = check_dataset(
+        spec, decode=decode, expect_counts=expect_counts is Switch.ON, progress=console.progress(quiet=quiet)
+    )
     console.emit(
         {"sound": report.sound, **console.plain(report)},
         json=json,

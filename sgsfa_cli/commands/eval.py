@@ -11,10 +11,12 @@ import typer
 from sgsfa_cli import console
 from sgsfa_cli.options import (
     ConfigOption,
+    ExpectCountsOption,
     JsonOption,
     PresetOption,
     QuietOption,
     SetOption,
+    Switch,
     command_app,
     examples,
     load,
@@ -89,6 +91,7 @@ def evaluate(
         Path | None,
         typer.Option("--against", metavar="RUN", help="Compare with an earlier result: its folder or result.json."),
     ] = None,
+    expect_counts: ExpectCountsOption = Switch.ON,
     config: ConfigOption = None,
     preset: PresetOption = None,
     overrides: SetOption = None,
@@ -111,6 +114,7 @@ def evaluate(
         "matching.bootstrap": bootstrap,
         "matching.breakdown": breakdown,
         "extract.flip": flip,
+        "data.expect_counts": None if expect_counts is Switch.ON else False,
     }
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
     progress = console.progress(quiet=quiet)
@@ -206,13 +210,15 @@ def _comparisons(
     from pipeline.errors import DataError
     from pipeline.evaluation.compare_runs import compare
 
-    made = []
-    for name, table in tables.items():
-        # A single result on both sides is meant, whatever the folders are called.
-        other = next(iter(before.values())) if len(before) == len(tables) == 1 else before.get(name)
-        if other is None:
-            raise DataError(f"the earlier run has no test set {name!r}", where=against, expected=", ".join(before))
-        made.append(compare(name, table, other))
+    # A single result on both sides is meant, whatever the folders are called.
+    pairs = {name: before.get(name) for name in tables}
+    if len(before) == len(tables) == 1:
+        pairs = dict(zip(tables, before.values(), strict=True))
+    made = [compare(name, tables[name], other) for name, other in pairs.items() if other is not None]
+    if not made:
+        raise DataError(
+            f"the earlier run has none of the test sets {', '.join(tables)}", where=against, expected=", ".join(before)
+        )
     return made
 
 
@@ -255,4 +261,6 @@ def _draw(results: Mapping[str, dict[str, Any]], comparisons: list[Comparison]) 
     if comparisons:
         rows = [row for comparison in comparisons for row in comparison.table_rows()]
         parts.append(console.table(*compare_runs.COLUMNS, rows=rows, title="Against the earlier run, query by query"))
+        if missing := results.keys() - {comparison.test_set for comparison in comparisons}:
+            parts.append(f"not in the earlier run: {escape(', '.join(sorted(missing)))}")
     return Group(*parts)

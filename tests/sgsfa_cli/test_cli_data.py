@@ -142,3 +142,20 @@ def test_occluded_duke_from_an_archive(
     }
     assert run(monkeypatch, *command, str(tmp_path / "out"), "-q") == 2
     assert "something already" in capsys.readouterr().err
+
+
+def test_counts_can_be_overruled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("Probe", "Gallery"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (16, 32)).save(tmp_path / folder / "001.jpg")
+    spec = f"partial-ilids:{tmp_path}"
+    assert run(monkeypatch, "data", "check", spec) == 2
+    assert run(monkeypatch, "data", "check", spec, "--expect-counts", "on") == 2
+    capsys.readouterr()
+    assert run(monkeypatch, "data", "check", spec, "--expect-counts", "off", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["sound"]
+    assert any("query: found 1 images" in note for note in report["notes"])
+    assert run(monkeypatch, "data", "check", f"partial-ilids:{tmp_path / 'Probe'}", "--expect-counts", "off") == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,14 @@ def test_json_out_and_against(features: Path, tmp_path: Path) -> None:
     assert "Against the earlier run" in text
     assert "true positive rate at a false positive rate: " in text
     # One test set among several finds its own earlier result, whatever the folder is called.
-    both = ("eval", "-f", features, "-f", features, "-q", "--json", "--against", tmp_path / "out")
-    assert "no test set 'toy-2'" in run(*both, code=2).output
+    text = run("eval", "-f", features, "-f", features, "-q", "--against", tmp_path / "out").output
+    assert "not in the earlier run: toy-2" in text
+    for name in ("x", "y"):
+        shutil.copytree(tmp_path / "out", tmp_path / "other" / name, dirs_exist_ok=True)
+        result = json.loads((tmp_path / "out" / "result.json").read_text())
+        (tmp_path / "other" / name / "result.json").write_text(json.dumps({**result, "test_set": name}))
+    said = run("eval", "-f", features, "-q", "--against", tmp_path / "other", code=2).output
+    assert "none of the test sets toy" in said
 
 
 @pytest.mark.parametrize(

@@ -67,15 +67,7 @@ def test_other_rules_and_features(whole_dim: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     count = 400
     names, nobody = [str(i) for i in range(count)], np.zeros(count)
-    header = FeatureHeader(
-        [str(i) for i in range(count)],
-        np.zeros(count),
-        np.zeros(count),
-        ["gallery"] * count,
-        8,
-        whole_dim,
-        np.full(7, 0.1),
-    )
+    header = FeatureHeader(names, nobody, nobody, ["gallery"] * count, 8, whole_dim, np.full(7, 0.1))
     parts = rng.normal(size=(count, 7, 8))
     # Equal images: the first ones are found.
     parts[200:] = parts[:200]
