@@ -237,7 +237,8 @@ def test_a_new_version_of_a_stage_makes_it_anew(configure, fakes):
     config = configure()
     execute(config, stages=fakes.stages)
     fakes.took()
-    newer = [dataclasses.replace(s, format_version=2) if s.name == "extract" else s for s in fakes.stages]
+    raised = {"extract": 1}
+    newer = [dataclasses.replace(s, format_version=s.format_version + raised.get(s.name, 0)) for s in fakes.stages]
     execute(config, stages=newer)
     assert fakes.took() == ["extract", "eval"]
     states = status(configure(), stages=[dataclasses.replace(s, format_version=3) for s in fakes.stages])
