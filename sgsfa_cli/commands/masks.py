@@ -95,7 +95,7 @@ def build(
     """Make part masks, with one command, for a data set or any folder of images.
 
     A build that is stopped or killed goes on where it was. Images that cannot be read are listed at the end, and the
-    command ends with 3. Options win over the configuration's [masks] section.
+    command ends with 3. Options win over the configuration's section `masks`.
     """
     options = {
         "parser": parser,
