@@ -8,7 +8,6 @@ HDF5 file format, whose metadata never moves once the datasets exist. The layout
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import FormatError, LockedError
 from pipeline.parts import SEMANTIC
-from pipeline.runtime.files import sha256_bytes
+from pipeline.runtime.files import NO_SPACE, sha256_bytes
 from pipeline.version import __version__
 
 FORMAT = "sgsfa-masks"
@@ -46,7 +45,6 @@ PENDING, DONE, FAILED = 0, 1, 2
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ERRNO = re.compile(r"errno = (\d+)")
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _INCIDENTAL = frozenset({"backend", "precision", "batch_size"})
 
@@ -421,7 +419,7 @@ def _translated(path: Path, action: str) -> Iterator[None]:
         # Of HDF5's errors, the number stands in the text only.
         found = _ERRNO.search(str(error))
         number = int(found[1]) if found is not None else getattr(error, "errno", None)
-        if number in _NO_SPACE:
+        if number in NO_SPACE:
             raise FormatError(
                 f"the mask file cannot be {action}: {os.strerror(number).lower()}",
                 where=path,

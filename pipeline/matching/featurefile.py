@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from pipeline.errors import ArtifactError, FormatError
 from pipeline.parts import NUM_PARTS, PARTS
-from pipeline.runtime.files import atomic_write, reserve
+from pipeline.runtime.files import atomic_write, is_no_space, reserve
 from pipeline.version import __version__
 
 FORMAT = "sgsfa-features"
@@ -591,7 +591,7 @@ def _create(path: Path, header: FeatureHeader) -> None:
         raise ArtifactError(
             f"the features file cannot be created: {error.strerror or error}",
             where=path,
-            hint=f"make room: it needs {needed / 1e6:,.0f} MB",
+            hint=f"make room: it needs {needed / 1e6:,.0f} MB" if is_no_space(error) else None,
         ) from error
 
 

@@ -19,7 +19,7 @@ from pipeline.datasets.images import decode_batches
 from pipeline.datasets.maskfile import DONE, PART_NAMES, MaskFile
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import ArtifactError, DataError, Rejected
-from pipeline.runtime.files import reserve, sha256_file
+from pipeline.runtime.files import is_no_space, reserve, sha256_file
 from pipeline.runtime.parallel import worker_count
 from pipeline.runtime.progress import Progress
 
@@ -85,10 +85,11 @@ def load_images(
             _decode_into(path, dataset, names, height, width, progress)
         except OSError as error:
             path.with_suffix(_PARTIAL).unlink(missing_ok=True)
+            needed = len(names) * height * width * 3
             raise ArtifactError(
                 f"the decoded images cannot be cached: {error.strerror or error}",
                 where=path,
-                hint=f"make room: they need {len(names) * height * width * 3 / 1e6:,.0f} MB",
+                hint=f"make room: they need {needed / 1e6:,.0f} MB" if is_no_space(error) else None,
             ) from error
     return _open(path, budget_gb)
 
