@@ -108,8 +108,16 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
         return (normal * self.weight + self.bias).to(features.dtype)
 
 
+REFERENCE_LENGTH = 2048
+"""Length of the feature that learning rates of identity classifiers are known for: ResNet-50's."""
+
+
 class Head(nn.Module):
     """A BNNeck and an identity classifier without bias (paper, Sec. 4.2; Luo et al., 2019).
+
+    A step of Adam moves every weight by the learning rate, so logits over D features of unit variance move D times as
+    far: a part of length 256 would learn its identities eight times as slowly as a feature of 2,048. The logits are
+    scaled by 2,048 / D, so that all learn at the same pace (Yang et al., "Tensor Programs V", 2021).
 
     Args:
         length: Length of the feature.
@@ -122,11 +130,12 @@ class Head(nn.Module):
         # A neck without shift keeps the features around the origin, where cosine distances make sense.
         self.neck.bias.requires_grad_(False)
         self.classify = classifier(length, classes)
+        self.scale = REFERENCE_LENGTH / length
 
     def forward(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, D) -> features after the neck (B, D) and logits (B, K)."""
         after = self.neck(features, present)
-        return after, self.classify(after)
+        return after, self.classify(after) * self.scale
 
 
 class SGSFA(nn.Module):
