@@ -20,8 +20,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 		{ echo "sgsfa needs Python 3.11 or newer; name one: make setup PYTHON=python3.12"; exit 1; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV) || \
 		{ echo "On Debian and Ubuntu: apt install python3-venv"; exit 1; }
-	$(VENV)/bin/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	@# --no-deps: the lock names everything. Older pips would look for extras (coverage[toml]) beyond it, and refuse
+	@# the first release that is newer than the lock.
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps -e .
+	$(VENV)/bin/python -m pip check --disable-pip-version-check
 	@touch $@
 
 demo: $(SETUP)  ## the whole pipeline on rendered people, about ten minutes on two cores

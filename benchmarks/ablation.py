@@ -246,6 +246,7 @@ def common_settings(arguments: argparse.Namespace) -> list[str]:
         "train.epochs": arguments.epochs,
         "train.amp": json.dumps(arguments.amp),
         "extract.amp": json.dumps(arguments.amp),
+        "masks.device": json.dumps(arguments.device),
         "train.device": json.dumps(arguments.device),
         "extract.device": json.dumps(arguments.device),
         "matching.pictures": 0,
@@ -268,6 +269,8 @@ def main() -> None:
     arguments = parse()
     cells = [cell for group in arguments.groups for cell in cells_of(group, arguments.bases)]
     common = common_settings(arguments)
+    if len(configuration(cells[0], 0, common).data.tests) > 1:
+        raise SystemExit("the table has one test set; name one in data.tests, or none")
     found: dict[str, dict[str, Any]] = {}
     begun = time.monotonic()
     out: Path = arguments.out

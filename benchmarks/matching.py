@@ -29,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +282,7 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
     from pipeline.matching.search import block_rows, rank_on_disk, search
 
     file = FeatureFile.open(Path(options.file))
-    pids, camids, _ = file.roles()
+    pids, camids = file.ids()
     rows = np.linspace(0, file.total - 1, 500).astype(np.int64)
     query = part_set(file.at(rows), file.thresholds)
     hits = None
@@ -291,7 +292,7 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
         hits = search(query, file, 50)
 
     before = peak_mb()
-    searching = best_of(top_50, 2)
+    searching = best_of(top_50, max(3, min(20, 2_000_000 // file.total)))
     peak_search = peak_mb()
     ranking = best_of(lambda: rank_on_disk(query, pids[rows], camids[rows], file).metrics(), 1)
     found = {
@@ -305,21 +306,51 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
         "peak_mb_before_the_work": before,
     }
     if options.check:
-        # The same in memory: all distances of 20 queries at once.
         assert hits is not None
-        some = np.arange(0, 500, 25)
-        left = prepare(query.take(some), SHRUNK, is_query=True)
-        step = block_rows(file, 1)
-        line = np.concatenate(
-            [
-                distances(left, prepare(part_set(block, file.thresholds), SHRUNK, is_query=False)).numpy()
-                for block in file.blocks(step)
-            ],
-            axis=1,
-        )
-        order = np.argsort(line, axis=1, kind="stable")[:, :50]
-        found["top_50_equal_to_memory_20_queries"] = bool((order == hits.rows[some]).all())
-        found["largest_difference"] = float(np.abs(np.take_along_axis(line, order, 1) - hits.distances[some]).max())
+        # The same in memory: the whole gallery is held, and each query's distances to all of it.
+        right = [
+            prepare(part_set(block, file.thresholds), SHRUNK, is_query=False)
+            for block in file.blocks(block_rows(file, 1))
+        ]
+        left = prepare(query, SHRUNK, is_query=True)
+        equal, largest = True, 0.0
+        for start in range(0, len(query), 50):
+            some = slice(start, start + 50)
+            matrix = np.concatenate([distances(left[some], one).numpy() for one in right], axis=1)
+            for line, columns, values in zip(matrix, hits.rows[some], hits.distances[some], strict=True):
+                near = np.flatnonzero(line <= np.partition(line, 49)[49])
+                order = near[np.argsort(line[near], kind="stable")][:50]
+                equal &= bool((order == columns).all())
+                largest = max(largest, float(np.abs(line[order] - values).max()))
+        found["top_50_of_all_queries_equal_to_memory"] = equal
+        found["largest_difference"] = largest
+    return found
+
+
+def turns(options: argparse.Namespace) -> dict[str, Any]:
+    """The search of all gallery sizes by turns in one process, so that their ratios hold on a shared machine."""
+    import numpy as np
+
+    from pipeline.matching.distance import part_set
+    from pipeline.matching.featurefile import FeatureFile
+    from pipeline.matching.search import search
+
+    files = [FeatureFile.open(Path(path)) for path in options.files]
+    queries = [
+        part_set(file.at(np.linspace(0, file.total - 1, 500).astype(np.int64)), file.thresholds) for file in files
+    ]
+    rounds = [
+        [
+            best_of(lambda f=file, q=query: search(q, f, 50), max(1, min(12, 1_000_000 // file.total)))
+            for file, query in zip(files, queries, strict=True)
+        ]
+        for _ in range(4)
+    ]
+    found: dict[str, Any] = {"rows": [file.total for file in files]}
+    for name in ("best", "processor"):
+        seconds = [min(one[i][name] for one in rounds) for i in range(len(files))]
+        per_row = [second / file.total for second, file in zip(seconds, files, strict=True)]
+        found[name] = {"seconds": seconds, "time_a_row_over_the_one_before": [b / a for a, b in pairwise(per_row)]}
     return found
 
 
@@ -335,20 +366,19 @@ def faiss(options: argparse.Namespace) -> dict[str, Any]:
     file = FeatureFile.open(Path(options.file))
     rows = np.linspace(0, file.total - 1, 500).astype(np.int64)
     query = part_set(file.at(rows), file.thresholds)
-    begun = time.perf_counter()
     exact = search(query, file, 10)
-    exact_seconds = time.perf_counter() - begun
+    exact_seconds = best_of(lambda: search(query, file, 10), 2)["best"]
     begun = time.perf_counter()
     index = build_index(file, lists=options.lists)
     building = time.perf_counter() - begun
     tried = []
-    for share, candidates in ((8, 100), (4, 200), (2, 200), (2, 500)):
-        probes = max(1, index.index.nlist // share)
-        begun = time.perf_counter()
+    for share, candidates in ((0.2, 200), (0.4, 100), (0.4, 200), (0.5, 200), (0.5, 400)):
+        probes = max(1, round(index.index.nlist * share))
         found = index.search(query, 10, candidates=candidates, probes=probes)
-        seconds = time.perf_counter() - begun
+        seconds = best_of(lambda n=candidates, p=probes: index.search(query, 10, candidates=n, probes=p), 3)["best"]
         tried.append(
             {
+                "lists": index.index.nlist,
                 "probes": probes,
                 "candidates": candidates,
                 "recall_of_top_10": measure_recall(found, exact),
@@ -372,6 +402,7 @@ WORK: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "distance": distance,
     "rerank": rerank,
     "growth": growth,
+    "turns": turns,
     "faiss": faiss,
 }
 
@@ -426,11 +457,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for part in options.part or PARTS:
             sys.stderr.write(f"{part} ...\n")
             if part == "growth":
-                found[part] = []
-                for rows in options.rows:
-                    path = Path(folder) / f"{rows}.h5"
+                paths = [Path(folder) / f"{rows}.h5" for rows in sorted(options.rows)]
+                for path, rows in zip(paths, sorted(options.rows), strict=True):
                     write_gallery(path, rows, options.dim, spread=0.7)
-                    found[part].append(in_a_process(part, options, file=str(path), check=rows == max(options.rows)))
+                found[part] = {
+                    "each": [in_a_process(part, options, file=str(path), check=True) for path in paths],
+                    "by_turns": in_a_process("turns", options, files=[str(path) for path in paths]),
+                }
+                for path in paths:
                     path.unlink()
             elif part == "faiss":
                 path = Path(folder) / "faiss.h5"
@@ -457,9 +491,9 @@ def main() -> None:
     parser.add_argument("--whole", type=int, default=256, help="numbers of the whole-body feature (default 256)")
     parser.add_argument("--faiss-rows", type=int, default=1_000_000, help="gallery of the approximate search")
     parser.add_argument(
-        "--lists", type=int, default=None, help="lists of the inverted file; default: half the root of the rows"
+        "--lists", type=int, default=None, help="lists of the inverted file; default: twice the root of the rows"
     )
-    parser.add_argument("--folder", default=None, help="where the made-up galleries go (up to 4.2 GB)")
+    parser.add_argument("--folder", default=None, help="where the made-up galleries go (up to 4.7 GB)")
     parser.add_argument("--peers", default=None, help="folder that fastreid and torchreid can be imported from")
     parser.add_argument("--rule", default="shrunk", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=RESULTS / "matching.json", help="where the figures go")

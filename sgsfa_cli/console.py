@@ -90,7 +90,11 @@ def table(*columns: str, rows: Sequence[Sequence[object]], title: str | None = N
 
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        made.add_column(name.removesuffix(">"), justify="right" if name.endswith(">") else "left", overflow="fold")
+        if name.endswith(">"):
+            # Numbers under a head of one word: broken in two lines, neither can be read.
+            made.add_column(name.removesuffix(">"), justify="right", no_wrap=True)
+        else:
+            made.add_column(name, overflow="fold")
     for row in rows:
         made.add_row(*(escape(str(cell)) for cell in row))
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +31,22 @@ PresetOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one key, as in train.epochs=60. Repeatable."),
+]
+
+
+class Switch(StrEnum):
+    """The value of an option that is on unless it is turned off."""
+
+    ON = "on"
+    OFF = "off"
+
+
+ExpectCountsOption = Annotated[
+    Switch,
+    typer.Option(
+        "--expect-counts",
+        help="off: take a known data set that is not whole; what differs becomes a note. Same as data.expect_counts.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; warnings stay.")]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,12 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A folder of 40 small pictures, and their names. Tests must not change it."""
     root = tmp_path_factory.mktemp("people")
     return root, write_people(root, 40)
+
+
+@pytest.fixture
+def no_file_beyond() -> Iterator[Callable[[int], None]]:
+    """Let no file grow beyond so many bytes, which is to a program what a full disk is."""
+    resource = pytest.importorskip("resource", reason="this system has no limits on files")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -14,7 +14,7 @@ from pipeline.datasets.faults import Fault, FaultKind
 from pipeline.datasets.images import decode_image
 from pipeline.datasets.kind import Count, count
 from pipeline.datasets.records import UNKNOWN, Dataset, Record, Split, unique_names
-from pipeline.datasets.registry import parse_spec, read_logged
+from pipeline.datasets.registry import overruled_kinds, parse_spec, read_logged
 from pipeline.errors import DataError, ImageError, Rejected
 from pipeline.runtime.progress import SILENT, Progress
 
@@ -90,13 +90,19 @@ class DatasetReport:
 
 
 def check_dataset(
-    spec: str, *, decode: bool = True, threads: int | None = None, progress: Progress = SILENT
+    spec: str,
+    *,
+    decode: bool = True,
+    expect_counts: bool = True,
+    threads: int | None = None,
+    progress: Progress = SILENT,
 ) -> DatasetReport:
     """Read a data set and list everything that is wrong with it.
 
     Args:
         spec: KIND:PATH or KIND/VARIANT:PATH.
         decode: Also read and decode every image.
+        expect_counts: Wrong counts and missing folders of a known data set are faults; else they become notes.
         threads: Decoding threads; None: one a core.
         progress: Where to report to.
 
@@ -106,7 +112,9 @@ def check_dataset(
     parsed = parse_spec(spec)
     dataset, log = read_logged(parsed)
     notes = list(dataset.notes)
-    faults = list(log.faults)
+    overruled = overruled_kinds(parsed.info, expect_counts) if dataset.records else frozenset()
+    faults = [fault for fault in log.faults if fault.kind not in overruled]
+    notes += [f"{fault.where}: {fault.found}" for fault in log.faults if fault.kind in overruled]
     faults += _lonely_queries(dataset, notes)
     names = unique_names(dataset.records)
     images = _decode_all(dataset, names, threads or os.cpu_count() or 1, progress) if decode else _Decoded()
@@ -163,8 +171,8 @@ def _lonely_queries(dataset: Dataset, notes: list[str]) -> list[Fault]:
     lonely = [record for record in queries if not cameras[record.pid] - {record.camid}]
     if lonely:
         notes.append(
-            f"{len(lonely):,} queries have no gallery image of their identity in another camera and will be "
-            f"skipped ({lonely[0].path})"
+            f"{len(lonely):,} {'query has' if len(lonely) == 1 else 'queries have'} no gallery image of the same "
+            f"identity in another camera and will be skipped ({lonely[0].path})"
         )
     return []
 
@@ -217,7 +225,8 @@ def _equal_files(dataset: Dataset, hashes: dict[str, str]) -> list[str]:
             record, other = equal[0]
             strangers = sum(record.pid != other.pid for record, other in equal)
             notes.append(
-                f"{len(equal):,} images of {split} are equal to another one to the byte ({record.path} = {other.path})"
+                f"{len(equal):,} {f'image of {split} is' if len(equal) == 1 else f'images of {split} are'} equal to "
+                f"another one to the byte ({record.path} = {other.path})"
                 + (f"; {strangers:,} of them under another identity" if strangers else "")
             )
     return notes

@@ -80,7 +80,7 @@ def check_counts(info: KindInfo, variant: str, dataset: Dataset, log: ReadLog) -
             f"{split}: found {found.images:,} images of {found.ids:,} identities{suspects}",
             folder,
             expected=f"{expected.images:,} images of {expected.ids:,} identities",
-            hint="compare with the original archive, or set data.expect_counts to false to use what is there",
+            hint="compare with the original archive, or use what is there: --set data.expect_counts=false",
         )
 
 

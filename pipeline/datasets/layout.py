@@ -16,6 +16,7 @@ BOXES = ("bounding_box_train", "query", "bounding_box_test")
 """The three folders that Market-1501 introduced and many sets took over."""
 
 _NESTING = 2
+_PACKED = frozenset({".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"})
 
 
 class NameFault(Exception):
@@ -64,7 +65,13 @@ def find_root(path: Path, wanted: Sequence[str], log: ReadLog) -> Path:
     """
     if not path.is_dir():
         problem = "is a file, not a folder" if path.exists() else "does not exist"
-        log.fault(FaultKind.MISSING, f"the data folder {problem}", path, expected=f"a folder with {_listed(wanted)}")
+        log.fault(
+            FaultKind.MISSING,
+            f"the data folder {problem}",
+            path,
+            expected=f"a folder with {_listed(wanted)}",
+            hint="unpack the archive and name the folder" if path.is_file() and path.suffix in _PACKED else None,
+        )
         return path
     candidates = [(sum((folder / name).exists() for name in wanted), folder) for folder in _levels(path)]
     best = max(found for found, _ in candidates)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import FormatError, LockedError
-from pipeline.runtime.files import sha256_bytes
+from pipeline.parts import SEMANTIC
+from pipeline.runtime.files import NO_SPACE, sha256_bytes
 from pipeline.version import __version__
 
 FORMAT = "sgsfa-masks"
 FORMAT_VERSION = 1
 
-PART_NAMES = ("head", "upper", "lower", "shoes")
+PART_NAMES = SEMANTIC
 """The second axis of `parts`."""
 
 PARTS_SIZE = (16, 8)
@@ -40,6 +42,9 @@ WHOLE_SIZE = (64, 32)
 
 PENDING, DONE, FAILED = 0, 1, 2
 """Values of `done`."""
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_ERRNO = re.compile(r"errno = (\d+)")
 
 _INCIDENTAL = frozenset({"backend", "precision", "batch_size"})
 
@@ -239,27 +244,22 @@ class MaskWriter:
         ordered = tuple(names)
         if list(ordered) != sorted(set(ordered)):
             raise ValueError("names must be sorted and distinct")
-        count = len(ordered)
         encoded = [_encode(name, path) for name in ordered]
-        width = max((len(name) for name in encoded), default=1) or 1
-        # Laid out under another name: whatever lies at `path` can be resumed.
+        # Laid out in memory and under another name: whatever lies at `path` can be resumed, and HDF5 never meets the
+        # end of a disk, where it crashes instead of raising an error. Later writes need no more space.
+        image = _empty_image(encoded, meta)
         laid_out = path.with_name(path.name + ".new")
-        with _translated(path, "written"), h5py.File(laid_out, "w", libver="earliest") as file:
-            # Written, not only declared, so that all space is allocated and no metadata changes from here on.
-            file.create_dataset("parts", data=np.zeros((count, len(PART_NAMES), *PARTS_SIZE), np.uint8))
-            file.create_dataset("whole", data=np.zeros((count, *WHOLE_SIZE), np.uint8))
-            file.create_dataset("quality", data=np.zeros(count, "<f4"))
-            file.create_dataset("done", data=np.zeros(count, np.uint8))
-            file.create_dataset("crc", data=np.zeros(count, "<u4"))
-            file.create_dataset("names", data=np.array(encoded, h5py.string_dtype("utf-8", width)))
-            attributes = _attributes_of(meta, encoded)
-            for key, value in attributes.items():
-                file.attrs[key] = value
-            file.attrs["attributes_sha256"] = _attributes_hash(attributes)
-            file.attrs["complete"] = np.uint8(0)
         with _translated(path, "written"):
-            laid_out.replace(path)
+            try:
+                with laid_out.open("wb") as stream:
+                    stream.write(image)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                laid_out.replace(path)
+            finally:
+                laid_out.unlink(missing_ok=True)
             opened = h5py.File(path, "r+", libver="earliest")
+        count = len(ordered)
         return cls(opened, path, ordered, meta, np.zeros(count, np.uint8))
 
     @classmethod
@@ -386,6 +386,28 @@ def names_hash(names: Sequence[str]) -> str:
     return sha256_bytes(b"".join(name.encode() + b"\n" for name in names))
 
 
+def _empty_image(encoded: Sequence[bytes], meta: MaskMeta) -> bytes:
+    """The bytes of a mask file whose rows are all pending."""
+    count = len(encoded)
+    width = max((len(name) for name in encoded), default=1) or 1
+    with h5py.File("image", "w", driver="core", backing_store=False, libver="earliest") as file:
+        # Written, not only declared, so that all space is allocated and no metadata changes from here on.
+        file.create_dataset("parts", data=np.zeros((count, len(PART_NAMES), *PARTS_SIZE), np.uint8))
+        file.create_dataset("whole", data=np.zeros((count, *WHOLE_SIZE), np.uint8))
+        file.create_dataset("quality", data=np.zeros(count, "<f4"))
+        file.create_dataset("done", data=np.zeros(count, np.uint8))
+        file.create_dataset("crc", data=np.zeros(count, "<u4"))
+        file.create_dataset("names", data=np.array(encoded, h5py.string_dtype("utf-8", width)))
+        attributes = _attributes_of(meta, encoded)
+        for key, value in attributes.items():
+            file.attrs[key] = value
+        file.attrs["attributes_sha256"] = _attributes_hash(attributes)
+        file.attrs["complete"] = np.uint8(0)
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image
+
+
 @contextlib.contextmanager
 def _translated(path: Path, action: str) -> Iterator[None]:
     # HDF5 reports everything, from a full disk to a wild offset in a damaged file, as one of these.
@@ -394,6 +416,15 @@ def _translated(path: Path, action: str) -> Iterator[None]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
         if "unable to lock" in str(error):
             raise LockedError("another process is writing this mask file", where=path) from error
+        # Of HDF5's errors, the number stands in the text only.
+        found = _ERRNO.search(str(error))
+        number = int(found[1]) if found is not None else getattr(error, "errno", None)
+        if number in NO_SPACE:
+            raise FormatError(
+                f"the mask file cannot be {action}: {os.strerror(number).lower()}",
+                where=path,
+                hint="make room and run the same command again",
+            ) from error
         raise FormatError(f"the mask file cannot be {action}: {error}", where=path) from error
 
 
@@ -401,8 +432,13 @@ def _translated(path: Path, action: str) -> Iterator[None]:
 def _open_hdf5(path: Path, mode: str) -> Iterator[h5py.File]:
     if not path.is_file():
         raise FormatError("the mask file does not exist", where=path, hint="`sgsfa masks build` makes one")
-    with _translated(path, "read"), h5py.File(path, mode) as file:
-        yield file
+    with _translated(path, "read"):
+        with path.open("rb") as stream:
+            signature = stream.read(len(_SIGNATURE))
+        if signature != _SIGNATURE:
+            raise ValueError("it is no HDF5 file, or its beginning is damaged")
+        with h5py.File(path, mode) as file:
+            yield file
 
 
 def _attributes_of(meta: MaskMeta, encoded: Sequence[bytes]) -> dict[str, Any]:

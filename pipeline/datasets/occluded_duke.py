@@ -1,13 +1,14 @@
 """Occluded-DukeMTMC (Miao et al., ICCV 2019): DukeMTMC-reID, divided anew so that every query is occluded.
 
 Its makers publish name lists and a script that copies the images into new folders. Both forms are read: the lists
-beside, inside or above a DukeMTMC-reID tree, or the folders that the script makes.
+beside, inside or above a DukeMTMC-reID tree, or the folders that the script makes (`occluded_duke_zip` makes them too).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from pipeline.datasets.dukemtmc import GALLERY, NAME, WITHDRAWN
 from pipeline.datasets.faults import FaultKind, ReadLog
@@ -18,7 +19,7 @@ from pipeline.datasets.records import Dataset, Record, Split
 LISTS: dict[Split, str] = {"train": "train.list", "query": "query.list", "gallery": "gallery.list"}
 
 # Most queries were gallery images of DukeMTMC-reID, so a list's image may lie in another folder than its split's.
-_FOLDERS: dict[Split, tuple[str, ...]] = {
+FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("bounding_box_train",),
     "query": ("query", "bounding_box_test"),
     "gallery": ("bounding_box_test",),
@@ -44,11 +45,15 @@ def _tree(lists: Path, log: ReadLog) -> Path:
     for folder in around:
         if all((folder / name).is_dir() for name in BOXES):
             return folder
+    packed = [file for folder in (lists, lists.parent) for file in sorted(folder.glob("*.zip"))]
     log.fault(
         FaultKind.MISSING,
         f"the name lists are here, but no folder with {', '.join(BOXES)} is with them, below them or beside them",
         lists,
-        hint="put train.list, query.list and gallery.list into the DukeMTMC-reID folder",
+        hint=f"`sgsfa data occluded-duke {packed[0]} --lists {lists} --out FOLDER` unpacks what they name, if that is "
+        "DukeMTMC-reID"
+        if packed
+        else "put train.list, query.list and gallery.list into the DukeMTMC-reID folder",
     )
     return lists
 
@@ -64,21 +69,29 @@ def _read_lists(lists: Path, root: Path, log: ReadLog) -> list[Record]:
     records: list[Record] = []
     for split, name in LISTS.items():
         log.folders[split] = lists / name
-        records += _read_list(lists / name, split, _FOLDERS[split], present, log)
+        records += _read_list(lists / name, split, FOLDERS[split], present, log)
     log.note("divided by the name lists; the images are DukeMTMC-reID's")
     return records
 
 
-def _read_list(
-    file: Path, split: Split, folders: Sequence[str], present: dict[str, set[str]], log: ReadLog
-) -> list[Record]:
-    records: dict[str, Record] = {}
+class Listed(NamedTuple):
+    """A line of a name list; `where` names it in messages."""
+
+    name: str
+    pid: int
+    camid: int
+    where: str
+
+
+def read_names(file: Path, log: ReadLog) -> Iterator[Listed]:
+    """The images of a name list, each once and in the list's order; faulty lines go to the log."""
+    seen: set[str] = set()
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         name = PurePosixPath(line.strip()).name
         where = f"{file}, line {number}"
         if not name:
             continue
-        if name in records:
+        if name in seen:
             log.fault(FaultKind.DUPLICATE, f"{name} is listed already", where)
             continue
         try:
@@ -86,12 +99,21 @@ def _read_list(
         except NameFault as error:
             log.fault(FaultKind.NAME, f"the name {name!r} does not follow the layout: {error}", where)
             continue
+        seen.add(name)
+        yield Listed(name, pid, camid, where)
+
+
+def _read_list(
+    file: Path, split: Split, folders: Sequence[str], present: dict[str, set[str]], log: ReadLog
+) -> list[Record]:
+    records: list[Record] = []
+    for name, pid, camid, where in read_names(file, log):
         folder = next((folder for folder in folders if name in present.get(folder, ())), None)
         if folder is None:
             log.fault(FaultKind.MISSING, f"the image {name} is in none of {', '.join(folders)}", where)
             continue
-        records[name] = Record(f"{folder}/{name}", pid, camid, split)
-    return [records[name] for name in sorted(records)]
+        records.append(Record(f"{folder}/{name}", pid, camid, split))
+    return sorted(records, key=lambda record: PurePosixPath(record.path).name)
 
 
 def _note_double_files(records: Sequence[Record], log: ReadLog) -> None:
@@ -111,7 +133,7 @@ INFO = KindInfo(
     name="occluded-duke",
     summary="Occluded-DukeMTMC",
     layout="bounding_box_train/ query/ bounding_box_test/, or train.list query.list gallery.list with a DukeMTMC-reID "
-    "tree beside, above or below them",
+    "tree beside, above or below them (from an archive: `sgsfa data occluded-duke`)",
     cameras="8, from the name (c2)",
     source="name lists: Miao et al., 'Pose-Guided Feature Alignment for Occluded Person Re-Identification', ICCV 2019; "
     f"images: DukeMTMC, {WITHDRAWN}",

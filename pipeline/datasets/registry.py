@@ -94,6 +94,11 @@ def read_logged(spec: Spec) -> tuple[Dataset, ReadLog]:
     return replace(dataset, notes=tuple(log.notes)), log
 
 
+def overruled_kinds(info: KindInfo, expect_counts: bool) -> frozenset[FaultKind]:
+    """The faults that a known data set may have where its published counts are not expected."""
+    return frozenset() if expect_counts or not info.counts else frozenset({FaultKind.COUNTS, FaultKind.MISSING})
+
+
 def open_dataset(spec: str, *, expect_counts: bool = True) -> Dataset:
     """Open a data set.
 
@@ -108,9 +113,7 @@ def open_dataset(spec: str, *, expect_counts: bool = True) -> Dataset:
     parsed = parse_spec(spec)
     dataset, log = read_logged(parsed)
     # Whoever trains and tests on the same people may have a reason; a note goes with every result.
-    tolerated = {FaultKind.IDENTITIES}
-    if parsed.info.counts and not expect_counts:
-        tolerated |= {FaultKind.COUNTS, FaultKind.MISSING}
+    tolerated = {FaultKind.IDENTITIES, *overruled_kinds(parsed.info, expect_counts)}
     fatal = [fault for fault in log.faults if fault.kind not in tolerated]
     if fatal or not dataset.records:
         raise as_error(fatal or log.faults, spec)

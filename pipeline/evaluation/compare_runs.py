@@ -14,6 +14,7 @@ from pipeline.evaluation.evaluate import QUERIES_FILE, RESULT_FILE
 from pipeline.evaluation.queries import QueryTable
 from pipeline.evaluation.result import RANKS, per_cent
 from pipeline.matching.intervals import Interval, bootstrap_mean
+from pipeline.runtime.files import read_json
 
 COLUMNS = ("Test set", "Metric", "Before>", "Now>", "Difference>", "95 % interval>", "")
 
@@ -124,13 +125,20 @@ def find_tables(run: Path) -> Mapping[str, QueryTable]:
         FormatError: A table cannot be read.
     """
     folder = run.parent if run.name == RESULT_FILE else run
-    if (folder / QUERIES_FILE).is_file():
-        return {folder.name: QueryTable.read(folder / QUERIES_FILE)}
-    found = {path.parent.name: QueryTable.read(path) for path in sorted(folder.glob(f"*/{QUERIES_FILE}"))}
-    if not found:
+    inside = [folder] if (folder / QUERIES_FILE).is_file() else []
+    inside = inside or [path.parent for path in sorted(folder.glob(f"*/{QUERIES_FILE}"))]
+    if not inside:
         raise DataError(
-            "there is no result to compare with",
+            "there is no result to compare with" if run.exists() else "there is no such file or folder",
             where=run,
             expected=f"a folder with {QUERIES_FILE}, or with one folder a test set that has it",
         )
-    return found
+    return {_test_set(one): QueryTable.read(one / QUERIES_FILE) for one in inside}
+
+
+def _test_set(folder: Path) -> str:
+    """The test set that a result says it is of; a folder may be called anything."""
+    try:
+        return str(read_json(folder / RESULT_FILE)["test_set"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return folder.name

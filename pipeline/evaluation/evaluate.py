@@ -24,10 +24,10 @@ from pipeline.matching.distance import PartSet, Rule, distance_blocks, distance_
 from pipeline.matching.featurefile import FeatureFile, FeatureRows
 from pipeline.matching.intervals import Interval, bootstrap_mean
 from pipeline.matching.metrics import Ranking, RankMetrics, RankStream, Relatives
-from pipeline.matching.parts import PARTS
 from pipeline.matching.rerank import expand_queries, k_reciprocal
 from pipeline.matching.search import rank_on_disk
 from pipeline.matching.verification import Verification, VerificationStream
+from pipeline.parts import PARTS
 from pipeline.runtime.device import resolve_device
 from pipeline.runtime.files import write_json
 from pipeline.runtime.progress import SILENT, Progress

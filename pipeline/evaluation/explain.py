@@ -13,8 +13,8 @@ from pipeline.config import MatchingConfig
 from pipeline.evaluation.evaluate import rule_of
 from pipeline.matching.distance import PartSet, Rule, distance_matrix, part_distances, part_set
 from pipeline.matching.featurefile import FeatureFile, Features, require_comparable
-from pipeline.matching.parts import PARTS
 from pipeline.matching.search import search
+from pipeline.parts import PARTS
 from pipeline.runtime.device import resolve_device
 from pipeline.runtime.progress import SILENT, Progress
 

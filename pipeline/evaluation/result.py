@@ -22,7 +22,12 @@ FORMAT_VERSION = 1
 RANKS = (1, 5, 10, 20)
 
 COLUMNS = ("Test set", "Method", *(f"Rank-{rank}>" for rank in RANKS), "mAP>", "mINP>", "Queries>")
-"""Heads of `EvalResult.table_rows`; a name that ends in `>` is set flush right."""
+"""Heads of `EvalResult.table_rows`, whose figures are per cent; a name that ends in `>` is set flush right."""
+
+_METRICS = (*(f"rank{rank}" for rank in RANKS), "mAP", "mINP")
+
+INTERVAL_COLUMNS = ("Test set", "Metric", "Figure>", "95 % interval>")
+"""Heads of `interval_rows`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +94,25 @@ def method(protocol: Mapping[str, Any]) -> str:
 def table_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Rows under `COLUMNS` of a result as in `result.json`."""
     name = result["test_set"]
-    rows = [(name, method(result["protocol"]), *_scores(result["metrics"], result["intervals"]))]
+    rows = [(name, method(result["protocol"]), *_scores(result["metrics"]))]
     for key, label in (("before_rerank", "without re-ranking"), ("histogram", "colour histogram")):
         if result[key] is not None:
-            rows.append((name, label, *_scores(result[key], {})))
+            rows.append((name, label, *_scores(result[key])))
     return rows
+
+
+def interval_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows under `INTERVAL_COLUMNS` of a result as in `result.json`; none where no intervals were asked for."""
+    return [
+        (
+            result["test_set"],
+            name,
+            per_cent(result["metrics"][name]),
+            f"[{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]",
+        )
+        for name in _METRICS
+        if (interval := result["intervals"].get(name))
+    ]
 
 
 def breakdown_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -148,11 +167,7 @@ def _plain_fields(value: Any) -> dict[str, Any]:
     }
 
 
-def _scores(metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> tuple[str, ...]:
-    cells = []
-    for name in (*(f"rank{rank}" for rank in RANKS), "mAP", "mINP"):
-        interval = intervals.get(name)
-        spread = f" [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]" if interval else ""
-        cells.append(per_cent(metrics[name]) + spread)
+def _scores(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    cells = [per_cent(metrics[name]).removesuffix(" %") for name in _METRICS]
     valid, skipped = metrics["num_valid_queries"], metrics["num_queries"] - metrics["num_valid_queries"]
     return (*cells, f"{valid} ({skipped} without a match)" if skipped else str(valid))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pipeline.config import ExtractConfig
 from pipeline.datasets.images import decode_batches
 from pipeline.errors import DeviceError, Rejected, WeightsError
-from pipeline.matching.parts import NUM_PARTS
 from pipeline.model.embed import Embedded, embed
 from pipeline.model.weights import CheckpointMeta, load_checkpoint
+from pipeline.parts import NUM_PARTS
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import resolve_device
 from pipeline.runtime.distributed import World

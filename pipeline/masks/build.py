@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,18 +13,37 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.artifacts.lock import locked
 from pipeline.config import MasksConfig
 from pipeline.datasets.images import read_image
 from pipeline.datasets.maskfile import DONE, FAILED, PENDING, MaskFile, MaskMeta, MaskWriter
-from pipeline.errors import ConfigError, DataError, DeviceError, FormatError, ImageError, Rejected
+from pipeline.errors import (
+    ArtifactError,
+    ConfigError,
+    DataError,
+    DeviceError,
+    FormatError,
+    ImageError,
+    LockedError,
+    Rejected,
+)
 from pipeline.masks.occupancy import RESIZE_RULE
-from pipeline.masks.rows import Chunk, LabelMapWorker, ParserWorker, Recipe, Rows, SharedWorker, parse_chunks
-from pipeline.parsing import labelmaps
+from pipeline.masks.rows import (
+    Chunk,
+    LabelMapWorker,
+    ParserWorker,
+    Recipe,
+    Rows,
+    SharedWorker,
+    memory_exhausted,
+    parse_chunks,
+)
+from pipeline.parsing import versions
 from pipeline.parsing.labelmaps import LabelMaps
 from pipeline.parsing.labels import LabelSet, load_grouping, load_label_set
 from pipeline.parsing.parser import Parser, load_parser, parse_flipped
 from pipeline.runtime.allocator import tune_allocator
-from pipeline.runtime.files import fsync_path
+from pipeline.runtime.files import atomic_write, fsync_path
 from pipeline.runtime.parallel import parallel_map, worker_count
 from pipeline.runtime.progress import SILENT, Progress
 
@@ -98,11 +119,64 @@ def build_masks(
         FormatError: `out` or its partial file was made from other images or with other settings, or is damaged.
         WeightsError: The parser's weights cannot be used.
         DeviceError: The device is not there, or its memory is too small for the batch.
+        LockedError: Another process is building `out`.
     """
     ordered = tuple(sorted(set(names)))
     if not ordered:
         raise DataError("there are no images to make masks of", where=root)
     begun = time.monotonic()
+    worker_count(config.jobs)  # before anything is made
+    _check_place(out)
+    with _alone(out, progress):
+        return _build(out, ordered, root, config, label_maps, progress, begun)
+
+
+def partial_path(out: Path) -> Path:
+    """Where an unfinished build of `out` lies."""
+    return out.with_name(out.name + ".partial")
+
+
+def _check_place(out: Path) -> None:
+    """Make the folder of `out`, and see that files can be made there before a parser is loaded for nothing."""
+    if out.is_dir():
+        raise FormatError("this is a folder", where=out, expected=f"the file to make, as in {out / 'masks.h5'}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise FormatError(
+            f"no mask file can be written there: {(error.strerror or str(error)).lower()}", where=out.parent
+        ) from error
+
+
+@contextlib.contextmanager
+def _alone(out: Path, progress: Progress) -> Iterator[None]:
+    """Keep other builds of `out` away: HDF5's own lock begins only when the file is there."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(out.with_name(out.name + ".lock")))
+        except LockedError as error:
+            raise LockedError(
+                "another process is building this mask file",
+                where=out,
+                expected=error.expected,
+                hint="let it finish or stop it, or build another file (--out)",
+            ) from None
+        except ArtifactError:
+            progress.warn(f"this disk has no file locks: let no other build write {out} at the same time")
+        yield
+
+
+def _build(
+    out: Path,
+    ordered: tuple[str, ...],
+    root: Path,
+    config: MasksConfig,
+    label_maps: Path | None,
+    progress: Progress,
+    begun: float,
+) -> MaskReport:
     source = _source(config, ordered, label_maps)
     writer = _open(out, ordered, source, root, progress)
     if writer is None:
@@ -131,11 +205,6 @@ def build_masks(
     return MaskReport(len(ordered), done, rejected, resumed, time.monotonic() - begun, rate)
 
 
-def partial_path(out: Path) -> Path:
-    """Where an unfinished build of `out` lies."""
-    return out.with_name(out.name + ".partial")
-
-
 # What is made, and from what --------------------------------------------------------------------------------------
 
 
@@ -147,7 +216,7 @@ def _source(config: MasksConfig, names: Sequence[str], own_maps: Path | None) ->
     parser = load_parser(config.parser, label_set=config.label_set, device=config.device)
     info = parser.info
     recipe = _recipe(config, info.label_set)
-    device = parser.parse(np.zeros((1, *parser.input_size, 3), np.uint8)).device
+    device = _device(parser)
     meta = MaskMeta(
         parser=info.name,
         parser_version=info.version,
@@ -179,7 +248,7 @@ def _label_map_source(config: MasksConfig, folder: Path | None, names: Sequence[
     recipe = _recipe(config, label_set)
     meta = MaskMeta(
         parser=LABEL_MAPS,
-        parser_version=labelmaps.VERSION,
+        parser_version=versions.LABEL_MAPS,
         weights_sha256="",
         label_set=label_set.name,
         grouping=recipe.grouping.name,
@@ -201,15 +270,17 @@ def _recipe(config: MasksConfig, label_set: LabelSet) -> Recipe:
     return Recipe(load_grouping(config.grouping, label_set), flip=config.flip, hard=config.hard)
 
 
+def _device(parser: Parser) -> torch.device:
+    """Where a parser computes: what it says, or where its output lies."""
+    if parser.info.device:
+        return torch.device(parser.info.device)
+    return parser.parse(np.zeros((1, *parser.input_size, 3), np.uint8)).device
+
+
 def _batch_size(parser: Parser, device: torch.device, config: MasksConfig) -> int:
     """Images a forward: what was asked for, or what suits the device and fits into its memory."""
-    asked = config.batch_size
-    if asked != "auto":
-        if config.backend == "none" and not _fits(parser, asked, flip=config.flip):
-            raise DeviceError(
-                f"{asked} images a batch do not fit into the memory of {device}", hint="use less, or auto"
-            )
-        return asked
+    if config.batch_size != "auto":
+        return config.batch_size
     height, width = parser.input_size
     pixels = _CPU_PIXELS if device.type == "cpu" else _GPU_PIXELS
     count = min(_LARGEST_BATCH, 1 << max(0, (pixels // (height * width)).bit_length() - 1))
@@ -226,8 +297,10 @@ def _fits(parser: Parser, count: int, *, flip: bool) -> bool:
     images = np.zeros((count, *parser.input_size, 3), np.uint8)
     try:
         _ = parse_flipped(parser, images) if flip else parser.parse(images)
-    except (torch.OutOfMemoryError, MemoryError):
-        return False
+    except (RuntimeError, MemoryError) as error:
+        if memory_exhausted(error):
+            return False
+        raise
     return True
 
 
@@ -251,16 +324,26 @@ def _open(out: Path, names: tuple[str, ...], source: _Source, root: Path, progre
             )
         if not _readable_again(finished.load().done, names, root, source):
             return None
-        shutil.copyfile(out, partial)
-    if not partial.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
+        # Killed while it copies, it must not leave half a file that looks like an unfinished build.
+        with atomic_write(partial) as copy:
+            shutil.copyfile(out, copy)
+    if not partial.exists() or _is_bare(partial):
         return MaskWriter.create(partial, names, source.meta)
     writer = MaskWriter.resume(partial, names, source.meta)
     again = _readable_again(writer.done, names, root, source)
     if again:
-        progress.note(f"{len(again)} images that had failed can be read now")
+        were = "1 image that had failed" if len(again) == 1 else f"{len(again)} images that had failed"
+        progress.note(f"{were} can be read now")
         writer.done[again] = PENDING
     return writer
+
+
+def _is_bare(partial: Path) -> bool:
+    """Whether an unfinished file has no rows yet: then nothing is lost when other settings begin it anew."""
+    try:
+        return not MaskFile.open(partial, allow_incomplete=True).load().done.any()
+    except FormatError:
+        return False  # damaged, which is told when it is resumed
 
 
 def _pending_chunks(writer: MaskWriter) -> list[Chunk]:

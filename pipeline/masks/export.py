@@ -76,10 +76,17 @@ def export_masks(file: MaskFile, out: Path, layout: str, *, progress: Progress =
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         write = _bpbreid(masks, unfinished) if layout == "bpbreid" else _png(masks, unfinished)
-        with progress.task("export", total=len(good)) as task:
-            for row in good:
-                write(row)
-                task.advance()
+        try:
+            with progress.task("export", total=len(good)) as task:
+                for row in good:
+                    write(row)
+                    task.advance()
+        except BaseException as error:
+            # On a full disk, the half that was written would stand in the way.
+            shutil.rmtree(unfinished, ignore_errors=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(target)
+            raise
         if target.exists():
             target.rmdir()
         unfinished.rename(target)

@@ -184,7 +184,10 @@ def resolve_name(file: MaskFile, name: str) -> str:
         raise FormatError(f"{len(found)} images are called {name!r}", where=file.path, expected=" | ".join(found[:5]))
     if not found:
         raise FormatError(
-            f"there is no image {name!r} in the mask file", where=file.path, hint=suggestion(name, file.names)
+            f"there is no image {name!r} in the mask file",
+            where=file.path,
+            expected=f"a name such as {file.names[0]!r}" if file.names else None,
+            hint=suggestion(name, file.names),
         )
     return found[0]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.datasets.images import WHOLE_AREA, DecodedBatch, decode_batches
 from pipeline.datasets.maskfile import DONE, FAILED, PARTS_SIZE, WHOLE_SIZE
-from pipeline.errors import FormatError, Rejected
+from pipeline.errors import DeviceError, FormatError, Rejected
 from pipeline.masks.occupancy import area_average, confidence, plausibility, quantise
 from pipeline.parsing.labelmaps import LabelMaps
 from pipeline.parsing.labels import Grouping, LabelSet, group_soft
@@ -78,6 +78,10 @@ def parse_chunks(
         root: Folder that names are relative to.
         recipe: What to make of the parser's output.
         threads: Decoding threads.
+
+    Raises:
+        DeviceError: A chunk does not fit into the device's memory.
+        FormatError: The parser returned something else than soft labels.
     """
     if not chunks:
         return
@@ -87,13 +91,32 @@ def parse_chunks(
     offset = 0
     for chunk, batch in zip(chunks, decoded, strict=True):
         images, areas, good = _whole_batch(batch, len(chunk.names), offset)
-        soft = parse_flipped(parser, images) if recipe.flip else parser.parse(images)
+        soft = _parse(parser, images, recipe)
         failed = tuple(
             Rejected(chunk.names[int(position) - offset], rejected.reason)
             for position, rejected in zip(batch.failed_index, batch.failed, strict=True)
         )
         yield _rows(chunk.start, checked(soft, len(images), parser), parser.info.label_set, recipe, areas, good, failed)
         offset += len(chunk.names)
+
+
+@torch.inference_mode()
+def _parse(parser: Parser, images: Bytes, recipe: Recipe) -> Tensor:
+    try:
+        return parse_flipped(parser, images) if recipe.flip else parser.parse(images)
+    except (RuntimeError, MemoryError) as error:
+        if not memory_exhausted(error):
+            raise
+        raise DeviceError(
+            f"{len(images)} images a batch do not fit into the memory of {parser.info.device or 'the device'}",
+            where="--batch-size",
+            expected="less, or auto; a build that goes on keeps the size it was begun with",
+        ) from error
+
+
+def memory_exhausted(error: Exception) -> bool:
+    """Whether a batch was too large: torch has an exception for GPUs, and for the processor only a text."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,10 @@ the pair. The visibility-weighted concatenation scaled to unit length comes near
 numerator over the root of the product of each side's own weight, where the rule has the shared weight. So the index
 only proposes, `candidates` of them a query, and the exact distance decides; `measure_recall` tells how often the
 right ones were among those proposed.
+
+The lists of the inverted file are learned from the whole-body feature alone, where it takes part in the distance.
+Images of one person whose visible parts differ are far apart in the concatenation, and more lists would have to be
+looked through; the whole-body feature is there in every image.
 """
 
 from __future__ import annotations
@@ -23,15 +27,21 @@ from pipeline.matching.distance import (
     Prepared,
     Rule,
     VisibilityKind,
-    distances,
+    candidate_distances,
     part_set,
     prepare,
 )
-from pipeline.matching.featurefile import FeatureFile
+from pipeline.matching.featurefile import FeatureFile, FeatureRows, MappedRows
 from pipeline.matching.search import Hits, block_rows
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+
+_SUB = 4
+"""Numbers that one code of four bits stands for."""
+
+_EACH = 40
+"""Rows that a list is learned from, at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +50,15 @@ class CandidateIndex:
 
     Attributes:
         index: The FAISS index.
-        gallery: The features it was built from; exact distances are computed from them.
+        gallery: The features it was built from.
+        rows: Their arrays; exact distances are computed from them.
         rule: The rule that it approximates.
         visibility: How mask means become visibility.
     """
 
     index: Any
     gallery: FeatureFile
+    rows: MappedRows
     rule: Rule
     visibility: VisibilityKind
 
@@ -57,30 +69,30 @@ class CandidateIndex:
             query: (Q) features on the CPU.
             k: How many.
             candidates: Proposed a query; more cost time and find more.
-            probes: Lists of the inverted file that are looked through; None: half of them.
+            probes: Lists of the inverted file that are looked through; None: two of five.
 
         Returns:
             Hits; where fewer than k were proposed, rows are -1 and distances infinite.
         """
         left = prepare(query, self.rule, is_query=True)
-        self.index.nprobe = probes or max(1, self.index.nlist // 2)
+        self.index.nprobe = probes or max(1, self.index.nlist * 2 // 5)
         # Asked for very few, FAISS's register scan (seen in 1.15) now and then returns none at all.
         _, proposed = self.index.search(_unit(left), max(candidates, 64))
-        proposed = proposed[:, :candidates]
+        proposed = np.sort(proposed[:, :candidates], axis=1)
+        width = proposed.shape[1]
         rows = np.full((len(query), k), -1, dtype=np.int64)
         found = np.full((len(query), k), np.inf, dtype=np.float32)
-        step = max(1, block_rows(self.gallery, 1) // candidates)
+        step = max(1, block_rows(self.gallery, 1) // width)
         for start in range(0, len(query), step):
-            block = [line[line >= 0] for line in proposed[start : start + step]]
-            raw = self.gallery.at(np.concatenate(block), mapped=True)
-            right = prepare(part_set(raw, self.gallery.thresholds, self.visibility), self.rule, is_query=False)
-            edges = np.cumsum([0, *map(len, block)])
-            for i, line in enumerate(block):
-                own = slice(int(edges[i]), int(edges[i + 1]))
-                exact = distances(left[start + i : start + i + 1], right[own], self.rule)[0].numpy()
-                order = np.lexsort((line, exact))[:k]
-                rows[start + i, : len(order)] = line[order]
-                found[start + i, : len(order)] = exact[order]
+            block = proposed[start : start + step]
+            raw = self.rows.at(np.maximum(block, 0).ravel())
+            right = _prepared(raw, self.gallery, self.rule, self.visibility)
+            exact = candidate_distances(left[start : start + step], right, self.rule).numpy()
+            exact[block < 0] = np.inf
+            # Rows ascend, so a stable sort gives ties to the smaller one.
+            order = np.argsort(exact, axis=1, kind="stable")[:, :k]
+            rows[start : start + step, : order.shape[1]] = np.take_along_axis(block, order, axis=1)
+            found[start : start + step, : order.shape[1]] = np.take_along_axis(exact, order, axis=1)
         return Hits(rows, found)
 
 
@@ -90,7 +102,7 @@ def build_index(
     rule: Rule = SHRUNK,
     visibility: VisibilityKind = "hard",
     lists: int | None = None,
-    training_rows: int = 50_000,
+    training_rows: int = 100_000,
     seed: int = 0,
 ) -> CandidateIndex:
     """Build an inverted file over all rows of a features file.
@@ -102,8 +114,8 @@ def build_index(
         gallery: The features.
         rule: The rule to approximate: `shrunk` or `mean` (cosine).
         visibility: How mask means become visibility.
-        lists: Lists of the inverted file; None: half the root of the number of rows.
-        training_rows: Rows, spread over the file, that the lists are learned from.
+        lists: Lists of the inverted file; None: twice the root of the number of rows.
+        training_rows: Rows, spread over the file, that lists and codes are learned from.
         seed: Seed of that learning.
 
     Raises:
@@ -118,19 +130,25 @@ def build_index(
             f"the rule {rule.name!r} with {rule.metric} distance cannot be approximated",
             expected="shrunk or mean, cosine",
         )
-    rows = np.unique(np.linspace(0, gallery.done - 1, min(training_rows, gallery.done)).astype(np.int64))
-    sample = _unit(
-        prepare(part_set(gallery.at(rows, mapped=True), gallery.thresholds, visibility), rule, is_query=False)
-    )
+    mapped = gallery.mapped()
+    some = np.unique(np.linspace(0, gallery.done - 1, min(training_rows, gallery.done)).astype(np.int64))
+    learned_from = _prepared(mapped.at(some), gallery, rule, visibility)
+    sample = _unit(learned_from)
+    count = max(1, min(lists or round(2 * gallery.done**0.5), len(sample) // _EACH))
     dimensions = sample.shape[1]
-    count = min(lists or max(1, round(gallery.done**0.5 / 2)), len(sample))
-    index: Any = faiss.index_factory(dimensions, f"IVF{count},PQ{dimensions // 4}x4fs", faiss.METRIC_INNER_PRODUCT)
-    index.cp.seed = seed
-    index.cp.niter = 8
+    quantizer = _quantizer(faiss, sample, _told_by(learned_from, dimensions), count, seed)
+    index: Any = faiss.IndexIVFPQFastScan(
+        quantizer, dimensions, count, dimensions // _SUB, 4, faiss.METRIC_INNER_PRODUCT
+    )
+    _hand_over(index, quantizer)
+    # Codes of the vectors themselves: products with residuals would have to be corrected list by list.
+    index.by_residual = False
+    index.pq.cp.seed = seed
+    index.pq.cp.niter = 8
     index.train(sample)
-    for block in gallery.blocks(block_rows(gallery, 1)):
-        index.add(_unit(prepare(part_set(block, gallery.thresholds, visibility), rule, is_query=False)))
-    return CandidateIndex(index, gallery, rule, visibility)
+    for block in gallery.blocks(block_rows(gallery, 1), reuse=True):
+        index.add(_unit(_prepared(block, gallery, rule, visibility)))
+    return CandidateIndex(index, gallery, mapped, rule, visibility)
 
 
 def measure_recall(approximate: Hits, exact: Hits) -> float:
@@ -139,8 +157,45 @@ def measure_recall(approximate: Hits, exact: Hits) -> float:
     return float(np.mean(found))
 
 
+def _prepared(raw: FeatureRows, gallery: FeatureFile, rule: Rule, visibility: VisibilityKind) -> Prepared:
+    return prepare(part_set(raw, gallery.thresholds, visibility), rule, is_query=False)
+
+
+def _told_by(side: Prepared, dimensions: int) -> slice:
+    """The numbers that decide an image's list: the whole body's where it takes part, else all."""
+    if len(side.lengths) == side.num_parts:
+        return slice(0, dimensions)
+    stop = sum(side.lengths)
+    return slice(stop - side.lengths[-1], stop)
+
+
+def _quantizer(faiss: Any, sample: Floats, told_by: slice, count: int, seed: int) -> Any:
+    """What gives a vector its list: the nearest of `count` centres, by direction, of some of its numbers."""
+    wanted = np.ascontiguousarray(sample[:, told_by])
+    width, dimensions = wanted.shape[1], sample.shape[1]
+    clusters = faiss.Kmeans(width, count, niter=6, spherical=True, seed=seed, max_points_per_centroid=len(sample))
+    clusters.train(wanted / np.maximum(np.linalg.norm(wanted, axis=1, keepdims=True), 1e-12))
+    centres = faiss.IndexFlatIP(width)
+    centres.add(clusters.centroids)
+    if width == dimensions:
+        return centres
+    pick = faiss.LinearTransform(dimensions, width, False)
+    faiss.copy_array_to_vector(np.eye(dimensions, dtype=np.float32)[told_by].ravel(), pick.A)
+    pick.is_trained = True
+    quantizer = faiss.IndexPreTransform(pick, centres)
+    _hand_over(quantizer, pick, centres)
+    return quantizer
+
+
+def _hand_over(owner: Any, *parts: Any) -> None:
+    """Let one FAISS object free others with itself; Python would free them too early."""
+    owner.own_fields = True
+    for part in parts:
+        part.this.disown()
+
+
 def _unit(side: Prepared) -> Floats:
     """The concatenation scaled to length 1, with zeros up to a multiple of 4, in which the index codes it."""
     units = torch.nn.functional.normalize(side.units, dim=1)
-    padded: Floats = torch.nn.functional.pad(units, (0, -units.shape[1] % 4)).numpy()
+    padded: Floats = torch.nn.functional.pad(units, (0, -units.shape[1] % _SUB)).numpy()
     return np.ascontiguousarray(padded)

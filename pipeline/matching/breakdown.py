@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pipeline.errors import DataError
 from pipeline.matching.intervals import bootstrap_mean
 from pipeline.matching.metrics import AveragePrecision, Ranking, RankMetrics
-from pipeline.matching.parts import PARTS, SEMANTIC
+from pipeline.parts import PARTS, SEMANTIC
 
 Bools = npt.NDArray[np.bool_]
 

@@ -131,6 +131,25 @@ class Prepared:
         return self[torch.from_numpy(rows).to(self.units.device)]
 
 
+class Workspace:
+    """Memory that one block after another is computed in.
+
+    Fresh tensors for each block of a large gallery scatter over the heap, so that the process grows with the gallery
+    although no tensor does. What was computed in a workspace is written over by the next block.
+    """
+
+    def __init__(self) -> None:
+        self._room: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, int], like: Tensor) -> Tensor:
+        """An uninitialised tensor of that shape, in the type and on the device of `like`."""
+        size = shape[0] * shape[1]
+        room = self._room.get(name)
+        if room is None or room.numel() < size or room.dtype != like.dtype or room.device != like.device:
+            room = self._room[name] = torch.empty(size, dtype=like.dtype, device=like.device)
+        return room[:size].view(shape)
+
+
 def visibility_weights(
     visibility: npt.NDArray[np.float32], thresholds: npt.NDArray[np.float32], kind: VisibilityKind
 ) -> npt.NDArray[np.float32]:
@@ -168,13 +187,14 @@ def part_set(
     )
 
 
-def prepare(side: PartSet, rule: Rule = SHRUNK, *, is_query: bool) -> Prepared:
+def prepare(side: PartSet, rule: Rule = SHRUNK, *, is_query: bool, space: Workspace | None = None) -> Prepared:
     """Normalise and weigh one side.
 
     Args:
         side: The features.
         rule: How distances are formed.
         is_query: Query and gallery differ in the rule `query`.
+        space: Where to put the result, instead of into fresh memory.
 
     Raises:
         FormatError: The arrays do not fit each other, or there is no feature at all.
@@ -199,7 +219,7 @@ def prepare(side: PartSet, rule: Rule = SHRUNK, *, is_query: bool) -> Prepared:
     as_fallback = has_whole and not in_mean and (rule.name != "sum" or part_dim == 0)
 
     # Both L2 norms and visibilities scale whole feature vectors, so one factor a part does both.
-    units = torch.empty(count, num_parts * part_dim + whole_dim * in_mean, dtype=dtype, device=side.parts.device)
+    units = (space or Workspace()).take("units", (count, num_parts * part_dim + whole_dim * in_mean), visible)
     scale = visible / torch.linalg.vector_norm(side.parts, dim=2, dtype=dtype).clamp_min(_TINY)
     flat = units[:, : num_parts * part_dim].view(count, num_parts, part_dim)
     torch.mul(side.parts, scale[:, :, None], out=flat)
@@ -214,8 +234,14 @@ def prepare(side: PartSet, rule: Rule = SHRUNK, *, is_query: bool) -> Prepared:
     return Prepared(units, weights, whole, lengths, num_parts)
 
 
-def distances(query: Prepared, gallery: Prepared, rule: Rule = SHRUNK) -> Tensor:
+def distances(query: Prepared, gallery: Prepared, rule: Rule = SHRUNK, *, space: Workspace | None = None) -> Tensor:
     """Distances of prepared sides.
+
+    Args:
+        query: (Q) the one side.
+        gallery: (G) the other.
+        rule: The rule that both were prepared for.
+        space: Where to compute, instead of in fresh memory; the result may lie there too.
 
     Returns:
         (Q,G) float32, never NaN and never negative for finite features.
@@ -228,12 +254,38 @@ def distances(query: Prepared, gallery: Prepared, rule: Rule = SHRUNK) -> Tensor
             f"query features have lengths {query.lengths}, gallery features {gallery.lengths}",
             hint="extract both with the same checkpoint",
         )
-    return _combine(query, gallery, rule, lambda left, right: left @ right.T)
+    if space is None:
+        return _combine(query, gallery, rule, lambda left, right: left @ right.T)
+    # Two products make the distances; further ones, which few rules need, must not write over them.
+    names = iter(("shared", "products"))
+
+    def product(left: Tensor, right: Tensor) -> Tensor:
+        name = next(names, None)
+        out = None if name is None else space.take(name, (len(left), len(right)), left)
+        return torch.mm(left, right.T, out=out)
+
+    return _combine(query, gallery, rule, product)
 
 
 def paired_distances(left: Prepared, right: Prepared, rule: Rule = SHRUNK) -> Tensor:
     """Distances of row i to row i only, for chosen pairs: (N,) float32. See `distances`."""
     return _combine(left, right, rule, lambda a, b: (a * b).sum(dim=1))
+
+
+def candidate_distances(query: Prepared, candidates: Prepared, rule: Rule = SHRUNK) -> Tensor:
+    """Distances of each query to candidates of its own: (Q,C) float32. See `distances`.
+
+    Args:
+        query: (Q) the one side.
+        candidates: (Q * C) the other, C rows for each query in turn.
+        rule: The rule that both were prepared for.
+    """
+    each = len(candidates) // max(1, len(query))
+
+    def product(left: Tensor, right: Tensor) -> Tensor:
+        return torch.bmm(right.view(len(left), each, right.shape[1]), left[:, :, None])[:, :, 0]
+
+    return _combine(query, candidates, rule, product)
 
 
 def distance_blocks(

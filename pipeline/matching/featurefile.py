@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ArtifactError, FormatError
-from pipeline.matching.parts import NUM_PARTS, PARTS
-from pipeline.runtime.files import atomic_write
+from pipeline.parts import NUM_PARTS, PARTS
+from pipeline.runtime.files import atomic_write, is_no_space, reserve
 from pipeline.version import __version__
 
 FORMAT = "sgsfa-features"
@@ -39,6 +38,8 @@ Bools = npt.NDArray[np.bool_]
 Strings = npt.NDArray[np.str_]
 
 _SPLITS = ("train", "query", "gallery", "all")
+_ARRAYS = ("parts", "whole", "visibility")
+_STRUCTURE = 1 << 16  # Bytes that the file's own structure takes at most.
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,11 @@ class FeatureFile:
         with _reading(self.path) as file:
             return self._roles(file)
 
+    def ids(self) -> tuple[Ints, Ints]:
+        """Identities and cameras of all rows, each (N,): without the splits, which take twice their memory."""
+        with _reading(self.path) as file:
+            return file["pids"][: self.done], file["camids"][: self.done]
+
     def names(self, rows: npt.NDArray[np.integer] | None = None) -> Strings:
         """Image names of some rows (any order, repeats allowed), or of all."""
         with _reading(self.path) as file:
@@ -214,46 +220,63 @@ class FeatureFile:
         with _reading(self.path) as file:
             return self._rows(file, start, min(stop, self.done))
 
-    def at(self, rows: Ints, *, mapped: bool = False) -> FeatureRows:
+    def at(self, rows: Ints) -> FeatureRows:
         """Read single rows, in any order.
-
-        Args:
-            rows: Row numbers.
-            mapped: Read through a memory map: several times faster for many rows, but the system may then count much
-                of the file as memory of this process.
 
         Raises:
             FormatError: As for `load`.
         """
         with _reading(self.path) as file:
             read = FeatureRows(
-                int(rows[0]) if len(rows) else 0,
-                *(_picked(self.path, file[name], rows, mapped) for name in ("parts", "whole", "visibility")),
+                int(rows[0]) if len(rows) else 0, *(_picked(self.path, file[name], rows) for name in _ARRAYS)
             )
         return self._checked(read)
 
-    def blocks(self, size: int, *, start: int = 0, stop: int | None = None) -> Iterator[FeatureRows]:
+    def mapped(self) -> MappedRows:
+        """Open the arrays for reading many single rows, again and again, through memory maps.
+
+        Several times faster than `at`, but the system may count much of the file as memory of this process.
+        """
+        with _reading(self.path) as file:
+            return MappedRows(*(_mapped(self.path, file[name]) for name in _ARRAYS))
+
+    def blocks(
+        self, size: int, *, start: int = 0, stop: int | None = None, reuse: bool = False
+    ) -> Iterator[FeatureRows]:
         """Read rows [start, stop) in blocks of `size`, so that a file larger than memory can be gone through.
+
+        Args:
+            size: Rows a block; the last one may have fewer.
+            start: First row.
+            stop: Row after the last; None: the end.
+            reuse: Read each block into the arrays of the one before. Fresh arrays scatter over the heap, and a process
+                that goes through millions of rows grows.
 
         Raises:
             FormatError: As for `load`.
         """
         end = self.done if stop is None else min(stop, self.done)
         with _reading(self.path) as file:
+            room = {name: np.empty((size, *file[name].shape[1:]), dtype=np.float32) for name in _ARRAYS * reuse}
             for first in range(start, end, size):
-                yield self._rows(file, first, min(first + size, end))
+                yield self._rows(file, first, min(first + size, end), room)
 
     def _roles(self, file: h5py.File) -> tuple[Ints, Ints, Strings]:
         return file["pids"][: self.done], file["camids"][: self.done], _texts(file["splits"][: self.done])
 
-    def _rows(self, file: h5py.File, start: int, stop: int) -> FeatureRows:
+    def _rows(self, file: h5py.File, start: int, stop: int, room: Mapping[str, Floats] | None = None) -> FeatureRows:
+        """Rows [start, stop), in the first rows of the arrays in `room` where there are any."""
+        read: dict[str, Floats] = {}
         try:
-            rows = FeatureRows(
-                start, file["parts"][start:stop], file["whole"][start:stop], file["visibility"][start:stop]
-            )
+            for name in _ARRAYS:
+                dataset, count = file[name], max(0, stop - start)
+                into = room[name][:count] if room else np.empty((count, *dataset.shape[1:]), dtype=np.float32)
+                if into.size:
+                    dataset.read_direct(into, np.s_[start:stop])
+                read[name] = into
         except OSError as error:
             raise FormatError(f"rows {start} to {stop} cannot be read: {error}", where=self.path) from error
-        return self._checked(rows)
+        return self._checked(FeatureRows(start, **read))
 
     def _checked(self, rows: FeatureRows) -> FeatureRows:
         for name, values in (("parts", rows.parts), ("whole", rows.whole), ("visibility", rows.visibility)):
@@ -268,6 +291,20 @@ class FeatureFile:
         if rows.visibility.size and (rows.visibility.min() < 0 or rows.visibility.max() > 1):
             raise FormatError("/visibility holds numbers outside [0, 1]", where=self.path, expected="mask means")
         return rows
+
+
+@dataclass(frozen=True, slots=True)
+class MappedRows:
+    """The arrays of a features file as memory maps (or in memory, where another program laid the file out)."""
+
+    parts: Floats
+    whole: Floats
+    visibility: Floats
+
+    def at(self, rows: Ints) -> FeatureRows:
+        """Single rows, in any order; whether they are finite is not looked at again."""
+        first = int(rows[0]) if len(rows) else 0
+        return FeatureRows(first, *(np.asarray(array[rows]) for array in (self.parts, self.whole, self.visibility)))
 
 
 class FeatureWriter:
@@ -399,16 +436,19 @@ def require_comparable(query: Features, gallery: FeatureFile) -> None:
         )
 
 
-def _picked(path: Path, dataset: h5py.Dataset, rows: Ints, mapped: bool) -> Floats:
+def _mapped(path: Path, dataset: h5py.Dataset) -> Floats:
+    """A whole dataset as a memory map, or read where it cannot be mapped."""
+    offset = _flat_offset(dataset)
+    if offset is None:
+        return np.asarray(dataset[()], dtype=np.float32)
+    return np.memmap(path, dtype="<f4", mode="r", offset=offset, shape=dataset.shape)
+
+
+def _picked(path: Path, dataset: h5py.Dataset, rows: Ints) -> Floats:
     """Single rows of a dataset."""
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.dtype != np.dtype("<f4"):
-        # Not laid out as ours (rewritten by another program), or empty.
+    offset = _flat_offset(dataset)
+    if offset is None:
         return np.array([dataset[row] for row in rows], dtype=np.float32).reshape(len(rows), *dataset.shape[1:])
-    # HDF5 takes some 30 microseconds a row; the layout is contiguous, so the file can be addressed directly.
-    if mapped:
-        pages = np.memmap(path, dtype="<f4", mode="r", offset=offset, shape=dataset.shape)
-        return np.asarray(pages[rows], dtype=np.float32)
     found = np.empty((len(rows), *dataset.shape[1:]), dtype="<f4")
     row_bytes = found.itemsize * int(np.prod(dataset.shape[1:]))
     with path.open("rb", buffering=0) as stream:
@@ -419,11 +459,24 @@ def _picked(path: Path, dataset: h5py.Dataset, rows: Ints, mapped: bool) -> Floa
     return found.astype(np.float32, copy=False)
 
 
+def _flat_offset(dataset: h5py.Dataset) -> int | None:
+    """Where in the file the numbers lie one after the other, as we write them; HDF5 takes 30 microseconds a row.
+
+    None where they are not laid out as ours (the file was rewritten by another program), or empty.
+    """
+    offset: int | None = dataset.id.get_offset()
+    return offset if dataset.dtype == np.dtype("<f4") else None
+
+
 def _reading(path: Path) -> h5py.File:
     if not path.is_file():
         raise FormatError("the features file does not exist", where=path, hint="`sgsfa extract` writes one")
     try:
         return h5py.File(path, "r")
+    except BlockingIOError as error:
+        raise FormatError(
+            "another process is writing the features file", where=path, hint="wait for it; `sgsfa status` tells"
+        ) from error
     except OSError as error:
         raise FormatError(
             f"the features file cannot be opened: {error}",
@@ -524,18 +577,22 @@ def _check_same(path: Path, opened: FeatureFile, header: FeatureHeader) -> None:
 
 def _create(path: Path, header: FeatureHeader) -> None:
     total = len(header.names)
-    needed = total * (NUM_PARTS * header.part_dim + header.whole_dim + NUM_PARTS) * 4
+    numbers = NUM_PARTS * header.part_dim + header.whole_dim + NUM_PARTS
+    text = _encoded(header.names).itemsize + _encoded(header.splits).itemsize
+    needed = total * (4 * numbers + 16 + text) + len(json.dumps(dict(header.attributes))) + _STRUCTURE
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if free < needed:
-            raise ArtifactError(
-                f"the features need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free", where=path.parent
-            )
-        with atomic_write(path) as temporary, h5py.File(temporary, "w", libver="earliest") as file:
-            _fill(file, header, total)
+        with atomic_write(path) as temporary:
+            reserve(temporary, needed)
+            with h5py.File(temporary, "w", libver="earliest") as file:
+                _fill(file, header, total)
+            # What is filled in later is only named so far.
+            reserve(temporary, temporary.stat().st_size)
     except OSError as error:
-        raise ArtifactError(f"the features file cannot be created: {error}", where=path) from error
+        raise ArtifactError(
+            f"the features file cannot be created: {error.strerror or error}",
+            where=path,
+            hint=f"make room: it needs {needed / 1e6:,.0f} MB" if is_no_space(error) else None,
+        ) from error
 
 
 def _fill(file: h5py.File, header: FeatureHeader, total: int) -> None:
@@ -576,5 +633,10 @@ def _encoded(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
 def _texts(raw: npt.NDArray[Any]) -> Strings:
     if raw.dtype.kind == "O":
         return np.array([text.decode("utf-8") if isinstance(text, bytes) else str(text) for text in raw], dtype=np.str_)
-    # Plain ASCII widens at once; decoding two million names one by one takes seconds.
-    return np.char.decode(raw, "utf-8") if raw.size else np.empty(raw.shape, dtype=np.str_)
+    if not raw.size:
+        return np.empty(raw.shape, dtype=np.str_)
+    try:
+        # Plain ASCII widens at once; decoding two million names one by one takes seconds and a hundred megabytes.
+        return raw.astype(np.str_)
+    except UnicodeDecodeError:
+        return np.char.decode(raw, "utf-8")

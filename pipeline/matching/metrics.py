@@ -30,6 +30,9 @@ Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
+_STRETCH = 2**17
+"""Identities looked through at a time."""
+
 _COUNTED = 64
 """Up to this many matches a query compares its row with each; more are looked up in the sorted row."""
 
@@ -103,8 +106,8 @@ def rank_metrics(
     return stream.compute()
 
 
-class RankStream:
-    """The metrics from blocks of distances, fed in query order.
+class _Stream:
+    """What both streaming forms hold and end with.
 
     Args:
         query_pids: (Q,) identities.
@@ -113,6 +116,9 @@ class RankStream:
         gallery_camids: (G,) cameras.
         max_rank: Length of the CMC curve.
         average_precision: `mean` or `trapezoid`.
+
+    Raises:
+        DataError: Identities and cameras differ in number, or one side is empty.
     """
 
     def __init__(
@@ -127,9 +133,35 @@ class RankStream:
         self._relatives = Relatives.of(query_pids, gallery_pids, query_camids, gallery_camids)
         self._max_rank = max_rank
         self._average_precision: AveragePrecision = average_precision
-        self._values: Doubles = np.empty(len(self._relatives.entry))
+        self._values: Doubles = np.full(len(self._relatives.entry), np.nan)
         self._before = np.zeros(len(self._relatives.entry), dtype=np.int64)
         self._fed = 0
+
+    def _missing(self) -> str | None:
+        """What was not given yet, as a sentence."""
+        raise NotImplementedError
+
+    def ranking(self) -> Ranking:
+        """What the metrics are computed from.
+
+        Raises:
+            DataError: Distances are missing.
+        """
+        if missing := self._missing():
+            raise DataError(missing)
+        return Ranking(self._relatives, self._values, self._before)
+
+    def compute(self) -> RankMetrics:
+        """The metrics of all queries.
+
+        Raises:
+            DataError: Distances are missing, or no query has a match.
+        """
+        return self.ranking().metrics(self._max_rank, self._average_precision)
+
+
+class RankStream(_Stream):
+    """The metrics from blocks of distances, fed in query order. See `rank_metrics` for the arguments."""
 
     def update(self, distances: npt.ArrayLike | torch.Tensor) -> None:
         """Take the distances (B,G) of the next B queries to the whole gallery.
@@ -151,47 +183,21 @@ class RankStream:
         self._before[first:last] = relatives.others_before(block, self._values, first_query=self._fed, first_entry=0)
         self._fed += count
 
-    def ranking(self) -> Ranking:
-        """What the metrics are computed from.
-
-        Raises:
-            DataError: Distances are missing.
-        """
-        if self._fed != self._relatives.num_queries:
-            raise DataError(f"distances of {self._fed} of {self._relatives.num_queries} queries were given")
-        return Ranking(self._relatives, self._values, self._before)
-
-    def compute(self) -> RankMetrics:
-        """The metrics of all queries.
-
-        Raises:
-            DataError: Distances are missing, or no query has a match.
-        """
-        return self.ranking().metrics(self._max_rank, self._average_precision)
+    def _missing(self) -> str | None:
+        if self._fed == self._relatives.num_queries:
+            return None
+        return f"distances of {self._fed} of {self._relatives.num_queries} queries were given"
 
 
-class GalleryStream:
+class GalleryStream(_Stream):
     """The metrics from blocks of distances of all queries to successive gallery entries.
 
     For galleries that do not fit into memory. The distances of the queries to entries of their own identity are
-    needed first (`pairs` names them), because the others are counted against them.
+    needed first (`pairs` names them), because the others are counted against them. See `rank_metrics` for the
+    arguments.
     """
 
-    def __init__(
-        self,
-        query_pids: npt.ArrayLike,
-        gallery_pids: npt.ArrayLike,
-        query_camids: npt.ArrayLike,
-        gallery_camids: npt.ArrayLike,
-        max_rank: int = 50,
-        average_precision: AveragePrecision = "mean",
-    ) -> None:
-        self._relatives = Relatives.of(query_pids, gallery_pids, query_camids, gallery_camids)
-        self._max_rank = max_rank
-        self._average_precision: AveragePrecision = average_precision
-        self._values: Doubles | None = None
-        self._before = np.zeros(len(self._relatives.entry), dtype=np.int64)
-        self._fed = 0
+    _begun = False
 
     @property
     def pairs(self) -> tuple[Ints, Ints]:
@@ -210,6 +216,7 @@ class GalleryStream:
         if np.isnan(values).any():
             raise DataError("a distance is not a number", hint="the features hold NaN; extract them again")
         self._values = values
+        self._begun = True
 
     def update(self, distances: npt.ArrayLike | torch.Tensor) -> None:
         """Take the distances (Q,B) of all queries to the next B gallery entries.
@@ -219,7 +226,7 @@ class GalleryStream:
         """
         block = as_float_matrix(distances)
         relatives = self._relatives
-        if self._values is None:
+        if not self._begun:
             raise DataError("distances of the queries' own identities were not given first")
         if block.ndim != 2 or len(block) != relatives.num_queries or self._fed + block.shape[1] > relatives.num_gallery:
             raise DataError(
@@ -229,23 +236,10 @@ class GalleryStream:
         self._before += relatives.others_before(block, self._values, first_query=0, first_entry=self._fed)
         self._fed += block.shape[1]
 
-    def ranking(self) -> Ranking:
-        """What the metrics are computed from.
-
-        Raises:
-            DataError: Distances are missing.
-        """
-        if self._values is None or self._fed != self._relatives.num_gallery:
-            raise DataError(f"distances of {self._fed} of {self._relatives.num_gallery} gallery entries were given")
-        return Ranking(self._relatives, self._values, self._before)
-
-    def compute(self) -> RankMetrics:
-        """The metrics of all queries.
-
-        Raises:
-            DataError: Distances are missing, or no query has a match.
-        """
-        return self.ranking().metrics(self._max_rank, self._average_precision)
+    def _missing(self) -> str | None:
+        if self._begun and self._fed == self._relatives.num_gallery:
+            return None
+        return f"distances of {self._fed} of {self._relatives.num_gallery} gallery entries were given"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +273,7 @@ class Relatives:
         query_camids: npt.ArrayLike,
         gallery_camids: npt.ArrayLike,
     ) -> Relatives:
-        """Group the gallery by identity and find each query's group.
+        """Group the gallery by identity and find each query's group, with little memory besides the ids.
 
         Raises:
             DataError: Identities and cameras differ in number, or one side is empty.
@@ -290,7 +284,9 @@ class Relatives:
                 f"identities and cameras have shapes {qp.shape}, {qc.shape} (query), {gp.shape}, {gc.shape} (gallery)",
                 expected="one identity and one camera for each image, and at least one image on both sides",
             )
-        order = np.argsort(gp, kind="stable")
+        # Only people who are searched for are grouped: of millions of entries that is a handful.
+        related = _among(gp, np.unique(qp))
+        order = related[np.argsort(gp[related], kind="stable")]
         grouped = gp[order]
         left = np.searchsorted(grouped, qp, side="left")
         sizes = np.searchsorted(grouped, qp, side="right") - left
@@ -466,6 +462,16 @@ def _equal_left_of(line: npt.NDArray[Any], values: npt.NDArray[Any], entries: In
     keys = np.sort(level[positions] * width + positions)
     own = np.searchsorted(levels, values) * width
     return np.searchsorted(keys, own + np.clip(entries, 0, len(line))) - np.searchsorted(keys, own)
+
+
+def _among(ids: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> Ints:
+    """Where `ids` are among `wanted`, which are ascending and not empty; a stretch at a time."""
+    found = []
+    for start in range(0, len(ids), _STRETCH):
+        some = ids[start : start + _STRETCH]
+        nearest = wanted[np.minimum(np.searchsorted(wanted, some), len(wanted) - 1)]
+        found.append(start + np.flatnonzero(nearest == some))
+    return np.concatenate(found)
 
 
 def as_float_matrix(distances: npt.ArrayLike | torch.Tensor) -> Floats | Doubles:

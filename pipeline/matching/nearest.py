@@ -7,13 +7,21 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
+
+_EMPTY = np.uint64(2**64 - 1)
+_SIGN = np.uint32(2**31)
+_SAMPLE = 8
+"""The first limit of a row comes from one in so many columns of the first block: quicker than from all, and it lets in
+no more than so many times the numbers that are kept."""
 
 
 class Nearest:
     """Keeps the `count` smallest distances of each row; ties go to the smaller column.
 
     After the first block a row takes in only what beats its worst kept distance, so that all but a few numbers of a
-    block are passed over by one comparison.
+    block are passed over by one comparison. A distance and its column are held in one 64-bit number whose order is
+    theirs, because sorting plain numbers is many times faster than sorting by two keys.
 
     Args:
         rows: Number of rows.
@@ -21,31 +29,84 @@ class Nearest:
     """
 
     def __init__(self, rows: int, count: int) -> None:
-        self._index = np.full((rows, count), np.iinfo(np.int64).max)
-        self._distance = np.full((rows, count), np.inf, dtype=np.float32)
+        self._count = count
+        self._kept: Keys = np.full((rows, count), _EMPTY)
+        self._limit = np.full(rows, np.inf, dtype=np.float32)
+        self._seen = np.zeros(rows, dtype=np.int64)
 
     def offer(self, block: Floats, *, first_row: int = 0, first_column: int = 0) -> None:
-        """Take the distances (B,C) of rows [first_row, +B) to columns [first_column, +C); no pair twice."""
+        """Take the distances (B,C) of rows [first_row, +B) to columns [first_column, +C); no pair twice, no NaN.
+
+        Columns are below 2**32.
+        """
         rows = slice(first_row, first_row + len(block))
-        kept = self._index.shape[1]
-        limit = self._distance[rows, -1:]
-        if block.shape[1] > kept and np.isinf(limit).any():
-            # A row without a limit to go by takes its k-th smallest in this block.
-            limit = np.minimum(limit, np.partition(block, kept - 1, axis=1)[:, kept - 1 : kept])
-        row, column = np.divmod(np.flatnonzero(block <= limit), max(1, block.shape[1]))
-        if not len(row):
-            return
-        affected, position = np.unique(row, return_inverse=True)
-        owner = np.concatenate([np.repeat(np.arange(len(affected)), kept), position])
-        index = np.concatenate([self._index[rows][affected].ravel(), column + first_column])
-        distance = np.concatenate([self._distance[rows][affected].ravel(), block[row, column]])
-        order = np.lexsort((index, distance, owner))
-        first = np.searchsorted(owner[order], np.arange(len(affected)))
-        picked = order[first[:, None] + np.arange(kept)]
-        self._index[first_row + affected] = index[picked]
-        self._distance[first_row + affected] = distance[picked]
+        limit = self._limits(rows, block, first_column)
+        row, column = np.divmod(np.flatnonzero(block <= limit[:, None]), max(1, block.shape[1]))
+        self._take_in(rows, row, _keys(block[row, column], column + first_column))
+
+    def offer_columns(self, block: Floats, *, first_row: int = 0, first_column: int = 0) -> None:
+        """Take the distances (C,B) of columns [first_column, +C) to rows [first_row, +B): a block as seen from above.
+
+        Equal to `offer(block.T)`, without turning the block.
+        """
+        rows = slice(first_row, first_row + block.shape[1])
+        limit = self._limits(rows, block.T, first_column)
+        column, row = np.divmod(np.flatnonzero(block <= limit), max(1, block.shape[1]))
+        order = np.argsort(row, kind="stable")
+        self._take_in(rows, row[order], _keys(block[column, row], column + first_column)[order])
 
     def result(self) -> tuple[Ints, Floats]:
         """Columns and distances, nearest first, (rows, count); fewer columns where fewer were offered to all."""
-        offered = int(np.isfinite(self._distance).sum(axis=1).max(initial=0))
-        return self._index[:, :offered], self._distance[:, :offered]
+        offered = int((self._kept != _EMPTY).sum(axis=1).max(initial=0))
+        kept = self._kept[:, :offered]
+        index = (kept & np.uint64(2**32 - 1)).astype(np.int64)
+        distance = _distances(kept)
+        index[kept == _EMPTY], distance[kept == _EMPTY] = np.iinfo(np.int64).max, np.inf
+        return index, distance
+
+    def _limits(self, rows: slice, block: Floats, first_column: int) -> Floats:
+        """What a distance may not exceed to be taken in, for each row (B,)."""
+        limit = self._limit[rows]
+        sample = block[:, : max(block.shape[1] // _SAMPLE, min(self._count, block.shape[1]))]
+        if sample.shape[1] >= self._count and np.isinf(limit).any():
+            # A row without a limit to go by takes the k-th smallest among some of this block.
+            turned = np.ascontiguousarray(sample)
+            limit = np.minimum(limit, np.partition(turned, self._count - 1, axis=1)[:, self._count - 1])
+        seen = self._seen[rows]
+        if seen.size and first_column >= seen.max() and np.isfinite(self._limit[rows]).all():
+            # All kept columns are smaller, so an equal distance comes too late.
+            limit = np.nextafter(limit, np.float32(-np.inf))
+        self._seen[rows] = np.maximum(seen, first_column + block.shape[1])
+        return limit
+
+    def _take_in(self, rows: slice, row: Ints, keys: Keys) -> None:
+        """Merge keys into their rows; `row` counts from the first of `rows` and ascends."""
+        if not len(row):
+            return
+        many = np.bincount(row, minlength=rows.stop - rows.start)
+        affected = np.flatnonzero(many)
+        many = many[affected]
+        merged = np.full((len(affected), self._count + int(many.max())), _EMPTY)
+        merged[:, : self._count] = self._kept[rows][affected]
+        position = np.arange(len(row)) - np.repeat(np.cumsum(many) - many, many)
+        merged[np.repeat(np.arange(len(affected)), many), self._count + position] = keys
+        merged.sort(axis=1)
+        self._kept[rows.start + affected] = merged[:, : self._count]
+        worst = merged[:, self._count - 1]
+        self._limit[rows.start + affected] = np.where(worst == _EMPTY, np.float32(np.inf), _distances(worst))
+
+
+def _keys(distance: Floats, column: Ints) -> Keys:
+    """One number for both, smaller for smaller distances and then for smaller columns."""
+    # Minus zero becomes zero, as they are equal.
+    bits = (distance + np.float32(0)).view(np.uint32)
+    ordered = np.where(bits >= _SIGN, ~bits, bits | _SIGN)
+    return ordered.astype(np.uint64) << np.uint64(32) | column.astype(np.uint64)
+
+
+def _distances(keys: Keys) -> Floats:
+    """The distances in some keys."""
+    ordered = (keys >> np.uint64(32)).astype(np.uint32)
+    bits = np.where(ordered >= _SIGN, ordered ^ _SIGN, ~ordered)
+    distances: Floats = bits.view(np.float32)
+    return distances

@@ -15,6 +15,7 @@ from pipeline.matching.distance import (
     Prepared,
     Rule,
     VisibilityKind,
+    Workspace,
     distances,
     paired_distances,
     part_set,
@@ -31,7 +32,11 @@ Ints = npt.NDArray[np.int64]
 BLOCK_BYTES = 64 * 2**20
 """Features read at a time."""
 
-_BLOCK_DISTANCES = 2**22
+_BLOCK_DISTANCES = 2**21
+"""Distances held at a time by a search, which passes over most of them at once."""
+
+_RANKED_DISTANCES = 2**22
+"""The same for metrics, whose work on each row of a block has a cost of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +78,18 @@ def search(
         DataError: There is nothing to search in.
     """
     left = prepare(query, rule, is_query=True)
-    chosen = np.arange(gallery.done) if rows is None else rows
-    if not len(chosen) or k < 1:
-        raise DataError(f"{k} of {len(chosen)} gallery images cannot be found", where=gallery.path)
-    nearest = Nearest(len(query), min(k, len(chosen)))
-    with progress.task("search", total=len(chosen)) as task:
-        for start, right in _gallery_blocks(gallery, chosen, len(query), rule, visibility, query):
-            nearest.offer(distances(left, right, rule).cpu().numpy(), first_column=start)
+    total = gallery.done if rows is None else len(rows)
+    if not total or k < 1:
+        raise DataError(f"{k} of {total} gallery images cannot be found", where=gallery.path)
+    nearest = Nearest(len(query), min(k, total))
+    space = Workspace()
+    with progress.task("search", total=total) as task:
+        size = block_rows(gallery, len(query))
+        for start, right in _gallery_blocks(gallery, rows, size, rule, visibility, query, space):
+            nearest.offer(distances(left, right, rule, space=space).cpu().numpy(), first_column=start)
             task.advance(len(right))
     index, found = nearest.result()
-    return Hits(chosen[index], found)
+    return Hits(index if rows is None else rows[index], found)
 
 
 def rank_on_disk(
@@ -115,38 +122,49 @@ def rank_on_disk(
         FormatError: The file is damaged, or its features have another length.
         DataError: There is nothing to search in.
     """
-    chosen = np.arange(gallery.done) if rows is None else rows
-    pids, camids, _ = gallery.roles()
-    stream = GalleryStream(query_pids, pids[chosen], query_camids, camids[chosen])
+    pids, camids = gallery.ids()
+    if rows is not None:
+        pids, camids = pids[rows], camids[rows]
+    stream = GalleryStream(query_pids, pids, query_camids, camids)
     left = prepare(query, rule, is_query=True)
     whose, entry = stream.pairs
-    stream.begin(_pair_distances(left, whose, gallery, chosen[entry], rule, visibility, query))
-    with progress.task("rank", total=len(chosen)) as task:
-        for _, right in _gallery_blocks(gallery, chosen, len(query), rule, visibility, query):
-            stream.update(distances(left, right, rule))
+    of_pairs = entry if rows is None else rows[entry]
+    space = Workspace()
+    stream.begin(_pair_distances(left, whose, gallery, of_pairs, rule, visibility, query))
+    with progress.task("rank", total=len(pids)) as task:
+        size = block_rows(gallery, len(query), _RANKED_DISTANCES)
+        for _, right in _gallery_blocks(gallery, rows, size, rule, visibility, query, space):
+            stream.update(distances(left, right, rule, space=space))
             task.advance(len(right))
     return stream.ranking()
 
 
-def block_rows(gallery: FeatureFile, num_queries: int) -> int:
-    """Rows a block: some 64 MB of features, some 16 MB of distances, whichever is less."""
+def block_rows(gallery: FeatureFile, num_queries: int, limit: int = _BLOCK_DISTANCES) -> int:
+    """Rows a block: some 64 MB of features, or `limit` distances, whichever is less."""
     row_bytes = 4 * (7 * gallery.part_dim + gallery.whole_dim + 7)
-    return max(64, min(BLOCK_BYTES // row_bytes, _BLOCK_DISTANCES // max(1, num_queries)))
+    return max(64, min(BLOCK_BYTES // row_bytes, limit // max(1, num_queries)))
 
 
 def _gallery_blocks(
-    gallery: FeatureFile, chosen: Ints, num_queries: int, rule: Rule, visibility: VisibilityKind, like: PartSet
+    gallery: FeatureFile,
+    chosen: Ints | None,
+    size: int,
+    rule: Rule,
+    visibility: VisibilityKind,
+    like: PartSet,
+    space: Workspace,
 ) -> Iterator[tuple[int, Prepared]]:
-    """Prepared features of the chosen rows and the position of the first of them."""
-    size = block_rows(gallery, num_queries)
+    """Prepared features of the chosen rows, or of all, and how many came before them."""
+    first, last = (0, gallery.done) if chosen is None else (int(chosen[0]), int(chosen[-1]) + 1)
     start = 0
-    for block in gallery.blocks(size, start=int(chosen[0]), stop=int(chosen[-1]) + 1):
-        stop = int(np.searchsorted(chosen, block.start + len(block)))
+    for block in gallery.blocks(size, start=first, stop=last, reuse=True):
+        end = block.start + len(block)
+        stop = end if chosen is None else int(np.searchsorted(chosen, end))
         if stop > start:
             side = part_set(block, gallery.thresholds, visibility, like.parts.device)
-            if stop - start < len(block):
+            if chosen is not None and stop - start < len(block):
                 side = side.take(chosen[start:stop] - block.start)
-            yield start, prepare(side, rule, is_query=False)
+            yield start, prepare(side, rule, is_query=False, space=space)
         start = stop
 
 

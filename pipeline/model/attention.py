@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pipeline.parts import SEMANTIC
+
 _LEAST_HIDDEN = 16
 """Narrow backbones (24 channels in MobileNetV2) would leave the mask three channels to be drawn from."""
 
-LOCAL_PARTS = ("head", "upper", "lower", "shoes")
+LOCAL_PARTS = SEMANTIC
 
 VISIBLE_SHARES = (0.008, 0.01, 0.01, 0.003)
 """Head, upper, lower, shoes: a part whose mask covers more than this share of the map counts as shown. In rendered

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STRIPS = ("top", "middle", "bottom")
+from pipeline.parts import SPATIAL
+
+STRIPS = SPATIAL
 COMBINATIONS = ("top", "middle", "bottom", "top+middle", "middle+bottom")
 """FR of eq. 1, in the order of every tensor with five spatial features."""
 

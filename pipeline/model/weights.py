@@ -28,9 +28,9 @@ from pipeline.runtime.files import atomic_write
 from pipeline.version import __version__
 
 CHECKPOINT_FORMAT = 2
-"""2 added `parts_given`; a checkpoint of format 1 was taught all parts."""
+"""2: the parts that were taught are named, and the head is found by another rule, which a checkpoint's thresholds
+belong to; older ones are refused."""
 _KEY = "sgsfa"
-_GIVEN = "parts_given"
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,6 @@ def load_checkpoint(path: Path) -> tuple[Network, CheckpointMeta]:
     state = safetensors.torch.load_file(path)
     model = build_model(meta.model, meta.num_classes)
     own = model.state_dict()
-    if meta.format < 2 and _GIVEN in own:
-        state.setdefault(_GIVEN, own[_GIVEN])
     different = sorted(set(own) ^ set(state)) or sorted(k for k in own if own[k].shape != state[k].shape)
     if different:
         raise WeightsError(
@@ -119,11 +117,13 @@ def read_meta(path: Path) -> CheckpointMeta:
             hint="weights for starting the backbone are named by --weights",
         )
     header: dict[str, Any] = json.loads(metadata[_KEY])
-    if int(header.get("format", 0)) > CHECKPOINT_FORMAT:
+    found = int(header.get("format", 0))
+    if found != CHECKPOINT_FORMAT:
+        mend = "update sgsfa" if found > CHECKPOINT_FORMAT else "train it anew"
         raise WeightsError(
-            f"the checkpoint has format {header['format']}, this program reads up to {CHECKPOINT_FORMAT}",
+            f"the checkpoint has format {found}, this program reads format {CHECKPOINT_FORMAT}",
             where=path,
-            hint=f"it was written by version {header.get('version')}; update sgsfa",
+            hint=f"it was written by version {header.get('version')}; {mend}",
         )
     try:
         model = ModelConfig.model_validate(header.pop("model"))

@@ -21,12 +21,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import mobilenet_v2
 
 from pipeline.errors import WeightsError
+from pipeline.parsing import versions
+from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import load_label_set
-from pipeline.parsing.parser import ParserInfo
 from pipeline.runtime.files import sha256_file
-
-VERSION = "1"
-"""Raised with every change of the weights or of what happens around the network."""
 
 INPUT_SIZE = (256, 128)
 OUTPUT_SIZE = (64, 32)
@@ -107,7 +105,7 @@ class BuiltinParser:
         self._shift = torch.tensor([-mean / std for mean, std in zip(_MEAN, _STD, strict=True)], device=device)
         self._info = ParserInfo(
             name="builtin",
-            version=VERSION,
+            version=versions.BUILTIN,
             label_set=load_label_set("lip-20"),
             native_size=OUTPUT_SIZE,
             weights_sha256=weights_sha256,

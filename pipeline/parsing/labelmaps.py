@@ -21,8 +21,6 @@ from torch import Tensor
 from pipeline.errors import ConfigError, FormatError
 from pipeline.parsing.labels import IGNORED, LabelSet
 
-VERSION = "1"
-
 _INDEXED_MODES = frozenset({"P", "L", "1"})
 
 

@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError, DeviceError, WeightsError
+from pipeline.errors import ConfigError, DeviceError, FormatError, WeightsError
 from pipeline.parsing.files import weights_hash
+from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import LabelSet
-from pipeline.parsing.parser import ParserInfo
 from pipeline.parsing.sidecar import Sidecar, input_size_of, label_set_of, read_sidecar, to_input, to_soft
 from pipeline.runtime.device import resolve_device
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_CUDA = "CUDAExecutionProvider"
+# ONNX Runtime has no exception of its own for this; these are in the texts of its own and of CUDA's allocators.
+_OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation")
 
 
 class OnnxParser:
@@ -55,6 +58,8 @@ class OnnxParser:
             backend="onnxruntime",
             precision=str(np.dtype(self._type)),
             fit=sidecar.fit,
+            # What comes out of ONNX Runtime lies in the processor's memory, wherever it was computed.
+            device=_device_of(session),
         )
 
     def parse(self, images: Tensor | np.ndarray) -> Tensor:
@@ -70,9 +75,23 @@ class OnnxParser:
             missing = step - len(block)
             if missing:
                 block = np.concatenate([block, np.zeros((missing, *block.shape[1:]), block.dtype)])
-            output = self._session.run([self._output], {self._input: block})[0]
-            outputs.append(output[: step - missing])
+            outputs.append(self._run_block(block)[: step - missing])
         return torch.from_numpy(np.concatenate(outputs))
+
+    def _run_block(self, block: np.ndarray) -> np.ndarray:
+        try:
+            output: np.ndarray = self._session.run([self._output], {self._input: block})[0]
+        # ONNX Runtime's exceptions share no base of their own.
+        except Exception as error:
+            text = str(error).strip() or type(error).__name__
+            if any(words in text.lower() for words in _OUT_OF_MEMORY):
+                raise torch.OutOfMemoryError(text) from error
+            raise FormatError(
+                f"the model fails on a batch of {len(block)} images: {text.splitlines()[0]}",
+                where=self._path,
+                hint="--batch-size 1, if it was exported for single images" if len(block) > 1 else None,
+            ) from error
+        return output
 
 
 def load_onnx(path: Path, *, label_set: str | None = None, device: str = "auto") -> OnnxParser:
@@ -105,7 +124,21 @@ def load_onnx(path: Path, *, label_set: str | None = None, device: str = "auto")
     except Exception as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"the ONNX model cannot be loaded: {first}", where=path) from error
+    # ONNX Runtime goes on without a provider that does not start, which here would be a hundred times slower.
+    if device.startswith("cuda") and _CUDA not in session.get_providers():
+        raise DeviceError(
+            "ONNX Runtime could not start on CUDA",
+            where=path,
+            hint="its messages above say why, often another version of CUDA or cuDNN; or use --device cpu",
+        )
     return OnnxParser(session, path, sidecar, labels)
+
+
+def _device_of(session: Any) -> str:
+    """Where a session computes, as torch names it."""
+    if _CUDA not in session.get_providers():
+        return "cpu"
+    return f"cuda:{session.get_provider_options()[_CUDA].get('device_id', 0)}"
 
 
 def _providers(device: str) -> list[Any]:
@@ -113,12 +146,12 @@ def _providers(device: str) -> list[Any]:
 
     offered = onnxruntime.get_available_providers()
     if device == "auto":
-        return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in offered]
+        return [name for name in (_CUDA, "CPUExecutionProvider") if name in offered]
     target = resolve_device(device)
     if target.type == "cuda":
-        if "CUDAExecutionProvider" not in offered:
+        if _CUDA not in offered:
             raise DeviceError(
                 "the installed ONNX Runtime cannot use CUDA", hint="install onnxruntime-gpu, or use --device cpu"
             )
-        return [("CUDAExecutionProvider", {"device_id": target.index or 0}), "CPUExecutionProvider"]
+        return [(_CUDA, {"device_id": target.index or 0}), "CPUExecutionProvider"]
     return ["CPUExecutionProvider"]

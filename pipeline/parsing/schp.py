@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import WeightsError
+from pipeline.parsing import versions
+from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import LabelSet, load_label_set
-from pipeline.parsing.parser import ParserInfo
 from pipeline.runtime.device import resolve_device
 from pipeline.runtime.files import sha256_file
-
-VERSION = "1"
 
 # Label set and input side of the published checkpoints, by their number of classes.
 _PUBLISHED = {20: ("lip-20", 473), 18: ("atr-18", 512), 7: ("pascal-7", 512)}
@@ -203,13 +202,15 @@ class SchpParser:
         self.input_size = (side, side)
         self.info = ParserInfo(
             name="schp",
-            version=VERSION,
+            version=versions.SCHP,
             label_set=label_set,
             native_size=(native, native),
             weights_sha256=weights_sha256,
             backend="torch",
             precision="float32",
             fit="square",
+            # Told, because asking a forward where its output lies takes a second here.
+            device=str(device),
         )
 
     @torch.inference_mode()

@@ -17,8 +17,8 @@ from torch import Tensor
 from pipeline.config import read_toml, suggestion
 from pipeline.errors import ConfigError, FormatError
 from pipeline.parsing.files import sidecar_path
+from pipeline.parsing.interface import Fit
 from pipeline.parsing.labels import LabelSet, load_label_set
-from pipeline.parsing.parser import Fit
 
 Triple = tuple[float, float, float]
 

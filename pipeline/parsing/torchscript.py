@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, FormatError, WeightsError
 from pipeline.parsing.files import sidecar_path
+from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import LabelSet
-from pipeline.parsing.parser import ParserInfo
 from pipeline.parsing.sidecar import (
     Sidecar,
     input_size_of,
@@ -51,6 +51,7 @@ class TorchScriptParser:
             backend="torchscript",
             precision="float32",
             fit=sidecar.fit,
+            device=str(device),
         )
 
     @torch.inference_mode()

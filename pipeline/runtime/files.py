@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Numbers of the errors that mean: there is no room."""
+
+_CANNOT_RESERVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF})
 
 
 @contextlib.contextmanager
@@ -35,6 +42,37 @@ def atomic_write(path: Path) -> Iterator[Path]:
         fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Give a file, which is made if it is missing, `size` bytes of the disk, so that writing to them cannot fail.
+
+    HDF5 crashes the process where it meets the end of a disk while it closes a file; so the space is asked for before.
+    Where the system or the disk cannot reserve, the free space is compared.
+
+    Raises:
+        OSError: There is not so much space (`is_no_space` tells), or the file cannot be written.
+    """
+    path.touch()
+    # Not for appending: where the C library has to write the bytes itself, it refuses such files.
+    with path.open("r+b") as stream:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(stream.fileno(), 0, max(1, size))
+                return
+            except OSError as error:
+                if error.errno not in _CANNOT_RESERVE:
+                    raise
+        status = os.fstat(stream.fileno())
+        # Sparse files have fewer blocks than bytes; not every system counts blocks.
+        there = 512 * getattr(status, "st_blocks", status.st_size // 512)
+        if shutil.disk_usage(path.parent).free < size - there:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def is_no_space(error: OSError) -> bool:
+    """Whether an error means that the disk, a quota or a limit on files leaves no room."""
+    return error.errno in NO_SPACE
 
 
 def write_json(path: Path, obj: Any) -> None:

@@ -17,6 +17,7 @@ from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.config import RunConfig, Section
 from pipeline.errors import ConfigError, FormatError, WeightsError
 from pipeline.parsing.files import parser_files
+from pipeline.parsing.versions import version_of
 from pipeline.stages import bodies
 from pipeline.stages.sources import RENDERED, Sources
 from pipeline.stages.stage import Stage
@@ -80,6 +81,9 @@ def _masks_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
     # Masks know nothing of identities and cameras: a corrected one parses nothing anew.
     found = {"training images": sources.contents(config.data.source, "train")}
     found |= _parser_input(config, sources)
+    # The same weights give other masks, when the code around them changes.
+    if (version := version_of(config.masks.parser.partition(":")[0])) is not None:
+        found["parser's version"] = version
     for what, value in (("label set", config.masks.label_set), ("grouping", config.masks.grouping)):
         if value is not None and value.endswith(".toml"):
             found[what] = sources.file(Path(value), f"the {what} file", ConfigError)
@@ -189,8 +193,8 @@ def _eval_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
 
 
 STAGES: tuple[Stage, ...] = (
-    Stage("synth", 2, _synth_decisive, _synth_inputs, bodies.synth),
-    Stage("masks", 1, _masks_decisive, _masks_inputs, bodies.masks),
+    Stage("synth", 3, _synth_decisive, _synth_inputs, bodies.synth),
+    Stage("masks", 2, _masks_decisive, _masks_inputs, bodies.masks),
     Stage("train", 4, _train_decisive, _train_inputs, bodies.train),
     Stage("extract", 2, _extract_decisive, _extract_inputs, bodies.extract),
     Stage("eval", 2, _eval_decisive, _eval_inputs, bodies.evaluate),

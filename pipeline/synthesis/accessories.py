@@ -51,7 +51,7 @@ def _hat(model: BodyModel, rest: Rest, hat: Hat) -> list[Piece]:
     front = np.cos(turn)
     # Lower border: level for a brim, over the ears and low at the back for a beanie, high at the back for a cap.
     line = {
-        "cap": 0.856 - 0.026 * (1 - front) / 2,
+        "cap": 0.853 - 0.023 * (1 - front) / 2,
         "beanie": 0.848 - 0.028 * (1 - front) / 2,
         "brim": 0.853 - 0.022 * (1 - front) / 2,
     }[hat.kind]
@@ -74,11 +74,13 @@ def _hat(model: BodyModel, rest: Rest, hat: Hat) -> list[Piece]:
 def _visor(colour: tuple[float, float, float]) -> Solid:
     turn = np.linspace(-1.12, 1.12, 19)
     rows = []
-    for t in np.linspace(0, 1, 5):
-        reach = t * 0.078 * np.cos(turn * 0.95) ** 0.6
-        x = (0.091 + 0.10 * reach) * np.sin(turn)
-        y = HEAD_AXIS_Y - 0.109 * np.cos(turn) - reach
-        z = 0.861 - 0.16 * reach - 0.012 * np.abs(np.sin(turn)) ** 2
+    for t in (-1.0, *np.linspace(0, 1, 5)):
+        # The first row is tucked up into the cap, so that no forehead shows between the two.
+        tuck = 0.011 * max(-t, 0.0)
+        reach = max(t, 0.0) * 0.078 * np.cos(turn * 0.95) ** 0.6
+        x = (0.091 - tuck + 0.10 * reach) * np.sin(turn)
+        y = HEAD_AXIS_Y - (0.109 - tuck) * np.cos(turn) - reach
+        z = 0.861 + tuck - 0.16 * reach - 0.012 * np.abs(np.sin(turn)) ** 2
         rows.append(np.stack([x, y, z], -1))
     upper = np.stack(rows)
     return surface_of(np.concatenate([upper, upper[::-1] - [0, 0, 0.003]]), colour, Finish.FABRIC)

@@ -133,11 +133,13 @@ class Extent:
             mix(self.bottom, other.bottom),
         )
 
-    def window(self, aspect: float, margins: Sequence[float], shift: float) -> Window:
+    def window(self, aspect: float, margins: Sequence[float], shift: float, *, narrow: float = 1.0) -> Window:
         """A detector's box around this extent.
 
         Args:
-            aspect: Width / height of the picture.
+            aspect: Width / height of the picture, and the most that the box has.
+            narrow: How much narrower the box of a slim figure may be: a detector fits its box to the figure, and the
+                picture is then stretched to its size, here at most by 1 / narrow.
             margins: Above and below, as shares of the extent's height; negative ones cut into the person.
             shift: Displacement to the right, as a share of the box's width.
         """
@@ -146,6 +148,7 @@ class Extent:
         height = bottom - top
         width = height * aspect
         wide = (self.right - self.left) * 1.04
+        width = min(max(1.1 * wide, narrow * width), width)
         if width < wide * 0.92:
             # Wide poses keep the aspect: the box grows instead of the person being squeezed.
             grown = wide * 0.94 / aspect

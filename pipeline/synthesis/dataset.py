@@ -35,7 +35,7 @@ from pipeline.synthesis.plan import PlannedImage, plan_images
 from pipeline.synthesis.scene import Rendered, SceneSettings, palette, render
 from pipeline.version import __version__
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Changes whenever the same parameters give other bytes."""
 
 TABLE = "dataset.csv"

@@ -181,7 +181,7 @@ def _tail(model: BodyModel, rest: Rest, hair: Hair, clearance: float) -> Piece:
 
 def _knot(model: BodyModel, rest: Rest, hair: Hair, under_hat: bool) -> Piece:
     size = 0.036 * hair.volume
-    centre = (0.0, 0.062, 0.775) if under_hat else (0.0, 0.058, 0.872)
+    centre = (0.0, 0.062, 0.775) if under_hat else (0.0, 0.041, 0.862)
     return _on_head(model, rest, ellipsoid((size, size * 0.9, size), hair.colour, Finish.HAIR, rows=12).moved(*centre))
 
 

@@ -1,11 +1,12 @@
 """Who somebody is: body, hair and clothes, drawn once and worn in front of every camera.
 
 Identities come in teams of four neighbours (0-3, 4-7, ...), because people who share clothes and a palette are what
-makes re-identification hard. Two of three teams wear a uniform, with bags, hats and the like that most members keep
-to; the members of the third resemble each other in shoes, skin and mostly hair only. Four traits are
-numbered - the main colour of what is worn above, the main colour of what is worn below, the colour of the shoes, the
-tone of the skin - and no two identities of a population have all four in common. That bounds the population: see
-`CAPACITY`.
+makes re-identification hard. Two of three teams wear a uniform: one cut in one shade, woven in another pattern for
+each member, with hats, scarves and the like that most members keep to, and bags of their own. The members of the
+third resemble each other in shoes, skin and mostly hair, and two each in the colour above, or in the one below. Four
+traits are numbered - the main colour of what is worn above, the main colour of what is worn below, the colour of the
+shoes, the tone of the skin - and no two identities of a population have all four in common. That bounds the
+population: see `CAPACITY`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.synthesis.body import BodyModel, body_model
-from pipeline.synthesis.patterns import Cloth, sample_cloth
+from pipeline.synthesis.patterns import Cloth, Pattern, of_mean, sample_cloth
 
 Colour = tuple[float, float, float]
 """Linear albedo, red, green, blue in [0, 1]."""
@@ -57,9 +58,9 @@ BELOW: tuple[Colour, ...] = tuple(
 SHOES: tuple[Colour, ...] = tuple(
     srgb(*c)
     for c in (
-        (0.09, 0.09, 0.10), (0.13, 0.13, 0.15), (0.17, 0.14, 0.13), (0.24, 0.24, 0.26),
-        (0.30, 0.20, 0.14), (0.48, 0.36, 0.24), (0.40, 0.18, 0.15), (0.36, 0.28, 0.24),
-        (0.66, 0.66, 0.65), (0.58, 0.52, 0.44), (0.56, 0.60, 0.64), (0.48, 0.48, 0.50),
+        (0.09, 0.09, 0.10), (0.12, 0.12, 0.14), (0.15, 0.13, 0.12), (0.18, 0.18, 0.19),
+        (0.30, 0.20, 0.14), (0.40, 0.29, 0.20), (0.38, 0.22, 0.18), (0.34, 0.26, 0.22),
+        (0.64, 0.64, 0.63), (0.58, 0.55, 0.50), (0.57, 0.60, 0.63), (0.54, 0.54, 0.55),
     )
 )  # fmt: skip
 SKIN: tuple[Colour, ...] = tuple(
@@ -81,10 +82,13 @@ ACCENT: tuple[Colour, ...] = (*ABOVE, srgb(0.86, 0.82, 0.20), srgb(0.20, 0.62, 0
 TEAM = 4
 """Neighbours that partly dress alike."""
 
-KEEPS = 0.75
+KEEPS = 0.92
 """Probability that a member of a team in uniform keeps to a thing that the team wears."""
 
-KEEPS_CIVIL = 0.3
+KEEPS_BAG = 0.25
+"""The same of bags, which members in uniform bring along themselves."""
+
+KEEPS_CIVIL = 0.6
 """The same in a team without a uniform."""
 
 CAPACITY = len(ABOVE) * len(BELOW) * len(SHOES) * len(SKIN)
@@ -276,7 +280,7 @@ _HATS = ("cap", "headgear") + ("",) * 8
 _EYES = ("sunglasses",) + ("glasses",) * 2 + ("",) * 7
 _SCARVES = ("worn",) + ("",) * 9
 _GLOVES = ("worn",) + ("",) * 9
-_BAGS = ("backpack",) * 2 + ("shoulder", "hand", "luggage") + ("",) * 5
+_BAGS = ("backpack",) * 3 + ("shoulder", "hand", "hand", "luggage") + ("",) * 3
 _SOCKS = ("worn",) * 6 + ("",) * 4
 
 
@@ -317,7 +321,7 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
         return deck[order[holder % len(deck)]], details
 
     cut_keeps, keeps = (1.0, KEEPS) if uniform else (KEEPS_CIVIL, KEEPS_CIVIL)
-    # A uniform is one cloth and one cut: every member draws it from the same fresh generator of the team.
+    # A uniform is one shade and one cut: every member draws it from the same fresh generator of the team.
     tailor = np.random.default_rng([word, seed, 1, team]) if uniform else rng
     garment, _ = dealt(_OUTFITS, 0, cut_keeps)
     if uniform and garment not in _TROUSERED and member > 0 and rng.random() >= KEEPS:
@@ -339,6 +343,15 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
         tailor, garment, female and not uniform, sample_cloth(top_design, top_main, second, third, trim=one_piece)
     )
     bottom = _bottom(tailor, garment, sample_cloth(bottom_design, bottom_main, third, second))
+    if (uniform or rng.random() < 0.5) and not one_piece:
+        # Of one mean colour, so that only who sees patterns can tell the members apart by their clothes.
+        weaver = np.random.default_rng([word, seed, 6, team])
+        if coat is not None:
+            coat = replace(coat, cloth=_woven(weaver, member, coat.cloth.main, _WEAVES, 1.4))
+        else:
+            top = replace(top, cloth=_woven(weaver, member, top_main, _WEAVES, 1.4))
+        if uniform and not bottom.denim:
+            bottom = replace(bottom, cloth=_woven(weaver, member, bottom_main, _LEG_WEAVES, 0.55))
     stature = _stature(rng, female, adult)
     age, shape = _shape(rng, model, female, adult, stature)
     prefix = "coat+" if coat is not None else ""
@@ -362,7 +375,7 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
         eyewear=eyewear,
         scarf=_scarf(*dealt(_SCARVES, 4, keeps)),
         gloves=_accent(knitter) if gloves else None,
-        bag=_bag(*dealt(_BAGS, 6, keeps)),
+        bag=_bag(*dealt(_BAGS, 6, KEEPS_BAG)),
     )
 
 
@@ -372,7 +385,8 @@ def _traits(seed: int, word: int, index: int) -> tuple[int, int, int, int, bool]
     A team has a pair (above, below), a tone of skin and a row of shoes, and each member its own shoes of that row. The
     pair's group of eight `above` colours says whether the team wears a uniform: in two of three groups it does. In the
     third, members get the pair shifted within its group by an amount that depends on the member only, so that the map
-    stays one-to-one. The order of the tables is shuffled by the seed.
+    stays one-to-one: two each have `above` in common, and two each `below`. The order of the tables is shuffled by
+    the seed.
     """
     order = np.random.default_rng([word, seed, 3])
     pairs, runs = len(ABOVE) * len(BELOW), len(SHOES) // TEAM * len(SKIN)
@@ -385,8 +399,8 @@ def _traits(seed: int, word: int, index: int) -> tuple[int, int, int, int, bool]
     group, place = divmod(above, 8)
     uniform = group < 2
     if not uniform:
-        above = group * 8 + (place + 2 * member) % 8
-        below = (below + 5 * member) % len(BELOW)
+        above = group * 8 + (place + 2 * (member // 2)) % 8
+        below = (below + 5 * (member % 2)) % len(BELOW)
     return above, below, row * TEAM + member, tone, uniform
 
 
@@ -405,6 +419,39 @@ _DESIGNS = {
     "stripes": 0.20, "pinstripes": 0.06, "plaid": 0.17, "blocks": 0.12, "floral": 0.08,
     "logo": 0.18, "yoke": 0.06, "camo": 0.04, "dots": 0.05, "melange": 0.04,
 }  # fmt: skip
+_WEAVES = (Pattern.PLAIN, Pattern.STRIPES, Pattern.BARS, Pattern.CHECKS, Pattern.PLAID, Pattern.CAMO, Pattern.DOTS)
+_LEG_WEAVES = (Pattern.PLAIN, Pattern.PLAIN, Pattern.BARS, Pattern.CHECKS, Pattern.PLAID, Pattern.CAMO, Pattern.DOTS)
+# How the figure differs from the mean, as steps of the cube roots of red, green and blue: lighter or darker and
+# tinged, never the same twice in a team.
+_TINGES = (
+    (0.26, 0.22, 0.12), (0.10, 0.20, 0.28), (-0.10, -0.22, -0.26), (-0.26, -0.18, -0.06),
+    (0.28, 0.06, 0.10), (-0.24, 0.04, -0.12), (0.24, 0.24, 0.26), (-0.04, -0.24, 0.02),
+)  # fmt: skip
+
+
+def _woven(weaver: np.random.Generator, member: int, mean: Colour, weaves: Sequence[Pattern], contrast: float) -> Cloth:
+    """A member's own cloth of a team whose cloth is `mean` from afar; every member has another of the weaves.
+
+    Args:
+        weaver: The team's; of the same state for every member.
+        member: Number in the team.
+        mean: Linear albedo.
+        weaves: At least `TEAM` patterns.
+        contrast: Of the pattern, as a factor on `_TINGES`.
+    """
+    pattern = weaves[int(weaver.permutation(len(weaves))[member])]
+    tinge = np.array(_TINGES[int(weaver.permutation(len(_TINGES))[member])])
+    seed = int(weaver.integers(1 << 15)) + member
+    scale = float(np.exp(weaver.normal(0, 0.2)))
+    base = np.cbrt(mean)
+    # A dark cloth has room above only, a light one below.
+    if (base.mean() < 0.45 and tinge.mean() < 0) or (base.mean() > 0.80 and tinge.mean() > 0):
+        tinge = -tinge
+    red, green, blue = (float(value) for value in np.clip(base + contrast * tinge, 0.16, 0.928) ** 3)
+    figure = (red, green, blue)
+    return of_mean(Cloth(pattern, mean, figure, figure, scale, seed, 0), mean)
+
+
 _LEG_DESIGNS = {"plaid": 0.35, "pinstripes": 0.35, "melange": 0.20, "camo": 0.10}
 
 

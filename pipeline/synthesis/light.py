@@ -80,11 +80,11 @@ def scene_light(random: np.random.Generator, azimuth: float, elevation: float, s
         strength: Sun of the place, 0 (indoors) to 1 (open).
         warmth: -1 (cold) to 1 (warm) colour of the sun.
     """
-    sun = strength * random.uniform(0.25, 1.25)
+    sun = strength * random.uniform(0.45, 1.15)
     flat = math.cos(elevation)
     direction = np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)])
     tint = np.array([1 + 0.10 * warmth, 1.0, 1 - 0.16 * warmth])
-    sky = random.uniform(0.46, 0.62) * np.array([1 - 0.03 * warmth, 1.0, 1 + 0.06 * warmth])
+    sky = random.uniform(0.49, 0.59) * np.array([1 - 0.03 * warmth, 1.0, 1 + 0.06 * warmth])
     return Light(direction, 1.9 * sun * tint, sky, 0.40 * sky + 0.22 * sun)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Any
 
 import cv2
 import numba as nb
@@ -35,6 +36,8 @@ class Pattern(IntEnum):
     DOTS = 9
     MELANGE = 10
     RAGLAN = 11
+    CHECKS = 12
+    BARS = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,59 @@ def sample_cloth(
     return Cloth(pattern, main, second, third, scale, seed & 0x7FFF, emblem)
 
 
-def paint(cloth: Cloth, points: FloatArray, arm: FloatArray, *, shoulder: float, hip: float) -> FloatArray:
+def of_mean(cloth: Cloth, mean: tuple[float, float, float]) -> Cloth:
+    """The cloth in colours that, from afar, are `mean`: two cloths of one mean differ in pattern only.
+
+    The mean is that of cube roots of linear light, so that it holds for L*a*b*, and at any exposure. The ground is
+    found by halving; where no ground can balance the pattern, the pattern's own colours come nearer to the mean.
+
+    Args:
+        cloth: Pattern and wanted colours; `main` is replaced. An emblem would not be counted.
+        mean: Linear albedo.
+    """
+    if cloth.pattern is Pattern.PLAIN:
+        return replace(cloth, main=mean)
+    shares = _sampled_shares(cloth.pattern, cloth.scale, cloth.seed)
+    wanted, darkest, lightest = np.cbrt(mean), 0.004, 0.80
+    figures = [np.cbrt(colour) for colour in (cloth.second, cloth.third)]
+
+    def seen(ground: NDArray[np.float64], second: NDArray[np.float64], third: NDArray[np.float64]) -> NDArray[Any]:
+        mixed = ground + shares[:, :1] * (second - ground) + shares[:, 1:] * (third - ground)
+        return np.asarray(np.cbrt(mixed).mean(0))
+
+    nearer = np.ones(3)
+    for _ in range(24):
+        second, third = ((wanted + nearer * (figure - wanted)) ** 3 for figure in figures)
+        possible = (seen(np.full(3, darkest), second, third) <= wanted) & (
+            seen(np.full(3, lightest), second, third) >= wanted
+        )
+        if possible.all():
+            break
+        nearer = np.where(possible, nearer, 0.85 * nearer)
+    low, high = np.full(3, darkest), np.full(3, lightest)
+    for _ in range(24):
+        middle = (low + high) / 2
+        above = seen(middle, second, third) > wanted
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    return replace(cloth, main=_colour((low + high) / 2), second=_colour(second), third=_colour(third))
+
+
+def _colour(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _sampled_shares(pattern: Pattern, scale: float, seed: int) -> FloatArray:
+    """(2000, 2) shares of the second and third colour all over a chest."""
+    points = np.random.default_rng(8).uniform([-0.15, -0.10, 0.0], [0.15, -0.10, 0.45], (2000, 3)).astype(np.float32)
+    shares = np.zeros((len(points), 2), np.float32)
+    _shares(int(pattern), points, np.full(len(points), -1, np.float32), scale, seed, 0.45, 0.0, False, shares)
+    return shares
+
+
+def paint(
+    cloth: Cloth, points: FloatArray, arm: FloatArray, *, shoulder: float, hip: float, legs: bool = False
+) -> FloatArray:
     """Colour of cloth at points of the body.
 
     Args:
@@ -100,12 +155,13 @@ def paint(cloth: Cloth, points: FloatArray, arm: FloatArray, *, shoulder: float,
         arm: (P,) coordinate along the arm, -1 off the arms.
         shoulder: Canonical height of the shoulder joints.
         hip: Canonical height of the hip joints.
+        legs: Trousers, of which each leg has its own pattern; other cloth goes on below the hips as above them.
 
     Returns:
         (P, 3) float32 linear albedo.
     """
     shares = np.zeros((len(points), 2), np.float32)
-    _shares(int(cloth.pattern), points, arm, cloth.scale, cloth.seed, shoulder, hip, shares)
+    _shares(int(cloth.pattern), points, arm, cloth.scale, cloth.seed, shoulder, hip, legs, shares)
     if cloth.emblem:
         _print(cloth, points, arm, shoulder, shares)
     main, second, third = (np.asarray(c, np.float32) for c in (cloth.main, cloth.second, cloth.third))
@@ -128,6 +184,7 @@ def _shares(
     seed: int,
     shoulder: float,
     hip: float,
+    legs: bool,
     out: FloatArray,
 ) -> None:
     phase = (seed % 97) / 97.0
@@ -138,7 +195,7 @@ def _shares(
             s = arm[i] * 0.55
             # The forearm leads forward in the rest pose.
             t = math.atan2(y + 0.025 + 0.35 * max(arm[i] - 0.5, 0.0), abs(x) * 0.74 + z * 0.67 - 0.505) * 0.055
-        elif z < hip - 0.10:
+        elif legs and z < hip - 0.10:
             # Each leg by itself: its axis leads from the hip joint out to the ankle.
             s = shoulder - z
             t = math.atan2(abs(x) - 0.11 - 0.09 * (hip - z), -(y + 0.01)) * 0.075
@@ -194,6 +251,11 @@ def _shares(
             second = _step(abs(x) - 0.085 - 0.55 * (shoulder + 0.07 - z), 0.006) if arm[i] < 0.1 else 1.0
             if z < shoulder - 0.16 and arm[i] < 0.1:
                 second = 0.0
+        elif pattern == 12:
+            cells = math.sin(math.pi * (s / (0.062 * scale) + phase)) * math.sin(math.pi * t / (0.062 * scale))
+            second = _step(cells, 0.10)
+        elif pattern == 13:
+            second = _step(math.cos(2 * math.pi * t / (0.070 * scale)) - 0.1, 0.20)
         if z < hip and pattern in (4, 7, 11):
             # Below the waist of a dress these would run on: keep the block, not the seams.
             third = 0.0

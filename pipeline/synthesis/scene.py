@@ -61,6 +61,8 @@ _INDOOR_OCCLUDERS = {
     "bin": 0.05,
     "cart": 0.10,
 }
+# Their pole must be in the picture, or what it carries seems to float.
+_POLED = frozenset({"parasol"})
 
 _KINDS_TRIED = 7
 _PLACES_TRIED = 6
@@ -276,8 +278,8 @@ def draw(scene: Scene, settings: SceneSettings, noise: Random) -> Rendered:
 
 def _stand(site: Site, place: Place, random: Random) -> tuple[Stand, View]:
     """Where the person stands in the place, and how the camera sees them."""
-    distance = site.distance * random.uniform(0.82, 1.12)
-    bearing = random.uniform(-0.30, 0.30)
+    distance = site.distance * random.uniform(0.88, 1.10)
+    bearing = random.uniform(-0.20, 0.20)
     wall = site.distance + place.wall_gap
     # The wall must stay a step behind the person, wherever they stand.
     towards = math.cos(place.wall_yaw) * math.cos(bearing) + math.sin(place.wall_yaw) * math.sin(bearing)
@@ -292,8 +294,8 @@ def _moment(tone: Tone, light: Light, random: Random) -> Tone:
     drift = random.normal(0, 1, 2)
     return replace(
         tone,
-        exposure=float(tone.exposure * lighting.metered(light) * np.exp(0.18 * drift[0])),
-        gain=tone.gain * np.exp(0.04 * drift[1] * np.array([1.0, 0.0, -1.0])),
+        exposure=float(tone.exposure * lighting.metered(light) * np.exp(0.08 * drift[0])),
+        gain=tone.gain * np.exp(0.025 * drift[1] * np.array([1.0, 0.0, -1.0])),
     )
 
 
@@ -332,7 +334,7 @@ def _furniture(random: Random, place: Place, room: float, items: Sequence[Item])
     behind = max(float(item.mesh.vertices[:, 1].max()) for item in items)
     indoor = place.ground == "indoor"
     added: list[Item] = []
-    for _ in range(int(random.choice([0, 1, 2], p=[0.42, 0.40, 0.18]))):
+    for _ in range(int(random.choice([0, 1, 2], p=[0.50, 0.36, 0.14]))):
         kind = _draw_kind(random, _INDOOR_FURNITURE if indoor else _FURNITURE)
         thing = _as_item(prop(kind, int(random.integers(VARIANTS)))).moved(_yaw_of(kind, random), 0.0, 0.0)
         low, high = thing.mesh.vertices.min(0), thing.mesh.vertices.max(0)
@@ -341,6 +343,8 @@ def _furniture(random: Random, place: Place, room: float, items: Sequence[Item])
             continue
         y = float(random.uniform(behind + 0.35, min(room - depth, behind + 7.0)) - low[1])
         x = float(random.normal(0, 0.75 + 0.10 * y)) + (math.copysign(1.2, random.normal()) if kind == "car" else 0.0)
+        if kind in _POLED:
+            x *= 0.4
         placed = thing.moved(0.0, x, y)
         if not any(_overlap(placed.mesh, other.mesh) for other in added):
             added.append(placed)
@@ -429,7 +433,8 @@ def _occlude(
             # The nearer the camera, the steeper it looks down: what stands too near hides nothing but the feet.
             gap = random.uniform(0.08, min(1.5, 0.22 * distance))
             reach = (float(most[0]) - float(least[0])) / 2
-            x = random.uniform(-1, 1) * (0.75 * reach + 0.18) - (float(most[0]) + float(least[0])) / 2
+            aside = 0.12 if kind in _POLED else 0.75 * reach + 0.18
+            x = random.uniform(-1, 1) * aside - (float(most[0]) + float(least[0])) / 2
             placed = turned.moved(0.0, x, front - gap - float(most[1]))
             if float(placed.mesh.vertices[:, 1].min()) < -distance + 0.8:
                 continue
@@ -474,10 +479,10 @@ def _blocker(kind: str, random: Random, seed: int) -> Item:
 def _crop(random: Random, extent: Extent, coverage: _Coverage, aspect: float, occluded: bool) -> Window:
     """The detector's box: mostly tight, sometimes loose, sometimes cutting feet or a side off."""
     box = extent
-    if occluded and random.random() < 0.35 and (seen := coverage.visible_extent()) is not None:
+    if occluded and random.random() < 0.25 and (seen := coverage.visible_extent()) is not None:
         # Detectors often box only what they see.
         box = extent.blend(seen, random.uniform(0.3, 1.0))
-    margins = [random.uniform(0.005, 0.06), random.uniform(0.005, 0.06)]
+    margins = [random.uniform(0.005, 0.035), random.uniform(0.005, 0.035)]
     fault = random.random()
     if fault < 0.10:
         margins[1] = -random.uniform(0.03, 0.22)
@@ -485,11 +490,12 @@ def _crop(random: Random, extent: Extent, coverage: _Coverage, aspect: float, oc
         margins[0] = -random.uniform(0.01, 0.05)
     elif fault < 0.24:
         margins = [margins[0] + random.uniform(0.03, 0.14), margins[1] + random.uniform(0.03, 0.14)]
-    shift = random.normal(0, 0.035)
-    window = box.window(aspect, margins, shift)
+    shift = random.normal(0, 0.025)
+    narrow = random.uniform(0.76, 0.92)
+    window = box.window(aspect, margins, shift, narrow=narrow)
     low, high = VISIBLE_RANGE
     if occluded and not low <= coverage.seen_in(window)[0] <= high:
-        return extent.window(aspect, (0.02, 0.02), 0.0)
+        return extent.window(aspect, (0.02, 0.02), 0.0, narrow=narrow)
     return window
 
 

@@ -168,7 +168,8 @@ def _cloth(kind: Material, identity: Identity, points: _Points) -> tuple[FloatAr
     shoulder, hip = float(model.head("upperarm01.L")[2]), float(model.head("upperleg01.L")[2])
     canonical, texture = points.canonical, identity.texture
     x, y, z = canonical.T
-    albedo = paint(_wear(kind, identity), canonical, points.arm, shoulder=shoulder, hip=hip)
+    legs = kind is Material.BOTTOM
+    albedo = paint(_wear(kind, identity), canonical, points.arm, shoulder=shoulder, hip=hip, legs=legs)
     bump = np.empty(len(x), np.float32)
     stiff = 0.6 if kind is Material.COAT else 1.25 if kind is Material.SCARF else 1.0
     _folds(canonical, points.arm, points.leg, texture, stiff, kind == Material.BOTTOM, bump)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, Precision
-from pipeline.matching.parts import NUM_PARTS, PARTS
 from pipeline.model import spatial
 from pipeline.model.embed import embed
 from pipeline.model.losses import shown_parts
+from pipeline.parts import NUM_PARTS, PARTS
 from pipeline.training.feeder import Feeder
 from pipeline.training.store import Targets
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.matching.parts import PARTS
+from pipeline.parts import PARTS
 from pipeline.runtime.files import atomic_write
 from pipeline.training.metrics_log import read_metrics
 

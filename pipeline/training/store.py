@@ -19,12 +19,14 @@ from pipeline.datasets.images import decode_batches
 from pipeline.datasets.maskfile import DONE, PART_NAMES, MaskFile
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import ArtifactError, DataError, Rejected
-from pipeline.runtime.files import sha256_file
+from pipeline.runtime.files import is_no_space, reserve, sha256_file
 from pipeline.runtime.parallel import worker_count
 from pipeline.runtime.progress import Progress
 
 Bytes = npt.NDArray[np.uint8]
 
+_PARTIAL = ".h5.partial"
+_NOTES = 4096  # Bytes that an image's name, or why it was rejected, and the file's own structure take at most.
 _BATCH = 256
 
 
@@ -82,10 +84,12 @@ def load_images(
                 stale.unlink()
             _decode_into(path, dataset, names, height, width, progress)
         except OSError as error:
+            path.with_suffix(_PARTIAL).unlink(missing_ok=True)
+            needed = len(names) * height * width * 3
             raise ArtifactError(
-                f"the decoded images cannot be cached: {error}",
+                f"the decoded images cannot be cached: {error.strerror or error}",
                 where=path,
-                hint=f"they need {len(names) * height * width * 3 / 1e9:.2f} GB",
+                hint=f"make room: they need {needed / 1e6:,.0f} MB" if is_no_space(error) else None,
             ) from error
     return _open(path, budget_gb)
 
@@ -105,10 +109,14 @@ def _decode_into(
 ) -> None:
     paths = [dataset.root / name for name in names]
     # A fixed temporary name: what a killed run leaves is removed by the next one.
-    temporary = path.with_suffix(".h5.partial")
+    temporary = path.with_suffix(_PARTIAL)
     kept: list[int] = []
     rejected: list[Rejected] = []
+    needed = len(names) * (height * width * 3 + _NOTES) + _NOTES
+    reserve(temporary, needed)
     with h5py.File(temporary, "w", libver="earliest") as file, progress.task("decode", total=len(names)) as task:
+        # HDF5 gave the space back when it opened the file, and cuts off what is too much when it closes it.
+        reserve(temporary, needed)
         rows = file.create_dataset("images", (len(names), height, width, 3), np.uint8)
         for batch in decode_batches(paths, height, width, batch=_BATCH, threads=worker_count(-1)):
             if len(batch.index):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.commands import data_synth
-from sgsfa_cli.options import JsonOption, QuietOption, command_app, examples
+from sgsfa_cli.commands import data_occluded_duke, data_synth
+from sgsfa_cli.options import ExpectCountsOption, JsonOption, QuietOption, Switch, command_app, examples
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,6 +39,7 @@ SpecArgument = Annotated[
 def check(
     spec: SpecArgument,
     decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Also read and decode every image.")] = True,
+    expect_counts: ExpectCountsOption = Switch.ON,
     everything: Annotated[bool, typer.Option("--all", help=f"List all faults, not the first {_SHOWN}.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -50,7 +51,9 @@ def check(
     from pipeline.datasets.check import as_whole, check_dataset
     from pipeline.errors import RejectedInputs
 
-    report = check_dataset(spec, decode=decode, progress=console.progress(quiet=quiet))
+    report = check_dataset(
+        spec, decode=decode, expect_counts=expect_counts is Switch.ON, progress=console.progress(quiet=quiet)
+    )
     console.emit(
         {"sound": report.sound, **console.plain(report)},
         json=json,
@@ -101,6 +104,7 @@ def preview(
 
 
 data_synth.register(app)
+data_occluded_duke.register(app)
 
 
 def _draw_report(report: DatasetReport, shown: int | None) -> RenderableType:
@@ -126,10 +130,12 @@ def _draw_report(report: DatasetReport, shown: int | None) -> RenderableType:
     if report.faults:
         faults = report.faults[:shown]
         rows = [(fault.kind.value, fault.where, _what(fault.found, fault.expected)) for fault in faults]
-        title = f"{len(report.faults):,} faults"
+        title = f"{len(report.faults):,} fault{'s' if len(report.faults) > 1 else ''}"
         if len(faults) < len(report.faults):
             title += f", the first {len(faults)} (--all lists them all)"
         parts.append(console.table("Fault", "Where", "What", rows=rows, title=title))
+        hints = dict.fromkeys(fault.hint for fault in faults if fault.hint)
+        parts += [Text(f"to do: {hint}") for hint in hints]
     else:
         parts.append(Text("nothing is wrong" if report.decoded else "nothing is wrong; the images were not decoded"))
     return Group(*parts)

@@ -11,10 +11,12 @@ import typer
 from sgsfa_cli import console
 from sgsfa_cli.options import (
     ConfigOption,
+    ExpectCountsOption,
     JsonOption,
     PresetOption,
     QuietOption,
     SetOption,
+    Switch,
     command_app,
     examples,
     load,
@@ -89,6 +91,7 @@ def evaluate(
         Path | None,
         typer.Option("--against", metavar="RUN", help="Compare with an earlier result: its folder or result.json."),
     ] = None,
+    expect_counts: ExpectCountsOption = Switch.ON,
     config: ConfigOption = None,
     preset: PresetOption = None,
     overrides: SetOption = None,
@@ -111,15 +114,18 @@ def evaluate(
         "matching.bootstrap": bootstrap,
         "matching.breakdown": breakdown,
         "extract.flip": flip,
+        "data.expect_counts": None if expect_counts is Switch.ON else False,
     }
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
     progress = console.progress(quiet=quiet)
+    # Before the work, which a wrong name should not cost.
+    before = _tables_of(against)
     if features:
         results, tables = _evaluate_files(settings, features, data or [], out, flip, progress)
     else:
         _refuse_without_features(data, out)
         results, tables = _evaluate_run(settings, progress)
-    comparisons = _comparisons(tables, against)
+    comparisons = _comparisons(tables, before, against)
     found = {"tests": results, "against": comparisons} if against is not None else {"tests": results}
     console.emit(found, json=json, draw=lambda: _draw(results, comparisons))
 
@@ -137,6 +143,7 @@ def _evaluate_files(
     from pipeline.datasets.registry import open_dataset
     from pipeline.errors import ConfigError
     from pipeline.evaluation.evaluate import measure, write
+    from pipeline.matching.featurefile import FeatureFile
 
     if specs and len(specs) != len(features):
         raise ConfigError(f"{len(features)} --features and {len(specs)} --data", expected="one --data for each")
@@ -144,14 +151,14 @@ def _evaluate_files(
     tables: dict[str, QueryTable] = {}
     for number, path in enumerate(features):
         images = open_dataset(specs[number], expect_counts=settings.data.expect_counts) if specs else None
-        found = measure(path, dataset=images, config=settings.matching, progress=progress)
-        was_flipped = found.result.protocol["flip"]
+        was_flipped = bool(FeatureFile.open(path).attributes.get("flip", False))
         if flip is not None and flip != was_flipped:
             raise ConfigError(
                 f"{'--flip' if flip else '--no-flip'}, but the features were extracted otherwise",
                 where=path,
                 hint="flip averaging happens when features are extracted: `sgsfa extract --flip`",
             )
+        found = measure(path, dataset=images, config=settings.matching, progress=progress)
         name = _unused(found.result.test_set, results)
         found = replace(found, result=replace(found.result, test_set=name))
         if out is not None:
@@ -189,20 +196,29 @@ def _unused(name: str, taken: Mapping[str, Any]) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def _comparisons(tables: Mapping[str, QueryTable], against: Path | None) -> list[Comparison]:
+def _tables_of(against: Path | None) -> Mapping[str, QueryTable]:
+    from pipeline.evaluation.compare_runs import find_tables
+
+    return {} if against is None else find_tables(against)
+
+
+def _comparisons(
+    tables: Mapping[str, QueryTable], before: Mapping[str, QueryTable], against: Path | None
+) -> list[Comparison]:
     if against is None:
         return []
     from pipeline.errors import DataError
-    from pipeline.evaluation.compare_runs import compare, find_tables
+    from pipeline.evaluation.compare_runs import compare
 
-    before = find_tables(against)
-    made = []
-    for name, table in tables.items():
-        # A single result on both sides is meant, whatever the folders are called.
-        other = next(iter(before.values())) if len(before) == len(tables) == 1 else before.get(name)
-        if other is None:
-            raise DataError(f"the earlier run has no test set {name!r}", where=against, expected=", ".join(before))
-        made.append(compare(name, table, other))
+    # A single result on both sides is meant, whatever the folders are called.
+    pairs = {name: before.get(name) for name in tables}
+    if len(before) == len(tables) == 1:
+        pairs = dict(zip(tables, before.values(), strict=True))
+    made = [compare(name, tables[name], other) for name, other in pairs.items() if other is not None]
+    if not made:
+        raise DataError(
+            f"the earlier run has none of the test sets {', '.join(tables)}", where=against, expected=", ".join(before)
+        )
     return made
 
 
@@ -211,11 +227,15 @@ def _draw(results: Mapping[str, dict[str, Any]], comparisons: list[Comparison]) 
     from rich.markup import escape
 
     from pipeline.evaluation import compare_runs
-    from pipeline.evaluation.result import COLUMNS, breakdown_rows, table_rows
+    from pipeline.evaluation.result import COLUMNS, INTERVAL_COLUMNS, breakdown_rows, interval_rows, table_rows
 
     parts: list[RenderableType] = [
-        console.table(*COLUMNS, rows=[row for result in results.values() for row in table_rows(result)])
+        console.table(
+            *COLUMNS, rows=[row for result in results.values() for row in table_rows(result)], title="In per cent"
+        )
     ]
+    if intervals := [row for result in results.values() for row in interval_rows(result)]:
+        parts.append(console.table(*INTERVAL_COLUMNS, rows=intervals, title="Queries drawn anew"))
     for name, result in results.items():
         groups = breakdown_rows(result)
         if sum(row[0] == "cameras" for row in groups) > _CAMERA_PAIRS:
@@ -233,9 +253,14 @@ def _draw(results: Mapping[str, dict[str, Any]], comparisons: list[Comparison]) 
         if rates := result.get("verification"):
             pairs = zip(rates["false_positive_rates"], rates["true_positive_rates"], strict=True)
             listed = ", ".join(f"{100 * true:.1f} % at {false:g}" for false, true in pairs)
-            parts.append(f"{escape(name)}: true positive rate {listed}")
+            parts.append(
+                f"{escape(name)}: true positive rate at a false positive rate: {listed} "
+                f"({rates['genuine']:,} pairs of one person, {rates['impostors']:,} of two)"
+            )
         parts += [f"note: {escape(note)}" for note in result["notes"]]
     if comparisons:
         rows = [row for comparison in comparisons for row in comparison.table_rows()]
         parts.append(console.table(*compare_runs.COLUMNS, rows=rows, title="Against the earlier run, query by query"))
+        if missing := results.keys() - {comparison.test_set for comparison in comparisons}:
+            parts.append(f"not in the earlier run: {escape(', '.join(sorted(missing)))}")
     return Group(*parts)

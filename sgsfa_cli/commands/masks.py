@@ -95,7 +95,7 @@ def build(
     """Make part masks, with one command, for a data set or any folder of images.
 
     A build that is stopped or killed goes on where it was. Images that cannot be read are listed at the end, and the
-    command ends with 3. Options win over the configuration's [masks] section.
+    command ends with 3. Options win over the configuration's section `masks`.
     """
     options = {
         "parser": parser,
@@ -298,9 +298,28 @@ def labels(
 
 
 def _open(data: str, *, expect_counts: bool = False) -> Dataset:
+    from pipeline.datasets import synthetic
     from pipeline.datasets.registry import open_dataset
+    from pipeline.errors import DataError
 
-    return open_dataset(f"folder:{data}" if Path(data).is_dir() else data, expect_counts=expect_counts)
+    path = Path(data).expanduser()
+    if path.is_dir():
+        # A rendered data set holds label maps too, which are no images of people.
+        if (path / synthetic.TABLE).is_file() and (path / synthetic.LABEL_MAPS).is_dir():
+            raise DataError(
+                "this folder holds a data set with label maps",
+                where=data,
+                expected=f"synthetic:{data}, or folder:{data} for every picture in it",
+            )
+        return open_dataset(f"folder:{data}", expect_counts=expect_counts)
+    if ":" not in data:
+        raise DataError(
+            "this is a file, not a folder of images" if path.exists() else "there is no such folder",
+            where=data,
+            expected="a folder of images, or KIND:PATH, as in market1501:/data/Market-1501",
+            hint=f"csv:{data}" if path.suffix == ".csv" and path.exists() else None,
+        )
+    return open_dataset(data, expect_counts=expect_counts)
 
 
 def _draw_build(out: Path, report: MaskReport) -> str:
@@ -310,8 +329,12 @@ def _draw_build(out: Path, report: MaskReport) -> str:
     if report.images_per_second:
         speed = f" in {console.duration(report.seconds)}, {report.images_per_second:.1f} images/s"
         resumed = f", {report.resumed:,} images were done before" if report.resumed else ""
-    failed = f"\n{len(report.failed):,} images could not be parsed" if report.failed else ""
-    return f"{escape(str(out))}: masks of {report.done:,} images{speed}{resumed}{failed}"
+    failed = f"\n{_images(len(report.failed))} could not be parsed" if report.failed else ""
+    return f"{escape(str(out))}: masks of {_images(report.done)}{speed}{resumed}{failed}"
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _draw_file(description: FileDescription) -> str:

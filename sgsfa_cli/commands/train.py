@@ -108,7 +108,7 @@ def train(
 def _draw(action: str, folder: Path, result: dict[str, Any]) -> RenderableType:
     from rich.console import Group
 
-    from pipeline.matching.parts import PARTS
+    from pipeline.parts import PARTS
 
     masks = f"{result['without_mask']} without mask" if result["without_mask"] else "all with masks"
     rows: list[tuple[str, str]] = [

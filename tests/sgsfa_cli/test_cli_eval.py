@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,16 @@ def test_json_out_and_against(features: Path, tmp_path: Path) -> None:
     assert printed["against"][0]["differences"][0]["metric"] == "rank1"
     text = run("eval", "-f", features, "-q", "--no-breakdown", "--verification", "--against", tmp_path / "out").output
     assert "Against the earlier run" in text
-    assert "true positive rate" in text
+    assert "true positive rate at a false positive rate: " in text
+    # One test set among several finds its own earlier result, whatever the folder is called.
+    text = run("eval", "-f", features, "-f", features, "-q", "--against", tmp_path / "out").output
+    assert "not in the earlier run: toy-2" in text
+    for name in ("x", "y"):
+        shutil.copytree(tmp_path / "out", tmp_path / "other" / name, dirs_exist_ok=True)
+        result = json.loads((tmp_path / "out" / "result.json").read_text())
+        (tmp_path / "other" / name / "result.json").write_text(json.dumps({**result, "test_set": name}))
+    said = run("eval", "-f", features, "-q", "--against", tmp_path / "other", code=2).output
+    assert "none of the test sets toy" in said
 
 
 @pytest.mark.parametrize(
@@ -71,11 +81,20 @@ def test_json_out_and_against(features: Path, tmp_path: Path) -> None:
         (["--flip"], "extracted otherwise"),
         (["--data", "folder:a", "--data", "folder:b"], "2 --data"),
         (["--rule", "shrink"], "did you mean"),
-        (["--against", "nowhere"], "no result to compare"),
+        (["--against", "nowhere"], "there is no such file or folder"),
     ],
 )
 def test_mistakes_are_explained(features: Path, arguments: list[str], said: str) -> None:
     assert said in run("eval", "-f", features, *arguments, code=2).output
+
+
+def test_mistakes_cost_no_evaluation(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(*_: Any, **__: Any) -> Any:
+        raise AssertionError("evaluated all the same")
+
+    monkeypatch.setattr("pipeline.evaluation.evaluate.measure", measure)
+    run("eval", "-f", features, "--flip", code=2)
+    run("eval", "-f", features, "--against", "nowhere", code=2)
 
 
 def test_options_that_need_features() -> None:
@@ -104,3 +123,12 @@ def test_search_and_compare(features: Path) -> None:
     pair = json.loads(run("compare", "0.jpg", "12.jpg", "--checkpoint", "m.safetensors", "--json").stdout)
     assert pair["parts"][-1]["name"] == "whole body"
     assert "distance" in run("compare", "0.jpg", "12.jpg", "--checkpoint", "m.safetensors", "--rule", "mean").output
+
+
+def test_intervals_have_a_table_of_their_own(features: Path) -> None:
+    text = run("eval", "-f", features, "-q", "--no-breakdown", "--bootstrap", "50").output
+    assert "95 % interval" in text
+    line = next(line for line in text.splitlines() if line.split()[:2] == ["toy", "mAP"])
+    low, high = (float(number) for number in line.split("[")[1].rstrip(" ]").split(","))
+    assert low <= float(line.split()[2]) <= high
+    assert "95 %" not in run("eval", "-f", features, "-q", "--no-breakdown").output

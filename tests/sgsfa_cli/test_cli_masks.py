@@ -77,6 +77,9 @@ def test_failed_images_end_with_3(
     [
         (("build", "people", "--parser", "biultin"), "did you mean 'builtin'?"),
         (("build", "nothing:there"), "unknown kind of data set"),
+        (("build", "nowhere"), "there is no such folder"),
+        (("build", "list.csv"), "csv:list.csv"),
+        (("build", "rendered"), "synthetic:rendered, or folder:rendered"),
         (("build", "--out", "m.h5"), "--out and --split go with images"),
         (("build", "people", "--batch-size", "many"), "masks.batch_size"),
         (("build", "people", "--grouping", "sspp"), "did you mean 'ssp'?"),
@@ -90,6 +93,9 @@ def test_mistakes_end_with_2_and_say_what(
     built: Path, people: People, tiny_parser: str, arguments: tuple[str, ...], said: str
 ) -> None:
     shutil.copytree(people[0], "people")
+    Path("list.csv").write_text("path\n")
+    Path("rendered/labels").mkdir(parents=True)
+    Path("rendered/dataset.csv").write_text("path\n")
     if "build" in arguments and "--parser" not in arguments:
         arguments = (*arguments, "--parser", tiny_parser)
     result = sgsfa(*arguments)

@@ -106,7 +106,7 @@ def test_queries_without_a_match_are_noted(folder: Path) -> None:
     rows = ["00.jpg,1,1,query", "01.jpg,2,1,query", "02.jpg,1,1,gallery", "03.jpg,2,2,gallery"]
     report = check_dataset(table(folder, rows))
     assert report.sound
-    assert any(note.startswith("1 queries have no gallery image") and "00.jpg" in note for note in report.notes)
+    assert any(note.startswith("1 query has no gallery image") and "00.jpg" in note for note in report.notes)
 
 
 def test_equal_images_of_two_identities_are_noted(folder: Path) -> None:

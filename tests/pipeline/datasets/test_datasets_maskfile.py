@@ -251,7 +251,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="does not exist"):
         MaskFile.open(tmp_path / "missing.h5")
     (tmp_path / "text.h5").write_text("text")
-    with pytest.raises(FormatError, match="cannot be read"):
+    with pytest.raises(FormatError, match="cannot be read: it is no HDF5 file"):
         MaskFile.open(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["parts"] = np.zeros(3)
@@ -271,6 +271,28 @@ def test_names_must_be_storable(tmp_path: Path) -> None:
 def test_an_unwritable_place_is_a_users_error(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="cannot be written"):
         MaskWriter.create(tmp_path / "no" / "such" / "folder.h5", NAMES, META)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
+    # A limit on the size of files, which HDF5 meets as it meets the end of a disk.
+    program = (
+        "import resource, sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "from pipeline.errors import FormatError\n"
+        "from test_datasets_maskfile import META, MaskWriter, arrays\n"
+        "names = [f'{n:04d}.jpg' for n in range(100)]\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "try:\n    MaskWriter.create(Path(sys.argv[1]), names, META)\n"
+        "except FormatError as error:\n    print(error.found, '|', error.hint)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "masks.h5"), str(Path(__file__).parent)],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parents[3],
+    )  # fmt: skip
+    assert done.stdout.startswith("the mask file cannot be written: "), done.stderr
+    assert "errno" not in done.stdout
+    assert "make room" in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd.jpg", "../a.jpg", "a/../../b.jpg", "C:/a.jpg", "..\\a.jpg"])

@@ -41,6 +41,7 @@ TREES = {
 }
 DEFAULTS = (
     "market1501",
+    "dukemtmc",
     "p-duke/transfer",
     "cuhk03-np/detected",
     *[label for label in TREES if "partial" in label],

@@ -138,6 +138,8 @@ def test_a_run_against_another(test_set: TestSet, tmp_path: Path, rows: list[Any
     evaluate(tmp_path / "run" / "toy", features=test_set.features, dataset=None, config=MatchingConfig(rule="all"))
     before = find_tables(tmp_path / "run")["toy"]
     assert find_tables(tmp_path / "run" / "toy" / "result.json")["toy"].names == before.names
+    (tmp_path / "run" / "toy").rename(tmp_path / "run" / "renamed")
+    assert list(find_tables(tmp_path / "run" / "renamed")) == list(find_tables(tmp_path / "run")) == ["toy"]
     now = measure(test_set.features, config=MatchingConfig()).queries
     found = {one.metric: one for one in compare("toy", now, before).differences}
     assert found["mAP"].now - found["mAP"].before == pytest.approx(found["mAP"].interval.mean)

@@ -12,7 +12,10 @@ from pipeline.masks import build
 
 
 def main(out: Path, root: Path, parser: str, pause: float, progress: Connection) -> None:
-    """Build in chunks of three images, with `pause` seconds after each; sends a message before each is written."""
+    """Build in chunks of three images, with `pause` seconds after each.
+
+    Sends a message when it begins, and one before each chunk is written.
+    """
     quick = build.parse_chunks
 
     def slow(*args: object, **options: object) -> Iterator[object]:
@@ -21,6 +24,7 @@ def main(out: Path, root: Path, parser: str, pause: float, progress: Connection)
             yield rows
             time.sleep(pause)
 
+    progress.send(None)
     build.parse_chunks = slow  # type: ignore[assignment]
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg"))
     build.build_masks(out, root=root, names=names, config=MasksConfig(parser=parser, batch_size=3, device="cpu"))

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import signal
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -19,10 +18,11 @@ from PIL import Image
 from tiny_models import write_onnx, write_people
 from torch import Tensor
 
+from pipeline.artifacts.lock import locked
 from pipeline.config import MasksConfig
 from pipeline.datasets.images import read_resized
-from pipeline.datasets.maskfile import DONE, FAILED, MaskFile
-from pipeline.errors import ConfigError, DataError, DeviceError, FormatError
+from pipeline.datasets.maskfile import DONE, FAILED, MaskFile, MaskWriter
+from pipeline.errors import ArtifactError, ConfigError, DataError, DeviceError, FormatError, LockedError
 from pipeline.masks import build
 from pipeline.masks.build import MaskReport, build_masks, partial_path
 from pipeline.masks.occupancy import area_average, quantise
@@ -146,6 +146,7 @@ def test_bad_images_are_listed_and_disturb_no_other(tmp_path: Path, people: Peop
         ("cam0/cmyk.jpg", Image.new("CMYK", (32, 64), (9, 80, 70, 0))),
         ("cam0/sixteen.png", Image.fromarray(np.full((64, 32), 40_000, np.uint16))),
         ("cam0/人.png", Image.new("RGB", (32, 64))),
+        (f"cam1/{'人' * 80}.jpg", Image.new("RGB", (32, 64), "red")),
     ):
         picture.save(root / name)
         good.append(name)
@@ -194,12 +195,12 @@ def test_no_images_is_an_error(tmp_path: Path, tiny_parser: str) -> None:
 # Label maps ------------------------------------------------------------------------------------------------------
 
 
-def write_maps(folder: Path, names: list[str]) -> None:
+def write_maps(folder: Path, names: list[str], classes: int = 20) -> None:
     rng = np.random.default_rng(0)
     for name in names:
         path = (folder / name).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 20, (64, 32), dtype=np.uint8)).save(path)
+        Image.fromarray(rng.integers(0, classes, (64, 32), dtype=np.uint8)).save(path)
 
 
 def test_label_maps(tmp_path: Path, people: People) -> None:
@@ -227,6 +228,25 @@ def test_faulty_label_maps_are_listed(tmp_path: Path, people: People) -> None:
     assert [rejected.path for rejected in report.failed] == names[:2]
     assert "holds the id 20" in report.failed[0].reason
     assert report.failed[1].reason == "there is no label map"
+
+
+def test_label_maps_of_an_own_set_in_own_parts(tmp_path: Path, people: People) -> None:
+    _, names = people
+    write_maps(tmp_path / "maps", names[:4], classes=4)
+    (tmp_path / "uniform.toml").write_text('classes = ["none", "helmet", "suit", "sword"]\nhead = [1]\nupper = [2]\n')
+    (tmp_path / "armed.toml").write_text('lower = ["sword", "suit"]\nwhole = ["helmet", "suit"]\n')
+    own = {"label_set": str(tmp_path / "uniform.toml"), "grouping": str(tmp_path / "armed.toml")}
+    run(tmp_path / "masks.h5", (people[0], names[:4]), f"label-maps:{tmp_path / 'maps'}", **own)
+    file = MaskFile.open(tmp_path / "masks.h5")
+    assert (file.meta.label_set, file.meta.grouping) == ("uniform", "armed")
+    assert file.meta.groups_absent == ("head", "upper", "shoes")
+    masks = file.load()
+    for row, name in enumerate(file.names):
+        ids = np.array(Image.open((tmp_path / "maps" / name).with_suffix(".png")))
+        np.testing.assert_array_equal(masks.whole[row], np.where((ids == 1) | (ids == 2), 255, 0))
+        cells = (ids >= 2).reshape(16, 4, 8, 4).mean(axis=(1, 3))
+        np.testing.assert_array_equal(masks.parts[row, 2], np.floor(cells * 255 + 0.5))
+        assert not masks.parts[row, [0, 1, 3]].any()
 
 
 def test_label_maps_do_not_flip_and_must_be_somewhere(tmp_path: Path, people: People) -> None:
@@ -318,51 +338,129 @@ def test_a_partial_file_of_another_parser_is_refused(tmp_path: Path, people: Peo
         run(out, people, f"onnx:{other}", label_set="lip-20")
 
 
-def kill_and_resume(out: Path, people: People, parser: str, undisturbed: Path, kills: int, seed: int) -> int:
-    """Kill builds a random number of chunks later, then finish; returns how many were killed while they worked."""
+def kill_and_resume(folder: Path, people: People, parser: str, undisturbed: Path, kills: int, seed: int) -> int:
+    """Kill builds at random moments and finish each; returns how many were killed while rows were being written."""
     context = multiprocessing.get_context("forkserver")
     # Imported once and forked from then on, so that the time goes into killing.
     context.set_forkserver_preload(["pipeline.masks.build", "onnxruntime"])
-    rng, interrupted = random.Random(seed), 0
-    for _ in range(kills):
+    rng, amid = random.Random(seed), 0
+    for number in range(kills):
+        out = folder / str(number) / "masks.h5"
         here, there = context.Pipe()
         builder = context.Process(target=masks_builder.main, args=(out, people[0], parser, 0.02, there))
         builder.start()
         there.close()
-        with contextlib.suppress(EOFError):  # it came to its end
-            for _ in range(rng.randint(1, 4)):
+        # From the first breath to the publishing: 14 chunks after the beginning, and a moment more.
+        chunks = rng.randint(0, 14)
+        with contextlib.suppress(EOFError):
+            for _ in range(chunks + 1):
                 here.recv()
-        time.sleep(rng.uniform(0, 0.01))  # in the middle of writing, or between two chunks
+        time.sleep(rng.uniform(0, 0.1 if chunks == 0 else 0.03))
         builder.kill()
         builder.join()
-        interrupted += builder.exitcode == -signal.SIGKILL
-        if out.exists():
-            assert same_arrays(out, undisturbed)
-            out.unlink()
-    run(out, people, parser, batch_size=3)
-    assert same_arrays(out, undisturbed)
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
-    return interrupted
+        finished = unfinished_rows = 0
+        if partial_path(out).exists():
+            done = MaskFile.open(partial_path(out), allow_incomplete=True).load().done
+            finished, unfinished_rows = int((done == DONE).sum()), int((done != DONE).sum())
+        elif out.exists():
+            finished = len(people[1])
+        amid += finished > 0 and unfinished_rows > 0
+        report = run(out, people, parser, batch_size=3)
+        # Rows that were written are not made again, and the others are.
+        assert report.resumed == finished
+        assert same_arrays(out, undisturbed)
+        assert [path.name for path in out.parent.iterdir()] == [out.name]
+    return amid
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_killed_builds_end_in_the_same_arrays(
     tmp_path: Path, people: People, tiny_parser: str, undisturbed: Path
 ) -> None:
-    assert kill_and_resume(tmp_path / "masks.h5", people, tiny_parser, undisturbed, kills=5, seed=0) > 0
+    assert kill_and_resume(tmp_path, people, tiny_parser, undisturbed, kills=3, seed=0) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
-def test_builds_killed_twenty_times_end_in_the_same_arrays(
+def test_builds_killed_at_twenty_moments_end_in_the_same_arrays(
     tmp_path: Path, people: People, tiny_parser: str, undisturbed: Path
 ) -> None:
-    interrupted = 0
-    for turn in range(5):
-        folder = tmp_path / str(turn)
-        folder.mkdir()
-        interrupted += kill_and_resume(folder / "masks.h5", people, tiny_parser, undisturbed, kills=4, seed=turn)
-    assert interrupted >= 15
+    assert kill_and_resume(tmp_path, people, tiny_parser, undisturbed, kills=20, seed=1) >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_build_killed_again_and_again_ends_in_the_same_arrays(
+    tmp_path: Path, people: People, tiny_parser: str, undisturbed: Path
+) -> None:
+    out, context = tmp_path / "masks.h5", multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.masks.build", "onnxruntime"])
+    rng, seen = random.Random(2), []
+    for _ in range(5):
+        here, there = context.Pipe()
+        builder = context.Process(target=masks_builder.main, args=(out, people[0], tiny_parser, 0.02, there))
+        builder.start()
+        there.close()
+        for _ in range(rng.randint(2, 4)):
+            here.recv()
+        builder.kill()
+        builder.join()
+        done = MaskFile.open(partial_path(out), allow_incomplete=True).load().done
+        seen.append(int((done == DONE).sum()))
+    assert seen == sorted(seen)
+    assert 0 < seen[-1] < 40
+    assert run(out, people, tiny_parser, batch_size=3).resumed == seen[-1]
+    assert same_arrays(out, undisturbed)
+
+
+def test_places_where_no_file_can_be(tmp_path: Path, people: People, tiny_parser: str) -> None:
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(FormatError, match="no mask file can be written there"):
+        run(tmp_path / "file" / "masks.h5", people, tiny_parser)
+    with pytest.raises(FormatError, match="this is a folder") as caught:
+        run(tmp_path / "folder", people, tiny_parser)
+    assert "masks.h5" in (caught.value.expected or "")
+    if Path("/proc/self").exists():
+        with pytest.raises(FormatError, match="no mask file can be written there"):
+            run(Path("/proc/masks.h5"), people, tiny_parser)
+
+
+def test_a_build_that_came_to_nothing_binds_nobody(tmp_path: Path, people: People, tiny_parser: str) -> None:
+    out, (_, names) = tmp_path / "masks.h5", people
+    with pytest.raises(ConfigError, match="0 is not a number of workers"):
+        run(out, people, tiny_parser, backend="threading", jobs=0)
+    assert not list(tmp_path.iterdir())
+    run(tmp_path / "other.h5", people, tiny_parser, hard=True)
+    MaskWriter.create(partial_path(out), names, MaskFile.open(tmp_path / "other.h5").meta).close()
+    assert run(out, people, tiny_parser, flip=True).done == 40
+    assert MaskFile.open(out).meta.flip
+
+
+def test_two_builds_of_one_file_do_not_meet(tmp_path: Path, people: People, tiny_parser: str) -> None:
+    out = tmp_path / "masks.h5"
+    with (
+        locked(out.with_name("masks.h5.lock")),
+        pytest.raises(LockedError, match="another process is building this mask file") as caught,
+    ):
+        run(out, people, tiny_parser)
+    assert f"process {os.getpid()}" in (caught.value.expected or "")
+    assert run(out, people, tiny_parser).done == 40
+    assert [path.name for path in tmp_path.iterdir()] == ["masks.h5"]
+
+
+def test_a_disk_without_locks_is_told(
+    tmp_path: Path, people: People, tiny_parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(path: Path) -> contextlib.AbstractContextManager[None]:
+        raise ArtifactError("no locks")
+
+    monkeypatch.setattr(build, "locked", no_locks)
+    listening, (root, names) = Listening(), people
+    config = MasksConfig(parser=tiny_parser, device="cpu")
+    build_masks(tmp_path / "masks.h5", root=root, names=names, config=config, progress=listening)
+    (warning,) = listening.warnings
+    assert "no file locks" in warning
 
 
 # Workers ---------------------------------------------------------------------------------------------------------
@@ -394,8 +492,8 @@ class Fake:
 
     input_size = (256, 128)
 
-    def __init__(self, limit: int = 10**9, spoil: str = "") -> None:
-        self.info = ParserInfo("fake", "1", load_label_set("lip-20"), (2, 1), "", "torch", "float32")
+    def __init__(self, limit: int = 10**9, spoil: str = "", device: str = "") -> None:
+        self.info = ParserInfo("fake", "1", load_label_set("lip-20"), (2, 1), "", "torch", "float32", device=device)
         self.limit, self.spoil = limit, spoil
         self.batches: list[int] = []
 
@@ -419,11 +517,33 @@ def test_the_automatic_batch_on_a_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert MaskFile.open(tmp_path / "masks.h5").meta.batch_size == 64
 
 
-def test_a_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, people: People) -> None:
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, people: People, flip: bool) -> None:
     use(monkeypatch, Fake(limit=8))
-    run(tmp_path / "masks.h5", people, "builtin", batch_size=8)
+    run(tmp_path / "masks.h5", people, "builtin", batch_size=8, flip=flip)
     with pytest.raises(DeviceError, match="9 images a batch do not fit"):
-        run(tmp_path / "other.h5", people, "builtin", batch_size=9)
+        run(tmp_path / "other.h5", people, "builtin", batch_size=9, flip=flip)
+
+
+def test_the_processors_memory_may_be_too_small(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, people: People
+) -> None:
+    class Exhausted(Fake):
+        def parse(self, images: Tensor | np.ndarray) -> Tensor:
+            return torch.empty(2**60)  # 4 exabytes
+
+    use(monkeypatch, Exhausted(device="cpu"))
+    with pytest.raises(DeviceError, match="40 images a batch do not fit into the memory of cpu"):
+        run(tmp_path / "masks.h5", people, "builtin", batch_size=64)
+
+
+def test_the_device_is_the_parsers_own_word_or_where_its_output_lies() -> None:
+    # ONNX Runtime computes on a GPU and returns arrays of the processor.
+    told, silent = Fake(device="cuda:1"), Fake()
+    assert (build._device(told), told.batches) == (torch.device("cuda:1"), [])
+    assert (build._device(silent), silent.batches) == (torch.device("cpu"), [1])
+    assert build._batch_size(told, build._device(told), MasksConfig()) == 512
+    assert build._batch_size(silent, build._device(silent), MasksConfig()) == 64
 
 
 def test_the_automatic_batch_shrinks_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:

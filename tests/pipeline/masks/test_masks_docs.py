@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline.config import MasksConfig
+from pipeline.datasets.maskfile import MaskFile
 from pipeline.masks.build import build_masks
+from pipeline.parsing import parser as parser_module
 from pipeline.parsing.labels import load_grouping, load_label_set
 from pipeline.parsing.sidecar import Sidecar, read_sidecar
 
@@ -34,6 +39,28 @@ def test_the_ten_lines_read_a_mask_file(
     assert found["good"].all()
     assert found["parts"].shape == (40, 4, 16, 8)
     assert 0 <= float(np.min(found["whole"])) < float(np.max(found["whole"])) <= 1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_parser_of_ones_own_builds_masks(
+    tmp_path: Path, people: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = blocks("parsers.md", "python")
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "parser.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (declared,) = (block for block in blocks("parsers.md", "toml") if "entry-points" in block)
+    group, points = next(iter(tomllib.loads(declared)["project"]["entry-points"].items()))
+    found = [EntryPoint(name, value, group) for name, value in points.items()]
+    monkeypatch.setattr(parser_module, "entry_points", lambda group: found if group == found[0].group else [])
+    network = torch.nn.Conv2d(3, 20, 4, stride=4)
+    torch.jit.trace(network, torch.zeros(1, 3, 256, 128)).save(str(tmp_path / "file.pt"))
+    config = MasksConfig(parser=f"mine:{tmp_path / 'file.pt'}", device="cpu", flip=True)
+    root, names = people
+    report = build_masks(tmp_path / "masks.h5", root=root, names=names, config=config)
+    assert (report.done, report.failed) == (40, ())
+    meta = MaskFile.open(tmp_path / "masks.h5").meta
+    assert (meta.parser, meta.parser_version, meta.label_set, meta.flip) == ("mine", "1", "lip-20", True)
 
 
 def test_the_toml_files_are_what_they_say(tmp_path: Path) -> None:

@@ -228,6 +228,17 @@ def test_exports_that_cannot_be_made(tmp_path: Path, file: MaskFile) -> None:
         export_masks(file, tmp_path / "masks.npz", "npz")
 
 
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path, file: MaskFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        export_masks(file, tmp_path / "out", "png")
+    assert caught.value.filename == str(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["masks.h5"]
+
+
 def test_bpbreid_cannot_tell_some_images_apart(tmp_path: Path) -> None:
     path = tmp_path / "masks.h5"
     drawn = draw(UPRIGHT)

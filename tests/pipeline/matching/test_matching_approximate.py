@@ -61,6 +61,28 @@ def test_fewer_candidates_than_hits(gallery: FeatureFile) -> None:
     assert (found.rows[:, 0] == [0, 1]).all()
 
 
+@pytest.mark.parametrize("whole_dim", [0, 5])
+def test_other_rules_and_features(whole_dim: int, tmp_path: Path) -> None:
+    """Without a whole body in the distance the lists are learned from all numbers; 61 is no multiple of 4."""
+    rng = np.random.default_rng(1)
+    count = 400
+    names, nobody = [str(i) for i in range(count)], np.zeros(count)
+    header = FeatureHeader(names, nobody, nobody, ["gallery"] * count, 8, whole_dim, np.full(7, 0.1))
+    parts = rng.normal(size=(count, 7, 8))
+    # Equal images: the first ones are found.
+    parts[200:] = parts[:200]
+    visibility = np.full((count, 7), 0.5)
+    with FeatureWriter.begin(tmp_path / "g.h5", header) as writer:
+        writer.append(parts, np.ones((count, whole_dim)), visibility)
+        writer.finish()
+    file = FeatureFile.open(tmp_path / "g.h5")
+    query = part_set(file.at(np.arange(20)), file.thresholds)
+    for rule in (Rule("mean"), Rule("shrunk")):
+        found = build_index(file, rule=rule, lists=3).search(query, 2, candidates=400, probes=3)
+        assert found.rows.tolist() == [[i, i + 200] for i in range(20)]
+        np.testing.assert_allclose(found.distances, 0, atol=1e-6)
+
+
 def test_rules_that_cannot_be_approximated(gallery: FeatureFile) -> None:
     with pytest.raises(ConfigError, match="cannot be approximated"):
         build_index(gallery, rule=Rule("query"))

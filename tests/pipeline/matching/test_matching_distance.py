@@ -16,8 +16,11 @@ from pipeline.matching.distance import (
     NOTHING_SHARED,
     PartSet,
     Rule,
+    Workspace,
+    candidate_distances,
     distance_blocks,
     distance_matrix,
+    distances,
     part_distances,
     prepare,
     visibility_weights,
@@ -156,6 +159,23 @@ def test_blocks_are_the_matrix() -> None:
     torch.testing.assert_close(torch.cat(blocks), distance_matrix(query, gallery))
     prepared = prepare(query, is_query=True), prepare(gallery, is_query=False)
     torch.testing.assert_close(distance_matrix(*prepared), distance_matrix(query, gallery))
+
+
+@pytest.mark.parametrize("name", ["shrunk", "mean", "sum", "query", "all"])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_distances_of_candidates_and_in_a_workspace_are_those_of_the_matrix(name: Any, metric: Any) -> None:
+    rule = Rule(name, metric=metric)
+    query, gallery = made_up(5), made_up(12, seed=1)
+    left = prepare(query, rule, is_query=True)
+    matrix = distance_matrix(query, gallery, rule=rule)
+    chosen = np.random.default_rng(0).integers(0, 12, (5, 4))
+    right = prepare(gallery.take(chosen.ravel()), rule, is_query=False)
+    found = candidate_distances(left, right, rule)
+    np.testing.assert_allclose(found, np.take_along_axis(matrix.numpy(), chosen, axis=1), atol=1e-6)
+    space = Workspace()
+    for start, stop in ((0, 7), (7, 12)):
+        block = prepare(gallery[start:stop], rule, is_query=False, space=space)
+        np.testing.assert_allclose(distances(left, block, rule, space=space), matrix[:, start:stop], atol=1e-6)
 
 
 def test_lower_matmul_precision_set_elsewhere_does_not_reach_distances() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import pytest
 
 from pipeline.errors import ArtifactError, FormatError
 from pipeline.matching.featurefile import FeatureFile, FeatureHeader, FeatureWriter, require_comparable
-from pipeline.matching.parts import PARTS
+from pipeline.parts import PARTS
 
 
 def header(count: int = 10, part_dim: int = 6, whole_dim: int = 4, **changes: Any) -> FeatureHeader:
@@ -77,9 +78,12 @@ def test_rows_in_blocks_and_one_by_one(tmp_path: Path) -> None:
     blocks = list(file.blocks(4, start=1, stop=10))
     assert [(block.start, len(block)) for block in blocks] == [(1, 4), (5, 4), (9, 1)]
     assert np.concatenate([block.parts for block in blocks])[:, 0, 0].tolist() == list(range(1, 10))
+    again = [block.parts[:, 0, 0].copy() for block in file.blocks(4, start=1, stop=10, reuse=True)]
+    assert np.concatenate(again).tolist() == list(range(1, 10))
     assert file.at(np.array([0, 1, 4, 9])).whole[:, 0].tolist() == [0, -1, -4, -9]
-    for mapped in (False, True):
-        assert file.at(np.array([5, 2, 5]), mapped=mapped).parts[:, 3, 1].tolist() == [5, 2, 5]
+    assert [column.tolist() for column in file.ids()] == [column.tolist() for column in file.roles()[:2]]
+    for reader in (file, file.mapped()):
+        assert reader.at(np.array([5, 2, 5])).parts[:, 3, 1].tolist() == [5, 2, 5]
     assert len(file.at(np.array([], dtype=np.int64))) == 0
     assert file.names(np.array([[3, 1], [3, 0]])).tolist() == [
         ["gallery/é003.jpg", "gallery/é001.jpg"],
@@ -88,6 +92,32 @@ def test_rows_in_blocks_and_one_by_one(tmp_path: Path) -> None:
     loaded = file.load()
     assert loaded.split("gallery").parts[:, 0, 0].tolist() == [3, 4, 5, 6, 7, 8, 9]
     assert loaded.select(np.array([2, 5])).names.tolist() == ["gallery/é002.jpg", "gallery/é005.jpg"]
+
+
+def test_a_file_laid_out_by_another_program_is_read_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.h5")
+    with h5py.File(path, "r+") as file:
+        parts = file["parts"][:]
+        del file["parts"]
+        file.create_dataset("parts", data=parts.astype("f8"), chunks=(2, 7, 6), compression="gzip")
+    opened = FeatureFile.open(path)
+    for reader in (opened, opened.mapped()):
+        assert reader.at(np.array([5, 2, 5])).parts[:, 3, 1].tolist() == [5, 2, 5]
+    assert opened.rows(2, 4).parts.dtype == np.float32
+    assert next(opened.blocks(3, reuse=True)).parts[:, 0, 0].tolist() == [0, 1, 2]
+
+
+def test_a_file_that_another_process_writes_is_said_to_be(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.h5")
+    script = f"import h5py, time; f = h5py.File({str(path)!r}, 'r+'); print('open', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            other.stdout.readline()
+            with pytest.raises(FormatError, match="another process is writing"):
+                FeatureFile.open(path)
+        finally:
+            other.kill()
 
 
 @pytest.mark.parametrize(("part_dim", "whole_dim"), [(0, 4), (6, 0)])
@@ -180,8 +210,10 @@ def test_a_header_that_contradicts_itself(tmp_path: Path, changes: dict[str, Any
 
 
 def test_too_little_space_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where the system cannot reserve space, what is free is compared.
+    monkeypatch.delattr("os.posix_fallocate")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(ArtifactError, match="are free"):
+    with pytest.raises(ArtifactError, match=r"No space left[^$]*make room"):
         FeatureWriter.begin(tmp_path / "f.h5", header())
 
 
@@ -318,3 +350,11 @@ def test_sigkill_while_writing_then_resume(tmp_path: Path) -> None:
             writer.finish()
         assert path.read_bytes() == whole
     assert interrupted > 0
+
+
+@pytest.mark.parametrize("size", [100, 3000, 100_000])
+def test_a_full_disk_is_told_in_words(tmp_path: Path, no_file_beyond: Callable[[int], None], size: int) -> None:
+    no_file_beyond(size)
+    with pytest.raises(ArtifactError, match=r"too large[^$]*make room"):
+        FeatureWriter.begin(tmp_path / "features.h5", header(500, part_dim=64))
+    assert not list(tmp_path.iterdir())

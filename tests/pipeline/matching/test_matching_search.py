@@ -7,15 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.errors import DataError, FormatError
 from pipeline.matching import search as module
 from pipeline.matching.distance import PartSet, Rule, distance_matrix, part_set
 from pipeline.matching.featurefile import FeatureFile, FeatureHeader, FeatureWriter
 from pipeline.matching.metrics import rank_metrics
-from pipeline.matching.nearest import Nearest
 from pipeline.matching.search import rank_on_disk, search
 
 NUM_QUERY, NUM_GALLERY = 9, 230
@@ -61,13 +58,26 @@ def sides(file: FeatureFile, kind: Any = "hard") -> tuple[PartSet, PartSet]:
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("kind", ["hard", "soft"])
-@pytest.mark.parametrize("name", ["shrunk", "mean", "query"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        Rule("shrunk"),
+        Rule("mean"),
+        Rule("mean", whole_term=False),
+        Rule("query"),
+        Rule("sum"),
+        # Many products a block: none may write over another.
+        Rule("shrunk", metric="euclidean"),
+        Rule("mean", metric="euclidean"),
+    ],
+    ids=lambda rule: f"{rule.name}-{rule.metric}-{rule.whole_term}",
+)
 @pytest.mark.parametrize("k", [1, 10, 400])
-def test_top_k_from_disk_equals_memory(gallery: FeatureFile, name: Any, kind: Any, k: int) -> None:
+def test_top_k_from_disk_equals_memory(gallery: FeatureFile, rule: Rule, kind: Any, k: int) -> None:
     query, others = sides(gallery, kind)
     rows = np.arange(NUM_QUERY, NUM_QUERY + NUM_GALLERY)
-    hits = search(query, gallery, k, rule=Rule(name), visibility=kind, rows=rows)
-    matrix = distance_matrix(query, others, rule=Rule(name)).numpy()
+    hits = search(query, gallery, k, rule=rule, visibility=kind, rows=rows)
+    matrix = distance_matrix(query, others, rule=rule).numpy()
     order = np.argsort(matrix, axis=1, kind="stable")[:, :k]
     assert hits.rows.shape == (NUM_QUERY, min(k, NUM_GALLERY))
     np.testing.assert_allclose(hits.distances, np.take_along_axis(matrix, order, axis=1), atol=1e-6)
@@ -114,21 +124,4 @@ def test_what_is_refused(gallery: FeatureFile) -> None:
 
 
 def test_block_rows_bound_features_and_distances(gallery: FeatureFile) -> None:
-    assert 64 <= module.block_rows(gallery, 10**9) < module.block_rows(gallery, 500) <= 2**22 // 500
-
-
-@settings(max_examples=80, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.sampled_from([2, 1000]))
-def test_nearest_equals_a_stable_sort_whatever_the_blocks(seed: int, count: int, levels: int) -> None:
-    rng = np.random.default_rng(seed)
-    matrix = rng.integers(0, levels, (5, 20)).astype(np.float32)
-    nearest = Nearest(5, count)
-    tiles = [(r, c) for r in (0, 3) for c in (0, 4, 11)]
-    rng.shuffle(tiles)
-    edges = {0: 4, 4: 11, 11: 20}
-    for r, c in tiles:
-        nearest.offer(matrix[r : 3 if r == 0 else 5, c : edges[c]], first_row=r, first_column=c)
-    index, distance = nearest.result()
-    order = np.argsort(matrix, axis=1, kind="stable")[:, :count]
-    np.testing.assert_array_equal(index, order)
-    np.testing.assert_array_equal(distance, np.take_along_axis(matrix, order, axis=1))
+    assert 64 <= module.block_rows(gallery, 10**9) < module.block_rows(gallery, 500) <= 2**21 // 500

@@ -10,9 +10,10 @@ from tiny_models import weights, write_onnx
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError, DeviceError, FormatError, WeightsError
+from pipeline.parsing import onnx as onnx_parser
 from pipeline.parsing.files import sidecar_path
 from pipeline.parsing.labels import load_label_set
-from pipeline.parsing.onnx import load_onnx
+from pipeline.parsing.onnx import OnnxParser, load_onnx
 from pipeline.parsing.parser import load_parser
 from pipeline.parsing.schp import SchpNet
 from pipeline.parsing.sidecar import Sidecar, input_size_of, read_sidecar, to_soft
@@ -148,6 +149,66 @@ def test_cuda_without_cuda_is_refused(tmp_path: Path) -> None:
         pytest.skip("there is a CUDA device")
     with pytest.raises(DeviceError):
         load_onnx(write_onnx(tmp_path / "m.onnx"), label_set="lip-20", device="cuda")
+
+
+class GpuSession:
+    """A session as ONNX Runtime's package for GPUs gives it; fails as it does where `fault` is set."""
+
+    def __init__(self, model: Path) -> None:
+        import onnxruntime
+
+        self._real = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        self.get_inputs, self.get_outputs = self._real.get_inputs, self._real.get_outputs
+        self.fault = ""
+
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
+        return {"CUDAExecutionProvider": {"device_id": "2"}, "CPUExecutionProvider": {}}
+
+    def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if self.fault:
+            raise Exception(self.fault)  # of no particular class
+        outputs: list[np.ndarray] = self._real.run(names, feeds)
+        return outputs
+
+
+def test_a_session_on_a_gpu_says_so(tmp_path: Path) -> None:
+    model = write_onnx(tmp_path / "m.onnx")
+    gpu = OnnxParser(GpuSession(model), model, Sidecar(), load_label_set("lip-20"))
+    assert gpu.parse(IMAGES).device.type == "cpu"
+    assert gpu.info.device == "cuda:2"
+    assert load_onnx(model, label_set="lip-20", device="cpu").info.device == "cpu"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : bfc_arena.cc:376 Failed to allocate memory for requested buffer",
+        "CUDA failure 2: out of memory ; GPU=0",
+    ],
+)
+def test_a_batch_too_large_for_the_gpu_can_be_told_from_other_faults(tmp_path: Path, text: str) -> None:
+    model = write_onnx(tmp_path / "m.onnx")
+    session = GpuSession(model)
+    parser = OnnxParser(session, model, Sidecar(), load_label_set("lip-20"))
+    session.fault = text
+    with pytest.raises(torch.OutOfMemoryError):
+        parser.parse(IMAGES)
+    session.fault = "Non-zero status code returned while running Reshape node.\nMore."
+    with pytest.raises(FormatError, match="fails on a batch of 3 images: Non-zero") as caught:
+        parser.parse(IMAGES)
+    assert "--batch-size 1" in (caught.value.hint or "")
+
+
+def test_cuda_that_does_not_start_is_no_reason_to_use_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the package for GPUs does where the driver is too old: a message in the log, and a session without CUDA.
+    monkeypatch.setattr(onnx_parser, "_providers", lambda device: ["CPUExecutionProvider"])
+    with pytest.raises(DeviceError, match="could not start on CUDA"):
+        load_onnx(write_onnx(tmp_path / "m.onnx"), label_set="lip-20", device="cuda:0")
 
 
 def test_without_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from pipeline.datasets.images import on_square, resize
 from pipeline.errors import WeightsError
+from pipeline.parsing import schp
 from pipeline.parsing.labels import load_label_set
 from pipeline.parsing.schp import ActivatedNorm, SchpNet, SchpParser, load_schp
 
@@ -189,6 +191,39 @@ def test_images_are_centred_on_a_black_square() -> None:
 def save(path: Path, state: object) -> Path:
     torch.save(state, path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("classes", "option", "label_set", "side"),
+    [
+        (20, None, "lip-20", 473),
+        (18, None, "atr-18", 512),
+        (7, None, "pascal-7", 512),
+        (20, "cihp-20", "cihp-20", 473),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_number_of_classes_tells_the_published_checkpoints_apart(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    classes: int,
+    option: str | None,
+    label_set: str,
+    side: int,
+    prefix: str,
+) -> None:
+    narrow = functools.partial(SchpNet, width=4, blocks=(1, 1, 1, 1))
+    monkeypatch.setattr(schp, "SchpNet", narrow)
+    state = {prefix + name: value for name, value in random_state(shapes_of(narrow(classes))).items()}
+    # Those saved again by others count steps, of which the published ones know nothing.
+    state[prefix + "bn1.num_batches_tracked"] = torch.tensor(3)
+    path = save(tmp_path / "some.pth", {"state_dict": state} if prefix else state)
+    parser = load_schp(path, label_set=option, device="cpu")
+    assert parser.info.label_set.name == label_set
+    assert parser.input_size == (side, side)
+    assert (parser.info.fit, parser.info.device) == ("square", "cpu")
+    with pytest.raises(WeightsError, match=f"{classes} classes, voc-21 has 21"):
+        load_schp(path, label_set="voc-21", device="cpu")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
+import errno
 import hashlib
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 
-from pipeline.runtime.files import atomic_write, read_json, sha256_bytes, sha256_file, write_json
+from pipeline.runtime.files import atomic_write, is_no_space, read_json, reserve, sha256_bytes, sha256_file, write_json
 
 
 def test_the_file_appears_on_a_clean_exit_and_nothing_is_left_beside_it(tmp_path):
@@ -53,3 +56,44 @@ def test_hash_of_a_file_is_the_hash_of_its_bytes(tmp_path, size):
     path = tmp_path / "data"
     path.write_bytes(data[:size])
     assert sha256_file(path) == sha256_bytes(data[:size]) == hashlib.sha256(data[:size]).hexdigest()
+
+
+def test_reserved_bytes_are_on_the_disk(tmp_path):
+    target = tmp_path / "a"
+    target.write_bytes(b"kept")
+    reserve(target, 100_000)
+    status = target.stat()
+    assert status.st_size == 100_000
+    assert status.st_blocks * 512 >= 100_000
+    assert target.read_bytes()[:5] == b"kept\0"
+    reserve(target, 10)
+    assert target.stat().st_size == 100_000
+
+
+def test_more_than_there_is_cannot_be_reserved(tmp_path, no_file_beyond):
+    no_file_beyond(1000)
+    with pytest.raises(OSError, match="too large"):
+        reserve(tmp_path / "a", 1001)
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF])
+def test_on_disks_that_cannot_reserve_the_free_space_is_compared(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100_000))
+    reserve(tmp_path / "a", 90_000)
+    with pytest.raises(OSError, match="No space") as told:
+        reserve(tmp_path / "a", 110_000)
+    assert is_no_space(told.value)
+    # A sparse file has its bytes in name only.
+    os.truncate(tmp_path / "a", 110_000)
+    with pytest.raises(OSError, match="No space"):
+        reserve(tmp_path / "a", 110_000)
+
+
+def test_a_folder_that_is_missing_is_another_error(tmp_path):
+    with pytest.raises(FileNotFoundError) as told:
+        reserve(tmp_path / "nowhere" / "a", 10)
+    assert not is_no_space(told.value)

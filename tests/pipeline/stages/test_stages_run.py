@@ -21,6 +21,7 @@ from pipeline.errors import (
     RejectedInputs,
     WeightsError,
 )
+from pipeline.parsing import versions
 from pipeline.runtime.files import read_json, write_json
 from pipeline.stages import bodies
 from pipeline.stages.execute import execute, stage_range
@@ -186,6 +187,19 @@ def test_an_installed_parser_s_argument_counts(configure, run, tmp_path):
     assert run(configure(f"masks.parser=mine:{moved}"))[0] == ALL
 
 
+@pytest.mark.parametrize("parser", ["builtin", "schp:{weights}", "label-maps:{folder}"])
+def test_a_raised_version_of_a_parser_makes_the_masks_stale(configure, run, weights, tmp_path, monkeypatch, parser):
+    (tmp_path / "maps").mkdir()
+    config = configure(f"masks.parser={parser.format(weights=weights, folder=tmp_path / 'maps')}")
+    run(config)
+    assert run(config)[0] == []
+    name = {"builtin": "BUILTIN", "schp": "SCHP", "label-maps": "LABEL_MAPS"}[parser.partition(":")[0]]
+    monkeypatch.setattr(versions, name, "raised")
+    assert run(config)[0] == ALL
+    monkeypatch.setattr(versions, "BUILTIN" if name != "BUILTIN" else "SCHP", "of another parser")
+    assert run(config)[0] == []
+
+
 def test_label_maps_count_by_content(configure, run, tmp_path):
     maps = tmp_path / "maps"
     maps.mkdir()
@@ -223,7 +237,8 @@ def test_a_new_version_of_a_stage_makes_it_anew(configure, fakes):
     config = configure()
     execute(config, stages=fakes.stages)
     fakes.took()
-    newer = [dataclasses.replace(s, format_version=2) if s.name == "extract" else s for s in fakes.stages]
+    raised = {"extract": 1}
+    newer = [dataclasses.replace(s, format_version=s.format_version + raised.get(s.name, 0)) for s in fakes.stages]
     execute(config, stages=newer)
     assert fakes.took() == ["extract", "eval"]
     states = status(configure(), stages=[dataclasses.replace(s, format_version=3) for s in fakes.stages])

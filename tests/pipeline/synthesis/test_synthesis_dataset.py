@@ -3,6 +3,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +108,27 @@ def test_killed_run_goes_on_and_ends_in_the_same_bytes(
     monkeypatch.setattr(module, "render", original)
     summary = render_dataset(out, TINY)
     assert summary.rendered == summary.images - 4
+    assert digests(out) == digests(made)
+
+
+@pytest.mark.slow
+def test_process_killed_outright_is_resumed_to_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "people"
+    code = (
+        "import sys; from pathlib import Path; from pipeline.config import SynthConfig; "
+        "from pipeline.synthesis.dataset import render_dataset; "
+        "render_dataset(Path(sys.argv[1]), SynthConfig.model_validate_json(sys.argv[2]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(out), TINY.model_dump_json()])
+    deadline = time.monotonic() + 240
+    while not list(out.glob("partial/0*.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert list(out.glob("partial/0*.json")), "it had finished a person"
+    assert not (out / "dataset.json").exists(), "but not all"
+    summary = render_dataset(out, TINY)
+    assert 0 < summary.rendered < summary.images
     assert digests(out) == digests(made)
 
 

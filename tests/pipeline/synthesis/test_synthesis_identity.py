@@ -5,10 +5,12 @@ import sys
 import zlib
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.synthesis.identity import CAPACITY, TEAM, _traits, require_capacity, sample_identity
+from pipeline.synthesis.identity import CAPACITY, TEAM, Identity, _traits, require_capacity, sample_identity
+from pipeline.synthesis.patterns import Cloth, paint
 
 
 @pytest.mark.slow
@@ -43,13 +45,24 @@ def test_capacity_is_refused() -> None:
             sample_identity(0, index)
 
 
-def test_look_alikes_share_garments() -> None:
+def test_look_alikes_share_a_palette() -> None:
     people = [sample_identity(0, i) for i in range(200)]
-    tops = Counter(p.top.cloth for p in people)
-    bottoms = Counter(p.bottom.cloth.main for p in people)
-    assert sum(n for n in tops.values() if n > 1) > 20, "several wear the very same cloth"
-    assert sum(n for n in bottoms.values() if n > 1) > 30
-    assert len(tops) > 80, "but not everybody does"
+    shades = Counter(tuple(np.round(_from_afar(worn_above(p)), 2)) for p in people)
+    bottoms = Counter(tuple(np.round(_from_afar(p.bottom.cloth), 2)) for p in people)
+    assert sum(n for n in shades.values() if n > 1) > 60, "several wear the very same shade"
+    assert sum(n for n in bottoms.values() if n > 1) > 60
+    assert len(shades) > 60, "but not everybody does"
+
+
+def worn_above(person: Identity) -> Cloth:
+    return person.coat.cloth if person.coat is not None else person.top.cloth
+
+
+def _from_afar(cloth: Cloth) -> np.ndarray:
+    """Mean of the cube roots of the cloth's colours over a chest."""
+    chest = np.random.default_rng(1).uniform([-0.15, -0.1, 0.0], [0.15, -0.1, 0.45], (4000, 3)).astype(np.float32)
+    colours = paint(cloth, chest, np.full(len(chest), -1, np.float32), shoulder=0.45, hip=0.0)
+    return np.cbrt(colours.astype(float)).mean(0)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -70,26 +83,38 @@ def test_outfits_are_stratified(seed: int) -> None:
         assert 1 <= len(worn) <= 10
 
 
-def test_most_of_a_uniformed_team_share_accessories() -> None:
+def test_most_of_a_uniformed_team_share_what_a_parser_sees_and_bring_their_own_bags() -> None:
     word = zlib.crc32(b"cast")
-    same = pairs = 0
+    same, bags, pairs = 0, 0, 0
     for team in range(60):
         first, *others = (sample_identity(0, TEAM * team + member) for member in range(TEAM))
-        if first.bag is not None and _traits(0, word, TEAM * team)[-1]:
-            same += sum(other.bag == first.bag for other in others)
+        if _traits(0, word, TEAM * team)[-1]:
+            worn = [(p.hat, p.scarf, p.gloves) for p in (first, *others)]
+            same += sum(things == worn[0] for things in worn[1:])
+            bags += sum(other.bag is not None and other.bag == first.bag for other in others)
             pairs += len(others)
-    assert pairs >= 30
-    assert 0.55 < same / pairs < 0.95
+    assert pairs >= 90
+    assert 0.6 < same / pairs < 0.97
+    assert bags / pairs < 0.3
 
 
-def test_uniforms_are_one_cloth_and_one_cut() -> None:
+def test_uniforms_are_one_cut_and_one_shade_in_different_patterns() -> None:
+    word = zlib.crc32(b"cast")
+    looked_at = 0
     for team in range(40):
         people = [sample_identity(0, TEAM * team + member) for member in range(TEAM)]
-        wearers = [p for p in people if p.garment in ("trousers", "jeans", "shorts")]
-        if people[0] in wearers and len({p.top.cloth for p in wearers}) == 1:
-            assert len({p.garment for p in wearers}) == 1
-            assert len({p.coat for p in wearers}) == 1
-            assert len({(p.shoes.colour, p.skin) for p in wearers}) == len(wearers)
+        if not _traits(0, word, TEAM * team)[-1] or people[0].garment not in ("trousers", "jeans", "shorts"):
+            continue
+        looked_at += 1
+        assert len({p.garment for p in people}) == 1
+        assert len({(p.top.sleeve, p.top.neck, p.top.hem) for p in people}) == 1
+        assert len({worn_above(p).pattern for p in people}) == TEAM
+        assert len({(p.shoes.colour, p.skin) for p in people}) == TEAM
+        shades = np.array([_from_afar(worn_above(p)) for p in people])
+        assert np.ptp(shades, axis=0).max() < 0.03, "from afar they are one"
+        legs = np.array([_from_afar(p.bottom.cloth) for p in people])
+        assert np.ptp(legs, axis=0).max() < 0.03
+    assert looked_at > 10
 
 
 def test_traits_are_plausible() -> None:

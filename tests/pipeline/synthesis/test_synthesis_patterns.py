@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.synthesis.body import body_model, sheet
-from pipeline.synthesis.patterns import Cloth, Pattern, noise_at, paint, sample_cloth
+from pipeline.synthesis.patterns import Cloth, Pattern, noise_at, of_mean, paint, sample_cloth
 
 MAIN, SECOND, THIRD = (0.6, 0.1, 0.1), (0.05, 0.1, 0.5), (0.7, 0.7, 0.2)
 SHOULDER = float(body_model().head("upperarm01.L")[2])
@@ -42,6 +44,34 @@ def test_equal_designs_look_equal_and_faint_contrast_is_raised() -> None:
     faint = sample_cloth(("stripes", 5), MAIN, (0.6, 0.1, 0.11), THIRD)
     assert sum(abs(a - b) for a, b in zip(faint.main, faint.second, strict=True)) > 0.3
     assert sample_cloth(("plain", 5), MAIN, SECOND, THIRD, trim=True).pattern is Pattern.BLOCKS
+
+
+@given(
+    st.sampled_from([p for p in Pattern if p not in (Pattern.BLOCKS, Pattern.LOGO, Pattern.YOKE, Pattern.RAGLAN)]),
+    st.tuples(*[st.floats(0.006, 0.75)] * 3),
+    st.tuples(*[st.floats(0.0, 0.8)] * 3),
+    st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_cloth_of_a_mean_has_it_at_every_exposure(
+    pattern: Pattern, mean: tuple[float, float, float], figure: tuple[float, float, float], seed: int
+) -> None:
+    cloth = of_mean(Cloth(pattern, MAIN, figure, figure, 1.0, seed, 0), mean)
+    assert all(0 <= c <= 0.81 for colour in (cloth.main, cloth.second, cloth.third) for c in colour)
+    # Other points than those by which the ground was found.
+    chest = np.random.default_rng(3).uniform([-0.15, -0.1, 0.0], [0.15, -0.1, 0.45], (4000, 3)).astype(np.float32)
+    colours = paint(cloth, chest, np.full(len(chest), -1, np.float32), shoulder=0.45, hip=0.0).astype(float)
+    for exposure in (0.3, 1.0, 2.0):
+        seen, wanted = np.cbrt(exposure * colours).mean(0), np.cbrt(exposure * np.asarray(mean))
+        np.testing.assert_allclose(seen, wanted, atol=0.03)
+
+
+def test_a_balanced_pattern_still_shows() -> None:
+    grey = (0.2, 0.2, 0.2)
+    cloth = of_mean(Cloth(Pattern.STRIPES, grey, (0.6, 0.5, 0.3), MAIN, 1.0, 0, 0), grey)
+    assert cloth.second == pytest.approx((0.6, 0.5, 0.3), abs=1e-6)
+    assert max(cloth.main) < 0.15
+    assert of_mean(Cloth(Pattern.PLAIN, MAIN, SECOND, THIRD, 1.0, 0, 0), grey).main == grey
 
 
 def test_noise_is_smooth_seeded_and_bounded() -> None:

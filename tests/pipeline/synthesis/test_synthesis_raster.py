@@ -116,5 +116,7 @@ def test_vertex_normals_equal_the_definition(seed: int) -> None:
         wanted[[a, b, c]] += np.cross(vertices[b] - vertices[a], vertices[c] - vertices[a])
     lengths = np.linalg.norm(wanted, axis=1, keepdims=True)
     got = vertex_normals(vertices, faces)
-    np.testing.assert_allclose(got, np.divide(wanted, lengths, where=lengths > 0, out=np.zeros_like(wanted)), atol=1e-3)
+    # Two faces of the same corners, turned against each other, leave nothing but rounding: such a direction is none.
+    clear = lengths[:, 0] > 1e-3
+    np.testing.assert_allclose(got[clear], wanted[clear] / lengths[clear], atol=1e-3)
     assert not got[11].any(), "a vertex without faces has no direction"

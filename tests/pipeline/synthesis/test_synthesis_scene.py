@@ -134,3 +134,22 @@ def test_window_keeps_the_aspect_and_holds_wide_poses() -> None:
         assert window.width / window.height == pytest.approx(0.5)
         assert window.width > 0.9 * (extent.right - extent.left)
         assert window.top <= extent.top
+
+
+def test_a_narrow_box_fits_a_slim_figure_and_cuts_no_wide_one() -> None:
+    slim, wide = Extent(-0.1, -0.4, 0.1, 0.4), Extent(-0.20, -0.4, 0.20, 0.4)
+    box = slim.window(0.5, (0.02, 0.02), 0.0, narrow=0.8)
+    assert box.width / box.height == pytest.approx(0.4)
+    for extent in (slim, wide):
+        narrow, usual = (extent.window(0.5, (0.02, 0.02), 0.0, narrow=share) for share in (0.3, 1.0))
+        assert (narrow.top, narrow.height) == (usual.top, usual.height)
+        assert extent.right - extent.left < narrow.width <= usual.width
+
+
+@pytest.mark.slow
+def test_all_classes_occur_within_the_first_forty_people() -> None:
+    clear = SceneSettings(height=128, width=64, supersample=1, flat=True)
+    found: set[int] = set()
+    for identity in range(40):
+        found |= set(np.unique(render(0, identity, identity % 4, 0, settings=clear).labels).tolist())
+    assert found == set(range(len(Label)))

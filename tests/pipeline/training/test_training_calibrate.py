@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ModelConfig
-from pipeline.matching.parts import PARTS
+from pipeline.parts import PARTS
 from pipeline.training.calibrate import NEVER, from_samples, true_visibility
 from pipeline.training.curves import draw_curves
 from pipeline.training.metrics_log import MetricsLog, read_metrics

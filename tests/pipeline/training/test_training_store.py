@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,7 @@ from training_helpers import HEIGHT, WIDTH, make_masks, paint
 
 from pipeline.datasets.images import resize
 from pipeline.datasets.records import Dataset
-from pipeline.errors import DataError, FormatError
+from pipeline.errors import ArtifactError, DataError, FormatError
 from pipeline.runtime.progress import SILENT
 from pipeline.training.feeder import Feeder
 from pipeline.training.store import ImageStore, load_images, load_targets
@@ -151,3 +152,13 @@ def test_trees_are_taken_apart_and_put_together() -> None:
     assert both.c.tolist() == [1, 1, 2, 2]
     doubled = with_tensors(both, [tensor * 2 for tensor in tensors_of(both)])
     assert doubled.c.tolist() == [2, 2, 4, 4]
+
+
+@pytest.mark.parametrize("size", [100, 3000, 30_000])
+def test_a_full_disk_is_told_in_words(
+    tmp_path: Path, people: Dataset, no_file_beyond: Callable[[int], None], size: int
+) -> None:
+    no_file_beyond(size)
+    with pytest.raises(ArtifactError, match=r"too large[^$]*make room"):
+        load(people, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())

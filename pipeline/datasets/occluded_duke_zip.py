@@ -1,0 +1,153 @@
+"""Make the folders of Occluded-DukeMTMC from the archive of DukeMTMC-reID and the authors' name lists.
+
+The authors publish lists and no images. Where DukeMTMC-reID is already unpacked, the reader takes the lists beside it
+and nothing has to be made; this is for a user who holds the archive only, and does what the authors' script does.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from pipeline.datasets.faults import ReadLog, as_error
+from pipeline.datasets.layout import BOXES, folders_with
+from pipeline.datasets.occluded_duke import FOLDERS, LISTS, read_names
+from pipeline.datasets.records import Split
+from pipeline.errors import DataError
+from pipeline.runtime.progress import SILENT, Progress
+
+_TARGETS: dict[Split, str] = dict(zip(LISTS, BOXES, strict=True))
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was made.
+
+    Attributes:
+        root: The folder, readable as occluded-duke:ROOT.
+        images: Images by folder.
+        double: Queries that are gallery files too.
+    """
+
+    root: Path
+    images: Mapping[str, int]
+    double: int
+
+
+def make_from_zip(archive: Path, lists: Path, out: Path, *, progress: Progress = SILENT) -> Made:
+    """Unpack the listed images of an archive into `bounding_box_train`, `query` and `bounding_box_test`.
+
+    The folder appears whole or not at all. No path of the archive is used for writing, only names that follow the
+    layout, so an archive cannot write outside `out`.
+
+    Args:
+        archive: The zip file of DukeMTMC-reID, at whatever depth its folders lie.
+        lists: The folder with `train.list`, `query.list` and `gallery.list`, or one around it.
+        out: The folder to make.
+        progress: Told of the images.
+
+    Raises:
+        DataError: `out` exists, the archive is damaged or lacks listed images, or the lists are missing or faulty.
+    """
+    if out.exists():
+        raise DataError("there is something already", where=out, expected="a folder that does not exist yet")
+    wanted = _wanted(lists)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with _opened(archive) as opened:
+            members = _members(opened, archive, wanted)
+            _check_space(opened, members, out)
+            with progress.task("unpack", total=len(members)) as task:
+                for folder in BOXES:
+                    (partial / folder).mkdir(parents=True)
+                for (folder, name), member in members.items():
+                    (partial / folder / name).write_bytes(_content(opened, member, archive))
+                    task.advance()
+        partial.replace(out)
+    except OSError as error:
+        raise DataError(f"the images cannot be written: {error.strerror or error}", where=out) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    double = len(set(wanted["query"]) & set(wanted["gallery"]))
+    return Made(out, {_TARGETS[split]: len(names) for split, names in wanted.items()}, double)
+
+
+def _wanted(lists: Path) -> Mapping[Split, Sequence[str]]:
+    """The names of each list."""
+    found = folders_with(lists, tuple(LISTS.values())) if lists.is_dir() else []
+    if not found:
+        raise DataError(
+            f"the folder does not hold {', '.join(LISTS.values())}" if lists.is_dir() else "there is no such folder",
+            where=lists,
+            expected="the name lists that the authors of Occluded-DukeMTMC publish",
+        )
+    log = ReadLog()
+    names = {split: [line.name for line in read_names(found[0] / file, log)] for split, file in LISTS.items()}
+    if log.faults:
+        raise as_error(log.faults, f"occluded-duke:{found[0]}")
+    return names
+
+
+def _opened(archive: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(archive)
+    except zipfile.BadZipFile as error:
+        raise DataError(
+            f"this is no zip file, or not a whole one: {error}", where=archive, expected="DukeMTMC-reID.zip"
+        ) from error
+    except OSError as error:
+        raise DataError(f"the archive cannot be read: {error.strerror or error}", where=archive) from error
+
+
+def _members(
+    opened: zipfile.ZipFile, archive: Path, wanted: Mapping[Split, Sequence[str]]
+) -> dict[tuple[str, str], zipfile.ZipInfo]:
+    """The member of the archive for each (target folder, name)."""
+    present: dict[tuple[str, str], zipfile.ZipInfo] = {}
+    for member in opened.infolist():
+        path = PurePosixPath(member.filename)
+        if path.parent.name in BOXES and not {"__MACOSX", ".."} & set(path.parts):
+            present.setdefault((path.parent.name, path.name), member)
+    found: dict[tuple[str, str], zipfile.ZipInfo] = {}
+    missing: list[str] = []
+    for split, names in wanted.items():
+        for name in names:
+            source = next((folder for folder in FOLDERS[split] if (folder, name) in present), None)
+            if source is None:
+                missing.append(f"{name} ({split})")
+            else:
+                found[_TARGETS[split], name] = present[source, name]
+    if missing:
+        more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+        raise DataError(
+            f"the archive lacks {len(missing):,} of {len(missing) + len(found):,} listed images: "
+            f"{', '.join(missing[:_SHOWN])}{more}",
+            where=archive,
+            expected=f"DukeMTMC-reID with {', '.join(BOXES)}",
+        )
+    return found
+
+
+def _check_space(opened: zipfile.ZipFile, members: Mapping[tuple[str, str], zipfile.ZipInfo], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(member.file_size for member in members.values())
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise DataError(f"the images need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free", where=out.parent)
+
+
+def _content(opened: zipfile.ZipFile, member: zipfile.ZipInfo, archive: Path) -> bytes:
+    try:
+        return opened.read(member)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{member.filename} is damaged in the archive: {error}", where=archive) from error
+    except (RuntimeError, NotImplementedError) as error:
+        # A password, or a way of packing that Python does not know.
+        raise DataError(f"{member.filename} cannot be unpacked: {error}", where=archive) from error
