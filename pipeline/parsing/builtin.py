@@ -29,6 +29,8 @@ from pipeline.runtime.files import sha256_file
 INPUT_SIZE = (256, 128)
 OUTPUT_SIZE = (64, 32)
 CLASSES = 20
+_LEARNT = 22
+"""The network tells bags and things in front from other background; to the parser all three are background."""
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -42,10 +44,10 @@ class BuiltinNet(nn.Module):
     Args:
         width: Channels of the pyramid at strides 32, 16 and 8.
         fine_width: Channels at stride 4, where three quarters of the pyramid's work are done.
-        classes: Channels of the output.
+        classes: Channels of the output: the labels of LIP, then kinds of background.
     """
 
-    def __init__(self, width: int = 96, fine_width: int = 64, classes: int = CLASSES) -> None:
+    def __init__(self, width: int = 96, fine_width: int = 64, classes: int = _LEARNT) -> None:
         super().__init__()
         # The last 1x1 convolution of MobileNetV2 serves its classifier only.
         self.encoder = mobilenet_v2(weights=None).features[:18]
@@ -111,6 +113,7 @@ class BuiltinParser:
             weights_sha256=weights_sha256,
             backend="torch",
             precision="bfloat16" if self._half else "float32",
+            device=str(device),
         )
 
     @property
@@ -135,10 +138,12 @@ class BuiltinParser:
         """
         pixels = torch.as_tensor(images).to(self._device).to(torch.float32)
         # (B, H, W, 3) seen as (B, 3, H, W) is channels-last memory already.
-        batch = (pixels * self._scale + self._shift).permute(0, 3, 1, 2)
+        batch = (pixels * self._scale).add_(self._shift).permute(0, 3, 1, 2)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             logits = self._network(batch)
-        return cast(Tensor, logits).float().softmax(1).contiguous()
+        soft = cast(Tensor, logits).float().softmax(1)
+        soft[:, 0] += soft[:, CLASSES:].sum(1)
+        return soft[:, :CLASSES].contiguous()
 
 
 def load_builtin(device: torch.device | str = "cpu", *, half: bool | None = None) -> BuiltinParser:

@@ -1,8 +1,8 @@
 """The clothing photographs: which belongs to which split, and their 59 garment labels as the 20 labels of LIP.
 
 The labels are those of Clothing Co-Parsing (Yang, Luo and Lin, CVPR 2014). Skin is one label there and is divided by
-where it lies; bags are no part of a person in LIP and become background, as do `accessories`, which are mostly
-clutches.
+where it lies. Bags are no part of a person in LIP; they get a label of their own here, which the network learns beside
+LIP's and the parser counts as background. `accessories` are mostly clutches and go with them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import numpy as np
 
 HAT, HAIR, GLOVE, GLASSES, UPPER, DRESS, COAT, SOCKS, PANTS, JUMPSUIT, SCARF, SKIRT, FACE = range(1, 14)
 LEFT_ARM, RIGHT_ARM, LEFT_LEG, RIGHT_LEG, LEFT_SHOE, RIGHT_SHOE = range(14, 20)
-FLIPPED = np.arange(20, dtype=np.uint8)
+BAG, IN_FRONT = 20, 21  # Background with a name: what a person carries, and what stands before them.
+FLIPPED = np.arange(22, dtype=np.uint8)
 FLIPPED[[14, 15, 16, 17, 18, 19]] = [15, 14, 17, 16, 19, 18]
 
 GARMENTS: dict[str, int] = {
-    **dict.fromkeys(("null", "bag", "purse", "wallet", "accessories"), 0),
+    "null": 0,
+    **dict.fromkeys(("bag", "purse", "wallet", "accessories"), BAG),
     "hat": HAT,
     "hair": HAIR,
     "gloves": GLOVE,
@@ -64,7 +66,7 @@ class Photograph:
     Attributes:
         name: The file's name without its ending.
         image: (H, W, 3) uint8, RGB.
-        labels: (H, W) uint8, LIP labels.
+        labels: (H, W) uint8, LIP labels and `BAG`.
         box: Left, top, right, bottom of everything labelled in the original map, bags among it; right and bottom are
             exclusive.
     """
@@ -112,13 +114,14 @@ def to_lip(garments: np.ndarray, names: list[str]) -> np.ndarray:
         names: The garment of each label.
 
     Returns:
-        (H, W) uint8 LIP labels. A person's own left is on the right of the image, as in a person facing the camera.
+        (H, W) uint8 LIP labels and `BAG`. A person's own left is on the right of the image, as in a person facing the
+        camera.
     """
     table = np.array([GARMENTS.get(name, 0) for name in names], np.uint8)
     lip: np.ndarray = table[garments]
     if not (garments > 0).any():
         return lip
-    person = _is_any(garments, names, (name for name in names if GARMENTS.get(name) != 0))
+    person = _is_any(garments, names, (name for name in names if GARMENTS.get(name) not in (0, BAG)))
     if not person.any():
         return lip
     _, top, _, bottom = bounding_box(person)
@@ -140,6 +143,11 @@ def to_lip(garments: np.ndarray, names: list[str]) -> np.ndarray:
         centre = (columns[mask].min() + columns[mask].max()) / 2 if own else middle
         lip[mask] = np.where(columns[mask] >= centre, label_left, label_right)
     return lip
+
+
+def is_person(labels: np.ndarray) -> np.ndarray:
+    """Where LIP's labels 1 to 19 stand: neither background nor what is only carried or in front."""
+    return np.asarray((labels > 0) & (labels < BAG))
 
 
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from tools.parser import occluders, textures
-from tools.parser.clothing import FLIPPED, Photograph
+from tools.parser.clothing import COAT, DRESS, FLIPPED, IN_FRONT, JUMPSUIT, PANTS, SKIRT, UPPER, Photograph, is_person
 from tools.parser.occluders import Occluder
 
 HEIGHT, WIDTH = 256, 128
@@ -29,6 +29,7 @@ class CropRules:
         occluded: Something stands in front.
         crowd: Another person stands in front or behind.
         backdrop: The background is another photograph's or a texture.
+        redressed: One garment is covered with a texture, so that patterns alone do not tell clothes from things.
         degraded: The crop is made small, blurred, noisy or compressed.
         shrunk: The photograph is taken at exactly 128 x 64 and otherwise left alone, as in the measurement.
     """
@@ -38,6 +39,7 @@ class CropRules:
     occluded: float = 0.45
     crowd: float = 0.2
     backdrop: float = 0.12
+    redressed: float = 0.15
     degraded: float = 0.7
     shrunk: float = 0.25
 
@@ -48,8 +50,9 @@ class Crop:
 
     Attributes:
         image: (256, 128, 3) uint8, RGB.
-        labels: (256, 128) uint8, LIP labels.
-        hidden: (256, 128) bool, where something in front hides the person; None: not known.
+        labels: (256, 128) uint8, LIP labels, `BAG` and `IN_FRONT`.
+        hidden: (256, 128) bool, where something in front hides the person; None: neither that nor the kinds of
+            background are known, and 0 stands for all of them.
     """
 
     image: np.ndarray
@@ -65,7 +68,9 @@ def random_crop(rng: np.random.Generator, photographs: Sequence[Photograph], ind
         crop = mirrored(crop)
     if rng.random() < rules.backdrop:
         crop = on_backdrop(rng, crop, photographs)
-    person = crop.labels > 0
+    if rng.random() < rules.redressed:
+        crop = redressed(rng, crop)
+    person = is_person(crop.labels)
     if rng.random() < rules.crowd:
         other = photographs[int(rng.integers(len(photographs)))]
         crop = beside(rng, crop, other)
@@ -74,9 +79,9 @@ def random_crop(rng: np.random.Generator, photographs: Sequence[Photograph], ind
             kind = occluders.TRAINING[int(rng.integers(len(occluders.TRAINING)))]
             occluder = kind(rng, HEIGHT, WIDTH, _paint(rng, photographs))
             covered = behind(crop, lit(rng, occluder))
-            if (covered.labels > 0).sum() >= 0.2 * max(1, (crop.labels > 0).sum()):
+            if is_person(covered.labels).sum() >= 0.2 * max(1, is_person(crop.labels).sum()):
                 crop = covered
-    return Crop(random_look(rng, crop.image, rules), crop.labels, person & (crop.labels == 0))
+    return Crop(random_look(rng, crop.image, rules), crop.labels, person & ~is_person(crop.labels))
 
 
 def random_box(
@@ -136,11 +141,11 @@ def mirrored(crop: Crop) -> Crop:
     return Crop(np.ascontiguousarray(crop.image[:, ::-1]), FLIPPED[crop.labels[:, ::-1]])
 
 
-def behind(crop: Crop, occluder: Occluder) -> Crop:
-    """The crop with something in front; where that is mostly opaque, the label is background."""
+def behind(crop: Crop, occluder: Occluder, label: int = IN_FRONT) -> Crop:
+    """The crop with something in front; where that is mostly opaque, it has the label given."""
     alpha = occluder.opacity[..., None]
     image = (crop.image * (1 - alpha) + occluder.picture * alpha).astype(np.uint8)
-    return Crop(image, np.where(occluder.opacity >= 0.5, 0, crop.labels).astype(np.uint8))
+    return Crop(image, np.where(occluder.opacity >= 0.5, label, crop.labels).astype(np.uint8))
 
 
 def lit(rng: np.random.Generator, occluder: Occluder) -> Occluder:
@@ -161,6 +166,23 @@ def on_backdrop(rng: np.random.Generator, crop: Crop, photographs: Sequence[Phot
     return Crop((crop.image * person + picture * (1 - person)).astype(np.uint8), crop.labels)
 
 
+_GARMENTS = (UPPER, DRESS, COAT, PANTS, JUMPSUIT, SKIRT)
+
+
+def redressed(rng: np.random.Generator, crop: Crop) -> Crop:
+    """One garment in another cloth, its folds kept; the labels stay."""
+    worn = [label for label in _GARMENTS if (crop.labels == label).mean() > 0.02]
+    if not worn:
+        return crop
+    garment = crop.labels == worn[int(rng.integers(len(worn)))]
+    cloth = textures.TRAINING[int(rng.integers(len(textures.TRAINING)))](rng, HEIGHT, WIDTH)
+    light = crop.image.mean(2)
+    folds = (light / max(20.0, float(light[garment].mean()))).clip(0.3, 1.7)
+    share = cv2.GaussianBlur(garment.astype(np.float32), (0, 0), 0.7)[..., None] * rng.uniform(0.6, 1.0)
+    image = crop.image * (1 - share) + cloth * folds[..., None] * share
+    return Crop(image.clip(0, 255).astype(np.uint8), crop.labels)
+
+
 def beside(rng: np.random.Generator, crop: Crop, other: Photograph) -> Crop:
     """The crop with another person, who is background: behind, or in front and to one side."""
     left, top, right, bottom = other.box
@@ -170,12 +192,13 @@ def beside(rng: np.random.Generator, crop: Crop, other: Photograph) -> Crop:
     x = (left + right) / 2 - offset * width
     y = (top + bottom) / 2 - rng.uniform(-0.05, 0.35 if in_front else 0.1) * height
     pasted = cut(other, (x - width / 2, y - height / 2, x + width / 2, y + height / 2))
-    shape = pasted.labels > 0
+    shape = is_person(pasted.labels)
     if not in_front:
         shape = shape & (crop.labels == 0)
-    elif (shape & (crop.labels > 0)).sum() > 0.65 * max(1, (crop.labels > 0).sum()):
+    elif (shape & is_person(crop.labels)).sum() > 0.65 * max(1, is_person(crop.labels).sum()):
         return crop
-    return behind(crop, Occluder(cv2.GaussianBlur(shape.astype(np.float32), (0, 0), 0.7), pasted.image))
+    occluder = Occluder(cv2.GaussianBlur(shape.astype(np.float32), (0, 0), 0.7), pasted.image)
+    return behind(crop, occluder, IN_FRONT if in_front else 0)
 
 
 def background_piece(

@@ -13,18 +13,22 @@ from tools.parser.clothing import Photograph
 from tools.parser.crops import HEIGHT, WIDTH, Crop, CropRules, random_crop, random_rendered
 
 CELL = 4
-_CELLS = (np.arange(HEIGHT)[:, None] // CELL * (WIDTH // CELL) + np.arange(WIDTH)[None] // CELL) * 20
+LABELS = 22
+_CELLS = (np.arange(HEIGHT)[:, None] // CELL * (WIDTH // CELL) + np.arange(WIDTH)[None] // CELL) * LABELS
 
 
 def label_shares(labels: np.ndarray) -> np.ndarray:
-    """(256, 128) labels -> (20, 64, 32) float32, the share of each label in each cell of 4 x 4 pixels."""
-    counts = np.bincount((_CELLS + labels).ravel(), minlength=HEIGHT * WIDTH // CELL**2 * 20)
-    shares = counts.reshape(HEIGHT // CELL, WIDTH // CELL, 20).transpose(2, 0, 1)
+    """(256, 128) labels -> (22, 64, 32) float32, the share of each label in each cell of 4 x 4 pixels."""
+    counts = np.bincount((_CELLS + labels).ravel(), minlength=HEIGHT * WIDTH // CELL**2 * LABELS)
+    shares = counts.reshape(HEIGHT // CELL, WIDTH // CELL, LABELS).transpose(2, 0, 1)
     return np.ascontiguousarray(shares, np.float32) / CELL**2
 
 
-class Crops(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Crops number `first` to `last` of a run: image (256, 128, 3), label shares (20, 64, 32), hidden share (64, 32).
+class Crops(Dataset[tuple[Tensor, Tensor, Tensor, bool]]):
+    """Crops number `first` to `last` of a run.
+
+    Each is: image (256, 128, 3), label shares (22, 64, 32), hidden share (64, 32), and whether the kinds of background
+    are known, as they are in photographs and not in rendered images.
 
     Args:
         photographs: Photographs of the training split.
@@ -58,7 +62,7 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, offset: int) -> tuple[Tensor, Tensor, Tensor, bool]:
         number = self._first + offset
         rng = np.random.default_rng((self._seed, number))
         if rng.random() < self._share:
@@ -71,4 +75,5 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor]]):
         hidden = np.zeros((HEIGHT, WIDTH)) if crop.hidden is None else crop.hidden
         hidden_share = hidden.reshape(HEIGHT // CELL, CELL, WIDTH // CELL, CELL).mean((1, 3), dtype=np.float32)
         target = label_shares(crop.labels)
-        return torch.from_numpy(crop.image), torch.from_numpy(target), torch.from_numpy(hidden_share)
+        known = crop.hidden is not None
+        return torch.from_numpy(crop.image), torch.from_numpy(target), torch.from_numpy(hidden_share), known

@@ -17,7 +17,7 @@ from pipeline.parsing.builtin import load_builtin, load_builtin_from
 from pipeline.parsing.labels import PART_NAMES
 from pipeline.parsing.parser import Parser
 from tools.parser import occluders, textures
-from tools.parser.clothing import Photograph, read_photographs
+from tools.parser.clothing import Photograph, is_person, read_photographs
 from tools.parser.crops import HEIGHT, WIDTH, Crop, background_piece, behind, cut, lit
 from tools.parser.losses import PARTS
 from tools.parser.occluders import Occluder
@@ -91,7 +91,7 @@ def _occlude(
     paints: Sequence[textures.Texture],
 ) -> tuple[Crop, np.ndarray, np.ndarray]:
     crop = cut(photograph, photograph.box)
-    person = crop.labels > 0
+    person = is_person(crop.labels)
     while True:
         texture = paints[int(rng.integers(len(paints)))]
         piece = rng.random() < 0.5
@@ -134,7 +134,7 @@ def _masks_of_soft(soft: np.ndarray) -> list[np.ndarray]:
 
 
 def _masks_of_labels(labels: np.ndarray) -> list[np.ndarray]:
-    masks = [_area((labels > 0).astype(np.float32), 64, 32) >= 0.5]
+    masks = [_area(is_person(labels).astype(np.float32), 64, 32) >= 0.5]
     masks += [_area(np.isin(labels, ids).astype(np.float32), 16, 8) >= 0.5 for ids in PARTS]
     return masks
 

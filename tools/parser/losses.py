@@ -6,15 +6,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tools.parser.clothing import BAG, IN_FRONT
+
 PARTS: tuple[tuple[int, ...], ...] = ((1, 2, 4, 13), (3, 5, 6, 7, 10, 11, 14, 15), (9, 12, 16, 17), (8, 18, 19))
 """LIP labels of head, upper body, lower body and shoes: SPReID's grouping."""
 
 _STEEPNESS = 10.0
+_BACKGROUNDS = [0, BAG, IN_FRONT]
 
 
-def soft_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy against label shares: logits and target (B, C, H, W), weights of the same shape or one like it."""
-    return -(weights * target * logits.log_softmax(1)).sum() / (weights * target).sum()
+def soft_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor, known: Tensor | None = None) -> Tensor:
+    """Cross-entropy against label shares.
+
+    Args:
+        logits: (B, 22, H, W).
+        target: (B, 22, H, W) share of each label in a cell.
+        weights: Of the same shape or one like it.
+        known: (B,) bool, whether the kinds of background are told apart in the target; where not, its label 0 stands
+            for any of them. None: in all.
+    """
+    logs = logits.log_softmax(1)
+    if known is not None:
+        any_background = logs[:, _BACKGROUNDS].logsumexp(1, keepdim=True)
+        first = torch.where(known.view(-1, 1, 1, 1), logs[:, :1], any_background)
+        logs = torch.cat([first, logs[:, 1:]], 1)
+    return -(weights * target * logs).sum() / (weights * target).sum()
 
 
 def soft_jaccard(occupancy: Tensor, wanted: Tensor) -> Tensor:
@@ -27,21 +43,28 @@ def soft_jaccard(occupancy: Tensor, wanted: Tensor) -> Tensor:
 
 
 def parser_loss(
-    logits: Tensor, target: Tensor, weights: Tensor, *, jaccard: float, cells: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    *,
+    jaccard: float,
+    cells: Tensor | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Loss of a batch.
 
     Args:
-        logits: (B, 20, 64, 32).
-        target: (B, 20, 64, 32) share of each label in a cell; sums to 1.
-        weights: (20,) of the labels in the cross-entropy.
+        logits: (B, 22, 64, 32).
+        target: (B, 22, 64, 32) share of each label in a cell; sums to 1.
+        weights: (22,) of the labels in the cross-entropy.
         cells: (B, 64, 32) weights of the cells in the cross-entropy; None: all alike.
+        known: As `soft_cross_entropy` takes it.
         jaccard: Weight of the measure of whole bodies (at 64 x 32) and of the four parts (at 16 x 8).
     """
     soft = logits.softmax(1)
     weights = weights.view(1, -1, 1, 1) if cells is None else weights.view(1, -1, 1, 1) * cells[:, None]
-    loss = soft_cross_entropy(logits, target, weights)
-    masks = soft_jaccard(1 - soft[:, 0], 1 - target[:, 0])
+    loss = soft_cross_entropy(logits, target, weights, known)
+    masks = soft_jaccard(soft[:, 1:BAG].sum(1), target[:, 1:BAG].sum(1))
     for ids in PARTS:
         found = F.avg_pool2d(soft[:, list(ids)].sum(1, keepdim=True), 4)[:, 0]
         wanted = F.avg_pool2d(target[:, list(ids)].sum(1, keepdim=True), 4)[:, 0]

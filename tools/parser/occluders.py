@@ -241,8 +241,108 @@ def suitcase(rng: np.random.Generator, height: int, width: int, paint: Paint) ->
     return Occluder(np.maximum(opacity, handle), paint(height, width))
 
 
+def rag(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
+    """A ragged piece of noise, with holes: everything without a plain outline."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    centre = rng.uniform(0, 1, 2)
+    reach = ((x / width - centre[0]) / rng.uniform(0.3, 0.9)) ** 2 + (
+        (y / height - centre[1]) / rng.uniform(0.15, 0.5)
+    ) ** 2
+    ragged = fractal(rng, height, width, rng.uniform(10, 50)) * rng.uniform(0.6, 1.4)
+    return Occluder(((1.2 - reach - ragged) * rng.uniform(4, 20)).clip(0, 1).astype(np.float32), paint(height, width))
+
+
+def banner(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
+    """All above a line: an awning, a branch's foliage, a banner, the frame of a window."""
+    bottom = rng.uniform(0.08, 0.4)
+    slope = rng.normal(0, 0.06)
+    points = np.array([(-0.05, -0.05), (1.05, -0.05), (1.05, bottom + slope), (-0.05, bottom - slope)])
+    return Occluder(polygon(height, width, points), paint(height, width))
+
+
+def pillar(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
+    """A round column from the top to the bottom of the picture."""
+    x, half = rng.uniform(0.1, 0.9), rng.uniform(0.08, 0.25)
+    lit_from = rng.uniform(-0.6, 0.6)
+    across = (np.arange(width) / width - x) / half
+    shade = (1.15 - 0.7 * np.abs(across - lit_from)).clip(0.25, 1.2)
+    picture = (paint(height, width) * shade[None, :, None]).clip(0, 255).astype(np.uint8)
+    return Occluder(polygon(height, width, rectangle(x - half, -0.05, x + half, 1.05)), picture)
+
+
+def chair(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
+    """A chair or stool: a back or none, a seat, legs."""
+    left, seat = rng.uniform(-0.2, 0.6), rng.uniform(0.6, 0.85)
+    right, thick = left + rng.uniform(0.3, 0.7), rng.uniform(0.02, 0.07)
+    bar = rng.uniform(0.03, 0.08)
+    opacity = polygon(height, width, rectangle(left, seat, right, seat + thick))
+    for x in (left, right - bar):
+        opacity = np.maximum(opacity, polygon(height, width, rectangle(x, seat, x + bar, 1.05)))
+    if rng.random() < 0.7:
+        top = seat - rng.uniform(0.15, 0.35)
+        low = seat if rng.random() < 0.5 else top + rng.uniform(0.05, 0.12)
+        opacity = np.maximum(opacity, polygon(height, width, rectangle(left, top, right, low)))
+        opacity = np.maximum(opacity, polygon(height, width, rectangle(left, top, left + bar, seat)))
+        opacity = np.maximum(opacity, polygon(height, width, rectangle(right - bar, top, right, seat)))
+    return Occluder(opacity, paint(height, width))
+
+
+def cable(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
+    """A thick curved stroke: hose, cable, arm of a machine, handrail."""
+    ends = rng.uniform(-0.2, 1.2, (4, 2)) * (width, height)
+    share = np.linspace(0, 1, 40)[:, None]
+    curve = (
+        (1 - share) ** 3 * ends[0]
+        + 3 * share * (1 - share) ** 2 * ends[1]
+        + 3 * share**2 * (1 - share) * ends[2]
+        + share**3 * ends[3]
+    )
+    mask = np.zeros((height, width), np.uint8)
+    thick = max(1, int(rng.uniform(0.02, 0.16) * width))
+    cv2.polylines(mask, [np.round(curve).astype(np.int32)], False, 255, thick, cv2.LINE_AA)
+    return Occluder(mask.astype(np.float32) / 255, paint(height, width))
+
+
+def ring(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
+    """A tyre, hoop or frame seen through its middle."""
+    mask = np.zeros((height, width), np.uint8)
+    centre = (int(rng.uniform(0, 1) * width), int(rng.uniform(0.2, 1.0) * height))
+    axes = (int(rng.uniform(0.2, 0.7) * width), int(rng.uniform(0.2, 0.7) * width))
+    thick = max(2, int(rng.uniform(0.05, 0.25) * width))
+    cv2.ellipse(mask, centre, axes, float(rng.uniform(0, 180)), 0, 360, 255, thick, cv2.LINE_AA)
+    return Occluder(mask.astype(np.float32) / 255, paint(height, width))
+
+
+def cushion(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
+    """A round or oval body shaded as a solid: ball, helmet, sack, animal, balloon."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    centre = (rng.uniform(0.05, 0.95) * width, rng.uniform(0.15, 1.0) * height)
+    axes = (rng.uniform(0.2, 0.55) * width, rng.uniform(0.2, 0.8) * width)
+    turn = rng.random() * np.pi
+    u = ((x - centre[0]) * np.cos(turn) + (y - centre[1]) * np.sin(turn)) / axes[0]
+    v = (-(x - centre[0]) * np.sin(turn) + (y - centre[1]) * np.cos(turn)) / axes[1]
+    radius = u**2 + v**2
+    light = (1.1 - 0.6 * np.hypot(x - centre[0] + 0.4 * axes[0], y - centre[1] + 0.5 * axes[1]) / max(axes)).clip(
+        0.2, 1.2
+    )
+    picture = (paint(height, width) * light[..., None]).clip(0, 255).astype(np.uint8)
+    return Occluder(((1 - radius) * 12).clip(0, 1).astype(np.float32), picture)
+
+
+def angle_piece(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
+    """Two boards at right angles, an L or a T: shelves, gates, machines, scaffolds."""
+    x, y = rng.uniform(-0.1, 0.7), rng.uniform(0.2, 0.8)
+    across, down = rng.uniform(0.3, 0.9), rng.uniform(0.2, 0.6)
+    first, second = rng.uniform(0.04, 0.15), rng.uniform(0.08, 0.3)
+    foot = x + rng.choice([0.0, (across - second) / 2, across - second])
+    opacity = polygon(height, width, rectangle(x, y, x + across, y + first))
+    opacity = np.maximum(opacity, polygon(height, width, rectangle(foot, y, foot + second, y + down)))
+    return Occluder(opacity, paint(height, width))
+
+
 TRAINING: tuple[Kind, ...] = (
-    box, wall, side, pole, railing, bush, bush, sprig, car, car, umbrella, blob, blob, table, bicycle, suitcase,
+    box, box, wall, side, pole, railing, bush, bush, sprig, car, car, umbrella, blob, blob, table, bicycle, suitcase,
+    rag, rag, banner, pillar, chair, cable, ring, cushion, angle_piece,
 )  # fmt: skip
 """Kinds that training draws from; those named twice are drawn twice as often."""
 

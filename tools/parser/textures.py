@@ -105,7 +105,70 @@ def speckled(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return blend((grain - low) / (high - low), colour(rng), colour(rng))
 
 
-TRAINING: tuple[Texture, ...] = (painted, mottled, striped, checked, bricks, leaves, speckled)
+def clouded(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Each colour with fractal noise of its own, as in blurred pictures of anything."""
+    cell = rng.uniform(6, 60)
+    layers = np.stack([fractal(rng, height, width, cell) for _ in range(3)], 2)
+    grey = layers.mean(2, keepdims=True)
+    strength, light = rng.uniform(0.1, 1.0), rng.uniform(60, 200)
+    return ((grey + (layers - grey) * strength - 0.5) * rng.uniform(80, 255) + light).clip(0, 255).astype(np.uint8)
+
+
+def blocks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Large rectangles of few colours: containers, doors, panels, painted kiosks."""
+    tones = [colour(rng, dull=0.5) for _ in range(int(rng.integers(2, 5)))]
+    picture = np.full((height, width, 3), tones[0], np.uint8)
+    for _ in range(int(rng.integers(2, 10))):
+        top, left = int(rng.integers(-10, height)), int(rng.integers(-10, width))
+        bottom, right = top + int(rng.integers(6, height)), left + int(rng.integers(4, width))
+        tone = tones[int(rng.integers(len(tones)))]
+        cv2.rectangle(picture, (left, top), (right, bottom), tone.tolist(), -1)
+    return picture
+
+
+def meshed(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Crossing lines on a plain ground: wire, gratings, tiles, window bars."""
+    ground, line = colour(rng), colour(rng)
+    picture = np.full((height, width, 3), ground, np.uint8)
+    step, thick = int(rng.integers(5, 34)), int(rng.integers(1, 4))
+    slant = float(rng.choice([0.0, 0.0, 1.0, rng.uniform(-0.4, 0.4)]))
+    for offset in range(-height - width, height + width, step):
+        cv2.line(picture, (offset, 0), (int(offset + slant * height), height), line.tolist(), thick, cv2.LINE_AA)
+        cv2.line(picture, (0, offset), (width, int(offset - slant * width)), line.tolist(), thick, cv2.LINE_AA)
+    return picture
+
+
+def folded(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """A sheet of one colour with soft folds: tarpaulin, curtain, cushion."""
+    angle, period = rng.random() * np.pi, rng.uniform(10, 70)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    warp = fractal(rng, height, width, 40) * rng.uniform(0, 50)
+    wave = 0.5 + 0.5 * np.sin(((x * np.cos(angle) + y * np.sin(angle)) + warp) * 2 * np.pi / period)
+    base = colour(rng)
+    return blend(wave ** rng.uniform(0.5, 2), base * rng.uniform(0.3, 0.8), np.minimum(base * 1.2 + 10, 255))
+
+
+def streaked(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Grain drawn out sideways: brushed metal, motion, water, shutters out of focus."""
+    grain = noise(rng, height, width, rng.uniform(10, 60), stretch=rng.uniform(0.05, 0.3))
+    return blend(grain, colour(rng), colour(rng))
+
+
+_PLAIN: tuple[Texture, ...] = (
+    painted, mottled, striped, checked, bricks, leaves, speckled, clouded, blocks, meshed, folded, streaked,
+)  # fmt: skip
+
+
+def mixed(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Two of the others, one through holes in the other or both at once."""
+    first, second = (_PLAIN[int(rng.integers(len(_PLAIN)))](rng, height, width) for _ in range(2))
+    share = fractal(rng, height, width, rng.uniform(10, 60))
+    if rng.random() < 0.5:
+        share = ((share - 0.5) * 12 + 0.5).clip(0, 1)
+    return (first * (1 - share[..., None]) + second * share[..., None]).astype(np.uint8)
+
+
+TRAINING: tuple[Texture, ...] = (*_PLAIN, mixed, mixed)
 """Textures that training draws from."""
 
 

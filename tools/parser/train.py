@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipeline.config import SynthConfig
-from pipeline.parsing.builtin import BuiltinNet, BuiltinParser
+from pipeline.parsing.builtin import BuiltinNet, BuiltinParser, has_native_bfloat16
 from pipeline.runtime.allocator import tune_allocator
-from tools.parser.clothing import Photograph, read_photographs
+from tools.parser.clothing import BAG, IN_FRONT, Photograph, read_photographs
 from tools.parser.crops import Crop, CropRules
-from tools.parser.data import Crops
+from tools.parser.data import LABELS, Crops
 from tools.parser.evaluate import measure, measure_occluded
 from tools.parser.losses import parser_loss
 from tools.parser.rendered import make_rendered, read_rendered
@@ -80,12 +80,14 @@ def starting_network(encoder: Path) -> BuiltinNet:
     return network
 
 
-def class_weights(device: torch.device) -> Tensor:
-    """Small parts count more in the cross-entropy: head and feet twice, hands and accessories somewhat."""
-    weights = torch.ones(20, device=device)
+def class_weights(background: float, device: torch.device) -> Tensor:
+    """Small parts count more in the cross-entropy: feet most, head, hands and accessories somewhat."""
+    weights = torch.ones(LABELS, device=device)
+    weights[0] = background
     weights[[1, 2, 4, 13]] = 1.5
     weights[[8, 18, 19]] = 2.5
     weights[[3, 14, 15, 11]] = 1.5
+    weights[[BAG, IN_FRONT]] = background
     return weights
 
 
@@ -119,6 +121,7 @@ class Trainer:
         self.rules = CropRules(**config["rules"])
         self.out = out
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.half = has_native_bfloat16(self.device)
         photographs = shared / "data" / "clothing_parsing"
         self.photographs: list[Photograph] = read_photographs(photographs, "train")
         self.tuning: list[Photograph] = read_photographs(photographs, "tuning")
@@ -164,20 +167,27 @@ class Trainer:
             last=(first + stage.steps) * self.batch,
         )
         loader = DataLoader(crops, self.batch, num_workers=1, prefetch_factor=4)
-        weights = class_weights(self.device)
-        weights[0] = stage.background
+        weights = class_weights(stage.background, self.device)
         mean, std = MEAN.to(self.device) * 255, STD.to(self.device) * 255
         started, recent = time.monotonic(), 0.0
-        for count, (images, target, hidden) in enumerate(loader, 1):
+        for count, (images, target, hidden, known) in enumerate(loader, 1):
             rate = learning_rate(self.done - first, stage, warm_up=warm_up)
             for group in self.optimiser.param_groups:
                 group["lr"] = rate * group["share"]
             pixels = images.to(self.device).permute(0, 3, 1, 2).float()
             self.network.train()
             self.network.encoder[: self.frozen].eval()
-            logits = self.network((pixels - mean) / std).float()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                logits = self.network((pixels - mean) / std)
             cells = 1 + stage.hidden * hidden.to(self.device)
-            loss = parser_loss(logits, target.to(self.device), weights, jaccard=self.jaccard, cells=cells)
+            loss = parser_loss(
+                logits.float(),
+                target.to(self.device),
+                weights,
+                jaccard=self.jaccard,
+                cells=cells,
+                known=known.to(self.device),
+            )
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
