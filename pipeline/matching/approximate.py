@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FormatError
 from pipeline.matching.distance import (
     SHRUNK,
     PartSet,
@@ -54,6 +54,7 @@ class CandidateIndex:
         rows: Their arrays; exact distances are computed from them.
         rule: The rule that it approximates.
         visibility: How mask means become visibility.
+        lengths: Length of each feature that the rule uses; queries must have the same.
     """
 
     index: Any
@@ -61,6 +62,7 @@ class CandidateIndex:
     rows: MappedRows
     rule: Rule
     visibility: VisibilityKind
+    lengths: tuple[int, ...]
 
     def search(self, query: PartSet, k: int, *, candidates: int = 200, probes: int | None = None) -> Hits:
         """The k nearest among the candidates, by exact distance.
@@ -73,8 +75,16 @@ class CandidateIndex:
 
         Returns:
             Hits; where fewer than k were proposed, rows are -1 and distances infinite.
+
+        Raises:
+            FormatError: The query has features of other lengths than the gallery.
         """
         left = prepare(query, self.rule, is_query=True)
+        if _lengths(left) != self.lengths:
+            raise FormatError(
+                f"query features have lengths {_lengths(left)}, the index's gallery has {self.lengths}",
+                hint="extract both with the same checkpoint",
+            )
         self.index.nprobe = probes or max(1, self.index.nlist * 2 // 5)
         # Asked for very few, FAISS's register scan (seen in 1.15) now and then returns none at all.
         _, proposed = self.index.search(_unit(left), max(candidates, 64))
@@ -148,7 +158,7 @@ def build_index(
     index.train(sample)
     for block in gallery.blocks(block_rows(gallery, 1), reuse=True):
         index.add(_unit(_prepared(block, gallery, rule, visibility)))
-    return CandidateIndex(index, gallery, mapped, rule, visibility)
+    return CandidateIndex(index, gallery, mapped, rule, visibility, _lengths(learned_from))
 
 
 def measure_recall(approximate: Hits, exact: Hits) -> float:
@@ -159,6 +169,11 @@ def measure_recall(approximate: Hits, exact: Hits) -> float:
 
 def _prepared(raw: FeatureRows, gallery: FeatureFile, rule: Rule, visibility: VisibilityKind) -> Prepared:
     return prepare(part_set(raw, gallery.thresholds, visibility), rule, is_query=False)
+
+
+def _lengths(side: Prepared) -> tuple[int, ...]:
+    """Of all features that a distance may need, the whole body's among them where it decides pairs sharing nothing."""
+    return side.lengths if side.whole is None else (*side.lengths, side.whole.shape[1])
 
 
 def _told_by(side: Prepared, dimensions: int) -> slice:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FormatError
 from pipeline.matching.approximate import build_index, measure_recall
-from pipeline.matching.distance import Rule, part_set
+from pipeline.matching.distance import PartSet, Rule, part_set
 from pipeline.matching.featurefile import FeatureFile, FeatureHeader, FeatureWriter
 from pipeline.matching.search import search
 
@@ -86,3 +88,13 @@ def test_other_rules_and_features(whole_dim: int, tmp_path: Path) -> None:
 def test_rules_that_cannot_be_approximated(gallery: FeatureFile) -> None:
     with pytest.raises(ConfigError, match="cannot be approximated"):
         build_index(gallery, rule=Rule("query"))
+
+
+@pytest.mark.parametrize("rule", ["shrunk", "mean"])
+@pytest.mark.parametrize("lengths", [(16, 8), (8, 12), (8, 0)])
+def test_features_of_another_checkpoint_are_refused(gallery: FeatureFile, rule: Any, lengths: tuple[int, int]) -> None:
+    index = build_index(gallery, rule=Rule(rule), lists=4)
+    parts, whole = lengths
+    other = PartSet(torch.ones(2, 7, parts), torch.ones(2, whole), torch.ones(2, 7))
+    with pytest.raises(FormatError, match="same checkpoint"):
+        index.search(other, 5)
