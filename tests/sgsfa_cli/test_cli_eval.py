@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,33 @@ def test_json_out_and_against(features: Path, tmp_path: Path) -> None:
         (tmp_path / "other" / name / "result.json").write_text(json.dumps({**result, "test_set": name}))
     said = run("eval", "-f", features, "-q", "--against", tmp_path / "other", code=2).output
     assert "none of the test sets toy" in said
+
+
+def test_a_configured_run_against_another_tells_test_sets_of_one_name_apart(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def artifact(folder: Path, rules: dict[str, str]) -> Path:
+        for name, rule in rules.items():
+            run("eval", "-f", features, "--out", folder / name, "--rule", rule, "-q")
+        tests = {name: json.loads((folder / name / "result.json").read_text()) for name in rules}
+        assert {result["test_set"] for result in tests.values()} == {"toy"}
+        (folder / "result.json").write_text(json.dumps({"columns": [], "rows": [], "tests": tests}))
+        return folder
+
+    before = artifact(tmp_path / "before", {"toy": "shrunk", "toy-2": "all"})
+    now = artifact(tmp_path / "now", {"toy": "shrunk", "toy-2": "mean"})
+
+    def execute(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(stages=[SimpleNamespace(path=now)])
+
+    monkeypatch.setattr("pipeline.stages.execute.execute", execute)
+    printed = json.loads(run("eval", "--preset", "demo", "--json", "-q", "--against", before).stdout)
+    assert [one["test_set"] for one in printed["against"]] == ["toy", "toy-2"]
+    for one in printed["against"]:
+        figure = next(difference for difference in one["differences"] if difference["metric"] == "mAP")
+        earlier = json.loads((before / one["test_set"] / "result.json").read_text())
+        assert figure["now"] == pytest.approx(printed["tests"][one["test_set"]]["metrics"]["mAP"])
+        assert figure["before"] == pytest.approx(earlier["metrics"]["mAP"])
 
 
 @pytest.mark.parametrize(
