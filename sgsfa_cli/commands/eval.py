@@ -91,7 +91,7 @@ def evaluate(
         Path | None,
         typer.Option("--against", metavar="RUN", help="Compare with an earlier result: its folder or result.json."),
     ] = None,
-    expect_counts: ExpectCountsOption = Switch.ON,
+    expect_counts: ExpectCountsOption = None,
     config: ConfigOption = None,
     preset: PresetOption = None,
     overrides: SetOption = None,
@@ -114,7 +114,7 @@ def evaluate(
         "matching.bootstrap": bootstrap,
         "matching.breakdown": breakdown,
         "extract.flip": flip,
-        "data.expect_counts": None if expect_counts is Switch.ON else False,
+        "data.expect_counts": None if expect_counts is None else expect_counts is Switch.ON,
     }
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
     progress = console.progress(quiet=quiet)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pipeline.errors import DataError
 from pipeline.matching.featurefile import FeatureFile, FeatureHeader, FeatureWriter
 from sgsfa_cli.main import app
 
@@ -123,6 +124,31 @@ def test_mistakes_cost_no_evaluation(features: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("pipeline.evaluation.evaluate.measure", measure)
     run("eval", "-f", features, "--flip", code=2)
     run("eval", "-f", features, "--against", "nowhere", code=2)
+
+
+@pytest.mark.parametrize(
+    ("configured", "option", "expected"),
+    [
+        ([], [], True),
+        ([], ["off"], False),
+        (["--set", "data.expect_counts=false"], [], False),
+        (["--set", "data.expect_counts=false"], ["on"], True),
+        (["--set", "data.expect_counts=true"], ["off"], False),
+    ],
+)
+def test_counts_are_expected_as_the_option_says_and_without_it_as_configured(
+    features: Path, monkeypatch: pytest.MonkeyPatch, configured: list[str], option: list[str], expected: bool
+) -> None:
+    asked = []
+
+    def open_dataset(spec: str, *, expect_counts: bool) -> Any:
+        asked.append(expect_counts)
+        raise DataError("that is all that was to be known")
+
+    monkeypatch.setattr("pipeline.datasets.registry.open_dataset", open_dataset)
+    given = [part for value in option for part in ("--expect-counts", value)]
+    run("eval", "-f", features, "--data", "market1501:x", *configured, *given, code=2)
+    assert asked == [expected]
 
 
 def test_options_that_need_features() -> None:
