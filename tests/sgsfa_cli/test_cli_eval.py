@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.errors import DataError
@@ -124,6 +126,29 @@ def test_mistakes_cost_no_evaluation(features: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("pipeline.evaluation.evaluate.measure", measure)
     run("eval", "-f", features, "--flip", code=2)
     run("eval", "-f", features, "--against", "nowhere", code=2)
+
+
+def test_a_mistake_in_the_second_file_is_told_before_the_first_is_evaluated(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Short paths, which the panel of an error does not break.
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(features, "flipped.h5")
+    with h5py.File("flipped.h5", "r+") as file:
+        file.attrs["attributes"] = json.dumps({"data": "csv:toy", "flip": True})
+    two = ("eval", "-f", features, "-f", "flipped.h5", "--out", "out", "-q")
+    said = run(*two, "--no-flip", code=2).output
+    assert "extracted otherwise" in said
+    assert "flipped.h5" in said
+    for name in ("0.jpg", "1.jpg"):
+        Image.new("RGB", (16, 32)).save(name)
+    said = run(*two, "--data", "folder:.", "--data", "folder:nowhere", code=2).output
+    assert "nowhere" in said
+    said = run("eval", "-f", features, "-f", "none.h5", "--out", "out", "-q", code=2).output
+    assert "none.h5" in said
+    assert not Path("out").exists()
+    run(*two)
+    assert Path("out/toy-2/result.json").is_file()
 
 
 @pytest.mark.parametrize(
