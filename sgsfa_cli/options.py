@@ -35,17 +35,18 @@ SetOption = Annotated[
 
 
 class Switch(StrEnum):
-    """The value of an option that is on unless it is turned off."""
+    """The value of an option that is turned on or off; where it is not given, something else may decide."""
 
     ON = "on"
     OFF = "off"
 
 
 ExpectCountsOption = Annotated[
-    Switch,
+    Switch | None,
     typer.Option(
         "--expect-counts",
-        help="off: take a known data set that is not whole; what differs becomes a note. Same as data.expect_counts.",
+        help="on: refuse a known data set that is not whole; off: take it, and what differs becomes a note. "
+        "In a configuration: data.expect_counts; where neither says, on.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, FormatError
 from pipeline.evaluation.evaluate import QUERIES_FILE, RESULT_FILE
 from pipeline.evaluation.queries import QueryTable
 from pipeline.evaluation.result import RANKS, per_cent
@@ -17,6 +18,8 @@ from pipeline.matching.intervals import Interval, bootstrap_mean
 from pipeline.runtime.files import read_json
 
 COLUMNS = ("Test set", "Metric", "Before>", "Now>", "Difference>", "95 % interval>", "")
+
+_AGAIN = "evaluate anew; the folder was not written to its end, or was changed since"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,29 +119,72 @@ def compare(test_set: str, now: QueryTable, before: QueryTable, *, samples: int 
 def find_tables(run: Path) -> Mapping[str, QueryTable]:
     """The tables of queries of an earlier run by test set.
 
+    In an eval artifact a test set has the name of its folder, which is also its key in the artifact's result: two data
+    sets may have one name, their folders have not. Elsewhere a folder may be called anything, and the result in it says
+    what it is of.
+
     Args:
-        run: A folder that an evaluation wrote, an eval artifact with a folder for each test set, or a result.json
+        run: A folder that an evaluation wrote, an eval artifact or another folder with one a test set, or a result.json
             inside one.
 
     Raises:
-        DataError: There is no result.
-        FormatError: A table cannot be read.
+        DataError: There is no result, or two are of test sets of one name.
+        FormatError: A result or a table is missing or cannot be read.
     """
     folder = run.parent if run.name == RESULT_FILE else run
-    inside = [folder] if (folder / QUERIES_FILE).is_file() else []
-    inside = inside or [path.parent for path in sorted(folder.glob(f"*/{QUERIES_FILE}"))]
-    if not inside:
+    if (folder / QUERIES_FILE).is_file():
+        return {_test_set(folder): QueryTable.read(folder / QUERIES_FILE)}
+    names = _names_in_artifact(folder)
+    if names:
+        return {name: QueryTable.read(folder / name / QUERIES_FILE) for name in names}
+    tables: dict[str, QueryTable] = {}
+    for path in sorted(folder.glob(f"*/{QUERIES_FILE}")):
+        name = _test_set(path.parent)
+        if name in tables:
+            raise DataError(
+                f"two results are of a test set {name!r}, so which one is meant cannot be told",
+                where=folder,
+                expected="one result for each test set",
+                hint=f"name one of the folders in it, as in {path.parent}",
+            )
+        tables[name] = QueryTable.read(path)
+    if not tables:
         raise DataError(
             "there is no result to compare with" if run.exists() else "there is no such file or folder",
             where=run,
             expected=f"a folder with {QUERIES_FILE}, or with one folder a test set that has it",
         )
-    return {_test_set(one): QueryTable.read(one / QUERIES_FILE) for one in inside}
+    return tables
 
 
 def _test_set(folder: Path) -> str:
-    """The test set that a result says it is of; a folder may be called anything."""
+    """The name of the test set that a single result is of."""
+    place = folder.resolve()
+    if place.name in _names_in_artifact(place.parent):
+        return place.name
+    result = _read_result(folder)
+    name = result.get("test_set") if isinstance(result, dict) else None
+    if not isinstance(name, str):
+        raise FormatError("the result does not name its test set", where=folder / RESULT_FILE, hint=_AGAIN)
+    return name
+
+
+def _names_in_artifact(folder: Path) -> tuple[str, ...]:
+    """The folders of an eval artifact; none if this is no such artifact."""
+    if not (folder / RESULT_FILE).is_file():
+        return ()
+    result = _read_result(folder)
+    tests = result.get("tests") if isinstance(result, dict) else None
+    return tuple(tests) if isinstance(tests, dict) else ()
+
+
+def _read_result(folder: Path) -> Any:
+    path = folder / RESULT_FILE
     try:
-        return str(read_json(folder / RESULT_FILE)["test_set"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return folder.name
+        return read_json(path)
+    except FileNotFoundError:
+        raise FormatError(f"the result lacks its {RESULT_FILE}", where=folder, hint=_AGAIN) from None
+    except OSError as error:
+        raise FormatError(f"the result cannot be read: {error.strerror or error}", where=path) from error
+    except ValueError as error:
+        raise FormatError(f"the result is not JSON: {error}", where=path, hint=_AGAIN) from error

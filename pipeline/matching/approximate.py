@@ -13,6 +13,7 @@ looked through; the whole-body feature is there in every image.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FormatError
 from pipeline.matching.distance import (
     SHRUNK,
     PartSet,
@@ -54,6 +55,9 @@ class CandidateIndex:
         rows: Their arrays; exact distances are computed from them.
         rule: The rule that it approximates.
         visibility: How mask means become visibility.
+        lengths: Length of each feature that the rule uses; queries must have the same.
+        probes: Lists that a search looks through unless told otherwise: two of five where they are learned from the
+            whole-body feature, else half of them.
     """
 
     index: Any
@@ -61,6 +65,8 @@ class CandidateIndex:
     rows: MappedRows
     rule: Rule
     visibility: VisibilityKind
+    lengths: tuple[int, ...]
+    probes: int
 
     def search(self, query: PartSet, k: int, *, candidates: int = 200, probes: int | None = None) -> Hits:
         """The k nearest among the candidates, by exact distance.
@@ -69,13 +75,21 @@ class CandidateIndex:
             query: (Q) features on the CPU.
             k: How many.
             candidates: Proposed a query; more cost time and find more.
-            probes: Lists of the inverted file that are looked through; None: two of five.
+            probes: Lists of the inverted file that are looked through; None: the index's own `probes`.
 
         Returns:
             Hits; where fewer than k were proposed, rows are -1 and distances infinite.
+
+        Raises:
+            FormatError: The query has features of other lengths than the gallery.
         """
         left = prepare(query, self.rule, is_query=True)
-        self.index.nprobe = probes or max(1, self.index.nlist * 2 // 5)
+        if _lengths(left) != self.lengths:
+            raise FormatError(
+                f"query features have lengths {_lengths(left)}, the index's gallery has {self.lengths}",
+                hint="extract both with the same checkpoint",
+            )
+        self.index.nprobe = probes or self.probes
         # Asked for very few, FAISS's register scan (seen in 1.15) now and then returns none at all.
         _, proposed = self.index.search(_unit(left), max(candidates, 64))
         proposed = np.sort(proposed[:, :candidates], axis=1)
@@ -114,12 +128,13 @@ def build_index(
         gallery: The features.
         rule: The rule to approximate: `shrunk` or `mean` (cosine).
         visibility: How mask means become visibility.
-        lists: Lists of the inverted file; None: twice the root of the number of rows.
+        lists: Lists of the inverted file; each is learned from 40 rows or more. None: twice the root of the number of
+            rows, or as many as the training rows suffice for where those are fewer.
         training_rows: Rows, spread over the file, that lists and codes are learned from.
         seed: Seed of that learning.
 
     Raises:
-        ConfigError: FAISS is not installed, or the rule is another.
+        ConfigError: FAISS is not installed, the rule is another, or the training rows are too few for `lists`.
     """
     try:
         import faiss  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -132,11 +147,13 @@ def build_index(
         )
     mapped = gallery.mapped()
     some = np.unique(np.linspace(0, gallery.done - 1, min(training_rows, gallery.done)).astype(np.int64))
+    count = _count_lists(lists, gallery.done, len(some))
     learned_from = _prepared(mapped.at(some), gallery, rule, visibility)
     sample = _unit(learned_from)
-    count = max(1, min(lists or round(2 * gallery.done**0.5), len(sample) // _EACH))
     dimensions = sample.shape[1]
-    quantizer = _quantizer(faiss, sample, _told_by(learned_from, dimensions), count, seed)
+    by_whole = _whole_takes_part(learned_from)
+    told_by = _whole_body(learned_from) if by_whole else slice(0, dimensions)
+    quantizer = _quantizer(faiss, sample, told_by, count, seed)
     index: Any = faiss.IndexIVFPQFastScan(
         quantizer, dimensions, count, dimensions // _SUB, 4, faiss.METRIC_INNER_PRODUCT
     )
@@ -148,7 +165,9 @@ def build_index(
     index.train(sample)
     for block in gallery.blocks(block_rows(gallery, 1), reuse=True):
         index.add(_unit(_prepared(block, gallery, rule, visibility)))
-    return CandidateIndex(index, gallery, mapped, rule, visibility)
+    # Images of one person lie in fewer lists where what is hidden has no say in it.
+    probes = max(1, count * 2 // 5 if by_whole else count // 2)
+    return CandidateIndex(index, gallery, mapped, rule, visibility, _lengths(learned_from), probes)
 
 
 def measure_recall(approximate: Hits, exact: Hits) -> float:
@@ -161,10 +180,33 @@ def _prepared(raw: FeatureRows, gallery: FeatureFile, rule: Rule, visibility: Vi
     return prepare(part_set(raw, gallery.thresholds, visibility), rule, is_query=False)
 
 
-def _told_by(side: Prepared, dimensions: int) -> slice:
-    """The numbers that decide an image's list: the whole body's where it takes part, else all."""
-    if len(side.lengths) == side.num_parts:
-        return slice(0, dimensions)
+def _lengths(side: Prepared) -> tuple[int, ...]:
+    """Of all features that a distance may need, the whole body's among them where it decides pairs sharing nothing."""
+    return side.lengths if side.whole is None else (*side.lengths, side.whole.shape[1])
+
+
+def _count_lists(lists: int | None, rows: int, learned_from: int) -> int:
+    """How many lists the inverted file gets. See `build_index`."""
+    most = max(1, learned_from // _EACH)
+    if lists is None:
+        return min(round(2 * math.sqrt(rows)), most)
+    if not 1 <= lists <= most:
+        raise ConfigError(
+            f"{lists} lists cannot be learned from {learned_from:,} rows",
+            where="lists",
+            expected=f"1 to {most:,}: {_EACH} rows for each",
+            hint="take fewer lists, or more training_rows if the gallery has them",
+        )
+    return lists
+
+
+def _whole_takes_part(side: Prepared) -> bool:
+    """Whether the whole-body feature is part of every distance."""
+    return len(side.lengths) > side.num_parts
+
+
+def _whole_body(side: Prepared) -> slice:
+    """Where the whole-body feature stands in the concatenation."""
     stop = sum(side.lengths)
     return slice(stop - side.lengths[-1], stop)
 

@@ -12,6 +12,7 @@ gallery entries, and it works on any consecutive rows or columns of the matrix, 
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def rank_metrics(
     return stream.compute()
 
 
-class _Stream:
+class _Stream(ABC):
     """What both streaming forms hold and end with.
 
     Args:
@@ -137,9 +138,9 @@ class _Stream:
         self._before = np.zeros(len(self._relatives.entry), dtype=np.int64)
         self._fed = 0
 
+    @abstractmethod
     def _missing(self) -> str | None:
         """What was not given yet, as a sentence."""
-        raise NotImplementedError
 
     def ranking(self) -> Ranking:
         """What the metrics are computed from.
@@ -197,7 +198,17 @@ class GalleryStream(_Stream):
     arguments.
     """
 
-    _begun = False
+    def __init__(
+        self,
+        query_pids: npt.ArrayLike,
+        gallery_pids: npt.ArrayLike,
+        query_camids: npt.ArrayLike,
+        gallery_camids: npt.ArrayLike,
+        max_rank: int = 50,
+        average_precision: AveragePrecision = "mean",
+    ) -> None:
+        super().__init__(query_pids, gallery_pids, query_camids, gallery_camids, max_rank, average_precision)
+        self._begun = False
 
     @property
     def pairs(self) -> tuple[Ints, Ints]:

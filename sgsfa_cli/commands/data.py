@@ -39,7 +39,7 @@ SpecArgument = Annotated[
 def check(
     spec: SpecArgument,
     decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Also read and decode every image.")] = True,
-    expect_counts: ExpectCountsOption = Switch.ON,
+    expect_counts: ExpectCountsOption = None,
     everything: Annotated[bool, typer.Option("--all", help=f"List all faults, not the first {_SHOWN}.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -52,7 +52,7 @@ def check(
     from pipeline.errors import RejectedInputs
 
     report = check_dataset(
-        spec, decode=decode, expect_counts=expect_counts is Switch.ON, progress=console.progress(quiet=quiet)
+        spec, decode=decode, expect_counts=expect_counts is not Switch.OFF, progress=console.progress(quiet=quiet)
     )
     console.emit(
         {"sound": report.sound, **console.plain(report)},

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pipeline.config import RunConfig
+    from pipeline.datasets.records import Dataset
     from pipeline.evaluation.compare_runs import Comparison
     from pipeline.evaluation.queries import QueryTable
     from pipeline.runtime.progress import Progress
@@ -91,7 +92,7 @@ def evaluate(
         Path | None,
         typer.Option("--against", metavar="RUN", help="Compare with an earlier result: its folder or result.json."),
     ] = None,
-    expect_counts: ExpectCountsOption = Switch.ON,
+    expect_counts: ExpectCountsOption = None,
     config: ConfigOption = None,
     preset: PresetOption = None,
     overrides: SetOption = None,
@@ -114,7 +115,7 @@ def evaluate(
         "matching.bootstrap": bootstrap,
         "matching.breakdown": breakdown,
         "extract.flip": flip,
-        "data.expect_counts": None if expect_counts is Switch.ON else False,
+        "data.expect_counts": None if expect_counts is None else expect_counts is Switch.ON,
     }
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
     progress = console.progress(quiet=quiet)
@@ -143,21 +144,17 @@ def _evaluate_files(
     from pipeline.datasets.registry import open_dataset
     from pipeline.errors import ConfigError
     from pipeline.evaluation.evaluate import measure, write
-    from pipeline.matching.featurefile import FeatureFile
 
     if specs and len(specs) != len(features):
         raise ConfigError(f"{len(features)} --features and {len(specs)} --data", expected="one --data for each")
+    # All before the first evaluation, which a mistake in the last file should not cost, nor leave half a result.
+    _check_files(features, flip)
+    datasets: list[Dataset | None] = [None] * len(features)
+    if specs:
+        datasets = [open_dataset(spec, expect_counts=settings.data.expect_counts) for spec in specs]
     results: dict[str, dict[str, Any]] = {}
     tables: dict[str, QueryTable] = {}
-    for number, path in enumerate(features):
-        images = open_dataset(specs[number], expect_counts=settings.data.expect_counts) if specs else None
-        was_flipped = bool(FeatureFile.open(path).attributes.get("flip", False))
-        if flip is not None and flip != was_flipped:
-            raise ConfigError(
-                f"{'--flip' if flip else '--no-flip'}, but the features were extracted otherwise",
-                where=path,
-                hint="flip averaging happens when features are extracted: `sgsfa extract --flip`",
-            )
+    for path, images in zip(features, datasets, strict=True):
         found = measure(path, dataset=images, config=settings.matching, progress=progress)
         name = _unused(found.result.test_set, results)
         found = replace(found, result=replace(found.result, test_set=name))
@@ -167,6 +164,21 @@ def _evaluate_files(
         results[name] = found.result.as_json()
         tables[name] = found.queries
     return results, tables
+
+
+def _check_files(features: list[Path], flip: bool | None) -> None:
+    """Open every file, and refuse one that was not extracted as the option says."""
+    from pipeline.errors import ConfigError
+    from pipeline.matching.featurefile import FeatureFile
+
+    for path in features:
+        was_flipped = bool(FeatureFile.open(path).attributes.get("flip", False))
+        if flip is not None and flip != was_flipped:
+            raise ConfigError(
+                f"{'--flip' if flip else '--no-flip'}, but the features were extracted otherwise",
+                where=path,
+                hint="flip averaging happens when features are extracted: `sgsfa extract --flip`",
+            )
 
 
 def _evaluate_run(settings: RunConfig, progress: Progress) -> tuple[dict[str, dict[str, Any]], dict[str, QueryTable]]:

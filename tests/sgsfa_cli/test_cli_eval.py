@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
+from pipeline.errors import DataError
 from pipeline.matching.featurefile import FeatureFile, FeatureHeader, FeatureWriter
 from sgsfa_cli.main import app
 
@@ -75,6 +79,33 @@ def test_json_out_and_against(features: Path, tmp_path: Path) -> None:
     assert "none of the test sets toy" in said
 
 
+def test_a_configured_run_against_another_tells_test_sets_of_one_name_apart(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def artifact(folder: Path, rules: dict[str, str]) -> Path:
+        for name, rule in rules.items():
+            run("eval", "-f", features, "--out", folder / name, "--rule", rule, "-q")
+        tests = {name: json.loads((folder / name / "result.json").read_text()) for name in rules}
+        assert {result["test_set"] for result in tests.values()} == {"toy"}
+        (folder / "result.json").write_text(json.dumps({"columns": [], "rows": [], "tests": tests}))
+        return folder
+
+    before = artifact(tmp_path / "before", {"toy": "shrunk", "toy-2": "all"})
+    now = artifact(tmp_path / "now", {"toy": "shrunk", "toy-2": "mean"})
+
+    def execute(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(stages=[SimpleNamespace(path=now)])
+
+    monkeypatch.setattr("pipeline.stages.execute.execute", execute)
+    printed = json.loads(run("eval", "--preset", "demo", "--json", "-q", "--against", before).stdout)
+    assert [one["test_set"] for one in printed["against"]] == ["toy", "toy-2"]
+    for one in printed["against"]:
+        figure = next(difference for difference in one["differences"] if difference["metric"] == "mAP")
+        earlier = json.loads((before / one["test_set"] / "result.json").read_text())
+        assert figure["now"] == pytest.approx(printed["tests"][one["test_set"]]["metrics"]["mAP"])
+        assert figure["before"] == pytest.approx(earlier["metrics"]["mAP"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -95,6 +126,54 @@ def test_mistakes_cost_no_evaluation(features: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("pipeline.evaluation.evaluate.measure", measure)
     run("eval", "-f", features, "--flip", code=2)
     run("eval", "-f", features, "--against", "nowhere", code=2)
+
+
+def test_a_mistake_in_the_second_file_is_told_before_the_first_is_evaluated(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Short paths, which the panel of an error does not break.
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(features, "flipped.h5")
+    with h5py.File("flipped.h5", "r+") as file:
+        file.attrs["attributes"] = json.dumps({"data": "csv:toy", "flip": True})
+    two = ("eval", "-f", features, "-f", "flipped.h5", "--out", "out", "-q")
+    said = run(*two, "--no-flip", code=2).output
+    assert "extracted otherwise" in said
+    assert "flipped.h5" in said
+    for name in ("0.jpg", "1.jpg"):
+        Image.new("RGB", (16, 32)).save(name)
+    said = run(*two, "--data", "folder:.", "--data", "folder:nowhere", code=2).output
+    assert "nowhere" in said
+    said = run("eval", "-f", features, "-f", "none.h5", "--out", "out", "-q", code=2).output
+    assert "none.h5" in said
+    assert not Path("out").exists()
+    run(*two)
+    assert Path("out/toy-2/result.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("configured", "option", "expected"),
+    [
+        ([], [], True),
+        ([], ["off"], False),
+        (["--set", "data.expect_counts=false"], [], False),
+        (["--set", "data.expect_counts=false"], ["on"], True),
+        (["--set", "data.expect_counts=true"], ["off"], False),
+    ],
+)
+def test_counts_are_expected_as_the_option_says_and_without_it_as_configured(
+    features: Path, monkeypatch: pytest.MonkeyPatch, configured: list[str], option: list[str], expected: bool
+) -> None:
+    asked = []
+
+    def open_dataset(spec: str, *, expect_counts: bool) -> Any:
+        asked.append(expect_counts)
+        raise DataError("that is all that was to be known")
+
+    monkeypatch.setattr("pipeline.datasets.registry.open_dataset", open_dataset)
+    given = [part for value in option for part in ("--expect-counts", value)]
+    run("eval", "-f", features, "--data", "market1501:x", *configured, *given, code=2)
+    assert asked == [expected]
 
 
 def test_options_that_need_features() -> None:

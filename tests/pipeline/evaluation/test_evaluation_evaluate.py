@@ -157,6 +157,52 @@ def test_a_run_against_another(test_set: TestSet, tmp_path: Path, rows: list[Any
         compare("toy", now, other.queries)
 
 
+@pytest.fixture
+def namesakes(test_set: TestSet, tmp_path: Path) -> Path:
+    """An eval artifact of two data sets of one name, which differ in their figures."""
+    results = {}
+    for folder, rule in (("toy", "shrunk"), ("toy-2", "all")):
+        evaluate(tmp_path / "run" / folder, features=test_set.features, dataset=None, config=MatchingConfig(rule=rule))
+        results[folder] = json.loads((tmp_path / "run" / folder / "result.json").read_text())
+    assert [result["test_set"] for result in results.values()] == ["toy", "toy"]
+    (tmp_path / "run" / "result.json").write_text(json.dumps({"columns": [], "rows": [], "tests": results}))
+    return tmp_path / "run"
+
+
+def test_test_sets_of_one_name_are_told_apart_in_an_artifact(namesakes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {name: QueryTable.read(namesakes / name / "queries.csv").ap for name in ("toy", "toy-2")}
+    assert not np.array_equal(expected["toy"], expected["toy-2"])
+    for run in (namesakes, namesakes / "result.json"):
+        found = find_tables(run)
+        assert list(found) == ["toy", "toy-2"]
+        for name, table in found.items():
+            np.testing.assert_array_equal(table.ap, expected[name])
+    # A single one of them is still the one that its folder says.
+    assert list(find_tables(namesakes / "toy-2")) == ["toy-2"]
+    monkeypatch.chdir(namesakes / "toy-2")
+    assert list(find_tables(Path())) == ["toy-2"]
+
+
+def test_results_that_cannot_be_told_apart_or_read_are_refused(namesakes: Path) -> None:
+    (namesakes / "toy-2" / "queries.csv").rename(namesakes / "q.csv")
+    with pytest.raises(FormatError, match="table of queries cannot be read"):
+        find_tables(namesakes)
+    (namesakes / "q.csv").rename(namesakes / "toy-2" / "queries.csv")
+    # Without the artifact's own result these are two folders of somebody's.
+    (namesakes / "result.json").unlink()
+    with pytest.raises(DataError, match="two results are of a test set 'toy'"):
+        find_tables(namesakes)
+    result = namesakes / "toy" / "result.json"
+    for text, said in (("{", "not JSON"), ("[]", "does not name its test set"), ("{}", "does not name its test set")):
+        result.write_text(text)
+        with pytest.raises(FormatError, match=said) as error:
+            find_tables(namesakes / "toy")
+        assert error.value.where == str(result)
+    result.unlink()
+    with pytest.raises(FormatError, match=r"lacks its result\.json"):
+        find_tables(namesakes)
+
+
 @pytest.mark.parametrize("rule", ["shrunk", "mean"])
 def test_search_explains_each_hit(test_set: TestSet, rule: Any) -> None:
     loaded = FeatureFile.open(test_set.features).load()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, FormatError
 from pipeline.matching.approximate import build_index, measure_recall
-from pipeline.matching.distance import Rule, part_set
+from pipeline.matching.distance import PartSet, Rule, part_set
 from pipeline.matching.featurefile import FeatureFile, FeatureHeader, FeatureWriter
 from pipeline.matching.search import search
 
@@ -83,6 +85,40 @@ def test_other_rules_and_features(whole_dim: int, tmp_path: Path) -> None:
         np.testing.assert_allclose(found.distances, 0, atol=1e-6)
 
 
+def test_lists_of_the_whole_body_are_looked_through_by_two_fifths_and_others_by_half(gallery: FeatureFile) -> None:
+    """Fewer probes were measured only where the whole-body feature decides the list."""
+    loaded = gallery.load().select(slice(0, 2))
+    query = part_set(loaded, loaded.thresholds)
+    for rule, probes in ((Rule("shrunk"), 12), (Rule("mean"), 15), (Rule("shrunk", whole_term=False), 15)):
+        index = build_index(gallery, rule=rule, lists=30)
+        index.search(query, 1)
+        assert (index.probes, index.index.nprobe) == (probes, probes)
+        index.search(query, 1, probes=7)
+        assert index.index.nprobe == 7
+    one = build_index(gallery, rule=Rule("mean"), lists=1)
+    assert one.probes == 1
+
+
+def test_lists_that_the_rows_do_not_suffice_for(gallery: FeatureFile) -> None:
+    # Twice the root of 3,000 would be 110.
+    assert build_index(gallery).index.nlist == 3000 // 40
+    assert build_index(gallery, lists=75).index.nlist == 75
+    assert build_index(gallery, training_rows=400).index.nlist == 10
+    for lists, options in ((76, {}), (11, {"training_rows": 400}), (0, {})):
+        with pytest.raises(ConfigError, match=f"{lists} lists cannot be learned"):
+            build_index(gallery, lists=lists, **options)
+
+
 def test_rules_that_cannot_be_approximated(gallery: FeatureFile) -> None:
     with pytest.raises(ConfigError, match="cannot be approximated"):
         build_index(gallery, rule=Rule("query"))
+
+
+@pytest.mark.parametrize("rule", ["shrunk", "mean"])
+@pytest.mark.parametrize("lengths", [(16, 8), (8, 12), (8, 0)])
+def test_features_of_another_checkpoint_are_refused(gallery: FeatureFile, rule: Any, lengths: tuple[int, int]) -> None:
+    index = build_index(gallery, rule=Rule(rule), lists=4)
+    parts, whole = lengths
+    other = PartSet(torch.ones(2, 7, parts), torch.ones(2, whole), torch.ones(2, 7))
+    with pytest.raises(FormatError, match="same checkpoint"):
+        index.search(other, 5)

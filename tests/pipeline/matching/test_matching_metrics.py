@@ -211,6 +211,21 @@ def test_wrong_shapes_are_refused() -> None:
         columns.compute()
 
 
+def test_a_stream_that_cannot_tell_what_is_missing_is_not_made() -> None:
+    class Careless(module._Stream):
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Careless([1], [1], [0], [1])
+
+
+def test_each_gallery_stream_has_its_own_beginning() -> None:
+    # What was given belongs to one stream, not to all.
+    first, second = (GalleryStream([1], [1, 2], [0], [1, 1]) for _ in range(2))
+    first.begin(np.ones(1))
+    assert (vars(first)["_begun"], vars(second)["_begun"]) == (True, False)
+
+
 def test_threads_change_nothing() -> None:
     rng = np.random.default_rng(3)
     distances = rng.random((64, 300), dtype=np.float32)
