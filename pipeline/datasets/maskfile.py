@@ -46,6 +46,16 @@ PENDING, DONE, FAILED = 0, 1, 2
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ERRNO = re.compile(r"errno = (\d+)")
 
+_DATASETS: dict[str, tuple[tuple[int, ...], str]] = {
+    "names": ((), "S"),
+    "parts": ((len(PART_NAMES), *PARTS_SIZE), "u1"),
+    "whole": (WHOLE_SIZE, "u1"),
+    "quality": ((), "f4"),
+    "done": ((), "u1"),
+    "crc": ((), "u4"),
+}
+"""Of each dataset the shape of a row and the type; `S` is UTF-8 of a fixed length."""
+
 _INCIDENTAL = frozenset({"backend", "precision", "batch_size"})
 
 Bytes = NDArray[np.uint8]
@@ -381,6 +391,17 @@ def corrupt_rows(masks: Masks, crc: NDArray[np.uint32]) -> NDArray[np.intp]:
     return np.flatnonzero((masks.done != PENDING) & (expected != crc))
 
 
+def has_rows(path: Path) -> bool:
+    """Whether an unfinished file has rows that are done or failed; reads nothing else of its arrays.
+
+    Raises:
+        FormatError: It is no mask file, has a newer format version, or what is looked at here is damaged.
+    """
+    with _open_hdf5(path, "r") as file:
+        _attributes(file, path)
+        return bool(_array(file, "done", path).any())
+
+
 def names_hash(names: Sequence[str]) -> str:
     """SHA-256 of a list of image names: each in UTF-8 and followed by a line feed."""
     return sha256_bytes(b"".join(name.encode() + b"\n" for name in names))
@@ -498,30 +519,29 @@ def _attributes(file: h5py.File, path: Path) -> dict[str, Any]:
 
 
 def _arrays(file: h5py.File, path: Path) -> dict[str, Any]:
-    expected: dict[str, tuple[tuple[int, ...], str]] = {
-        "names": ((), "S"),
-        "parts": ((len(PART_NAMES), *PARTS_SIZE), "u1"),
-        "whole": (WHOLE_SIZE, "u1"),
-        "quality": ((), "f4"),
-        "done": ((), "u1"),
-        "crc": ((), "u4"),
-    }
     arrays: dict[str, Any] = {}
     count: int | None = None
-    for key, (shape, kind) in expected.items():
-        dataset = file.get(key)
-        if not isinstance(dataset, h5py.Dataset):
-            raise FormatError(f"the mask file lacks the dataset /{key}", where=path, hint="build it again")
-        count = dataset.shape[0] if count is None and dataset.ndim else count
-        right_kind = dataset.dtype.kind == "S" if kind == "S" else dataset.dtype == np.dtype(kind)
-        if dataset.shape != (count, *shape) or not right_kind:
-            raise FormatError(
-                f"the dataset /{key} has shape {dataset.shape} and type {dataset.dtype}",
-                where=path,
-                expected=f"{(count, *shape)} of {'fixed-length UTF-8' if kind == 'S' else kind}",
-            )
-        arrays[key] = dataset[...]
+    for key in _DATASETS:
+        arrays[key] = _array(file, key, path, count)
+        count = len(arrays[key])
     return arrays
+
+
+def _array(file: h5py.File, key: str, path: Path, count: int | None = None) -> Any:
+    """One dataset, checked, of `count` rows; None: of any number."""
+    shape, kind = _DATASETS[key]
+    dataset = file.get(key)
+    if not isinstance(dataset, h5py.Dataset):
+        raise FormatError(f"the mask file lacks the dataset /{key}", where=path, hint="build it again")
+    count = dataset.shape[0] if count is None and dataset.ndim else count
+    right_kind = dataset.dtype.kind == "S" if kind == "S" else dataset.dtype == np.dtype(kind)
+    if dataset.shape != (count, *shape) or not right_kind:
+        raise FormatError(
+            f"the dataset /{key} has shape {dataset.shape} and type {dataset.dtype}",
+            where=path,
+            expected=f"{(count, *shape)} of {'fixed-length UTF-8' if kind == 'S' else kind}",
+        )
+    return dataset[...]
 
 
 def _names(raw: NDArray[np.bytes_], attributes: Mapping[str, Any], path: Path) -> tuple[str, ...]:

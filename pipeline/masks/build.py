@@ -16,7 +16,7 @@ import torch
 from pipeline.artifacts.lock import locked
 from pipeline.config import MasksConfig
 from pipeline.datasets.images import read_image
-from pipeline.datasets.maskfile import DONE, FAILED, PENDING, MaskFile, MaskMeta, MaskWriter
+from pipeline.datasets.maskfile import DONE, FAILED, PENDING, MaskFile, MaskMeta, MaskWriter, has_rows
 from pipeline.errors import (
     ArtifactError,
     ConfigError,
@@ -327,7 +327,8 @@ def _open(out: Path, names: tuple[str, ...], source: _Source, root: Path, progre
         # Killed while it copies, it must not leave half a file that looks like an unfinished build.
         with atomic_write(partial) as copy:
             shutil.copyfile(out, copy)
-    if not partial.exists() or _is_bare(partial):
+    # Without rows nothing is lost when other settings begin it anew.
+    if not partial.exists() or not _has_rows(partial):
         return MaskWriter.create(partial, names, source.meta)
     writer = MaskWriter.resume(partial, names, source.meta)
     again = _readable_again(writer.done, names, root, source)
@@ -338,12 +339,11 @@ def _open(out: Path, names: tuple[str, ...], source: _Source, root: Path, progre
     return writer
 
 
-def _is_bare(partial: Path) -> bool:
-    """Whether an unfinished file has no rows yet: then nothing is lost when other settings begin it anew."""
+def _has_rows(partial: Path) -> bool:
     try:
-        return not MaskFile.open(partial, allow_incomplete=True).load().done.any()
+        return has_rows(partial)
     except FormatError:
-        return False  # damaged, which is told when it is resumed
+        return True  # damaged, which is told when it is resumed
 
 
 def _pending_chunks(writer: MaskWriter) -> list[Chunk]:

@@ -17,6 +17,7 @@ from pipeline.datasets.maskfile import (
     MaskFile,
     MaskMeta,
     MaskWriter,
+    has_rows,
     names_hash,
 )
 from pipeline.errors import FormatError, LockedError, UserError
@@ -132,6 +133,21 @@ def test_rows_that_were_not_finished_are_pending_again(tmp_path: Path) -> None:
         file["done"][4] = DONE
     with MaskWriter.resume(path, NAMES) as writer:
         assert writer.done.tolist() == [DONE, PENDING, FAILED, PENDING, PENDING, PENDING]
+
+
+def test_whether_there_are_rows_is_told_without_reading_them(tmp_path: Path) -> None:
+    path = tmp_path / "masks.h5"
+    with MaskWriter.create(path, NAMES, META) as writer:
+        assert not writer.done.any()
+    assert not has_rows(path)
+    with h5py.File(path, "r+") as file:
+        del file["whole"]
+        file["done"][2] = FAILED
+    assert has_rows(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["flip"] = np.uint8(0)
+    with pytest.raises(FormatError, match="damaged"):
+        has_rows(path)
 
 
 def test_resuming_needs_the_same_images_and_settings(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.artifacts.lock import locked
 from pipeline.config import MasksConfig
+from pipeline.datasets import maskfile
 from pipeline.datasets.images import read_resized
 from pipeline.datasets.maskfile import DONE, FAILED, MaskFile, MaskWriter
 from pipeline.errors import ArtifactError, ConfigError, DataError, DeviceError, FormatError, LockedError
@@ -313,6 +314,25 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, people: People, tiny_parse
     assert report.resumed == 12
     assert same_arrays(out, undisturbed)
     assert [path.name for path in tmp_path.iterdir()] == ["masks.h5"]
+
+
+def test_going_on_reads_the_unfinished_file_once(
+    tmp_path: Path, people: People, tiny_parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, (root, names) = tmp_path / "masks.h5", people
+    config = MasksConfig(parser=tiny_parser, device="cpu", batch_size=3)
+    with pytest.raises(KeyboardInterrupt):
+        build_masks(out, root=root, names=names, config=config, progress=Interrupting(10))
+    checked: list[int] = []
+    before = maskfile.corrupt_rows
+
+    def counted(masks: maskfile.Masks, crc: np.ndarray) -> np.ndarray:
+        checked.append(len(masks))
+        return before(masks, crc)
+
+    monkeypatch.setattr(maskfile, "corrupt_rows", counted)
+    assert run(out, people, tiny_parser).resumed == 12
+    assert checked == [40]
 
 
 def test_damage_to_a_partial_file_is_repaired(
