@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import zlib
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import FormatError, LockedError
 from pipeline.parts import SEMANTIC
-from pipeline.runtime.files import NO_SPACE, sha256_bytes
+from pipeline.runtime.files import NO_SPACE, fsync_path, reserve, sha256_bytes
 from pipeline.version import __version__
 
 FORMAT = "sgsfa-masks"
@@ -55,6 +56,9 @@ _DATASETS: dict[str, tuple[tuple[int, ...], str]] = {
     "crc": ((), "u4"),
 }
 """Of each dataset the shape of a row and the type; `S` is UTF-8 of a fixed length."""
+
+_ROW_BYTES = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in _DATASETS.values())
+_STRUCTURE = 1 << 16  # Bytes that the file's own structure takes at most.
 
 _INCIDENTAL = frozenset({"backend", "precision", "batch_size"})
 
@@ -255,16 +259,12 @@ class MaskWriter:
         if list(ordered) != sorted(set(ordered)):
             raise ValueError("names must be sorted and distinct")
         encoded = [_encode(name, path) for name in ordered]
-        # Laid out in memory and under another name: whatever lies at `path` can be resumed, and HDF5 never meets the
-        # end of a disk, where it crashes instead of raising an error. Later writes need no more space.
-        image = _empty_image(encoded, meta)
+        # Laid out under another name: whatever lies at `path` can be resumed.
         laid_out = path.with_name(path.name + ".new")
         with _translated(path, "written"):
             try:
-                with laid_out.open("wb") as stream:
-                    stream.write(image)
-                    stream.flush()
-                    os.fsync(stream.fileno())
+                _lay_out(laid_out, encoded, meta)
+                fsync_path(laid_out)
                 laid_out.replace(path)
             finally:
                 laid_out.unlink(missing_ok=True)
@@ -407,26 +407,34 @@ def names_hash(names: Sequence[str]) -> str:
     return sha256_bytes(b"".join(name.encode() + b"\n" for name in names))
 
 
-def _empty_image(encoded: Sequence[bytes], meta: MaskMeta) -> bytes:
-    """The bytes of a mask file whose rows are all pending."""
+def _lay_out(path: Path, encoded: Sequence[bytes], meta: MaskMeta) -> None:
+    """Write a mask file whose rows are all pending.
+
+    Its space is asked for before HDF5 makes the file, since HDF5 crashes where it meets the end of a disk. HDF5 first
+    empties the file and then writes little into it (names, attributes); when the rest is reserved, later writes need
+    no more space, except on disks that compress, copy what they overwrite or cannot reserve: there `write` tells of it.
+    """
     count = len(encoded)
-    width = max((len(name) for name in encoded), default=1) or 1
-    with h5py.File("image", "w", driver="core", backing_store=False, libver="earliest") as file:
-        # Written, not only declared, so that all space is allocated and no metadata changes from here on.
-        file.create_dataset("parts", data=np.zeros((count, len(PART_NAMES), *PARTS_SIZE), np.uint8))
-        file.create_dataset("whole", data=np.zeros((count, *WHOLE_SIZE), np.uint8))
+    names = np.array(encoded, h5py.string_dtype("utf-8", max((len(name) for name in encoded), default=1) or 1))
+    attributes = _attributes_of(meta, encoded)
+    attributes["attributes_sha256"] = _attributes_hash(attributes)
+    text = sum(len(value.encode()) for value in attributes.values() if isinstance(value, str))
+    reserve(path, count * (_ROW_BYTES + names.itemsize) + text + _STRUCTURE)
+    with h5py.File(path, "w", libver="earliest") as file:
+        for key in ("parts", "whole"):
+            # Allocated now, though nothing is written: no metadata changes from here on.
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            file.create_dataset(key, (count, *_DATASETS[key][0]), np.uint8, dcpl=layout)
         file.create_dataset("quality", data=np.zeros(count, "<f4"))
         file.create_dataset("done", data=np.zeros(count, np.uint8))
         file.create_dataset("crc", data=np.zeros(count, "<u4"))
-        file.create_dataset("names", data=np.array(encoded, h5py.string_dtype("utf-8", width)))
-        attributes = _attributes_of(meta, encoded)
-        for key, value in attributes.items():
-            file.attrs[key] = value
-        file.attrs["attributes_sha256"] = _attributes_hash(attributes)
+        file.create_dataset("names", data=names)
+        for name, value in attributes.items():
+            file.attrs[name] = value
         file.attrs["complete"] = np.uint8(0)
-        file.flush()
-        image: bytes = file.id.get_file_image()
-    return image
+    reserve(path, path.stat().st_size)
 
 
 @contextlib.contextmanager
