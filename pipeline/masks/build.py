@@ -35,7 +35,6 @@ from pipeline.masks.rows import (
     Recipe,
     Rows,
     SharedWorker,
-    memory_exhausted,
     parse_chunks,
 )
 from pipeline.parsing import versions
@@ -43,6 +42,7 @@ from pipeline.parsing.labelmaps import LabelMaps
 from pipeline.parsing.labels import LabelSet, load_grouping, load_label_set
 from pipeline.parsing.parser import Parser, load_parser, parse_flipped
 from pipeline.runtime.allocator import tune_allocator
+from pipeline.runtime.device import memory_exhausted
 from pipeline.runtime.files import atomic_write, fsync_path
 from pipeline.runtime.parallel import parallel_map, worker_count
 from pipeline.runtime.progress import SILENT, Progress

@@ -20,6 +20,7 @@ from pipeline.parsing.labelmaps import LabelMaps
 from pipeline.parsing.labels import Grouping, LabelSet, group_soft
 from pipeline.parsing.parser import Parser, load_parser, parse_flipped
 from pipeline.runtime.allocator import tune_allocator
+from pipeline.runtime.device import memory_exhausted
 
 Bytes = NDArray[np.uint8]
 
@@ -112,11 +113,6 @@ def _parse(parser: Parser, images: Bytes, recipe: Recipe) -> Tensor:
             where="--batch-size",
             expected="less, or auto; a build that goes on keeps the size it was begun with",
         ) from error
-
-
-def memory_exhausted(error: Exception) -> bool:
-    """Whether a batch was too large: torch has an exception for GPUs, and for the processor only a text."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass(frozen=True, slots=True)
