@@ -29,6 +29,7 @@ from pipeline.errors import (
 )
 from pipeline.masks.occupancy import RESIZE_RULE
 from pipeline.masks.rows import (
+    BATCH_SIZE,
     Chunk,
     LabelMapWorker,
     ParserWorker,
@@ -192,7 +193,8 @@ def _build(
             progress.note(f"going on after {resumed} of {len(ordered)} images in {writer.path}")
         earlier = _explain(_outside(writer, chunks), ordered, root, source)
         loaded = time.monotonic()
-        failed = earlier + _run(writer, source, _rows(source, chunks, config, root), resumed, config, progress)
+        with _advised(writer):
+            failed = earlier + _run(writer, source, _rows(source, chunks, config, root), resumed, config, progress)
         seconds = time.monotonic() - loaded
         writer.finish()
         done = int((writer.done == DONE).sum())
@@ -435,6 +437,23 @@ def _run(
                 warned = True
                 progress.warn(_advice(estimate, config))
     return tuple(failed)
+
+
+@contextlib.contextmanager
+def _advised(writer: MaskWriter) -> Iterator[None]:
+    """Add to an error about too large a batch what to do with the unfinished file, which keeps its batch size."""
+    try:
+        yield
+    except DeviceError as error:
+        # Without rows the file binds nobody: the next build takes the size that is configured then.
+        if error.where != BATCH_SIZE or not writer.done.any():
+            raise
+        raise DeviceError(
+            error.found,
+            where=error.where,
+            expected=error.expected,
+            hint=f"delete {writer.path} to begin anew: as it is, it goes on in batches of {writer.meta.batch_size}",
+        ) from error
 
 
 def _advice(seconds: float, config: MasksConfig) -> str:

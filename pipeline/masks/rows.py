@@ -22,6 +22,9 @@ from pipeline.parsing.parser import Parser, load_parser, parse_flipped
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import memory_exhausted
 
+BATCH_SIZE = "masks.batch_size"
+"""Key of the configuration that an error about too large a batch names."""
+
 Bytes = NDArray[np.uint8]
 
 
@@ -110,8 +113,8 @@ def _parse(parser: Parser, images: Bytes, recipe: Recipe) -> Tensor:
             raise
         raise DeviceError(
             f"{len(images)} images a batch do not fit into the memory of {parser.info.device or 'the device'}",
-            where="--batch-size",
-            expected="less, or auto; a build that goes on keeps the size it was begun with",
+            where=BATCH_SIZE,
+            expected="a smaller number; on a GPU also `auto`, which tries before the build begins what fits",
         ) from error
 
 

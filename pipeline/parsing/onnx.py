@@ -87,7 +87,7 @@ class OnnxParser:
             raise FormatError(
                 f"the model fails on a batch of {len(block)} images: {text.splitlines()[0]}",
                 where=self._path,
-                hint="--batch-size 1, if it was exported for single images" if len(block) > 1 else None,
+                hint="masks.batch_size=1, if it was exported for single images" if len(block) > 1 else None,
             ) from error
         return output
 

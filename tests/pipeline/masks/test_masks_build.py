@@ -553,8 +553,32 @@ def test_the_processors_memory_may_be_too_small(
             return torch.empty(2**60)  # 4 exabytes
 
     use(monkeypatch, Exhausted(device="cpu"))
-    with pytest.raises(DeviceError, match="40 images a batch do not fit into the memory of cpu"):
+    with pytest.raises(DeviceError, match="40 images a batch do not fit into the memory of cpu") as caught:
         run(tmp_path / "masks.h5", people, "builtin", batch_size=64)
+    assert caught.value.where == "masks.batch_size"
+    # There are no rows yet, so that a smaller number is all it takes.
+    assert caught.value.hint is None
+    use(monkeypatch, Fake())
+    run(tmp_path / "masks.h5", people, "builtin", batch_size=4)
+    assert MaskFile.open(tmp_path / "masks.h5").meta.batch_size == 4
+
+
+def test_a_build_whose_batch_no_longer_fits_can_be_begun_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, people: People
+) -> None:
+    out, (root, names) = tmp_path / "masks.h5", people
+    use(monkeypatch, Fake())
+    config = MasksConfig(parser="builtin", device="cpu", batch_size=8)
+    with pytest.raises(KeyboardInterrupt):
+        build_masks(out, root=root, names=names, config=config, progress=Interrupting(10))
+    use(monkeypatch, Fake(limit=4))
+    with pytest.raises(DeviceError, match="8 images a batch do not fit") as caught:
+        run(out, people, "builtin", batch_size=4)
+    partial = partial_path(out)
+    assert caught.value.where == "masks.batch_size"
+    assert f"delete {partial} to begin anew" in (caught.value.hint or "")
+    partial.unlink()
+    assert run(out, people, "builtin", batch_size=4).done == 40
 
 
 def test_the_device_is_the_parsers_own_word_or_where_its_output_lies() -> None:
