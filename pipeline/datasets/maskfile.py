@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import zlib
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import FormatError, LockedError
 from pipeline.parts import SEMANTIC
-from pipeline.runtime.files import NO_SPACE, sha256_bytes
+from pipeline.runtime.files import NO_SPACE, fsync_path, reserve, sha256_bytes
 from pipeline.version import __version__
 
 FORMAT = "sgsfa-masks"
@@ -45,6 +46,19 @@ PENDING, DONE, FAILED = 0, 1, 2
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ERRNO = re.compile(r"errno = (\d+)")
+
+_DATASETS: dict[str, tuple[tuple[int, ...], str]] = {
+    "names": ((), "S"),
+    "parts": ((len(PART_NAMES), *PARTS_SIZE), "u1"),
+    "whole": (WHOLE_SIZE, "u1"),
+    "quality": ((), "f4"),
+    "done": ((), "u1"),
+    "crc": ((), "u4"),
+}
+"""Of each dataset the shape of a row and the type; `S` is UTF-8 of a fixed length."""
+
+_ROW_BYTES = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in _DATASETS.values())
+_STRUCTURE = 1 << 16  # Bytes that the file's own structure takes at most.
 
 _INCIDENTAL = frozenset({"backend", "precision", "batch_size"})
 
@@ -245,16 +259,12 @@ class MaskWriter:
         if list(ordered) != sorted(set(ordered)):
             raise ValueError("names must be sorted and distinct")
         encoded = [_encode(name, path) for name in ordered]
-        # Laid out in memory and under another name: whatever lies at `path` can be resumed, and HDF5 never meets the
-        # end of a disk, where it crashes instead of raising an error. Later writes need no more space.
-        image = _empty_image(encoded, meta)
+        # Laid out under another name: whatever lies at `path` can be resumed.
         laid_out = path.with_name(path.name + ".new")
         with _translated(path, "written"):
             try:
-                with laid_out.open("wb") as stream:
-                    stream.write(image)
-                    stream.flush()
-                    os.fsync(stream.fileno())
+                _lay_out(laid_out, encoded, meta)
+                fsync_path(laid_out)
                 laid_out.replace(path)
             finally:
                 laid_out.unlink(missing_ok=True)
@@ -381,31 +391,50 @@ def corrupt_rows(masks: Masks, crc: NDArray[np.uint32]) -> NDArray[np.intp]:
     return np.flatnonzero((masks.done != PENDING) & (expected != crc))
 
 
+def has_rows(path: Path) -> bool:
+    """Whether an unfinished file has rows that are done or failed; reads nothing else of its arrays.
+
+    Raises:
+        FormatError: It is no mask file, has a newer format version, or what is looked at here is damaged.
+    """
+    with _open_hdf5(path, "r") as file:
+        _attributes(file, path)
+        return bool(_array(file, "done", path).any())
+
+
 def names_hash(names: Sequence[str]) -> str:
     """SHA-256 of a list of image names: each in UTF-8 and followed by a line feed."""
     return sha256_bytes(b"".join(name.encode() + b"\n" for name in names))
 
 
-def _empty_image(encoded: Sequence[bytes], meta: MaskMeta) -> bytes:
-    """The bytes of a mask file whose rows are all pending."""
+def _lay_out(path: Path, encoded: Sequence[bytes], meta: MaskMeta) -> None:
+    """Write a mask file whose rows are all pending.
+
+    Its space is asked for before HDF5 makes the file, since HDF5 crashes where it meets the end of a disk. HDF5 first
+    empties the file and then writes little into it (names, attributes); when the rest is reserved, later writes need
+    no more space, except on disks that compress, copy what they overwrite or cannot reserve: there `write` tells of it.
+    """
     count = len(encoded)
-    width = max((len(name) for name in encoded), default=1) or 1
-    with h5py.File("image", "w", driver="core", backing_store=False, libver="earliest") as file:
-        # Written, not only declared, so that all space is allocated and no metadata changes from here on.
-        file.create_dataset("parts", data=np.zeros((count, len(PART_NAMES), *PARTS_SIZE), np.uint8))
-        file.create_dataset("whole", data=np.zeros((count, *WHOLE_SIZE), np.uint8))
+    names = np.array(encoded, h5py.string_dtype("utf-8", max((len(name) for name in encoded), default=1) or 1))
+    attributes = _attributes_of(meta, encoded)
+    attributes["attributes_sha256"] = _attributes_hash(attributes)
+    text = sum(len(value.encode()) for value in attributes.values() if isinstance(value, str))
+    reserve(path, count * (_ROW_BYTES + names.itemsize) + text + _STRUCTURE)
+    with h5py.File(path, "w", libver="earliest") as file:
+        for key in ("parts", "whole"):
+            # Allocated now, though nothing is written: no metadata changes from here on.
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            file.create_dataset(key, (count, *_DATASETS[key][0]), np.uint8, dcpl=layout)
         file.create_dataset("quality", data=np.zeros(count, "<f4"))
         file.create_dataset("done", data=np.zeros(count, np.uint8))
         file.create_dataset("crc", data=np.zeros(count, "<u4"))
-        file.create_dataset("names", data=np.array(encoded, h5py.string_dtype("utf-8", width)))
-        attributes = _attributes_of(meta, encoded)
-        for key, value in attributes.items():
-            file.attrs[key] = value
-        file.attrs["attributes_sha256"] = _attributes_hash(attributes)
+        file.create_dataset("names", data=names)
+        for name, value in attributes.items():
+            file.attrs[name] = value
         file.attrs["complete"] = np.uint8(0)
-        file.flush()
-        image: bytes = file.id.get_file_image()
-    return image
+    reserve(path, path.stat().st_size)
 
 
 @contextlib.contextmanager
@@ -498,30 +527,29 @@ def _attributes(file: h5py.File, path: Path) -> dict[str, Any]:
 
 
 def _arrays(file: h5py.File, path: Path) -> dict[str, Any]:
-    expected: dict[str, tuple[tuple[int, ...], str]] = {
-        "names": ((), "S"),
-        "parts": ((len(PART_NAMES), *PARTS_SIZE), "u1"),
-        "whole": (WHOLE_SIZE, "u1"),
-        "quality": ((), "f4"),
-        "done": ((), "u1"),
-        "crc": ((), "u4"),
-    }
     arrays: dict[str, Any] = {}
     count: int | None = None
-    for key, (shape, kind) in expected.items():
-        dataset = file.get(key)
-        if not isinstance(dataset, h5py.Dataset):
-            raise FormatError(f"the mask file lacks the dataset /{key}", where=path, hint="build it again")
-        count = dataset.shape[0] if count is None and dataset.ndim else count
-        right_kind = dataset.dtype.kind == "S" if kind == "S" else dataset.dtype == np.dtype(kind)
-        if dataset.shape != (count, *shape) or not right_kind:
-            raise FormatError(
-                f"the dataset /{key} has shape {dataset.shape} and type {dataset.dtype}",
-                where=path,
-                expected=f"{(count, *shape)} of {'fixed-length UTF-8' if kind == 'S' else kind}",
-            )
-        arrays[key] = dataset[...]
+    for key in _DATASETS:
+        arrays[key] = _array(file, key, path, count)
+        count = len(arrays[key])
     return arrays
+
+
+def _array(file: h5py.File, key: str, path: Path, count: int | None = None) -> Any:
+    """One dataset, checked, of `count` rows; None: of any number."""
+    shape, kind = _DATASETS[key]
+    dataset = file.get(key)
+    if not isinstance(dataset, h5py.Dataset):
+        raise FormatError(f"the mask file lacks the dataset /{key}", where=path, hint="build it again")
+    count = dataset.shape[0] if count is None and dataset.ndim else count
+    right_kind = dataset.dtype.kind == "S" if kind == "S" else dataset.dtype == np.dtype(kind)
+    if dataset.shape != (count, *shape) or not right_kind:
+        raise FormatError(
+            f"the dataset /{key} has shape {dataset.shape} and type {dataset.dtype}",
+            where=path,
+            expected=f"{(count, *shape)} of {'fixed-length UTF-8' if kind == 'S' else kind}",
+        )
+    return dataset[...]
 
 
 def _names(raw: NDArray[np.bytes_], attributes: Mapping[str, Any], path: Path) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from pipeline.model.embed import Embedded, embed
 from pipeline.model.weights import CheckpointMeta, load_checkpoint
 from pipeline.parts import NUM_PARTS
 from pipeline.runtime.allocator import tune_allocator
-from pipeline.runtime.device import resolve_device
+from pipeline.runtime.device import memory_exhausted, resolve_device
 from pipeline.runtime.distributed import World
 from pipeline.runtime.parallel import worker_count
 
@@ -103,7 +103,9 @@ class FeatureNetwork:
     def _look(self, images: Tensor) -> Embedded:
         try:
             found = embed(self._model, images, flip=self._config.flip, amp=self._config.amp)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not memory_exhausted(error):
+                raise
             raise DeviceError(
                 f"the memory of {self.device} is exhausted by a batch of {len(images)} images",
                 hint=f"set extract.batch_size={max(1, self._config.batch_size // 2)}",

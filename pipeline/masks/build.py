@@ -16,7 +16,7 @@ import torch
 from pipeline.artifacts.lock import locked
 from pipeline.config import MasksConfig
 from pipeline.datasets.images import read_image
-from pipeline.datasets.maskfile import DONE, FAILED, PENDING, MaskFile, MaskMeta, MaskWriter
+from pipeline.datasets.maskfile import DONE, FAILED, PENDING, MaskFile, MaskMeta, MaskWriter, has_rows
 from pipeline.errors import (
     ArtifactError,
     ConfigError,
@@ -29,13 +29,13 @@ from pipeline.errors import (
 )
 from pipeline.masks.occupancy import RESIZE_RULE
 from pipeline.masks.rows import (
+    BATCH_SIZE,
     Chunk,
     LabelMapWorker,
     ParserWorker,
     Recipe,
     Rows,
     SharedWorker,
-    memory_exhausted,
     parse_chunks,
 )
 from pipeline.parsing import versions
@@ -43,6 +43,7 @@ from pipeline.parsing.labelmaps import LabelMaps
 from pipeline.parsing.labels import LabelSet, load_grouping, load_label_set
 from pipeline.parsing.parser import Parser, load_parser, parse_flipped
 from pipeline.runtime.allocator import tune_allocator
+from pipeline.runtime.device import memory_exhausted
 from pipeline.runtime.files import atomic_write, fsync_path
 from pipeline.runtime.parallel import parallel_map, worker_count
 from pipeline.runtime.progress import SILENT, Progress
@@ -192,7 +193,8 @@ def _build(
             progress.note(f"going on after {resumed} of {len(ordered)} images in {writer.path}")
         earlier = _explain(_outside(writer, chunks), ordered, root, source)
         loaded = time.monotonic()
-        failed = earlier + _run(writer, source, _rows(source, chunks, config, root), resumed, config, progress)
+        with _advised(writer):
+            failed = earlier + _run(writer, source, _rows(source, chunks, config, root), resumed, config, progress)
         seconds = time.monotonic() - loaded
         writer.finish()
         done = int((writer.done == DONE).sum())
@@ -327,7 +329,8 @@ def _open(out: Path, names: tuple[str, ...], source: _Source, root: Path, progre
         # Killed while it copies, it must not leave half a file that looks like an unfinished build.
         with atomic_write(partial) as copy:
             shutil.copyfile(out, copy)
-    if not partial.exists() or _is_bare(partial):
+    # Without rows nothing is lost when other settings begin it anew.
+    if not partial.exists() or not _has_rows(partial):
         return MaskWriter.create(partial, names, source.meta)
     writer = MaskWriter.resume(partial, names, source.meta)
     again = _readable_again(writer.done, names, root, source)
@@ -338,12 +341,11 @@ def _open(out: Path, names: tuple[str, ...], source: _Source, root: Path, progre
     return writer
 
 
-def _is_bare(partial: Path) -> bool:
-    """Whether an unfinished file has no rows yet: then nothing is lost when other settings begin it anew."""
+def _has_rows(partial: Path) -> bool:
     try:
-        return not MaskFile.open(partial, allow_incomplete=True).load().done.any()
+        return has_rows(partial)
     except FormatError:
-        return False  # damaged, which is told when it is resumed
+        return True  # damaged, which is told when it is resumed
 
 
 def _pending_chunks(writer: MaskWriter) -> list[Chunk]:
@@ -435,6 +437,23 @@ def _run(
                 warned = True
                 progress.warn(_advice(estimate, config))
     return tuple(failed)
+
+
+@contextlib.contextmanager
+def _advised(writer: MaskWriter) -> Iterator[None]:
+    """Add to an error about too large a batch what to do with the unfinished file, which keeps its batch size."""
+    try:
+        yield
+    except DeviceError as error:
+        # Without rows the file binds nobody: the next build takes the size that is configured then.
+        if error.where != BATCH_SIZE or not writer.done.any():
+            raise
+        raise DeviceError(
+            error.found,
+            where=error.where,
+            expected=error.expected,
+            hint=f"delete {writer.path} to begin anew: as it is, it goes on in batches of {writer.meta.batch_size}",
+        ) from error
 
 
 def _advice(seconds: float, config: MasksConfig) -> str:

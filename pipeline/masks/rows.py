@@ -20,6 +20,10 @@ from pipeline.parsing.labelmaps import LabelMaps
 from pipeline.parsing.labels import Grouping, LabelSet, group_soft
 from pipeline.parsing.parser import Parser, load_parser, parse_flipped
 from pipeline.runtime.allocator import tune_allocator
+from pipeline.runtime.device import memory_exhausted
+
+BATCH_SIZE = "masks.batch_size"
+"""Key of the configuration that an error about too large a batch names."""
 
 Bytes = NDArray[np.uint8]
 
@@ -109,14 +113,9 @@ def _parse(parser: Parser, images: Bytes, recipe: Recipe) -> Tensor:
             raise
         raise DeviceError(
             f"{len(images)} images a batch do not fit into the memory of {parser.info.device or 'the device'}",
-            where="--batch-size",
-            expected="less, or auto; a build that goes on keeps the size it was begun with",
+            where=BATCH_SIZE,
+            expected="a smaller number; on a GPU also `auto`, which tries before the build begins what fits",
         ) from error
-
-
-def memory_exhausted(error: Exception) -> bool:
-    """Whether a batch was too large: torch has an exception for GPUs, and for the processor only a text."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,9 @@ class Parser(Protocol):
             in [0, 1]). The maps cover exactly the area of the images that went in.
 
         Raises:
-            torch.OutOfMemoryError: The batch is too large for the device; a smaller one is tried then.
+            torch.OutOfMemoryError: The batch is too large for the device; so does any RuntimeError or MemoryError say
+                that `pipeline.runtime.device.memory_exhausted` knows. Where a GPU computes and the batch size is
+                `auto`, smaller batches are tried before the build begins; anywhere else the error ends it.
         """
         ...
 

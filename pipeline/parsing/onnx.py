@@ -14,12 +14,10 @@ from pipeline.parsing.files import weights_hash
 from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import LabelSet
 from pipeline.parsing.sidecar import Sidecar, input_size_of, label_set_of, read_sidecar, to_input, to_soft
-from pipeline.runtime.device import resolve_device
+from pipeline.runtime.device import memory_exhausted, resolve_device
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 _CUDA = "CUDAExecutionProvider"
-# ONNX Runtime has no exception of its own for this; these are in the texts of its own and of CUDA's allocators.
-_OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad_alloc", "bad allocation")
 
 
 class OnnxParser:
@@ -84,12 +82,12 @@ class OnnxParser:
         # ONNX Runtime's exceptions share no base of their own.
         except Exception as error:
             text = str(error).strip() or type(error).__name__
-            if any(words in text.lower() for words in _OUT_OF_MEMORY):
+            if memory_exhausted(error):
                 raise torch.OutOfMemoryError(text) from error
             raise FormatError(
                 f"the model fails on a batch of {len(block)} images: {text.splitlines()[0]}",
                 where=self._path,
-                hint="--batch-size 1, if it was exported for single images" if len(block) > 1 else None,
+                hint="masks.batch_size=1, if it was exported for single images" if len(block) > 1 else None,
             ) from error
         return output
 

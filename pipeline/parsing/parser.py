@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from pipeline.config import suggestion
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DeviceError
 from pipeline.parsing.interface import Fit, Parser, ParserInfo, parse_flipped
 
 __all__ = ["ENTRY_POINTS", "Factory", "Fit", "Parser", "ParserInfo", "load_parser", "parse_flipped"]
@@ -34,8 +34,19 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
     Raises:
         ConfigError: There is no such parser, or its file is not named.
         WeightsError: Its weights cannot be used.
-        DeviceError: The device is not there.
+        DeviceError: The device is not there, or its memory is too small for one image.
     """
+    from pipeline.runtime.device import memory_exhausted
+
+    try:
+        return _load(spec, label_set, device)
+    except (RuntimeError, MemoryError) as error:
+        if not memory_exhausted(error):
+            raise
+        raise DeviceError(f"the parser {spec} does not fit into the memory of the device ({device})") from error
+
+
+def _load(spec: str, label_set: str | None, device: str) -> Parser:
     kind, _, argument = spec.partition(":")
     if kind == "builtin":
         from pipeline.parsing.builtin import load_builtin

@@ -25,7 +25,7 @@ from pipeline.parsing.sidecar import (
     to_input,
     to_soft,
 )
-from pipeline.runtime.device import resolve_device
+from pipeline.runtime.device import memory_exhausted, resolve_device
 from pipeline.runtime.files import sha256_file
 
 
@@ -60,7 +60,7 @@ class TorchScriptParser:
         try:
             output = self._module(to_input(images, self._sidecar, self._device))
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if memory_exhausted(error):
                 raise
             last = (str(error).strip().splitlines() or ["no reason given"])[-1]
             raise FormatError(f"the model fails on a batch of images: {last}", where=self._path) from error

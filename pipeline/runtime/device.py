@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from pipeline.config import Precision
 
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Of the allocators of torch (the processor's, also on Windows; CUDA's, MPS's and cuBLAS's), ONNX Runtime and C++.
+_OUT_OF_MEMORY = (
+    "can't allocate memory", "not enough memory", "out of memory", "cublas_status_alloc_failed",
+    "failed to allocate memory", "bad_alloc", "bad allocation",
+)  # fmt: skip
 _CUDA_HINT = "use `auto` or `cpu`, or install a build of PyTorch for your GPU"
 
 
@@ -57,6 +62,21 @@ def device_label(device: torch.device) -> str:
     if device.type == "cpu":
         return f"{_processor()}, {torch.get_num_threads()} threads (cpu)"
     return f"{platform.machine()} ({device.type})"
+
+
+def memory_exhausted(error: Exception) -> bool:
+    """Whether an error of a computation means that the device's memory is too small for it.
+
+    torch has an exception for CUDA, but only texts for the processor, for MPS and for what TorchScript passes on; ONNX
+    Runtime has texts only.
+
+    Args:
+        error: What torch or ONNX Runtime raised.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error).lower()
+    return any(words in text for words in _OUT_OF_MEMORY)
 
 
 def autocast(device: torch.device, amp: Precision) -> contextlib.AbstractContextManager[object]:

@@ -430,7 +430,10 @@ _TINGES = (
 
 
 def _woven(weaver: np.random.Generator, member: int, mean: Colour, weaves: Sequence[Pattern], contrast: float) -> Cloth:
-    """A member's own cloth of a team whose cloth is `mean` from afar; every member has another of the weaves.
+    """A member's own cloth of a team whose cloth is `mean` from afar.
+
+    Every member has another place in `weaves`. A pattern that stands there twice, as `PLAIN` does for legs, may fall to
+    two members, and plain cloths of one mean colour look alike.
 
     Args:
         weaver: The team's; of the same state for every member.

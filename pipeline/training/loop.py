@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.errors import DataError, DeviceError
 from pipeline.model.network import Output
-from pipeline.runtime.device import autocast
+from pipeline.runtime.device import autocast, memory_exhausted
 from pipeline.runtime.distributed import World
 from pipeline.runtime.files import write_json
 from pipeline.runtime.progress import Progress
@@ -235,13 +235,10 @@ class Loop:
         try:
             self._recent.append(self._take_step(forward, plan, images))
             self.step += 1
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not memory_exhausted(error):
+                raise
             raise self._out_of_memory() from error
-        except RuntimeError as error:
-            # The CPU's allocator has no exception of its own.
-            if "can't allocate memory" in str(error):
-                raise self._out_of_memory() from error
-            raise
 
     def _take_step(self, forward: nn.Module, plan: StepPlan, images: Tensor) -> _Recent:
         rate = learning_rate(plan.step, self.per_epoch, self.config)

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
+from pipeline.datasets import maskfile
 from pipeline.datasets.maskfile import (
     DONE,
     FAILED,
@@ -17,9 +21,11 @@ from pipeline.datasets.maskfile import (
     MaskFile,
     MaskMeta,
     MaskWriter,
+    has_rows,
     names_hash,
 )
 from pipeline.errors import FormatError, LockedError, UserError
+from pipeline.runtime.files import reserve
 
 META = MaskMeta(
     parser="tiny",
@@ -132,6 +138,21 @@ def test_rows_that_were_not_finished_are_pending_again(tmp_path: Path) -> None:
         file["done"][4] = DONE
     with MaskWriter.resume(path, NAMES) as writer:
         assert writer.done.tolist() == [DONE, PENDING, FAILED, PENDING, PENDING, PENDING]
+
+
+def test_whether_there_are_rows_is_told_without_reading_them(tmp_path: Path) -> None:
+    path = tmp_path / "masks.h5"
+    with MaskWriter.create(path, NAMES, META) as writer:
+        assert not writer.done.any()
+    assert not has_rows(path)
+    with h5py.File(path, "r+") as file:
+        del file["whole"]
+        file["done"][2] = FAILED
+    assert has_rows(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["flip"] = np.uint8(0)
+    with pytest.raises(FormatError, match="damaged"):
+        has_rows(path)
 
 
 def test_resuming_needs_the_same_images_and_settings(tmp_path: Path) -> None:
@@ -273,15 +294,59 @@ def test_an_unwritable_place_is_a_users_error(tmp_path: Path) -> None:
         MaskWriter.create(tmp_path / "no" / "such" / "folder.h5", NAMES, META)
 
 
+@pytest.mark.parametrize("count", [1, 3, 400])
+def test_what_is_reserved_is_enough_and_what_is_made_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    asked: list[int] = []
+
+    def noted(path: Path, size: int) -> None:
+        asked.append(size)
+        reserve(path, size)
+
+    monkeypatch.setattr(maskfile, "reserve", noted)
+    path = tmp_path / "masks.h5"
+    long = dataclasses.replace(META, parser="p" * 30_000)
+    MaskWriter.create(path, [f"{row:04d}{'x' * 200}.jpg" for row in range(count)], long).close()
+    before, after = asked
+    assert after == path.stat().st_size <= before
+    if hasattr(os, "posix_fallocate"):
+        assert path.stat().st_blocks * 512 >= after
+    with h5py.File(path, "r") as file:
+        assert not any(file[key][...].any() for key in ("parts", "whole", "quality", "done", "crc"))
+
+
+def test_an_empty_file_is_not_held_in_memory(tmp_path: Path) -> None:
+    names = [f"{row:05d}.jpg" for row in range(8000)]
+    tracemalloc.start()
+    try:
+        MaskWriter.create(tmp_path / "masks.h5", names, META).close()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (tmp_path / "masks.h5").stat().st_size > 20e6
+    assert peak < 4e6
+
+
+def test_space_is_compared_where_it_cannot_be_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.posix_fallocate", raising=False)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(FormatError, match="no space left") as caught:
+        MaskWriter.create(tmp_path / "masks.h5", NAMES, META)
+    assert "make room" in (caught.value.hint or "")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
-def test_a_full_disk_is_told_in_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [100, 3000, 50_000, 260_000])
+def test_a_full_disk_is_told_in_words(tmp_path: Path, size: int) -> None:
     # A limit on the size of files, which HDF5 meets as it meets the end of a disk.
     program = (
         "import resource, sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
         "from pipeline.errors import FormatError\n"
         "from test_datasets_maskfile import META, MaskWriter, arrays\n"
         "names = [f'{n:04d}.jpg' for n in range(100)]\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
         "try:\n    MaskWriter.create(Path(sys.argv[1]), names, META)\n"
         "except FormatError as error:\n    print(error.found, '|', error.hint)\n"
     )

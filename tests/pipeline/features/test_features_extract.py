@@ -13,8 +13,9 @@ import torch
 from pipeline.config import ExtractConfig, ModelConfig
 from pipeline.datasets.images import read_resized, write_image
 from pipeline.datasets.records import Dataset, Record
-from pipeline.errors import DataError, FormatError, WeightsError
+from pipeline.errors import DataError, DeviceError, FormatError, WeightsError
 from pipeline.features import extract as extract_module
+from pipeline.features import network as network_module
 from pipeline.features.extract import embed, extract
 from pipeline.features.network import FeatureNetwork
 from pipeline.matching.featurefile import FeatureFile
@@ -78,6 +79,23 @@ def test_rows_are_what_the_network_says(tmp_path: Path, dataset: Dataset, checkp
     np.testing.assert_allclose(features.parts[5], sum(v.parts() for v in views)[0] / len(views), atol=1e-4)
     np.testing.assert_allclose(features.whole[5], sum(v.matched_whole for v in views)[0] / len(views), atol=1e-4)
     np.testing.assert_allclose(features.visibility[5], sum(v.visibility for v in views)[0] / len(views), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("DefaultCPUAllocator: can't allocate memory: you tried", DeviceError), ("shapes do not match", RuntimeError)],
+)
+def test_the_processors_memory_may_be_too_small(
+    checkpoint: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, text: str, expected: type[Exception]
+) -> None:
+    def failing(*arguments: object, **options: object) -> None:
+        raise RuntimeError(text)
+
+    network = FeatureNetwork.load(checkpoint, config(), World())
+    monkeypatch.setattr(network_module, "embed", failing)
+    with pytest.raises(expected) as caught:
+        next(network.batches([dataset.path_of(record) for record in dataset.records]))
+    assert (type(caught.value) is DeviceError) == ("extract.batch_size=" in str(caught.value))
 
 
 class _Killed(BaseException):

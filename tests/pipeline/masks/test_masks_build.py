@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipeline.artifacts.lock import locked
 from pipeline.config import MasksConfig
+from pipeline.datasets import maskfile
 from pipeline.datasets.images import read_resized
 from pipeline.datasets.maskfile import DONE, FAILED, MaskFile, MaskWriter
 from pipeline.errors import ArtifactError, ConfigError, DataError, DeviceError, FormatError, LockedError
@@ -315,6 +316,25 @@ def test_an_interrupted_build_goes_on(tmp_path: Path, people: People, tiny_parse
     assert [path.name for path in tmp_path.iterdir()] == ["masks.h5"]
 
 
+def test_going_on_reads_the_unfinished_file_once(
+    tmp_path: Path, people: People, tiny_parser: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, (root, names) = tmp_path / "masks.h5", people
+    config = MasksConfig(parser=tiny_parser, device="cpu", batch_size=3)
+    with pytest.raises(KeyboardInterrupt):
+        build_masks(out, root=root, names=names, config=config, progress=Interrupting(10))
+    checked: list[int] = []
+    before = maskfile.corrupt_rows
+
+    def counted(masks: maskfile.Masks, crc: np.ndarray) -> np.ndarray:
+        checked.append(len(masks))
+        return before(masks, crc)
+
+    monkeypatch.setattr(maskfile, "corrupt_rows", counted)
+    assert run(out, people, tiny_parser).resumed == 12
+    assert checked == [40]
+
+
 def test_damage_to_a_partial_file_is_repaired(
     tmp_path: Path, people: People, tiny_parser: str, undisturbed: Path
 ) -> None:
@@ -533,8 +553,32 @@ def test_the_processors_memory_may_be_too_small(
             return torch.empty(2**60)  # 4 exabytes
 
     use(monkeypatch, Exhausted(device="cpu"))
-    with pytest.raises(DeviceError, match="40 images a batch do not fit into the memory of cpu"):
+    with pytest.raises(DeviceError, match="40 images a batch do not fit into the memory of cpu") as caught:
         run(tmp_path / "masks.h5", people, "builtin", batch_size=64)
+    assert caught.value.where == "masks.batch_size"
+    # There are no rows yet, so that a smaller number is all it takes.
+    assert caught.value.hint is None
+    use(monkeypatch, Fake())
+    run(tmp_path / "masks.h5", people, "builtin", batch_size=4)
+    assert MaskFile.open(tmp_path / "masks.h5").meta.batch_size == 4
+
+
+def test_a_build_whose_batch_no_longer_fits_can_be_begun_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, people: People
+) -> None:
+    out, (root, names) = tmp_path / "masks.h5", people
+    use(monkeypatch, Fake())
+    config = MasksConfig(parser="builtin", device="cpu", batch_size=8)
+    with pytest.raises(KeyboardInterrupt):
+        build_masks(out, root=root, names=names, config=config, progress=Interrupting(10))
+    use(monkeypatch, Fake(limit=4))
+    with pytest.raises(DeviceError, match="8 images a batch do not fit") as caught:
+        run(out, people, "builtin", batch_size=4)
+    partial = partial_path(out)
+    assert caught.value.where == "masks.batch_size"
+    assert f"delete {partial} to begin anew" in (caught.value.hint or "")
+    partial.unlink()
+    assert run(out, people, "builtin", batch_size=4).done == 40
 
 
 def test_the_device_is_the_parsers_own_word_or_where_its_output_lies() -> None:

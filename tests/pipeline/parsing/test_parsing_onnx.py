@@ -199,7 +199,7 @@ def test_a_batch_too_large_for_the_gpu_can_be_told_from_other_faults(tmp_path: P
     session.fault = "Non-zero status code returned while running Reshape node.\nMore."
     with pytest.raises(FormatError, match="fails on a batch of 3 images: Non-zero") as caught:
         parser.parse(IMAGES)
-    assert "--batch-size 1" in (caught.value.hint or "")
+    assert "masks.batch_size=1" in (caught.value.hint or "")
 
 
 def test_cuda_that_does_not_start_is_no_reason_to_use_the_processor(

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, FormatError, WeightsError
+from pipeline.errors import ConfigError, DeviceError, FormatError, WeightsError
 from pipeline.parsing.parser import load_parser
 from pipeline.parsing.torchscript import load_torchscript
+from pipeline.runtime.device import memory_exhausted
 
 # torch announces the end of TorchScript at each of its calls.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -45,6 +46,31 @@ def test_a_module_equals_itself(tmp_path: Path) -> None:
     torch.testing.assert_close(parser.parse(IMAGES), expected)
     assert parser.info.native_size == (16, 8)
     assert len(parser.info.weights_sha256) == 64
+
+
+class Greedy(nn.Module):
+    """Asks for petabytes for each image beyond so many."""
+
+    def __init__(self, spared: int) -> None:
+        super().__init__()
+        self.spared = spared
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        beyond = max(0, x.shape[0] - self.spared)
+        return x.repeat(1, 7, 1, 1)[:, :20], torch.empty([beyond, 1 << 50])
+
+
+def test_exhausted_memory_is_no_fault_of_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    (tmp_path / "model.pt.toml").write_text(SIDECAR)
+    torch.jit.script(Greedy(spared=1)).save(str(path))
+    parser = load_parser(f"torchscript:{path}", device="cpu")
+    with pytest.raises(RuntimeError) as caught:
+        parser.parse(IMAGES)
+    assert memory_exhausted(caught.value)
+    torch.jit.script(Greedy(spared=0)).save(str(path))
+    with pytest.raises(DeviceError, match=r"model.pt does not fit into the memory of the device \(cpu\)"):
+        load_parser(f"torchscript:{path}", device="cpu")
 
 
 def test_it_does_not_run_without_trust(tmp_path: Path) -> None:

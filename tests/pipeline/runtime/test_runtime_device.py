@@ -3,7 +3,7 @@ import torch
 
 from pipeline.errors import DeviceError
 from pipeline.runtime.allocator import tune_allocator
-from pipeline.runtime.device import autocast, device_label, resolve_device
+from pipeline.runtime.device import autocast, device_label, memory_exhausted, resolve_device
 
 
 def test_auto_is_a_device_that_computes():
@@ -13,6 +13,35 @@ def test_auto_is_a_device_that_computes():
 
 def test_cpu_has_a_name_for_people():
     assert device_label(resolve_device("cpu")).endswith("(cpu)")
+
+
+@pytest.mark.parametrize(
+    ("error", "exhausted"),
+    [
+        (torch.OutOfMemoryError(), True),
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("alloc_cpu.cpp:81] data. DefaultCPUAllocator: not enough memory: you tried to allocate 1"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (Exception("[ONNXRuntimeError] : 6 : bfc_arena.cc:376 Failed to allocate memory for requested buffer"), True),
+        (Exception("[ONNXRuntimeError] : 1 : FAIL : std::bad_alloc"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"), False),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+    ],
+)
+def test_exhausted_memory_can_be_told_from_other_faults(error: Exception, exhausted: bool) -> None:
+    assert memory_exhausted(error) is exhausted
+
+
+def test_what_the_processors_allocator_says_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)  # 4 exabytes
+    assert memory_exhausted(caught.value)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "meta", "tpu:0"])
