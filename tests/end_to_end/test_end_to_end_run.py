@@ -199,8 +199,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(finished, fresh):
 @pytest.mark.slow
 def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(fresh):
     process = start(fresh, "run")
-    # Once a step is logged: before, nothing is there to go on from, and while modules are being set up Python may lose the
-    # KeyboardInterrupt in a callback of the garbage collector.
+    # Once a step is logged: before, nothing is there to go on from, and while modules are being set up Python may lose
+    # the KeyboardInterrupt in a callback of the garbage collector.
     while process.poll() is None and not any(
         log.stat().st_size for log in fresh.glob("artifacts/train/*.partial/metrics.jsonl")
     ):
