@@ -578,13 +578,18 @@ def _check_same(path: Path, opened: FeatureFile, header: FeatureHeader) -> None:
 def _create(path: Path, header: FeatureHeader) -> None:
     total = len(header.names)
     numbers = NUM_PARTS * header.part_dim + header.whole_dim + NUM_PARTS
-    text = _encoded(header.names).itemsize + _encoded(header.splits).itemsize
-    needed = total * (4 * numbers + 16 + text) + len(json.dumps(dict(header.attributes))) + _STRUCTURE
+    texts = {"names": _encoded(header.names), "splits": _encoded(header.splits)}
+    needed = (
+        total * (4 * numbers + 16)
+        + sum(text.nbytes for text in texts.values())
+        + len(json.dumps(dict(header.attributes)))
+        + _STRUCTURE
+    )
     try:
         with atomic_write(path) as temporary:
             reserve(temporary, needed)
             with h5py.File(temporary, "w", libver="earliest") as file:
-                _fill(file, header, total)
+                _fill(file, header, total, texts)
             # What is filled in later is only named so far.
             reserve(temporary, temporary.stat().st_size)
     except OSError as error:
@@ -595,7 +600,7 @@ def _create(path: Path, header: FeatureHeader) -> None:
         ) from error
 
 
-def _fill(file: h5py.File, header: FeatureHeader, total: int) -> None:
+def _fill(file: h5py.File, header: FeatureHeader, total: int, texts: Mapping[str, npt.NDArray[np.bytes_]]) -> None:
     file.attrs["format"] = FORMAT
     file.attrs["format_version"] = FORMAT_VERSION
     file.attrs["part_names"] = list(PARTS)
@@ -617,10 +622,10 @@ def _fill(file: h5py.File, header: FeatureHeader, total: int) -> None:
         space = h5py.h5s.create_simple(shape)
         h5py.h5d.create(file.id, name.encode(), h5py.h5t.IEEE_F32LE, space, layout)
     file["thresholds"] = np.asarray(header.thresholds, dtype=np.float32)
-    file["names"] = _encoded(header.names)
+    file["names"] = texts["names"]
     file["pids"] = np.asarray(header.pids, dtype=np.int64)
     file["camids"] = np.asarray(header.camids, dtype=np.int64)
-    file["splits"] = _encoded(header.splits)
+    file["splits"] = texts["splits"]
     file["done"] = np.int64(0)
 
 
