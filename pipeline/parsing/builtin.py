@@ -1,6 +1,6 @@
 """The built-in human parser: a small network trained by `tools/parser`, its weights in this package.
 
-A MobileNetV2 encoder (Sandler et al., CVPR 2018) and a feature pyramid over its strides 4, 8, 16 and 32 (Lin et al.,
+A MobileNetV2 encoder (Sandler et al., CVPR 2018) and a feature pyramid over its strides 2, 4, 8, 16 and 32 (Lin et al.,
 CVPR 2017) give the 20 labels of LIP at a quarter of the input's size. What it was trained on, how well it does and
 where it fails is written in `weights/card.md`.
 """
@@ -34,8 +34,8 @@ _LEARNT = 22
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
-_TAPS = (3, 6, 13, 17)
-_CHANNELS = (24, 32, 96, 320)
+_TAPS = (1, 3, 6, 13, 17)
+_CHANNELS = (16, 24, 32, 96, 320)
 
 
 class BuiltinNet(nn.Module):
@@ -51,12 +51,14 @@ class BuiltinNet(nn.Module):
         super().__init__()
         # The last 1x1 convolution of MobileNetV2 serves its classifier only.
         self.encoder = mobilenet_v2(weights=None).features[:18]
-        fine, middle, coarse, deep = _CHANNELS
+        finest, fine, middle, coarse, deep = _CHANNELS
         self.from_deep = _block(deep, width, 1)
         self.context = _block(deep, width, 1)
         self.from_coarse = _block(coarse, width, 1)
         self.from_middle = _block(middle, width, 1)
         self.from_fine = _block(fine, fine_width, 1)
+        # Crops of 128 x 64 come doubled: stride 2 is the last that has all their pixels, where outlines are decided.
+        self.from_finest = nn.Conv2d(finest, fine_width, 3, stride=2, padding=1)
         self.fuse_coarse = _block(width, width, 3)
         self.fuse_middle = _block(width, width, 3)
         self.narrow = _block(width, fine_width, 1)
@@ -78,12 +80,13 @@ class BuiltinNet(nn.Module):
             x = layer(x)
             if index in _TAPS:
                 taps.append(x)
-        fine, middle, coarse, deep = taps
+        finest, fine, middle, coarse, deep = taps
         # The mean over the image says how the person stands and how much is seen; one 3x3 at stride 32 cannot.
         x = self.from_deep(deep) + self.context(deep.mean((2, 3), keepdim=True))
         x = self.fuse_coarse(self.from_coarse(coarse) + _like(x, coarse))
         x = self.fuse_middle(self.from_middle(middle) + _like(x, middle))
-        x = self.fuse_fine(self.from_fine(fine) + _like(self.narrow(x), fine))
+        x = self.from_fine(fine) + self.from_finest(finest) + _like(self.narrow(x), fine)
+        x = self.fuse_fine(x)
         return cast(Tensor, self.classify(x))
 
 

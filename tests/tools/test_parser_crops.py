@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("tools.parser.crops", reason="run from the repository, where tools/ lies")
 
-from tools.parser import occluders, textures
+from pipeline.parsing.builtin import BuiltinNet
+from tools.parser import occluders, shaders, shapes, textures
 from tools.parser.clothing import BAG, IN_FRONT, Photograph, is_person
-from tools.parser.crops import HEIGHT, WIDTH, Crop, CropRules, behind, cut, mirrored, random_crop, redressed
+from tools.parser.crops import (
+    HEIGHT,
+    WIDTH,
+    Crop,
+    CropRules,
+    behind,
+    cut,
+    mirrored,
+    random_crop,
+    random_occluder,
+    redressed,
+)
 from tools.parser.data import Crops, label_shares
 from tools.parser.losses import parser_loss, soft_cross_entropy, soft_jaccard
+from tools.parser.train import load_start, save_weights
 
 
 def photograph() -> Photograph:
@@ -25,10 +40,14 @@ def photograph() -> Photograph:
     return Photograph("drawn", image, labels, (50, 20, 100, 180))
 
 
-@pytest.mark.parametrize("kind", sorted({*occluders.TRAINING, *occluders.RESERVED}, key=lambda kind: kind.__name__))
+KINDS = {*occluders.TRAINING, *shapes.TRAINING, *occluders.RESERVED}
+TEXTURES = {*textures.TRAINING, *shaders.TRAINING, *textures.RESERVED}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS, key=lambda kind: kind.__name__))
 def test_occluders_fit_the_crop(kind: occluders.Kind) -> None:
     rng = np.random.default_rng(3)
-    for _ in range(5):
+    for _ in range(8):
         made = kind(rng, 64, 32, lambda height, width: np.zeros((height, width, 3), np.uint8))
         assert made.opacity.shape == (64, 32)
         assert made.picture.shape == (64, 32, 3)
@@ -36,17 +55,55 @@ def test_occluders_fit_the_crop(kind: occluders.Kind) -> None:
         assert 0 <= made.opacity.min() <= made.opacity.max() <= 1
 
 
-@pytest.mark.parametrize("texture", [*textures.TRAINING, *textures.RESERVED], ids=lambda texture: texture.__name__)
-def test_textures_fill_what_is_asked(texture: textures.Texture) -> None:
-    made = texture(np.random.default_rng(1), 40, 30)
-    assert made.shape == (40, 30, 3)
-    assert made.dtype == np.uint8
-    assert made.std() > 0
+@pytest.mark.parametrize("texture", sorted(TEXTURES, key=lambda texture: texture.__name__))
+def test_textures_fill_what_is_asked_and_no_two_are_alike(texture: textures.Texture) -> None:
+    rng = np.random.default_rng(1)
+    for height, width in ((40, 30), (57, 33), (256, 128)):
+        made = texture(rng, height, width)
+        assert made.shape == (height, width, 3)
+        assert made.dtype == np.uint8
+    again = [texture(rng, 40, 30) for _ in range(4)]
+    assert all(each.std() > 0 for each in again)
+    assert not np.array_equal(again[0], again[1])
 
 
 def test_no_kind_or_texture_serves_both_training_and_test() -> None:
-    assert not set(occluders.TRAINING) & set(occluders.RESERVED)
-    assert not set(textures.TRAINING) & set(textures.RESERVED)
+    assert not {*occluders.TRAINING, *shapes.TRAINING} & set(occluders.RESERVED)
+    assert not {*textures.TRAINING, *shaders.TRAINING} & set(textures.RESERVED)
+
+
+def test_a_thing_drawn_out_of_shape_stays_where_it_was_and_of_its_size() -> None:
+    rng = np.random.default_rng(2)
+    opacity = np.zeros((HEIGHT, WIDTH), np.float32)
+    opacity[90:170, 30:100] = 1
+    straight = occluders.Occluder(opacity, np.full((HEIGHT, WIDTH, 3), 9, np.uint8))
+    for _ in range(10):
+        bent = shapes.bent(rng, straight)
+        assert bent.opacity.shape == opacity.shape
+        assert 0 <= bent.opacity.min() <= bent.opacity.max() <= 1
+        assert bent.opacity.mean() == pytest.approx(opacity.mean(), rel=0.6)
+        assert bent.opacity[130, 65] == 1
+
+
+def test_crops_show_things_of_both_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: set[str] = set()
+
+    def noted(kind: occluders.Kind) -> occluders.Kind:
+        def draw(rng: np.random.Generator, height: int, width: int, paint: occluders.Paint) -> occluders.Occluder:
+            drawn.add(kind.__name__)
+            return kind(rng, height, width, paint)
+
+        return draw
+
+    for kinds in (occluders, shapes):
+        monkeypatch.setattr(kinds, "TRAINING", tuple(map(noted, kinds.TRAINING)))
+    rng = np.random.default_rng(4)
+    made = [random_occluder(rng, [photograph()], 0.5) for _ in range(300)]
+    # Mostly large enough to hide something, hardly ever all.
+    hidden = np.array([each.opacity.mean() for each in made])
+    assert (hidden > 0.02).mean() > 0.8
+    assert (hidden > 0.95).mean() < 0.1
+    assert drawn == {kind.__name__ for kind in KINDS - set(occluders.RESERVED)}
 
 
 def test_cutting_the_whole_box_keeps_the_labels_where_they_were() -> None:
@@ -137,14 +194,14 @@ def test_bags_and_things_in_front_are_no_part_of_the_mask() -> None:
     logits = target * 20
     weights = torch.ones(22)
     # The cut at one half is softened, so that an empty mask costs a little.
-    assert parser_loss(logits, target, weights, jaccard=1.0) < 0.6
+    assert parser_loss(logits, target, weights, jaccard=1.0) < 0.65
     logits = logits.roll(-5, 1)
     assert parser_loss(logits, target, weights, jaccard=0.0) > 10
 
 
 def test_another_cloth_changes_pixels_of_one_garment_and_no_label() -> None:
     crop = cut(photograph(), (50, 20, 100, 180))
-    changed = redressed(np.random.default_rng(0), crop)
+    changed = redressed(np.random.default_rng(0), crop, 0.5)
     assert np.array_equal(changed.labels, crop.labels)
     touched = (changed.image.astype(int) - crop.image).any(2)
     garments = [label for label in (5, 9) if touched[crop.labels == label].mean() > 0.5]
@@ -177,3 +234,15 @@ def test_soft_jaccard_of_equal_and_disjoint_masks() -> None:
     mask[:, :8] = 1
     assert soft_jaccard(mask, mask) < 0.03
     assert soft_jaccard(1 - mask, mask) > 0.95
+
+
+def test_training_starts_from_weights_of_the_same_network_only(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, other = BuiltinNet(), BuiltinNet()
+    save_weights(tmp_path / "some.safetensors", network)
+    load_start(other, tmp_path / "some.safetensors")
+    for name, value in network.state_dict().items():
+        assert torch.allclose(other.state_dict()[name].float(), value.float(), atol=1e-3), name
+    save_weights(tmp_path / "narrow.safetensors", BuiltinNet(width=32))
+    with pytest.raises(ValueError, match="is of another network"):
+        load_start(other, tmp_path / "narrow.safetensors")

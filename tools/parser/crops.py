@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from tools.parser import occluders, textures
+from tools.parser import occluders, shaders, shapes, textures
 from tools.parser.clothing import COAT, DRESS, FLIPPED, IN_FRONT, JUMPSUIT, PANTS, SKIRT, UPPER, Photograph, is_person
 from tools.parser.occluders import Occluder
 
@@ -29,7 +29,9 @@ class CropRules:
         occluded: Something stands in front.
         crowd: Another person stands in front or behind.
         backdrop: The background is another photograph's or a texture.
-        redressed: One garment is covered with a texture, so that patterns alone do not tell clothes from things.
+        redressed: One garment is covered with a texture, so that patterns alone do not tell clothes from things. Too
+            often, and whatever is pasted within a body's outline passes for a garment.
+        unnamed: Things and textures are drawn from the families of `shapes` and `shaders`; otherwise from the lists.
         degraded: The crop is made small, blurred, noisy or compressed.
         shrunk: The photograph is taken at exactly 128 x 64 and otherwise left alone, as in the measurement.
     """
@@ -40,6 +42,7 @@ class CropRules:
     crowd: float = 0.2
     backdrop: float = 0.12
     redressed: float = 0.15
+    unnamed: float = 0.55
     degraded: float = 0.7
     shrunk: float = 0.25
 
@@ -67,18 +70,16 @@ def random_crop(rng: np.random.Generator, photographs: Sequence[Photograph], ind
     if rng.random() < 0.5:
         crop = mirrored(crop)
     if rng.random() < rules.backdrop:
-        crop = on_backdrop(rng, crop, photographs)
+        crop = on_backdrop(rng, crop, photographs, rules.unnamed)
     if rng.random() < rules.redressed:
-        crop = redressed(rng, crop)
+        crop = redressed(rng, crop, rules.unnamed)
     person = is_person(crop.labels)
     if rng.random() < rules.crowd:
         other = photographs[int(rng.integers(len(photographs)))]
         crop = beside(rng, crop, other)
     if rng.random() < rules.occluded:
         for _ in range(int(rng.choice([1, 2, 3], p=[0.7, 0.22, 0.08]))):
-            kind = occluders.TRAINING[int(rng.integers(len(occluders.TRAINING)))]
-            occluder = kind(rng, HEIGHT, WIDTH, _paint(rng, photographs))
-            covered = behind(crop, lit(rng, occluder))
+            covered = behind(crop, lit(rng, random_occluder(rng, photographs, rules.unnamed)))
             if is_person(covered.labels).sum() >= 0.2 * max(1, is_person(crop.labels).sum()):
                 crop = covered
     return Crop(random_look(rng, crop.image, rules), crop.labels, person & ~is_person(crop.labels))
@@ -156,12 +157,25 @@ def lit(rng: np.random.Generator, occluder: Occluder) -> Occluder:
     return Occluder(cv2.GaussianBlur(occluder.opacity, (0, 0), rng.uniform(0.3, 1.2)), picture)
 
 
-def on_backdrop(rng: np.random.Generator, crop: Crop, photographs: Sequence[Photograph]) -> Crop:
+def random_occluder(rng: np.random.Generator, photographs: Sequence[Photograph], unnamed: float) -> Occluder:
+    """A thing with a name or one without, covered with anything, sometimes drawn out of shape."""
+    kinds = shapes.TRAINING if rng.random() < unnamed else occluders.TRAINING
+    occluder = kinds[int(rng.integers(len(kinds)))](rng, HEIGHT, WIDTH, _paint(rng, photographs, unnamed))
+    return shapes.bent(rng, occluder) if rng.random() < 0.3 else occluder
+
+
+def random_texture(rng: np.random.Generator, height: int, width: int, unnamed: float) -> np.ndarray:
+    """A texture with a name or one without: (height, width, 3) uint8."""
+    kinds: Sequence[textures.Texture] = shaders.TRAINING if rng.random() < unnamed else textures.TRAINING
+    return kinds[int(rng.integers(len(kinds)))](rng, height, width)
+
+
+def on_backdrop(rng: np.random.Generator, crop: Crop, photographs: Sequence[Photograph], unnamed: float) -> Crop:
     """The person before another background."""
     if rng.random() < 0.7:
         picture = background_piece(rng, photographs, HEIGHT, WIDTH)
     else:
-        picture = textures.TRAINING[int(rng.integers(len(textures.TRAINING)))](rng, HEIGHT, WIDTH)
+        picture = random_texture(rng, HEIGHT, WIDTH, unnamed)
     person = cv2.GaussianBlur((crop.labels > 0).astype(np.float32), (0, 0), 0.8)[..., None]
     return Crop((crop.image * person + picture * (1 - person)).astype(np.uint8), crop.labels)
 
@@ -169,13 +183,13 @@ def on_backdrop(rng: np.random.Generator, crop: Crop, photographs: Sequence[Phot
 _GARMENTS = (UPPER, DRESS, COAT, PANTS, JUMPSUIT, SKIRT)
 
 
-def redressed(rng: np.random.Generator, crop: Crop) -> Crop:
+def redressed(rng: np.random.Generator, crop: Crop, unnamed: float) -> Crop:
     """One garment in another cloth, its folds kept; the labels stay."""
     worn = [label for label in _GARMENTS if (crop.labels == label).mean() > 0.02]
     if not worn:
         return crop
     garment = crop.labels == worn[int(rng.integers(len(worn)))]
-    cloth = textures.TRAINING[int(rng.integers(len(textures.TRAINING)))](rng, HEIGHT, WIDTH)
+    cloth = random_texture(rng, HEIGHT, WIDTH, unnamed)
     light = crop.image.mean(2)
     folds = (light / max(20.0, float(light[garment].mean()))).clip(0.3, 1.7)
     share = cv2.GaussianBlur(garment.astype(np.float32), (0, 0), 0.7)[..., None] * rng.uniform(0.6, 1.0)
@@ -267,11 +281,13 @@ def _blurred(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()))
 
 
-def _paint(rng: np.random.Generator, photographs: Sequence[Photograph]) -> occluders.Paint:
-    if rng.random() < 0.45:
-        return lambda height, width: background_piece(rng, photographs, height, width)
-    texture = textures.TRAINING[int(rng.integers(len(textures.TRAINING)))]
-    return lambda height, width: texture(rng, height, width)
+def _paint(rng: np.random.Generator, photographs: Sequence[Photograph], unnamed: float) -> occluders.Paint:
+    def paint(height: int, width: int) -> np.ndarray:
+        if rng.random() < 0.4:
+            return background_piece(rng, photographs, height, width)
+        return random_texture(rng, height, width, unnamed)
+
+    return paint
 
 
 def random_rendered(rng: np.random.Generator, crop: Crop, rules: CropRules) -> Crop:

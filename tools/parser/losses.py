@@ -11,6 +11,9 @@ from tools.parser.clothing import BAG, IN_FRONT
 PARTS: tuple[tuple[int, ...], ...] = ((1, 2, 4, 13), (3, 5, 6, 7, 10, 11, 14, 15), (9, 12, 16, 17), (8, 18, 19))
 """LIP labels of head, upper body, lower body and shoes: SPReID's grouping."""
 
+WHOLE = 2.0
+"""What the whole body counts beside a part."""
+
 _STEEPNESS = 10.0
 _BACKGROUNDS = [0, BAG, IN_FRONT]
 
@@ -59,14 +62,15 @@ def parser_loss(
         weights: (22,) of the labels in the cross-entropy.
         cells: (B, 64, 32) weights of the cells in the cross-entropy; None: all alike.
         known: As `soft_cross_entropy` takes it.
-        jaccard: Weight of the measure of whole bodies (at 64 x 32) and of the four parts (at 16 x 8).
+        jaccard: Weight of the measure of whole bodies (at 64 x 32) and of the four parts (at 16 x 8), whose mean it is,
+            the whole body counting `WHOLE` times.
     """
     soft = logits.softmax(1)
     weights = weights.view(1, -1, 1, 1) if cells is None else weights.view(1, -1, 1, 1) * cells[:, None]
     loss = soft_cross_entropy(logits, target, weights, known)
-    masks = soft_jaccard(soft[:, 1:BAG].sum(1), target[:, 1:BAG].sum(1))
+    masks = WHOLE * soft_jaccard(soft[:, 1:BAG].sum(1), target[:, 1:BAG].sum(1))
     for ids in PARTS:
         found = F.avg_pool2d(soft[:, list(ids)].sum(1, keepdim=True), 4)[:, 0]
         wanted = F.avg_pool2d(target[:, list(ids)].sum(1, keepdim=True), 4)[:, 0]
         masks = masks + soft_jaccard(found, wanted)
-    return loss + jaccard * masks / (1 + len(PARTS))
+    return loss + jaccard * masks / (WHOLE + len(PARTS))

@@ -410,4 +410,5 @@ def ladder(rng: np.random.Generator, height: int, width: int, paint: Paint) -> O
 
 
 RESERVED: tuple[Kind, ...] = (sign, trunk, barrel, star, ladder)
-"""Kinds that training never sees."""
+"""Kinds that training never draws. The families of `shapes` are wide enough to come near some of them: a tapering body
+of `turned` near a barrel, a `lattice` near a ladder."""
