@@ -31,6 +31,7 @@ CHECKPOINT_FORMAT = 2
 """2: the parts that were taught are named, and the head is found by another rule, which a checkpoint's thresholds
 belong to; older ones are refused."""
 _KEY = "sgsfa"
+_CLASSIFIER = ".classify.weight"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,43 @@ def load_checkpoint(path: Path) -> tuple[Network, CheckpointMeta]:
         )
     model.load_state_dict(state)
     return model.eval(), meta
+
+
+def start_from(path: Path, network: Network, meta: CheckpointMeta) -> bool:
+    """Fill a network that is about to be trained with the weights of a checkpoint.
+
+    Its identity classifiers are taken over where it was trained on the same number of identities of a data set of the
+    same name, and are left as they are elsewhere. Which parts the masks can tell of (`SGSFA.parts_given`) is a fact of
+    the new data and stays, too.
+
+    Args:
+        path: The checkpoint.
+        network: What to fill.
+        meta: Of the training to come: model, identities, data.
+
+    Returns:
+        Whether the classifiers were taken over.
+
+    Raises:
+        WeightsError: As `load_checkpoint`, or the checkpoint is of another network.
+    """
+    theirs = read_meta(path)
+    state = safetensors.torch.load_file(path)
+    own = network.state_dict()
+    same_people = (theirs.num_classes, theirs.trained_on) == (meta.num_classes, meta.trained_on)
+    left = {name for name in own if name == "parts_given" or (not same_people and name.endswith(_CLASSIFIER))}
+    wanted = own.keys() - left
+    if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in wanted):
+        mine, other = meta.model.model_dump(), theirs.model.model_dump()
+        shaping = mine.keys() - {"weights", "height", "width"}
+        differing = sorted(f"model.{key} = {other[key]}, not {mine[key]}" for key in shaping if mine[key] != other[key])
+        raise WeightsError(
+            f"the checkpoint to start from is of another network: {'; '.join(differing)}",
+            where=path,
+            expected="one that was trained with the same [model]; weights, height and width may differ",
+        )
+    network.load_state_dict({name: own[name] if name in left else state[name] for name in own})
+    return same_people
 
 
 def read_meta(path: Path) -> CheckpointMeta:

@@ -18,7 +18,7 @@ from pipeline.datasets.maskfile import PART_NAMES
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import DataError, Rejected, WeightsError
 from pipeline.model.network import build_model
-from pipeline.model.weights import CheckpointMeta, load_backbone_weights, save_checkpoint
+from pipeline.model.weights import CheckpointMeta, load_backbone_weights, save_checkpoint, start_from
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import device_label, resolve_device
 from pipeline.runtime.distributed import World, together, world
@@ -160,7 +160,15 @@ def _train(
     check_batches(targets.labels.tolist(), config, processes=place.size)
     _announce(store, targets, model, device, place, progress)
 
-    network = _network(model, config, targets).to(device)
+    meta = CheckpointMeta(
+        model=model,
+        num_classes=targets.num_classes,
+        thresholds=(),
+        trained_on=f"{dataset.kind}:{dataset.name}",
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+    network = _network(meta, config, targets, progress).to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     targets_there = targets.to(device)
@@ -176,14 +184,6 @@ def _train(
         identity=_identity(model, loss, config, targets.num_classes, store.names),
     )
     loop = Loop(network, setting, model, loss, config, progress)
-    meta = CheckpointMeta(
-        model=model,
-        num_classes=targets.num_classes,
-        thresholds=(),
-        trained_on=f"{dataset.kind}:{dataset.name}",
-        epochs=config.epochs,
-        seed=config.seed,
-    )
 
     def calibrated(trained: nn.Module) -> Calibration:
         batch = config.identities * config.instances // config.accumulate
@@ -284,17 +284,25 @@ def _announce(
         progress.warn(f"the masks cannot tell of {', '.join(absent)}: left out of training and matching{strips}")
 
 
-def _network(model: ModelConfig, config: TrainConfig, targets: Targets) -> nn.Module:
+def _network(meta: CheckpointMeta, config: TrainConfig, targets: Targets, progress: Progress) -> nn.Module:
     """The starting weights; the same in every process, and no matter what was drawn before."""
-    weights = load_backbone_weights(model.weights, model.backbone)
+    model = meta.model
+    weights = load_backbone_weights(model.weights, model.backbone) if config.start is None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "weights"))
         try:
-            return build_model(model, targets.num_classes, backbone_weights=weights, given=targets.given)
+            network = build_model(model, targets.num_classes, backbone_weights=weights, given=targets.given)
         except WeightsError as error:
             # The network sees tensors only; the user needs the name of their file.
             where = error.where or model.weights
             raise WeightsError(error.found, where=where, expected=error.expected, hint=error.hint) from None
+    if config.start is not None:
+        kept = start_from(config.start, network, meta)
+        progress.note(
+            f"starting from {config.start}; its identity classifiers "
+            + ("go on, too" if kept else "are of other people and start anew")
+        )
+    return network
 
 
 def _identity(
@@ -307,6 +315,9 @@ def _identity(
     if Path(model.weights).is_file():
         # What the weights are counts, not where they lie.
         identity["model.weights"] = sha256_file(Path(model.weights))
+    if config.start is not None:
+        identity["train.start"] = sha256_file(config.start)
+        del identity["model.weights"]
     return identity
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_helpers import make_masks, make_people, small_model, small_training
+from training_helpers import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
 
 from pipeline.config import LossConfig
 from pipeline.datasets.maskfile import PART_NAMES
@@ -49,6 +49,10 @@ class Notes:
         self.said.append(message)
 
     warn = note
+
+
+def trained(folder: Path, notes: Notes, arguments: dict[str, Any]) -> None:
+    train(folder, **arguments, progress=notes)
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +257,44 @@ def test_no_masks_at_all_and_the_baseline(tmp_path: Path, work: dict[str, Any]) 
     assert rival.without_mask == 0
     lines = [line for line in read_metrics(tmp_path / "rival" / "metrics.jsonl") if line["kind"] == "step"]
     assert all(line["masks"] == 0 < line["whole"] for line in lines)
+
+
+def test_starting_from_a_checkpoint(tmp_path: Path, work: dict[str, Any]) -> None:
+    arguments = work["arguments"]
+    first, before = work["folder"] / "model.safetensors", weights(work["folder"])
+    # A rate so small that what comes out is what it began with.
+    config = small_training(epochs=1, ema=0, start=str(first), lr=1e-30, weight_decay=0)
+    larger = small_model(height=HEIGHT * 2, width=WIDTH * 2, weights="imagenet")  # not fetched: they are not needed
+    notes = Notes()
+    trained(tmp_path / "larger", notes, arguments | {"config": config, "model": larger})
+    assert f"starting from {first}; its identity classifiers go on, too" in notes.said
+    after = weights(tmp_path / "larger")
+    learnt = [name for name in before if "running" not in name and "tracked" not in name]
+    assert all(torch.allclose(before[name], after[name], atol=1e-12) for name in learnt)
+
+    others = make_people(tmp_path / "others", train=7)
+    notes = Notes()
+    masks = make_masks(tmp_path / "others.h5", others, absent=("shoes",))
+    trained(tmp_path / "new", notes, arguments | {"config": config, "dataset": others, "masks": masks})
+    assert f"starting from {first}; its identity classifiers are of other people and start anew" in notes.said
+    after = weights(tmp_path / "new")
+    fresh = {name for name in learnt if name.endswith("classify.weight")}
+    assert fresh
+    assert all(after[name].shape[0] == 7 for name in fresh)
+    assert after["parts_given"].tolist() == [1, 1, 1, 0]
+    assert all(torch.equal(before[name], after[name]) for name in learnt if name not in {*fresh, "parts_given"})
+
+
+def test_a_checkpoint_that_cannot_be_started_from(tmp_path: Path, work: dict[str, Any]) -> None:
+    first = work["folder"] / "model.safetensors"
+    arguments = work["arguments"] | {"config": small_training(start=str(first))}
+    with pytest.raises(WeightsError, match="of another network: model.part_dim = 8, not 16") as caught:
+        train(tmp_path / "a", **arguments | {"model": small_model(part_dim=16)})
+    assert caught.value.where == str(first)
+    with pytest.raises(WeightsError, match="model.kind = sgsfa, not baseline"):
+        train(tmp_path / "b", **arguments | {"model": small_model(kind="baseline")})
+    with pytest.raises(WeightsError, match="the checkpoint does not exist"):
+        train(tmp_path / "c", **arguments | {"config": small_training(start=str(tmp_path / "none"))})
 
 
 def test_unreadable_images_are_left_out_and_listed(tmp_path: Path) -> None:
