@@ -27,9 +27,11 @@ from pipeline.model.network import Network, build_model
 from pipeline.runtime.files import atomic_write
 from pipeline.version import __version__
 
-CHECKPOINT_FORMAT = 2
-"""2: the parts that were taught are named, and the head is found by another rule, which a checkpoint's thresholds
-belong to; older ones are refused."""
+CHECKPOINT_FORMAT = 3
+"""3: features without necks have centres. 2: the parts that were taught are named, and the head is found by another
+rule, which a checkpoint's thresholds belong to; older ones are refused."""
+_WITHOUT_CENTRES = 2
+_CENTRES = {"part_centres", "whole_centre"}
 _KEY = "sgsfa"
 _CLASSIFIER = ".classify.weight"
 
@@ -82,6 +84,8 @@ def load_checkpoint(path: Path) -> tuple[Network, CheckpointMeta]:
     state = safetensors.torch.load_file(path)
     model = build_model(meta.model, meta.num_classes)
     own = model.state_dict()
+    if meta.format == _WITHOUT_CENTRES and (lacking := _CENTRES & set(own)):
+        raise _old(path, meta.format, meta.version, f"; its network needs {' and '.join(sorted(lacking))}")
     different = sorted(set(own) ^ set(state)) or sorted(k for k in own if own[k].shape != state[k].shape)
     if different:
         raise WeightsError(
@@ -98,7 +102,7 @@ def start_from(path: Path, network: Network, meta: CheckpointMeta) -> bool:
 
     Its identity classifiers are taken over where it was trained on the same number of identities of a data set of the
     same name, and are left as they are elsewhere. Which parts the masks can tell of (`SGSFA.parts_given`) is a fact of
-    the new data and stays, too.
+    the new data and stays, too; centres are measured at the end of a training.
 
     Args:
         path: The checkpoint.
@@ -115,9 +119,11 @@ def start_from(path: Path, network: Network, meta: CheckpointMeta) -> bool:
     state = safetensors.torch.load_file(path)
     own = network.state_dict()
     same_people = (theirs.num_classes, theirs.trained_on) == (meta.num_classes, meta.trained_on)
-    left = {name for name in own if name == "parts_given" or (not same_people and name.endswith(_CLASSIFIER))}
+    left = {"parts_given", *_CENTRES} & own.keys()
+    if not same_people:
+        left |= {name for name in own if name.endswith(_CLASSIFIER)}
     wanted = own.keys() - left
-    if own.keys() != state.keys() or any(own[name].shape != state[name].shape for name in wanted):
+    if own.keys() - _CENTRES != state.keys() - _CENTRES or any(own[name].shape != state[name].shape for name in wanted):
         mine, other = meta.model.model_dump(), theirs.model.model_dump()
         shaping = mine.keys() - {"weights", "height", "width"}
         differing = sorted(f"model.{key} = {other[key]}, not {mine[key]}" for key in shaping if mine[key] != other[key])
@@ -156,18 +162,22 @@ def read_meta(path: Path) -> CheckpointMeta:
         )
     header: dict[str, Any] = json.loads(metadata[_KEY])
     found = int(header.get("format", 0))
-    if found != CHECKPOINT_FORMAT:
-        mend = "update sgsfa" if found > CHECKPOINT_FORMAT else "train it anew"
-        raise WeightsError(
-            f"the checkpoint has format {found}, this program reads format {CHECKPOINT_FORMAT}",
-            where=path,
-            hint=f"it was written by version {header.get('version')}; {mend}",
-        )
+    if found not in (_WITHOUT_CENTRES, CHECKPOINT_FORMAT):
+        raise _old(path, found, header.get("version"))
     try:
         model = ModelConfig.model_validate(header.pop("model"))
         return CheckpointMeta(model=model, **{**header, "thresholds": tuple(header["thresholds"])})
     except (ValidationError, KeyError, TypeError) as error:
         raise WeightsError(f"the checkpoint's header is damaged: {error}", where=path) from error
+
+
+def _old(path: Path, found: int, version: object, why: str = "") -> WeightsError:
+    mend = "update sgsfa" if found > CHECKPOINT_FORMAT else "train it anew"
+    return WeightsError(
+        f"the checkpoint has format {found}, this program reads format {CHECKPOINT_FORMAT}{why}",
+        where=path,
+        hint=f"it was written by version {version}; {mend}",
+    )
 
 
 def load_backbone_weights(spec: str, backbone: str) -> Mapping[str, Tensor] | None:

@@ -16,9 +16,12 @@ import torch
 from training_helpers import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
 
 from pipeline.config import LossConfig
+from pipeline.datasets.images import read_image
 from pipeline.datasets.maskfile import PART_NAMES
-from pipeline.datasets.records import Dataset
+from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import ConfigError, DataError, DeviceError, WeightsError
+from pipeline.model.embed import embed
+from pipeline.model.network import SGSFA
 from pipeline.model.weights import load_checkpoint, read_meta
 from pipeline.runtime.progress import SILENT
 from pipeline.training import loop as loop_module
@@ -36,6 +39,10 @@ def assert_equal_weights(one: Path, two: Path) -> None:
     a, b = weights(one), weights(two)
     assert a.keys() == b.keys()
     assert not [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def by_path(record: Record) -> str:
+    return record.path
 
 
 class Notes:
@@ -259,6 +266,38 @@ def test_no_masks_at_all_and_the_baseline(tmp_path: Path, work: dict[str, Any]) 
     assert all(line["masks"] == 0 < line["whole"] for line in lines)
 
 
+@pytest.mark.parametrize("with_masks", [True, False])
+def test_features_without_necks_are_centred(tmp_path: Path, work: dict[str, Any], with_masks: bool) -> None:
+    arguments = work["arguments"]
+    folder = work["folder"]
+    if not with_masks:
+        folder = tmp_path / "bare"
+        train(folder, **arguments | {"masks": None, "config": small_training(epochs=1)})
+    network, _ = load_checkpoint(folder / "model.safetensors")
+    assert isinstance(network, SGSFA)
+    centres, whole_centre = network.part_centres, network.whole_centre
+    assert centres is not None
+    assert whole_centre is not None
+    centres, whole_centre = centres.clone(), whole_centre.clone()
+    dataset: Dataset = arguments["dataset"]
+    images = torch.from_numpy(
+        np.stack([read_image(dataset.root / record.path) for record in sorted(dataset.split("train"), key=by_path)])
+    )
+    centred = embed(network, images)
+    network.uncentre()
+    bare = embed(network, images)
+    # Every mask of `make_masks` is the same, and shows all parts.
+    for part in range(7):
+        there = bare.parts[:, part].any(1)
+        assert there.any() or part > 3
+        if there.any():
+            assert torch.allclose(bare.parts[there, part].mean(0), centres[part], atol=1e-5)
+        assert torch.allclose(centred.parts[there, part], bare.parts[there, part] - centres[part], atol=1e-6)
+        assert not (part > 3 and centred.parts[~there, part].any())
+    assert torch.allclose(bare.whole.mean(0), whole_centre, atol=1e-5)
+    assert torch.allclose(centred.whole, bare.whole - whole_centre, atol=1e-6)
+
+
 def test_starting_from_a_checkpoint(tmp_path: Path, work: dict[str, Any]) -> None:
     arguments = work["arguments"]
     first, before = work["folder"] / "model.safetensors", weights(work["folder"])
@@ -269,7 +308,7 @@ def test_starting_from_a_checkpoint(tmp_path: Path, work: dict[str, Any]) -> Non
     trained(tmp_path / "larger", notes, arguments | {"config": config, "model": larger})
     assert f"starting from {first}; its identity classifiers go on, too" in notes.said
     after = weights(tmp_path / "larger")
-    learnt = [name for name in before if "running" not in name and "tracked" not in name]
+    learnt = [name for name in before if not any(word in name for word in ("running", "tracked", "centre"))]
     assert all(torch.allclose(before[name], after[name], atol=1e-12) for name in learnt)
 
     others = make_people(tmp_path / "others", train=7)
@@ -288,10 +327,10 @@ def test_starting_from_a_checkpoint(tmp_path: Path, work: dict[str, Any]) -> Non
 def test_a_checkpoint_that_cannot_be_started_from(tmp_path: Path, work: dict[str, Any]) -> None:
     first = work["folder"] / "model.safetensors"
     arguments = work["arguments"] | {"config": small_training(start=str(first))}
-    with pytest.raises(WeightsError, match="of another network: model.part_dim = 8, not 16") as caught:
+    with pytest.raises(WeightsError, match=r"of another network: model\.part_dim = 8, not 16") as caught:
         train(tmp_path / "a", **arguments | {"model": small_model(part_dim=16)})
     assert caught.value.where == str(first)
-    with pytest.raises(WeightsError, match="model.kind = sgsfa, not baseline"):
+    with pytest.raises(WeightsError, match=r"model\.kind = sgsfa, not baseline"):
         train(tmp_path / "b", **arguments | {"model": small_model(kind="baseline")})
     with pytest.raises(WeightsError, match="the checkpoint does not exist"):
         train(tmp_path / "c", **arguments | {"config": small_training(start=str(tmp_path / "none"))})
