@@ -51,7 +51,7 @@ class Output:
         visibility: (B, 7) mask means in [0, 1] (eq. 4) in the order of matching: four semantic, three spatial.
         matched: (B, 7, D) features that matching compares: after their necks where `model.necks` is on, else before
             them and centred; an empty strip is zero.
-        matched_whole: (B, W) whole-body feature that matching compares.
+        matched_whole: (B, W) whole-body feature that matching compares: after its neck, or centred.
         logits: Identity logits in training mode, else None.
     """
 
@@ -139,13 +139,17 @@ class Head(nn.Module):
         return after, self.classify(after) * self.scale
 
 
+CENTRES = frozenset({"part_centres", "whole_centre"})
+"""Buffers of `SGSFA` that calibration fills; a network has those whose features have no neck."""
+
+
 class SGSFA(nn.Module):
     """The network of the paper.
 
     Its buffer `parts_given` (4,) is 0 for a part that the training masks could not tell of: its feature is zero, it is
     never visible, and no strip is found by it.
 
-    Where features have no neck, they are sums of ReLUs: all positive, with much in common, so that the cosine distance
+    Where features have no neck, they are means of ReLUs: all positive, with much in common, so that the cosine distance
     of any two heads is some 0.05, that of any two strips 0.25, and a pair that shares no strip looks close. Its buffers
     `part_centres` (7, D) and `whole_centre` (W,), the means over training images that `calibrate` sets, are
     subtracted from what matching compares; a neck does the same.

@@ -128,11 +128,14 @@ def _train_decisive(config: RunConfig) -> Mapping[str, Any]:
         **_section("train", config.train),
     }
     if config.train.start is None:
-        # So that runs of before there was this key are still what they are.
+        # So that runs from before there was this key are what they were.
         del read["train.start"]
     else:
         read["train.start"] = _FILE
         del read["model.weights"]
+    if config.model.kind == "sgsfa" and not (config.model.necks and config.model.whole_dim):
+        # Such networks learned to centre their features after others' runs were made; those need not be made anew.
+        read["centred features"] = True
     if "model.weights" in read and _is_file(config.model.weights):
         read["model.weights"] = _FILE
     return read
@@ -203,7 +206,7 @@ def _eval_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
 STAGES: tuple[Stage, ...] = (
     Stage("synth", 3, _synth_decisive, _synth_inputs, bodies.synth),
     Stage("masks", 2, _masks_decisive, _masks_inputs, bodies.masks),
-    Stage("train", 5, _train_decisive, _train_inputs, bodies.train),
+    Stage("train", 4, _train_decisive, _train_inputs, bodies.train),
     Stage("extract", 2, _extract_decisive, _extract_inputs, bodies.extract),
     Stage("eval", 2, _eval_decisive, _eval_inputs, bodies.evaluate),
 )

@@ -72,6 +72,14 @@ def train(
     if joined():
         return
     with leading():
+        if weights is not None and start is not None:
+            from pipeline.errors import ConfigError
+
+            raise ConfigError(
+                "a training starts from one or the other",
+                where="--weights and --start",
+                hint="--start brings all weights, those of the backbone among them",
+            )
         options = {
             "data.source": data,
             "train.epochs": epochs,

@@ -175,8 +175,12 @@ def test_a_checkpoint_from_before_there_were_centres(checkpoint: Path) -> None:
     assert "train it anew" in str(caught.value.hint)
     # It is as good as any to start from, and a network whose features have necks lacks nothing.
     other = build_model(SMALL, 3)
-    meta = weights.CheckpointMeta(SMALL, 3, (), "rendered")
-    assert weights.start_from(checkpoint, other, meta)
+    theirs = weights.start_from(checkpoint, other, weights.CheckpointMeta(SMALL, 3, (), "rendered"))
+    assert theirs.trained_on == "rendered"
+    classifier = "spatial_heads.0.classify.weight"
+    before, after = safetensors.torch.load_file(checkpoint), other.state_dict()
+    assert torch.equal(before["local_attention.heads.weight"], after["local_attention.heads.weight"])
+    assert not torch.equal(before[classifier], after[classifier])  # it does not say whom it knows
     necked = SMALL.model_copy(update={"necks": True, "whole_dim": 8})
     model = build_model(necked, 3)
     assert not any("centre" in name for name in model.state_dict())
