@@ -200,6 +200,11 @@ class LossConfig(Section):
 class TrainConfig(Section):
     """The training run."""
 
+    start: UserPath | None = Field(
+        None,
+        description="A finished checkpoint of the same network to go on from, instead of `model.weights`: for other "
+        "people, another image size, another schedule.",
+    )
     epochs: Positive = Field(120, description="Epochs; `epoch_length` says what one is.")
     identities: Annotated[int, Field(ge=2)] = Field(
         16, description="P: identities a batch, over all processes together."

@@ -19,6 +19,7 @@ from pipeline.model.attention import (
     masked_mean,
 )
 from pipeline.model.backbone import Backbone, build_backbone, classifier, initialise
+from pipeline.parts import NUM_PARTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +50,8 @@ class Output:
         whole: (B, W) whole-body feature before its neck.
         visibility: (B, 7) mask means in [0, 1] (eq. 4) in the order of matching: four semantic, three spatial.
         matched: (B, 7, D) features that matching compares: after their necks where `model.necks` is on, else before
-            them; an empty strip is zero.
-        matched_whole: (B, W) whole-body feature that matching compares.
+            them and centred; an empty strip is zero.
+        matched_whole: (B, W) whole-body feature that matching compares: after its neck, or centred.
         logits: Identity logits in training mode, else None.
     """
 
@@ -138,11 +139,20 @@ class Head(nn.Module):
         return after, self.classify(after) * self.scale
 
 
+CENTRES = frozenset({"part_centres", "whole_centre"})
+"""Buffers of `SGSFA` that calibration fills; a network has those whose features have no neck."""
+
+
 class SGSFA(nn.Module):
     """The network of the paper.
 
     Its buffer `parts_given` (4,) is 0 for a part that the training masks could not tell of: its feature is zero, it is
     never visible, and no strip is found by it.
+
+    Where features have no neck, they are means of ReLUs: all positive, with much in common, so that the cosine distance
+    of any two heads is some 0.05, that of any two strips 0.25, and a pair that shares no strip looks close. Its buffers
+    `part_centres` (7, D) and `whole_centre` (W,), the means over training images that `calibrate` sets, are
+    subtracted from what matching compares; a neck does the same.
 
     Args:
         config: Its shape and its choices.
@@ -152,6 +162,8 @@ class SGSFA(nn.Module):
 
     parts_given: Tensor
     visible_shares: Tensor
+    part_centres: Tensor | None
+    whole_centre: Tensor | None
 
     def __init__(self, config: ModelConfig, classes: int, backbone: Backbone) -> None:
         super().__init__()
@@ -175,6 +187,9 @@ class SGSFA(nn.Module):
             self.whole_head = Head(config.whole_dim, classes)
         # Which parts the training masks told of. What a parser cannot give was never taught, so it never counts.
         self.register_buffer("parts_given", torch.ones(len(LOCAL_PARTS)))
+        bare_whole = None if config.whole_dim else torch.zeros(info.late_channels)
+        self.register_buffer("part_centres", None if config.necks else torch.zeros(NUM_PARTS, config.part_dim))
+        self.register_buffer("whole_centre", bare_whole)
         self.register_buffer("visible_shares", torch.tensor(VISIBLE_SHARES), persistent=False)
         for name, module in self.named_children():
             if name != "backbone":
@@ -221,6 +236,19 @@ class SGSFA(nn.Module):
             whole = self.whole_project(whole)
         return self._classify(semantic, shown, pooled, strips, present, whole, visibility, whole_logits, part_logits)
 
+    def centre(self, parts: Tensor, whole: Tensor) -> None:
+        """Take these means, (7, D) and (W,), for the centres of what matching compares, where it has no necks."""
+        if self.part_centres is not None:
+            self.part_centres.copy_(parts)
+        if self.whole_centre is not None:
+            self.whole_centre.copy_(whole)
+
+    def uncentre(self) -> None:
+        """Compare features as they are, to measure their means."""
+        for centre in (self.part_centres, self.whole_centre):
+            if centre is not None:
+                centre.zero_()
+
     def _strips(self, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Row masks (B, 3, H) of the strips and the choice of eq. 3 (B, 5)."""
         head, threshold = masks[:, 0], self.config.head_threshold
@@ -255,7 +283,11 @@ class SGSFA(nn.Module):
             matched_semantic = matched_semantic * self.parts_given[None, :, None].to(matched_semantic.dtype)
             semantic_logits = torch.stack([logits for _, logits in semantic_out], 1)
             matched_strips = torch.stack([after for after, _ in spatial_out[: len(spatial.STRIPS)]], 1)
-        matched_whole, identity = whole, None
+        if self.part_centres is not None:
+            centred = matched_semantic - self.part_centres[: len(LOCAL_PARTS)]
+            matched_semantic = centred * self.parts_given[None, :, None]
+            matched_strips = matched_strips - self.part_centres[len(LOCAL_PARTS) :]
+        matched_whole, identity = whole if self.whole_centre is None else whole - self.whole_centre, None
         if self.whole_head is not None:
             matched_whole, identity = self.whole_head(whole)
         # The neck turns the zeros of an empty strip into a constant, which would match that of every other image.

@@ -23,14 +23,16 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig
 from pipeline.errors import WeightsError
-from pipeline.model.network import Network, build_model
+from pipeline.model.network import CENTRES, Network, build_model
 from pipeline.runtime.files import atomic_write
 from pipeline.version import __version__
 
-CHECKPOINT_FORMAT = 2
-"""2: the parts that were taught are named, and the head is found by another rule, which a checkpoint's thresholds
-belong to; older ones are refused."""
+CHECKPOINT_FORMAT = 3
+"""3: features without necks have centres. 2: the parts that were taught are named, and the head is found by another
+rule, which a checkpoint's thresholds belong to; older ones are refused."""
+_WITHOUT_CENTRES = 2
 _KEY = "sgsfa"
+_CLASSIFIER = ".classify.weight"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,9 @@ class CheckpointMeta:
         trained_on: Name of the training data.
         epochs: Epochs trained.
         seed: Seed of the training.
+        people: SHA-256 of the training images' names and identities: which people the classifiers know.
+        started_from: What the checkpoint that training began with was trained on, and the beginning of that file's
+            SHA-256; empty where it began with a backbone's weights.
         version: Version of the program that wrote it.
         format: Version of this header.
     """
@@ -54,6 +59,8 @@ class CheckpointMeta:
     trained_on: str = ""
     epochs: int = 0
     seed: int = 0
+    people: str = ""
+    started_from: str = ""
     version: str = __version__
     format: int = CHECKPOINT_FORMAT
 
@@ -81,15 +88,72 @@ def load_checkpoint(path: Path) -> tuple[Network, CheckpointMeta]:
     state = safetensors.torch.load_file(path)
     model = build_model(meta.model, meta.num_classes)
     own = model.state_dict()
-    different = sorted(set(own) ^ set(state)) or sorted(k for k in own if own[k].shape != state[k].shape)
+    if meta.format == _WITHOUT_CENTRES and (lacking := CENTRES & own.keys()):
+        raise WeightsError(
+            f"the checkpoint has format {meta.format}; its network needs {' and '.join(sorted(lacking))}",
+            where=path,
+            hint=f"it was written by version {meta.version}; train it anew, or a little further with --start",
+        )
+    _refuse_other_tensors(path, own, state)
+    model.load_state_dict(state)
+    return model.eval(), meta
+
+
+def start_from(path: Path, network: Network, meta: CheckpointMeta) -> CheckpointMeta:
+    """Fill a network that is about to be trained with the weights of a checkpoint.
+
+    Its identity classifiers are taken over where it was trained on the same images of the same people, and are left as
+    they are elsewhere. Which parts the masks can tell of (`SGSFA.parts_given`) is a fact of the new data and stays
+    with it; centres are measured at the end of a training.
+
+    Args:
+        path: The checkpoint.
+        network: What to fill.
+        meta: Of the training to come: model, identities, data.
+
+    Returns:
+        What the checkpoint says of itself.
+
+    Raises:
+        WeightsError: As `load_checkpoint`, or the checkpoint is of another network.
+    """
+    theirs = read_meta(path)
+    mine, other = meta.model.model_dump(), theirs.model.model_dump()
+    shaping = mine.keys() - {"weights", "height", "width"}
+    differing = sorted(f"model.{key} = {other[key]}, not {mine[key]}" for key in shaping if mine[key] != other[key])
+    if differing:
+        raise WeightsError(
+            f"the checkpoint to start from is of another network: {'; '.join(differing)}",
+            where=path,
+            expected="one that was trained with the same [model]; weights, height and width may differ",
+        )
+    state = safetensors.torch.load_file(path)
+    own = network.state_dict()
+    left = {"parts_given", *CENTRES} & own.keys()
+    if not knows_people(theirs, meta):
+        left |= {name for name in own if name.endswith(_CLASSIFIER)}
+    _refuse_other_tensors(
+        path,
+        {name: value for name, value in own.items() if name not in left},
+        {name: value for name, value in state.items() if name not in {*left, *CENTRES}},
+    )
+    network.load_state_dict({name: own[name] if name in left else state[name] for name in own})
+    return theirs
+
+
+def knows_people(theirs: CheckpointMeta, meta: CheckpointMeta) -> bool:
+    """Whether the classifiers of a checkpoint are of the people that a training will see."""
+    return bool(meta.people) and (theirs.people, theirs.trained_on) == (meta.people, meta.trained_on)
+
+
+def _refuse_other_tensors(path: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    different = sorted(own.keys() ^ state.keys()) or sorted(k for k in own if own[k].shape != state[k].shape)
     if different:
         raise WeightsError(
             f"the checkpoint's weights are of another shape than its header says: {different[0]!r} differs",
             where=path,
             hint="it was changed after it was written; train or fetch it again",
         )
-    model.load_state_dict(state)
-    return model.eval(), meta
 
 
 def read_meta(path: Path) -> CheckpointMeta:
@@ -118,10 +182,10 @@ def read_meta(path: Path) -> CheckpointMeta:
         )
     header: dict[str, Any] = json.loads(metadata[_KEY])
     found = int(header.get("format", 0))
-    if found != CHECKPOINT_FORMAT:
+    if found not in (_WITHOUT_CENTRES, CHECKPOINT_FORMAT):
         mend = "update sgsfa" if found > CHECKPOINT_FORMAT else "train it anew"
         raise WeightsError(
-            f"the checkpoint has format {found}, this program reads format {CHECKPOINT_FORMAT}",
+            f"the checkpoint has format {found}, this program reads {_WITHOUT_CENTRES} and {CHECKPOINT_FORMAT}",
             where=path,
             hint=f"it was written by version {header.get('version')}; {mend}",
         )

@@ -127,7 +127,16 @@ def _train_decisive(config: RunConfig) -> Mapping[str, Any]:
         **_section("loss", config.loss),
         **_section("train", config.train),
     }
-    if _is_file(config.model.weights):
+    if config.train.start is None:
+        # So that runs from before there was this key are what they were.
+        del read["train.start"]
+    else:
+        read["train.start"] = _FILE
+        del read["model.weights"]
+    if config.model.kind == "sgsfa" and not (config.model.necks and config.model.whole_dim):
+        # Such networks learned to centre their features after others' runs were made; those need not be made anew.
+        read["centred features"] = True
+    if "model.weights" in read and _is_file(config.model.weights):
         read["model.weights"] = _FILE
     return read
 
@@ -139,7 +148,9 @@ def _train_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
             found["masks"] = sources.file(config.masks.file, "the mask file", FormatError)
         else:
             found["masks"] = sources.artifacts["masks"][0]
-    if _is_file(config.model.weights):
+    if config.train.start is not None:
+        found["start"] = sources.file(config.train.start, "the checkpoint to start from", WeightsError)
+    elif _is_file(config.model.weights):
         found["weights"] = sources.file(Path(config.model.weights), "the weights file", WeightsError)
     elif config.model.weights == "builtin":
         found["weights"] = sources.file(_BUILTIN_WEIGHTS, "the built-in parser's weights file", WeightsError)

@@ -1,8 +1,9 @@
-"""The visibility threshold of each part, from training images whose masks tell what they show.
+"""The visibility threshold and the centre of each part, from training images whose masks tell what they show.
 
 The paper leaves tau of eq. 5 open. Here tau_i is half the median of the predicted mask's mean over the training images
 in which the true mask shows part i: a part counts as visible where the network sees at least half of what it
-typically sees of it.
+typically sees of it. The centre of a part is the mean of its feature over the images that show it; see
+`pipeline.model.network.SGSFA`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pipeline.config import ModelConfig, Precision
 from pipeline.model import spatial
 from pipeline.model.embed import embed
 from pipeline.model.losses import shown_parts
+from pipeline.model.network import SGSFA
 from pipeline.parts import NUM_PARTS, PARTS
 from pipeline.training.feeder import Feeder
 from pipeline.training.store import Targets
@@ -55,6 +57,9 @@ def calibrate(
 ) -> Calibration:
     """Calibrate on training images, without augmentation.
 
+    Thresholds are returned, and centres are set in the network. Without any masks every image counts as showing all
+    parts, and thresholds are 0.
+
     Args:
         model: The trained network, in evaluation mode on `device`.
         feeder: Its training images.
@@ -64,17 +69,49 @@ def calibrate(
         device: Where the network is.
         amp: Precision of the forward.
     """
-    usable = targets.has_mask.nonzero()[:, 0].cpu()
-    if config.kind == "baseline" or len(usable) == 0:
+    if not isinstance(model, SGSFA):
         return Calibration((0.0,) * NUM_PARTS, {}, 0)
+    masked = bool(targets.has_mask.any())
+    usable = (targets.has_mask if masked else torch.ones_like(targets.has_mask)).nonzero()[:, 0].cpu()
     chosen = usable[torch.linspace(0, len(usable) - 1, min(len(usable), MOST_IMAGES)).round().long()]
     predicted, true = [], []
+    centres = _Means(device)
+    model.uncentre()
     pieces = [chosen[start : start + batch].numpy() for start in range(0, len(chosen), batch)]
     for rows, images in feeder.batches(pieces, lambda rows: rows):
-        predicted.append(embed(model, images, amp=amp).visibility)
+        found = embed(model, images, amp=amp)
         place = torch.from_numpy(rows).to(targets.parts.device)
-        true.append(true_visibility(targets.parts[place].float() / 255, config).to(device))
-    return from_samples(torch.cat(predicted), torch.cat(true))
+        if masked:
+            shown = true_visibility(targets.parts[place].float() / 255, config).to(device)
+        else:
+            shown = torch.ones_like(found.visibility, dtype=torch.bool)
+        # What the network takes for empty is zero, whatever the masks show.
+        centres.add(found.parts, found.whole, shown & found.parts.any(2))
+        predicted.append(found.visibility)
+        true.append(shown)
+    model.centre(*centres.result())
+    return from_samples(torch.cat(predicted), torch.cat(true)) if masked else Calibration((0.0,) * NUM_PARTS, {}, 0)
+
+
+class _Means:
+    """Means of part features over the images that show the part, and of whole-body features, in double precision."""
+
+    def __init__(self, device: torch.device) -> None:
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        self._parts = self._whole = torch.zeros((), dtype=kind, device=device)
+        self._shown = self._images = torch.zeros((), dtype=kind, device=device)
+
+    def add(self, parts: Tensor, whole: Tensor, shown: Tensor) -> None:
+        """Count a batch: parts (B, 7, D), whole (B, W), shown (B, 7) bool."""
+        kind = self._parts.dtype
+        self._parts = self._parts + (parts.to(kind) * shown[..., None]).sum(0)
+        self._whole = self._whole + whole.to(kind).sum(0)
+        self._shown = self._shown + shown.to(kind).sum(0)
+        self._images = self._images + len(whole)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """(7, D) and (W,); zero for a part that no image shows."""
+        return self._parts / self._shown.clamp_min(1)[:, None], self._whole / self._images
 
 
 def from_samples(predicted: Tensor, true: Tensor) -> Calibration:

@@ -17,8 +17,8 @@ from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.datasets.maskfile import PART_NAMES
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import DataError, Rejected, WeightsError
-from pipeline.model.network import build_model
-from pipeline.model.weights import CheckpointMeta, load_backbone_weights, save_checkpoint
+from pipeline.model.network import Network, build_model
+from pipeline.model.weights import CheckpointMeta, knows_people, load_backbone_weights, save_checkpoint, start_from
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import device_label, resolve_device
 from pipeline.runtime.distributed import World, together, world
@@ -28,7 +28,7 @@ from pipeline.runtime.seeds import derive, set_deterministic
 from pipeline.training.calibrate import Calibration, calibrate
 from pipeline.training.curves import draw_curves
 from pipeline.training.feeder import Feeder
-from pipeline.training.loop import Loop, Setting
+from pipeline.training.loop import STATE_FILE, Loop, Setting
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.sampler import check_batches
 from pipeline.training.store import ImageStore, Targets, load_images, load_targets
@@ -160,7 +160,17 @@ def _train(
     check_batches(targets.labels.tolist(), config, processes=place.size)
     _announce(store, targets, model, device, place, progress)
 
-    network = _network(model, config, targets).to(device)
+    meta = CheckpointMeta(
+        model=model,
+        num_classes=targets.num_classes,
+        thresholds=(),
+        trained_on=f"{dataset.kind}:{dataset.name}",
+        epochs=config.epochs,
+        seed=config.seed,
+        people=_people(store, records),
+    )
+    network, meta = _network(meta, config, targets, progress, resumed=(state / STATE_FILE).exists())
+    network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     targets_there = targets.to(device)
@@ -176,14 +186,6 @@ def _train(
         identity=_identity(model, loss, config, targets.num_classes, store.names),
     )
     loop = Loop(network, setting, model, loss, config, progress)
-    meta = CheckpointMeta(
-        model=model,
-        num_classes=targets.num_classes,
-        thresholds=(),
-        trained_on=f"{dataset.kind}:{dataset.name}",
-        epochs=config.epochs,
-        seed=config.seed,
-    )
 
     def calibrated(trained: nn.Module) -> Calibration:
         batch = config.identities * config.instances // config.accumulate
@@ -284,17 +286,35 @@ def _announce(
         progress.warn(f"the masks cannot tell of {', '.join(absent)}: left out of training and matching{strips}")
 
 
-def _network(model: ModelConfig, config: TrainConfig, targets: Targets) -> nn.Module:
+def _network(
+    meta: CheckpointMeta, config: TrainConfig, targets: Targets, progress: Progress, *, resumed: bool
+) -> tuple[Network, CheckpointMeta]:
     """The starting weights; the same in every process, and no matter what was drawn before."""
-    weights = load_backbone_weights(model.weights, model.backbone)
+    model = meta.model
+    weights = load_backbone_weights(model.weights, model.backbone) if config.start is None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "weights"))
         try:
-            return build_model(model, targets.num_classes, backbone_weights=weights, given=targets.given)
+            network = build_model(model, targets.num_classes, backbone_weights=weights, given=targets.given)
         except WeightsError as error:
             # The network sees tensors only; the user needs the name of their file.
             where = error.where or model.weights
             raise WeightsError(error.found, where=where, expected=error.expected, hint=error.hint) from None
+    if config.start is None:
+        return network, meta
+    theirs = start_from(config.start, network, meta)
+    if not resumed:
+        kept = knows_people(theirs, meta)
+        progress.note(
+            f"starting from {config.start}; its identity classifiers "
+            + ("go on, too" if kept else "are of other people and start anew")
+        )
+    origin = f"{theirs.trained_on} ({sha256_file(config.start)[:12]})"
+    return network, dataclasses.replace(meta, started_from=origin)
+
+
+def _people(store: ImageStore, records: Mapping[str, Record]) -> str:
+    return sha256_bytes("\n".join(f"{records[name].pid} {name}" for name in store.names).encode())
 
 
 def _identity(
@@ -307,6 +327,9 @@ def _identity(
     if Path(model.weights).is_file():
         # What the weights are counts, not where they lie.
         identity["model.weights"] = sha256_file(Path(model.weights))
+    if config.start is not None:
+        identity["train.start"] = sha256_file(config.start)
+        del identity["model.weights"]
     return identity
 
 

@@ -31,6 +31,7 @@ app = command_app()
     epilog=examples(
         "sgsfa train --preset demo",
         "sgsfa train --preset strong --data market1501:/data/Market-1501 --epochs 60 --amp bf16",
+        "sgsfa train --preset strong --data csv:mine/dataset.csv --start model.safetensors --epochs 20",
         "sgsfa train --preset paper --weights resnet50.pth --set train.accumulate=4",
     )
 )
@@ -48,6 +49,10 @@ def train(
         typer.Option(
             metavar="SOURCE", help="Where the backbone starts: imagenet, builtin, none, or a .safetensors or .pth file."
         ),
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A checkpoint of the same network to go on from, instead of --weights."),
     ] = None,
     amp: Annotated[str | None, typer.Option(metavar="PRECISION", help="Mixed precision: off, bf16 or fp16.")] = None,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = None,
@@ -67,11 +72,20 @@ def train(
     if joined():
         return
     with leading():
+        if weights is not None and start is not None:
+            from pipeline.errors import ConfigError
+
+            raise ConfigError(
+                "a training starts from one or the other",
+                where="--weights and --start",
+                hint="--start brings all weights, those of the backbone among them",
+            )
         options = {
             "data.source": data,
             "train.epochs": epochs,
             "model.backbone": backbone,
             "model.weights": weights,
+            "train.start": None if start is None else str(start),
             "train.amp": amp,
             "train.device": device,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,23 @@ def test_train_then_nothing_to_do_then_by_force() -> None:
 def test_options_win_over_the_file() -> None:
     result = as_json(sgsfa("train", "-c", "few.toml", "--epochs", 2, "--weights", "none", "--device", "cpu", "--json"))
     assert (result["epochs"], result["steps"]) == (2, 2)
+
+
+def test_training_goes_on_from_a_checkpoint_wherever_it_lies(tmp_path: Path) -> None:
+    checkpoint = Path(as_json(sgsfa("train", "-c", "few.toml", "--json"))["folder"]) / "model.safetensors"
+    first = as_json(sgsfa("train", "-c", "few.toml", "--start", checkpoint, "--json"))
+    assert first["action"] == "ran"
+    moved = tmp_path / "moved.safetensors"
+    shutil.copy(checkpoint, moved)
+    # Where it lies says nothing, and with it the backbone's own weights are not read.
+    again = as_json(sgsfa("train", "-c", "few.toml", "--start", moved, "--set", "model.weights=none.pth", "--json"))
+    assert (again["action"], again["folder"]) == ("reused", first["folder"])
+    both = sgsfa("train", "-c", "few.toml", "--start", moved, "--weights", "none")
+    assert both.exit_code == 2
+    assert "a training starts from one or the other" in both.output
+    none = sgsfa("train", "-c", "few.toml", "--start", tmp_path / "none.safetensors")
+    assert none.exit_code == 2
+    assert "the checkpoint to start from does not exist" in " ".join(none.output.split())
 
 
 def test_extract_of_a_run_and_of_any_images(tmp_path: Path) -> None:

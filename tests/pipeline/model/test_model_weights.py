@@ -56,8 +56,8 @@ def test_a_missing_damaged_or_foreign_checkpoint_is_refused(checkpoint: Path, tm
         weights.load_checkpoint(foreign)
 
 
-def rewrite(path: Path, **changes: object) -> None:
-    state = safetensors.torch.load_file(path)
+def rewrite(path: Path, *, without: frozenset[str] = frozenset(), **changes: object) -> None:
+    state = {name: value for name, value in safetensors.torch.load_file(path).items() if name not in without}
     with safetensors.safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["sgsfa"])
     safetensors.torch.save_file(state, path, metadata={"sgsfa": json.dumps({**header, **changes})})
@@ -166,3 +166,24 @@ def test_the_parsers_encoder_starts_a_mobilenet() -> None:
     assert not torch.equal(start["features.5.conv.0.0.weight"], random["features.5.conv.0.0.weight"])
     with pytest.raises(WeightsError, match="no weights for resnet18"):
         weights.load_backbone_weights("builtin", "resnet18")
+
+
+def test_a_checkpoint_from_before_there_were_centres(checkpoint: Path) -> None:
+    rewrite(checkpoint, without=frozenset({"part_centres", "whole_centre"}), format=2)
+    with pytest.raises(WeightsError, match=r"format 2.*needs part_centres and whole_centre") as caught:
+        weights.load_checkpoint(checkpoint)
+    assert "train it anew" in str(caught.value.hint)
+    # It is as good as any to start from, and a network whose features have necks lacks nothing.
+    other = build_model(SMALL, 3)
+    theirs = weights.start_from(checkpoint, other, weights.CheckpointMeta(SMALL, 3, (), "rendered"))
+    assert theirs.trained_on == "rendered"
+    classifier = "spatial_heads.0.classify.weight"
+    before, after = safetensors.torch.load_file(checkpoint), other.state_dict()
+    assert torch.equal(before["local_attention.heads.weight"], after["local_attention.heads.weight"])
+    assert not torch.equal(before[classifier], after[classifier])  # it does not say whom it knows
+    necked = SMALL.model_copy(update={"necks": True, "whole_dim": 8})
+    model = build_model(necked, 3)
+    assert not any("centre" in name for name in model.state_dict())
+    meta = weights.CheckpointMeta(necked, 3, (0.1,) * 7, format=2)
+    weights.save_checkpoint(checkpoint, model, meta)
+    assert weights.load_checkpoint(checkpoint)[1].format == 2

@@ -218,6 +218,7 @@ def test_label_maps_count_by_content(configure, run, tmp_path):
     [
         ("masks.file", ["train", "extract", "eval"]),
         ("model.weights", ALL),
+        ("train.start", ALL),
         ("extract.checkpoint", ["extract", "eval"]),
         ("matching.features", ["eval"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -13,13 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training_helpers import make_masks, make_people, small_model, small_training
+from training_helpers import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
 
 from pipeline.config import LossConfig
+from pipeline.datasets.images import read_image
 from pipeline.datasets.maskfile import PART_NAMES
-from pipeline.datasets.records import Dataset
+from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import ConfigError, DataError, DeviceError, WeightsError
+from pipeline.model.embed import embed
+from pipeline.model.network import SGSFA
 from pipeline.model.weights import load_checkpoint, read_meta
+from pipeline.runtime.files import sha256_file
 from pipeline.runtime.progress import SILENT
 from pipeline.training import loop as loop_module
 from pipeline.training import run as run_module
@@ -36,6 +41,10 @@ def assert_equal_weights(one: Path, two: Path) -> None:
     a, b = weights(one), weights(two)
     assert a.keys() == b.keys()
     assert not [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def by_path(record: Record) -> str:
+    return record.path
 
 
 class Notes:
@@ -253,6 +262,109 @@ def test_no_masks_at_all_and_the_baseline(tmp_path: Path, work: dict[str, Any]) 
     assert rival.without_mask == 0
     lines = [line for line in read_metrics(tmp_path / "rival" / "metrics.jsonl") if line["kind"] == "step"]
     assert all(line["masks"] == 0 < line["whole"] for line in lines)
+
+
+@pytest.mark.parametrize("with_masks", [True, False])
+def test_features_without_necks_are_centred(tmp_path: Path, work: dict[str, Any], with_masks: bool) -> None:
+    arguments = work["arguments"]
+    folder = work["folder"]
+    if not with_masks:
+        folder = tmp_path / "bare"
+        train(folder, **arguments | {"masks": None, "config": small_training(epochs=1)})
+    network, _ = load_checkpoint(folder / "model.safetensors")
+    assert isinstance(network, SGSFA)
+    centres, whole_centre = network.part_centres, network.whole_centre
+    assert centres is not None
+    assert whole_centre is not None
+    centres, whole_centre = centres.clone(), whole_centre.clone()
+    dataset: Dataset = arguments["dataset"]
+    images = torch.from_numpy(
+        np.stack([read_image(dataset.root / record.path) for record in sorted(dataset.split("train"), key=by_path)])
+    )
+    centred = embed(network, images)
+    network.uncentre()
+    bare = embed(network, images)
+    # Every mask of `make_masks` is the same, and shows all parts.
+    for part in range(7):
+        there = bare.parts[:, part].any(1)
+        assert there.any() or part > 3
+        if there.any():
+            assert torch.allclose(bare.parts[there, part].mean(0), centres[part], atol=1e-5)
+        assert torch.allclose(centred.parts[there, part], bare.parts[there, part] - centres[part], atol=1e-6)
+        assert not (part > 3 and centred.parts[~there, part].any())
+    assert torch.allclose(bare.whole.mean(0), whole_centre, atol=1e-5)
+    assert torch.allclose(centred.whole, bare.whole - whole_centre, atol=1e-6)
+
+
+def test_starting_from_a_checkpoint(tmp_path: Path, work: dict[str, Any]) -> None:
+    arguments = work["arguments"]
+    first, before = work["folder"] / "model.safetensors", weights(work["folder"])
+    # A rate so small that what comes out is what it began with.
+    config = small_training(epochs=1, ema=0, start=str(first), lr=1e-30, weight_decay=0)
+    larger = small_model(height=HEIGHT * 2, width=WIDTH * 2, weights="imagenet")  # not fetched: they are not needed
+    notes = Notes()
+    train(tmp_path / "larger", **arguments | {"config": config, "model": larger}, progress=notes)
+    assert f"starting from {first}; its identity classifiers go on, too" in notes.said
+    origin = read_meta(tmp_path / "larger" / "model.safetensors").started_from
+    assert origin == f"folder:people ({sha256_file(first)[:12]})"
+    assert read_meta(first).started_from == ""
+    after = weights(tmp_path / "larger")
+    learnt = [name for name in before if not any(word in name for word in ("running", "tracked", "centre"))]
+    assert all(torch.allclose(before[name], after[name], atol=1e-12) for name in learnt)
+    fresh = {name for name in learnt if name.endswith("classify.weight")}
+    assert fresh
+
+
+@pytest.mark.parametrize("change", ["more people", "others of the same number"])
+def test_classifiers_of_other_people_start_anew(tmp_path: Path, work: dict[str, Any], change: str) -> None:
+    first, before = work["folder"] / "model.safetensors", weights(work["folder"])
+    others = make_people(tmp_path / "people", train=7 if change == "more people" else 6)
+    if change != "more people":
+        # The same names and as many people, but who is who has changed.
+        moved = [dataclasses.replace(each, pid={1: 2, 2: 1}.get(each.pid, each.pid)) for each in others.records]
+        others = Dataset(others.kind, others.name, others.root, tuple(moved))
+    config = small_training(epochs=1, ema=0, start=str(first), lr=1e-30, weight_decay=0)
+    notes = Notes()
+    masks = make_masks(tmp_path / "others.h5", others, absent=("shoes",))
+    arguments = work["arguments"] | {"config": config, "dataset": others, "masks": masks}
+    train(tmp_path / "new", **arguments, progress=notes)
+    assert f"starting from {first}; its identity classifiers are of other people and start anew" in notes.said
+    after = weights(tmp_path / "new")
+    classifiers = {name for name in before if name.endswith("classify.weight")}
+    assert not any(torch.equal(before[name], after[name]) for name in classifiers)
+    assert after["parts_given"].tolist() == [1, 1, 1, 0]
+    words = ("running", "tracked", "centre", "classify", "parts_given")
+    learnt = [name for name in before if not any(word in name for word in words)]
+    assert all(torch.equal(before[name], after[name]) for name in learnt)
+
+
+def test_a_run_that_started_from_a_checkpoint_resumes_to_the_bit(tmp_path: Path, work: dict[str, Any]) -> None:
+    first = work["folder"] / "model.safetensors"
+    # Without an average, evaluations set the centres in the very network that goes on training.
+    config = small_training(epochs=2, ema=0, eval_every=1, checkpoint_minutes=0, start=str(first))
+    arguments = work["arguments"] | {"config": config}
+    train(tmp_path / "straight", **arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "stopped", **arguments)
+    notes = Notes()
+    train(tmp_path / "stopped", **arguments, progress=notes)
+    assert not any(said.startswith("starting from") for said in notes.said)
+    assert_equal_weights(tmp_path / "straight", tmp_path / "stopped")
+    assert read_meta(tmp_path / "stopped" / "model.safetensors").started_from
+
+
+def test_a_checkpoint_that_cannot_be_started_from(tmp_path: Path, work: dict[str, Any]) -> None:
+    first = work["folder"] / "model.safetensors"
+    arguments = work["arguments"] | {"config": small_training(start=str(first))}
+    with pytest.raises(WeightsError, match=r"of another network: model\.part_dim = 8, not 16") as caught:
+        train(tmp_path / "a", **arguments | {"model": small_model(part_dim=16)})
+    assert caught.value.where == str(first)
+    with pytest.raises(WeightsError, match=r"model\.kind = sgsfa, not baseline"):
+        train(tmp_path / "b", **arguments | {"model": small_model(kind="baseline")})
+    with pytest.raises(WeightsError, match="the checkpoint does not exist"):
+        train(tmp_path / "c", **arguments | {"config": small_training(start=str(tmp_path / "none"))})
 
 
 def test_unreadable_images_are_left_out_and_listed(tmp_path: Path) -> None:
