@@ -169,7 +169,9 @@ def _train(
         seed=config.seed,
         people=_people(store, records),
     )
-    network, meta = _network(meta, config, targets, progress, resumed=(state / STATE_FILE).exists())
+    network = _network(model, config, targets)
+    if config.start is not None:
+        meta = _begin(config.start, network, meta, progress, resumed=(state / STATE_FILE).exists())
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
@@ -286,31 +288,29 @@ def _announce(
         progress.warn(f"the masks cannot tell of {', '.join(absent)}: left out of training and matching{strips}")
 
 
-def _network(
-    meta: CheckpointMeta, config: TrainConfig, targets: Targets, progress: Progress, *, resumed: bool
-) -> tuple[Network, CheckpointMeta]:
+def _network(model: ModelConfig, config: TrainConfig, targets: Targets) -> Network:
     """The starting weights; the same in every process, and no matter what was drawn before."""
-    model = meta.model
     weights = load_backbone_weights(model.weights, model.backbone) if config.start is None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "weights"))
         try:
-            network = build_model(model, targets.num_classes, backbone_weights=weights, given=targets.given)
+            return build_model(model, targets.num_classes, backbone_weights=weights, given=targets.given)
         except WeightsError as error:
             # The network sees tensors only; the user needs the name of their file.
             where = error.where or model.weights
             raise WeightsError(error.found, where=where, expected=error.expected, hint=error.hint) from None
-    if config.start is None:
-        return network, meta
-    theirs = start_from(config.start, network, meta)
+
+
+def _begin(start: Path, network: Network, meta: CheckpointMeta, progress: Progress, *, resumed: bool) -> CheckpointMeta:
+    """Fill the network with a checkpoint's weights; what the new checkpoint will say of itself."""
+    theirs = start_from(start, network, meta)
     if not resumed:
         kept = knows_people(theirs, meta)
         progress.note(
-            f"starting from {config.start}; its identity classifiers "
+            f"starting from {start}; its identity classifiers "
             + ("go on, too" if kept else "are of other people and start anew")
         )
-    origin = f"{theirs.trained_on} ({sha256_file(config.start)[:12]})"
-    return network, dataclasses.replace(meta, started_from=origin)
+    return dataclasses.replace(meta, started_from=f"{theirs.trained_on} ({sha256_file(start)[:12]})")
 
 
 def _people(store: ImageStore, records: Mapping[str, Record]) -> str:
