@@ -28,9 +28,10 @@ from pipeline.runtime.files import atomic_write
 from pipeline.version import __version__
 
 CHECKPOINT_FORMAT = 3
-"""3: features without necks have centres. 2: the parts that were taught are named, and the head is found by another
-rule, which a checkpoint's thresholds belong to; older ones are refused."""
-_WITHOUT_CENTRES = 2
+"""3: features without necks have centres, and the whole-body mask is drawn from a wider view; a network of format 2
+that has neither is read as before. 2: the parts that were taught are named, and the head is found by another rule,
+which a checkpoint's thresholds belong to; older ones are refused."""
+_OLDEST = 2
 _KEY = "sgsfa"
 _CLASSIFIER = ".classify.weight"
 
@@ -88,13 +89,7 @@ def load_checkpoint(path: Path) -> tuple[Network, CheckpointMeta]:
     state = safetensors.torch.load_file(path)
     model = build_model(meta.model, meta.num_classes)
     own = model.state_dict()
-    if meta.format == _WITHOUT_CENTRES and (lacking := CENTRES & own.keys()):
-        raise WeightsError(
-            f"the checkpoint has format {meta.format}; its network needs {' and '.join(sorted(lacking))}",
-            where=path,
-            hint=f"it was written by version {meta.version}; train it anew, or a little further with --start",
-        )
-    _refuse_other_tensors(path, own, state)
+    _refuse_other_tensors(path, meta, own, state)
     model.load_state_dict(state)
     return model.eval(), meta
 
@@ -134,6 +129,7 @@ def start_from(path: Path, network: Network, meta: CheckpointMeta) -> Checkpoint
         left |= {name for name in own if name.endswith(_CLASSIFIER)}
     _refuse_other_tensors(
         path,
+        theirs,
         {name: value for name, value in own.items() if name not in left},
         {name: value for name, value in state.items() if name not in {*left, *CENTRES}},
     )
@@ -146,7 +142,16 @@ def knows_people(theirs: CheckpointMeta, meta: CheckpointMeta) -> bool:
     return bool(meta.people) and (theirs.people, theirs.trained_on) == (meta.people, meta.trained_on)
 
 
-def _refuse_other_tensors(path: Path, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+def _refuse_other_tensors(
+    path: Path, meta: CheckpointMeta, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> None:
+    lacking = sorted(own.keys() - state.keys())
+    if meta.format < CHECKPOINT_FORMAT and lacking:
+        raise WeightsError(
+            f"the checkpoint has format {meta.format}; its network needs {lacking[0]!r} now",
+            where=path,
+            hint=f"it was written by version {meta.version}; train it anew",
+        )
     different = sorted(own.keys() ^ state.keys()) or sorted(k for k in own if own[k].shape != state[k].shape)
     if different:
         raise WeightsError(
@@ -182,10 +187,10 @@ def read_meta(path: Path) -> CheckpointMeta:
         )
     header: dict[str, Any] = json.loads(metadata[_KEY])
     found = int(header.get("format", 0))
-    if found not in (_WITHOUT_CENTRES, CHECKPOINT_FORMAT):
+    if not _OLDEST <= found <= CHECKPOINT_FORMAT:
         mend = "update sgsfa" if found > CHECKPOINT_FORMAT else "train it anew"
         raise WeightsError(
-            f"the checkpoint has format {found}, this program reads {_WITHOUT_CENTRES} and {CHECKPOINT_FORMAT}",
+            f"the checkpoint has format {found}, this program reads {_OLDEST} to {CHECKPOINT_FORMAT}",
             where=path,
             hint=f"it was written by version {header.get('version')}; {mend}",
         )

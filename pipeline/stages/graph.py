@@ -23,6 +23,8 @@ from pipeline.stages.sources import RENDERED, Sources
 from pipeline.stages.stage import Stage
 
 _FILE = "FILE"
+_NETWORK = 2
+"""Version of the SGSFA network. 2: features without necks are centred, the whole-body mask has a wider view."""
 _LABEL_MAP_SUFFIXES = (".png", ".npy")
 _PARSER_ENTRY_POINTS = "sgsfa.parsers"
 _BUILTIN_WEIGHTS = Path(__file__).resolve().parents[1] / "parsing" / "weights" / "builtin.safetensors"
@@ -133,9 +135,9 @@ def _train_decisive(config: RunConfig) -> Mapping[str, Any]:
     else:
         read["train.start"] = _FILE
         del read["model.weights"]
-    if config.model.kind == "sgsfa" and not (config.model.necks and config.model.whole_dim):
-        # Such networks learned to centre their features after others' runs were made; those need not be made anew.
-        read["centred features"] = True
+    if config.model.kind == "sgsfa":
+        # Not the stage's version: a baseline is what it was.
+        read["network"] = _NETWORK
     if "model.weights" in read and _is_file(config.model.weights):
         read["model.weights"] = _FILE
     return read

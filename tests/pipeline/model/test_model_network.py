@@ -226,6 +226,18 @@ def test_attention_multiplies_features_by_mask_and_channel_weights() -> None:
     assert LocalAttention(16, 2).shared[0].weight.shape[:2] == (8, 16), "gamma_1 = 2"
 
 
+def test_the_whole_body_mask_looks_further_than_a_shirt() -> None:
+    torch.manual_seed(0)
+    attention = WholeBodyAttention(24, 8).eval()
+    features = torch.randn(1, 24, 64, 32, requires_grad=True)
+    _, logits = attention(features)
+    logits[0, 0, 32, 16].backward()
+    assert features.grad is not None
+    rows, columns = features.grad.abs().sum((0, 1)).nonzero().unbind(1)
+    # Two steps of 4 and one of 1 to each side, in cells of 4 pixels.
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (23, 41, 7, 25)
+
+
 def test_masked_mean_weighs_pixels_and_survives_an_empty_mask() -> None:
     features = torch.arange(8.0).view(1, 1, 1, 2, 4).expand(2, 1, 1, 2, 4)
     mask = torch.zeros(2, 1, 2, 4)

@@ -168,12 +168,12 @@ def test_the_parsers_encoder_starts_a_mobilenet() -> None:
         weights.load_backbone_weights("builtin", "resnet18")
 
 
-def test_a_checkpoint_from_before_there_were_centres(checkpoint: Path) -> None:
+def test_checkpoints_of_format_2(checkpoint: Path) -> None:
     rewrite(checkpoint, without=frozenset({"part_centres", "whole_centre"}), format=2)
-    with pytest.raises(WeightsError, match=r"format 2.*needs part_centres and whole_centre") as caught:
+    with pytest.raises(WeightsError, match=r"format 2.*needs 'part_centres' now") as caught:
         weights.load_checkpoint(checkpoint)
     assert "train it anew" in str(caught.value.hint)
-    # It is as good as any to start from, and a network whose features have necks lacks nothing.
+    # It is as good as any to start from where only the centres are lacking, which training measures.
     other = build_model(SMALL, 3)
     theirs = weights.start_from(checkpoint, other, weights.CheckpointMeta(SMALL, 3, (), "rendered"))
     assert theirs.trained_on == "rendered"
@@ -181,7 +181,14 @@ def test_a_checkpoint_from_before_there_were_centres(checkpoint: Path) -> None:
     before, after = safetensors.torch.load_file(checkpoint), other.state_dict()
     assert torch.equal(before["local_attention.heads.weight"], after["local_attention.heads.weight"])
     assert not torch.equal(before[classifier], after[classifier])  # it does not say whom it knows
-    necked = SMALL.model_copy(update={"necks": True, "whole_dim": 8})
+    # Those that lack what the whole-body mask is drawn from are refused in either case.
+    view = frozenset(name for name in before if name.startswith("whole_attention.spatial.3"))
+    assert view
+    rewrite(checkpoint, without=view, format=2)
+    with pytest.raises(WeightsError, match=r"needs 'whole_attention\.spatial\.3"):
+        weights.start_from(checkpoint, other, weights.CheckpointMeta(SMALL, 3, (), "rendered"))
+    # A network that has necks and no whole-body attention lacks nothing.
+    necked = SMALL.model_copy(update={"necks": True, "whole_dim": 8, "whole_attention": False})
     model = build_model(necked, 3)
     assert not any("centre" in name for name in model.state_dict())
     meta = weights.CheckpointMeta(necked, 3, (0.1,) * 7, format=2)
