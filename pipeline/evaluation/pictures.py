@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.datasets.images import read_resized, write_image
+from pipeline.runtime.lettering import write_text
 
 ROWS_A_SHEET = 8
 
@@ -71,7 +72,8 @@ def sheet(root: Path, rankings: Sequence[RankedQuery]) -> npt.NDArray[np.uint8]:
         top = _GAP + row * row_height
         _paste(canvas, draw, root / ranking.name, (_GAP, top), _QUERY)
         draw.text((_GAP, top + _HEIGHT + 2 * _FRAME + 2), ranking.title, _INK, small)
-        draw.text((_GAP, top + _HEIGHT + 2 * _FRAME + 16), _short(ranking.name), _INK, small)
+        below = (_GAP, top + _HEIGHT + 2 * _FRAME + 16)
+        write_text(canvas, below, _short(ranking.name), 10, _INK, _SIDE + _GAP)
         for line, part in enumerate(["visible:", *(ranking.parts.split() or ["nothing"])]):
             draw.text((_GAP + _WIDTH + 2 * _FRAME + 6, top + 16 * line), part, _INK, bold if line == 0 else small)
         for column, name in enumerate(ranking.gallery):
