@@ -82,3 +82,22 @@ def test_splits_are_disjoint_and_fixed() -> None:
     assert set(splits) == {"train", "tuning", "holdout"}
     assert 130 < splits.count("holdout") < 210
     assert [clothing.split_of(name) for name in ("0001", "0002", "0003")] == splits[1:4]
+
+
+def test_labels_move_left_by_one_pixel() -> None:
+    labels = np.array([[0, 1, 2, 3], [4, 5, 6, 7]], np.uint8)
+    assert clothing.moved_left(labels).tolist() == [[1, 2, 3, 3], [5, 6, 7, 7]]
+
+
+@pytest.mark.parametrize("moved", [-2, 0, 1])
+def test_an_offset_of_the_labels_is_found(moved: int) -> None:
+    offset = pytest.importorskip("tools.parser.offset")
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 20, (60, 50, 3)).astype(np.uint8)
+    image[10:50, 15:35] += 200
+    labels = np.zeros((60, 50), np.uint8)
+    labels[10:50, 15 + moved : 35 + moved] = clothing.UPPER
+    photograph = clothing.Photograph("a", image, labels, clothing.bounding_box(labels > 0))
+    right, down = offset.most_change([photograph])
+    assert right == {-moved: 1}
+    assert down == {0: 1}

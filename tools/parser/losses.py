@@ -11,7 +11,7 @@ from tools.parser.clothing import BAG, IN_FRONT
 PARTS: tuple[tuple[int, ...], ...] = ((1, 2, 4, 13), (3, 5, 6, 7, 10, 11, 14, 15), (9, 12, 16, 17), (8, 18, 19))
 """LIP labels of head, upper body, lower body and shoes: SPReID's grouping."""
 
-WHOLE = 2.0
+WHOLE = 4.0
 """What the whole body counts beside a part."""
 
 _STEEPNESS = 10.0
