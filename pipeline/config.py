@@ -138,8 +138,8 @@ class ModelConfig(Section):
     )
     weights: UserText = Field(
         "imagenet",
-        description="Where the backbone starts: imagenet (torchvision downloads), builtin (the built-in parser's "
-        "encoder, for mobilenet_v2), none, or a file (.safetensors, .pth).",
+        description="Where the backbone starts: imagenet (torchvision downloads), builtin (ImageNet weights in "
+        "this package, for mobilenet_v2), none, or a file (.safetensors, .pth).",
     )
     height: Annotated[int, Field(ge=64)] = Field(256, description="Input height in pixels, a multiple of 16.")
     width: Annotated[int, Field(ge=32)] = Field(128, description="Input width in pixels, a multiple of 16.")

@@ -205,8 +205,8 @@ def load_backbone_weights(spec: str, backbone: str) -> Mapping[str, Tensor] | No
     """The weights a backbone starts from.
 
     Args:
-        spec: `imagenet` (torchvision's download or its cache), `builtin` (the encoder of the parser in this package,
-            for `mobilenet_v2`), `none`, or a file (.safetensors, .pth, .pt).
+        spec: `imagenet` (torchvision's download or its cache), `builtin` (ImageNet weights in this package, for
+            `mobilenet_v2`), `none`, or a file (.safetensors, .pth, .pt).
         backbone: Name of the backbone.
 
     Raises:
@@ -243,19 +243,14 @@ def _imagenet(backbone: str) -> Mapping[str, Tensor]:
 
 
 def _builtin(backbone: str) -> Mapping[str, Tensor]:
-    """The built-in parser's encoder; it lacks the backbone's last convolution, which starts at random."""
+    """MobileNetV2's ImageNet weights, which lie in this package (`imagenet/card.md`)."""
     if backbone != "mobilenet_v2":
         raise WeightsError(
             f"`builtin` has no weights for {backbone}", where="model.weights", expected="model.backbone = mobilenet_v2"
         )
-    with resources.as_file(resources.files("pipeline.parsing") / "weights" / "builtin.safetensors") as path:
+    with resources.as_file(resources.files("pipeline.model") / "imagenet" / "mobilenet_v2.safetensors") as path:
         stored = read_state_dict(path)
-    known = {k.removeprefix("encoder."): v.float() for k, v in stored.items() if k.startswith("encoder.")}
-    with torch.random.fork_rng(devices=[]):
-        # The same start whatever was drawn before, so that the training's own seed decides the rest alone.
-        torch.manual_seed(0)
-        fresh = torchvision.models.mobilenet_v2(weights=None).features.state_dict()
-    return {f"features.{key}": known.get(key, value) for key, value in fresh.items()}
+    return {key: value.float() for key, value in stored.items()}
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

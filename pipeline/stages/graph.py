@@ -27,7 +27,9 @@ _NETWORK = 2
 """Version of the SGSFA network. 2: features without necks are centred, the whole-body mask has a wider view."""
 _LABEL_MAP_SUFFIXES = (".png", ".npy")
 _PARSER_ENTRY_POINTS = "sgsfa.parsers"
-_BUILTIN_WEIGHTS = Path(__file__).resolve().parents[1] / "parsing" / "weights" / "builtin.safetensors"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_PARSER_WEIGHTS = _PACKAGE / "parsing" / "weights" / "builtin.safetensors"
+_BACKBONE_WEIGHTS = _PACKAGE / "model" / "imagenet" / "mobilenet_v2.safetensors"
 
 
 def needed(config: RunConfig) -> tuple[str, ...]:
@@ -95,7 +97,7 @@ def _masks_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
 def _parser_input(config: RunConfig, sources: Sources) -> dict[str, str]:
     kind, _, argument = config.masks.parser.partition(":")
     if kind == "builtin":
-        return {"parser": sources.file(_BUILTIN_WEIGHTS, "the built-in parser's weights file", WeightsError)}
+        return {"parser": sources.file(_PARSER_WEIGHTS, "the built-in parser's weights file", WeightsError)}
     if kind == "label-maps":
         if argument:
             return {"label maps": sources.tree(Path(argument).expanduser(), *_LABEL_MAP_SUFFIXES)}
@@ -155,7 +157,7 @@ def _train_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
     elif _is_file(config.model.weights):
         found["weights"] = sources.file(Path(config.model.weights), "the weights file", WeightsError)
     elif config.model.weights == "builtin":
-        found["weights"] = sources.file(_BUILTIN_WEIGHTS, "the built-in parser's weights file", WeightsError)
+        found["weights"] = sources.file(_BACKBONE_WEIGHTS, "the built-in ImageNet weights file", WeightsError)
     if config.train.eval_every:
         for test in sources.tests():
             found[f"test images {test.name}"] = sources.images(test.spec, "query", "gallery")

@@ -150,22 +150,34 @@ def test_without_internet_imagenet_names_the_file_option(monkeypatch: pytest.Mon
         weights.load_backbone_weights("imagenet", "timm:resnet26d")
 
 
-@pytest.mark.skipif(
-    not (Path(weights.__file__).parents[1] / "parsing/weights/builtin.safetensors").is_file(),
-    reason="the built-in parser's weights are not there",
-)
-def test_the_parsers_encoder_starts_a_mobilenet() -> None:
+def test_the_packages_imagenet_weights_fill_a_whole_mobilenet() -> None:
     start = weights.load_backbone_weights("builtin", "mobilenet_v2")
     assert start is not None
-    torch.manual_seed(5)
-    again = weights.load_backbone_weights("builtin", "mobilenet_v2")
-    assert again is not None
-    assert all(torch.equal(start[key], again[key]) for key in start), "no matter what was drawn before"
-    build_model(SMALL, 3, backbone_weights=start)
-    random = torchvision.models.mobilenet_v2(weights=None).state_dict()
-    assert not torch.equal(start["features.5.conv.0.0.weight"], random["features.5.conv.0.0.weight"])
+    wanted = torchvision.models.mobilenet_v2(weights=None).features.state_dict()
+    assert {key for key in wanted if not key.endswith("num_batches_tracked")} == {
+        key.removeprefix("features.") for key in start
+    }
+    assert {value.dtype for value in start.values()} == {torch.float32}
+    network = build_model(SMALL, 3, backbone_weights=start)
+    assert torch.equal(network.backbone.late[-1][0].weight, start["features.18.0.weight"])
     with pytest.raises(WeightsError, match="no weights for resnet18"):
         weights.load_backbone_weights("builtin", "resnet18")
+
+
+def test_imagenet_weights_are_packed_without_classifier_and_counters(tmp_path: Path) -> None:
+    tool = pytest.importorskip("tools.imagenet", reason="run from the repository, where tools/ lies")
+    torch.manual_seed(0)
+    network = torchvision.models.mobilenet_v2(weights=None)
+    packed = tool.packed(network.state_dict())
+    safetensors.torch.save_file(packed, tmp_path / "a.safetensors")
+    assert not any(key.startswith("classifier") or key.endswith("num_batches_tracked") for key in packed)
+    again = weights.load_backbone_weights(str(tmp_path / "a.safetensors"), "mobilenet_v2")
+    assert again is not None
+    for key, value in network.features.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(again[f"features.{key}"].float(), value, atol=1e-4, rtol=1e-3)
+    with pytest.raises(WeightsError, match="not those of mobilenet_v2"):
+        tool.packed(torchvision.models.resnet18(weights=None).state_dict())
 
 
 def test_checkpoints_of_format_2(checkpoint: Path) -> None:
