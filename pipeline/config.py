@@ -17,7 +17,16 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 import tomlkit
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import ConfigError
@@ -39,6 +48,8 @@ UserText = Annotated[str, AfterValidator(os.path.expanduser)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Precision = Literal["off", "bf16", "fp16"]
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+BACKBONES = (*RESNETS, "mobilenet_v2")
 
 
 class Section(BaseModel):
@@ -150,6 +161,11 @@ class ModelConfig(Section):
     pooling: Literal["masked", "average"] = Field(
         "masked", description="Pooling of a part: mean weighted by its mask, or plain global average."
     )
+    strip_pooling: Literal["width", "body"] = Field(
+        "width",
+        description="Pooling of a strip: the plain mean over its rows, or weighted by the body in it, the union of the "
+        "predicted part masks.",
+    )
     head_threshold: Fraction = Field(
         0.1,
         description="A mask that exceeds this somewhere shows something: whether there is a head, which strips show "
@@ -171,6 +187,14 @@ class ModelConfig(Section):
     )
     necks: bool = Field(False, description="BNNeck and identity classifier for each semantic feature (strong).")
 
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, backbone: str) -> str:
+        if backbone not in BACKBONES and not backbone.startswith("timm:"):
+            near = suggestion(backbone, BACKBONES)
+            raise ValueError("there is no such backbone" + (f", {near}" if near else ""))
+        return backbone
+
     @model_validator(mode="after")
     def _sizes(self) -> Self:
         if self.height % 16 or self.width % 16:
@@ -188,7 +212,8 @@ class LossConfig(Section):
     margin: float = Field(0.3, gt=0, description="Margin of the batch-hard triplet loss.")
     triplet_on: Literal["semantic", "spatial", "all", "parts"] = Field(
         "semantic",
-        description="Triplet on the concatenated semantic, spatial or all features, or one on each part (`parts`).",
+        description="Triplet on the concatenated semantic, spatial or all features, or on the mean distance over the "
+        "parts that both images show (`parts`).",
     )
     dynamic: bool = Field(True, description="Choose the spatial features that train by eq. 3; off: always all five.")
     mask_weight: float = Field(1.0, ge=0, description="Factor of L_se inside eq. 11.")

@@ -161,7 +161,7 @@ def _extract(
     path = out.with_name(out.name + ".partial")
     if place.size > 1:
         path = out.with_name(f"{out.name}.part{place.rank}-of-{place.size}.partial")
-    work = _Work(path, dataset, records[mine], network, origin)
+    work = _Work(path, dataset, records[mine], network, origin, alone=place.size == 1)
     resumed = work.resumed
     if resumed:
         progress.note(f"extraction goes on after {resumed:,} of {len(records):,} images")
@@ -176,6 +176,7 @@ def _extract(
     if place.leader:
         if place.size == 1:
             path.replace(out)
+            _remove_parts(out)
         if failed:
             progress.warn(f"{len(failed):,} of {len(records):,} images cannot be read and have no features")
     seconds = time.monotonic() - started
@@ -248,9 +249,11 @@ class _Work:
         records: tuple[Record, ...],
         network: FeatureNetwork,
         origin: Mapping[str, Any],
+        *,
+        alone: bool,
     ) -> None:
         self._path, self._dataset, self._records = path, dataset, records
-        self._network, self._origin = network, origin
+        self._network, self._origin, self._alone = network, origin, alone
         opened = FeatureFile.open(path, allow_partial=True) if path.is_file() else None
         self._rejected: dict[int, str] = {}
         if opened is not None:
@@ -267,7 +270,7 @@ class _Work:
         """Write all rows that are missing.
 
         Raises:
-            DataError: Not one image can be read.
+            DataError: Not one image can be read, and there are no other processes that may have better ones.
         """
         while not self._run_until_rejected(task, batch_size):
             pass
@@ -275,12 +278,8 @@ class _Work:
     def _run_until_rejected(self, task: Task, batch_size: int) -> bool:
         """Write rows; False when an image turned out unreadable, after the file was laid out anew without it."""
         kept = [row for row in range(len(self._records)) if row not in self._rejected]
-        if self._records and not kept:
-            raise DataError(
-                f"none of the {len(self._records)} images can be read",
-                where=self._dataset.root,
-                expected=self.failed[0].reason,
-            )
+        if self._alone and not kept:
+            raise _none_readable(self._dataset, self.failed)
         with FeatureWriter.begin(self._path, self._header(kept)) as writer:
             if writer.done == writer.total:
                 writer.finish()
@@ -364,6 +363,8 @@ def _join(
     ]
     lost = {row for row, _, _ in rejected}
     kept = [record for row, record in enumerate(records) if row not in lost]
+    if not kept:
+        raise _none_readable(dataset, [Rejected(name, reason) for _, name, reason in rejected])
     path = out.with_name(out.name + ".partial")
     path.unlink(missing_ok=True)
     with FeatureWriter.begin(path, _header(kept, network, origin, rejected)) as writer:
@@ -372,9 +373,17 @@ def _join(
                 writer.append(block.parts, block.whole, block.visibility)
         writer.finish()
     path.replace(out)
-    # Also what a run with another number of processes left unfinished.
+    _remove_parts(out)
+
+
+def _remove_parts(out: Path) -> None:
+    """Also what a run with another number of processes left unfinished."""
     for part in out.parent.glob(f"{glob.escape(out.name)}.part*-of-*.partial"):
         part.unlink()
+
+
+def _none_readable(dataset: Dataset, failed: Sequence[Rejected]) -> DataError:
+    return DataError(f"none of the {len(failed)} images can be read", where=dataset.root, expected=failed[0].reason)
 
 
 def _rejected_in(out: Path) -> tuple[Rejected, ...]:

@@ -157,7 +157,16 @@ def expand_queries(query: PartSet, gallery: PartSet, *, rule: Rule = SHRUNK, k: 
 
     Returns:
         The expanded queries; visibility is the query's own.
+
+    Raises:
+        ConfigError: The rule adds distances up over parts (`sum`, `query`), so that 1 - distance is no similarity.
     """
+    if rule.name in ("sum", "query"):
+        raise ConfigError(
+            f"query expansion weighs neighbours by 1 - distance, which the rule {rule.name!r} does not allow",
+            where="matching.query_expansion",
+            expected="matching.rule shrunk, mean or all",
+        )
     right = prepare(gallery, rule, is_query=False)
     left = prepare(query, rule, is_query=True)
     k = min(k, len(gallery))

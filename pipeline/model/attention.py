@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pipeline.model.backbone import REFERENCE_LENGTH
 from pipeline.parts import SEMANTIC
 
 _LEAST_HIDDEN = 16
@@ -27,8 +28,12 @@ class WholeBodyAttention(nn.Module):
     with dilation 4, each with BN and ReLU, and a 3x3 convolution to one channel; channel = squeeze-and-excitation with
     the same gamma. f' = f * M' as in Sec. 3.1, times the channel weights.
 
-    At stride 4 a cell of the features has seen some 30 pixels, in which a shirt and a wall are alike: without the
-    dilated convolutions, which see 80 more, the mask stays flat.
+    At stride 4 a cell of the features has seen 19 pixels in MobileNetV2 and 35 in ResNet-50, in which a shirt and a
+    wall are alike; with the dilated convolutions its mask sees 91 and 107.
+
+    The mask is taught by the parser's masks alone: the gradient of the identity losses, to which it is a factor on every
+    cell, drowned theirs, and the mask stayed flat (docs/results.md). Its logits are scaled, as those of `Head` are, to
+    learn at the pace of a long feature.
 
     Args:
         channels: C of the features.
@@ -45,10 +50,15 @@ class WholeBodyAttention(nn.Module):
             *_dilated(hidden),
             *_dilated(hidden),
         )
-        self.to_mask = nn.Conv2d(hidden, 1, 3, padding=1)
+        self.mask = nn.Conv2d(hidden, 1, 3, padding=1)
+        self.scale = REFERENCE_LENGTH / (hidden * 9)
         self.channel = nn.Sequential(
             nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1)
         )
+
+    def start_flat(self) -> None:
+        """Initial weights of a mask near one half everywhere, whatever the rest was filled with."""
+        nn.init.normal_(self.mask.weight, std=0.01 / self.scale)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mask the features.
@@ -59,9 +69,9 @@ class WholeBodyAttention(nn.Module):
         Returns:
             The masked features of the same shape, and the mask's logits (B, 1, H, W).
         """
-        logits = self.to_mask(self.spatial(features))
+        logits = self.mask(self.spatial(features)) * self.scale
         weights = self.channel(features.mean((2, 3), keepdim=True))
-        return features * torch.sigmoid(logits) * torch.sigmoid(weights), logits
+        return features * torch.sigmoid(logits.detach()) * torch.sigmoid(weights), logits
 
 
 def _dilated(width: int) -> tuple[nn.Module, ...]:

@@ -10,11 +10,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from pipeline.config import suggestion
+from pipeline.config import BACKBONES, suggestion
 from pipeline.errors import ConfigError, WeightsError
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
-BACKBONES = (*RESNETS, "mobilenet_v2")
+REFERENCE_LENGTH = 2048
+"""Length of the feature that learning rates of linear maps on it are known for: ResNet-50's."""
 
 _MOBILENET_EARLY = 4
 """Blocks 0-3 of torchvision's MobileNetV2 features end at stride 4 (24 channels)."""
@@ -154,9 +154,13 @@ def _timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
             expected="a plain sequence of stages with strides 4 and 16",
         )
     if weights is not None:
-        missing, _ = network.load_state_dict(dict(weights), strict=False)
-        if missing:
-            raise WeightsError(f"these weights are not those of timm:{name}: {missing[0]!r} is missing")
+        own = network.state_dict()
+        wrong = sorted(key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape)
+        missing = sorted(key for key in own.keys() - weights.keys() if not key.endswith("num_batches_tracked"))
+        if missing or wrong:
+            problem = f"{missing[0]!r} is missing" if missing else f"{wrong[0]!r} has another shape"
+            raise WeightsError(f"these weights are not those of timm:{name}: {problem}")
+        network.load_state_dict({key: weights[key] for key in own.keys() & weights.keys()}, strict=False)
     index = len(reductions) - 1 - reductions[::-1].index(4)
     boundary = info[index]["module"].split(".")[0]
     names = list(network.keys())

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from pipeline.config import LossConfig
 from pipeline.model.attention import VISIBLE_SHARES
 from pipeline.model.network import Output
+from pipeline.runtime.device import constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def total_loss(
 
 def shown_parts(part_masks: Tensor, has_mask: Tensor, given: Tensor | None = None) -> Tensor:
     """(B, 4) bool: which parts the true masks show; all given ones where an image has no mask."""
-    least = torch.tensor(VISIBLE_SHARES, device=part_masks.device)
+    least = constant(VISIBLE_SHARES, part_masks.device)
     shown = (part_masks.float().mean((2, 3)) > least) | ~has_mask.unsqueeze(1)
     return shown if given is None else shown & given
 

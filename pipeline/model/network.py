@@ -18,7 +18,7 @@ from pipeline.model.attention import (
     WholeBodyAttention,
     masked_mean,
 )
-from pipeline.model.backbone import Backbone, build_backbone, classifier, initialise
+from pipeline.model.backbone import REFERENCE_LENGTH, Backbone, build_backbone, classifier, initialise
 from pipeline.parts import NUM_PARTS
 
 
@@ -109,10 +109,6 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
         return (normal * self.weight + self.bias).to(features.dtype)
 
 
-REFERENCE_LENGTH = 2048
-"""Length of the feature that learning rates of identity classifiers are known for: ResNet-50's."""
-
-
 class Head(nn.Module):
     """A BNNeck and an identity classifier without bias (paper, Sec. 4.2; Luo et al., 2019).
 
@@ -200,7 +196,7 @@ class SGSFA(nn.Module):
         # Masks start near one half everywhere: saturated ones would gate the backbone before they know anything.
         nn.init.normal_(self.local_attention.heads.weight, std=0.01)
         if self.whole_attention is not None:
-            nn.init.normal_(self.whole_attention.to_mask.weight, std=0.01)
+            self.whole_attention.start_flat()
 
     def forward(self, images: Tensor) -> Output:
         """Look at a batch.
@@ -227,7 +223,8 @@ class SGSFA(nn.Module):
         strips, present = self._strips(seen)
         # Not by the largest value: a shoe fills a tenth of a cell, and its neck has to see it all the same.
         shown = seen.mean((2, 3)) > self.visible_shares
-        pooled = spatial.pool_strips(unmasked, strips)
+        body = seen.amax(1) if self.config.strip_pooling == "body" else None
+        pooled = spatial.pool_strips(unmasked, strips, body)
         strip_mean, _ = spatial.strip_visibility(seen, strips)
         visibility = torch.cat([seen.mean((2, 3)), strip_mean], 1)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipeline.runtime.device import constant
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -22,6 +24,6 @@ def normalise(images: Tensor) -> Tensor:
     if images.shape[-1] == 3 and images.shape[1] != 3:
         images = images.permute(0, 3, 1, 2)
     values = images if images.is_floating_point() else images.to(torch.float32)
-    mean = torch.tensor(IMAGENET_MEAN, device=values.device, dtype=values.dtype).view(1, 3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=values.device, dtype=values.dtype).view(1, 3, 1, 1)
+    mean = constant(IMAGENET_MEAN, values.device).to(values.dtype).view(1, 3, 1, 1)
+    std = constant(IMAGENET_STD, values.device).to(values.dtype).view(1, 3, 1, 1)
     return (values - mean * 255.0) / (std * 255.0)

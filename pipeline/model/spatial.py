@@ -16,6 +16,8 @@ COMBINATIONS = ("top", "middle", "bottom", "top+middle", "middle+bottom")
 
 NO_HEAD = -1
 
+_LEAST_BODY = 1e-6
+
 
 def active_pixels(masks: Tensor, threshold: float) -> Tensor:
     """Where each mask (B, H, W) shows something: pixels above the threshold and above half of the mask's maximum.
@@ -141,17 +143,23 @@ def choose_features(visible: Tensor) -> Tensor:
     return torch.stack([t, two, three, two, three], 1)
 
 
-def pool_strips(features: Tensor, strips: Tensor) -> Tensor:
+def pool_strips(features: Tensor, strips: Tensor, body: Tensor | None = None) -> Tensor:
     """Average features over each strip and over its two training-time combinations (eq. 1).
 
     Args:
         features: (B, C, H, W).
         strips: (B, 3, H) row masks.
+        body: (B, H, W) weights of the cells in [0, 1]; None: all alike, so that what stands beside the person or in
+            front counts as much as the person.
 
     Returns:
         (B, 5, C) in the order of `COMBINATIONS`; a feature whose strips are empty is zero.
     """
     combined = torch.cat([strips, strips[:, 0:1] + strips[:, 1:2], strips[:, 1:2] + strips[:, 2:3]], 1)
+    if body is not None:
+        cells = combined.unsqueeze(3) * body.unsqueeze(1)
+        cells = cells / cells.sum((2, 3), keepdim=True).clamp_min(_LEAST_BODY)
+        return torch.einsum("bchw,bshw->bsc", features, cells.to(features.dtype))
     rows = features.mean(3)
     weights = combined / combined.sum(2, keepdim=True).clamp_min(1.0)
     return torch.einsum("bch,bsh->bsc", rows, weights.to(rows.dtype))

@@ -27,10 +27,10 @@ from pipeline.model.network import CENTRES, Network, build_model
 from pipeline.runtime.files import atomic_write
 from pipeline.version import __version__
 
-CHECKPOINT_FORMAT = 3
-"""3: features without necks have centres, and the whole-body mask is drawn from a wider view; a network of format 2
-that has neither is read as before. 2: the parts that were taught are named, and the head is found by another rule,
-which a checkpoint's thresholds belong to; older ones are refused."""
+CHECKPOINT_FORMAT = 4
+"""4: the whole-body mask has scaled logits and a wider view. 3: features without necks have centres. A network of
+format 2 or 3 that has none of what changed is read as before. 2: the parts that were taught are named, and the head is
+found by another rule, which a checkpoint's thresholds belong to; older ones are refused."""
 _OLDEST = 2
 _KEY = "sgsfa"
 _CLASSIFIER = ".classify.weight"

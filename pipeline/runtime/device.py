@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,17 @@ def memory_exhausted(error: Exception) -> bool:
         return True
     text = str(error).lower()
     return any(words in text for words in _OUT_OF_MEMORY)
+
+
+@lru_cache(maxsize=64)
+def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """A float32 vector on a device, made once: copying even three numbers to a GPU waits for all it was given.
+
+    The tensor is shared; it must not be changed.
+    """
+    # One that is made within inference mode could not be used in training later.
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def autocast(device: torch.device, amp: Precision) -> contextlib.AbstractContextManager[object]:

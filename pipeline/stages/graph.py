@@ -23,8 +23,9 @@ from pipeline.stages.sources import RENDERED, Sources
 from pipeline.stages.stage import Stage
 
 _FILE = "FILE"
-_NETWORK = 2
-"""Version of the SGSFA network. 2: features without necks are centred, the whole-body mask has a wider view."""
+_NETWORK = 3
+"""Version of the SGSFA network. 3: the whole-body mask is taught by masks alone, and strips of `paper` are calibrated by
+its own head row. 2: features without necks are centred, the whole-body mask has a wider view."""
 _LABEL_MAP_SUFFIXES = (".png", ".npy")
 _PARSER_ENTRY_POINTS = "sgsfa.parsers"
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -137,8 +138,11 @@ def _train_decisive(config: RunConfig) -> Mapping[str, Any]:
     else:
         read["train.start"] = _FILE
         del read["model.weights"]
-    if config.model.kind == "sgsfa":
-        # Not the stage's version: a baseline is what it was.
+    if config.model.strip_pooling == "width":
+        del read["model.strip_pooling"]
+    model = config.model
+    if model.kind == "sgsfa" and (model.whole_attention or not (model.necks and model.whole_dim)):
+        # Not the stage's version: other networks are what they were.
         read["network"] = _NETWORK
     if "model.weights" in read and _is_file(config.model.weights):
         read["model.weights"] = _FILE

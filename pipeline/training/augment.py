@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pipeline.config import TrainConfig
 from pipeline.model.normalise import normalise
+from pipeline.runtime.device import constant
 
 ERASE_AREA = (0.02, 0.4)
 """Share of the image that is erased (Zhong et al., Random Erasing, 2020)."""
@@ -256,7 +257,7 @@ def _move_pixels(images: Tensor, draws: Draws) -> Tensor:
 
 def _jitter(values: Tensor, draws: Draws) -> Tensor:
     """Brightness, then contrast about the mean grey, then saturation about each pixel's grey."""
-    weights = torch.tensor(_GREY, device=values.device)
+    weights = constant(_GREY, values.device)
     values = values * draws.brightness[:, None, None, None]
     grey = (values @ weights).mean((1, 2))[:, None, None, None]
     values = grey + (values - grey) * draws.contrast[:, None, None, None]

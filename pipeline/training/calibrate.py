@@ -124,12 +124,13 @@ def from_samples(predicted: Tensor, true: Tensor) -> Calibration:
     return Calibration(tuple(thresholds), accuracy, len(predicted))
 
 
-def true_visibility(parts: Tensor, config: ModelConfig) -> Tensor:
+def true_visibility(parts: Tensor, config: ModelConfig, *, training: bool = False) -> Tensor:
     """Which of the seven parts true masks show: the network's own rules, applied to the truth.
 
     Args:
         parts: (B, 4, h, w) true part masks in [0, 1].
         config: Rules of head row and strips.
+        training: The rules of training mode, whose head row may be another than that of tests (`head_row_test`).
 
     Returns:
         (B, 7) bool in the order of `PARTS`.
@@ -138,7 +139,9 @@ def true_visibility(parts: Tensor, config: ModelConfig) -> Tensor:
     body = None
     if config.body_height == "head":
         body = torch.round(spatial.head_height(head, threshold) / config.strips[0]).to(torch.int64)
-    bounds = spatial.strip_bounds(spatial.head_row_first(head, threshold), rows, config.strips, body)
+    by_maximum = config.head_row_test == "max+1" and not training
+    start = (spatial.head_row_maximum if by_maximum else spatial.head_row_first)(head, threshold)
+    bounds = spatial.strip_bounds(start, rows, config.strips, body)
     _, peak = spatial.strip_visibility(parts, spatial.strip_masks(bounds, rows))
     everyone = torch.ones(len(parts), dtype=torch.bool, device=parts.device)
     return torch.cat([shown_parts(parts, everyone), peak > threshold], 1)

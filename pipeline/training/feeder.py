@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,7 +49,7 @@ class Feeder:
         """
         if self._resident is not None:
             for plan in plans:
-                yield plan, self._resident.index_select(0, torch.from_numpy(rows(plan)).to(self._device))
+                yield plan, self._resident.index_select(0, to_device(rows(plan), self._device))
             return
         with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
             waiting: deque[tuple[T, Future[Tensor]]] = deque()
@@ -68,11 +68,21 @@ class Feeder:
         order = np.argsort(rows, kind="stable")
         images = np.empty((len(rows), *self._store.images.shape[1:]), np.uint8)
         images[order] = self._store.images[rows[order]]
-        batch = torch.from_numpy(images)
-        return batch.pin_memory() if self._device.type == "cuda" else batch
+        return _pinned(images, self._device)
 
     def _arrive(self, plan: T, batch: Future[Tensor]) -> tuple[T, Tensor]:
         return plan, batch.result().to(self._device, non_blocking=True)
+
+
+def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A copy on the device, for which a GPU's host does not wait."""
+    return _pinned(values, device).to(device, non_blocking=True)
+
+
+def _pinned(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(values)
+    # From memory that may be paged out, a copy waits for all that the GPU was given before.
+    return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def _fits(store: ImageStore, device: torch.device) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -24,14 +25,14 @@ from pipeline.training.calibrate import from_samples, true_visibility
 from pipeline.training.checkpoint import Facts, load_state, save_state
 from pipeline.training.distributed import mean_over_processes, replicate
 from pipeline.training.ema import Average
-from pipeline.training.feeder import Feeder
+from pipeline.training.feeder import Feeder, to_device
 from pipeline.training.interrupts import Interrupts
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.optim import build_optimizer, parameters_of, set_learning_rate
 from pipeline.training.plan import StepPlan, plan_steps
 from pipeline.training.sampler import steps_per_epoch
 from pipeline.training.schedule import learning_rate
-from pipeline.training.step import Batch, backward
+from pipeline.training.step import Batch, Context, backward
 from pipeline.training.store import Targets
 
 STATE_FILE = "state.safetensors"
@@ -162,7 +163,7 @@ class Loop:
 
         Raises:
             KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved.
-            DataError: A loss was not finite; the batch's names lie beside the state.
+            DataError: A loss or a gradient was not finite; the batch's names lie beside the state.
             DeviceError: Out of memory.
         """
         if self.step >= self.total:
@@ -213,7 +214,9 @@ class Loop:
     def forward_model(self) -> nn.Module:
         """The network as steps call it: compiled and replicated, where the run asks for it."""
         self.model.train()
-        model = compiled(self.model, self._example, self._progress) if self.config.compile else self.model
+        model = self.model
+        if self.config.compile:
+            model = compiled(model, self._example, self._progress, self._precision)
         return replicate(model, self.setting.device) if self.setting.place.size > 1 else model
 
     def _example(self) -> Tensor:
@@ -256,22 +259,28 @@ class Loop:
             gather=self.config.gather and self.setting.place.size > 1,
             scale=self._scaler.scale,
         )
+        parameters = list(parameters_of(self.optimizer))
         if self.config.clip_norm:
             self._scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(parameters_of(self.optimizer), self.config.clip_norm)
+        norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+        if self.config.clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         if self.average is not None:
             self.average.update(plan.step)
         self._note_visibility(batch, output)
         losses = parts.named()
+        if not self._scaler.is_enabled():
+            # With fp16 a gradient that overflows is no fault: the scaler leaves that step out.
+            losses["gradient"] = norm
         self._loss_names = tuple(losses)
         together = torch.stack([value.float() for value in losses.values()])
         return _Recent(plan, rate, mean_over_processes(together) if self.setting.place.size > 1 else together)
 
     def _prepare(self, plan: StepPlan, images: Tensor) -> Batch:
         targets, device = self.setting.targets, self.setting.device
-        rows = torch.from_numpy(plan.rows[: plan.count]).to(device, non_blocking=True)
+        rows = to_device(plan.rows[: plan.count], device)
         normal, parts, whole = augment(images, targets.parts[rows], targets.whole[rows], plan.draws.to(device))
         if not self.config.channels_last:
             normal = normal.contiguous()
@@ -294,7 +303,7 @@ class Loop:
             `steps`, their number, and what to show of the last one.
 
         Raises:
-            DataError: A loss is not finite.
+            DataError: A loss or a gradient is not finite; in the leader.
         """
         now = time.monotonic()
         recent, self._recent = self._recent, []
@@ -308,7 +317,8 @@ class Loop:
         self._looked = now
         for each, losses in zip(recent, values, strict=True):
             named = dict(zip(self._loss_names, losses, strict=True))
-            if named["loss"] - named["loss"] != 0:
+            if self.setting.place.leader and any(value - value != 0 for value in losses):
+                # The others would end before the leader has named the batch; they go on until they miss it.
                 raise self._not_finite(each.plan, named)
             self._epoch_losses.append(losses)
             if log is not None:
@@ -321,6 +331,7 @@ class Loop:
         if log is not None:
             log.flush()
         shown |= dict(zip(self._loss_names, values[-1], strict=True))
+        shown.pop("gradient", None)
         return shown | {"lr": recent[-1].rate, "epoch": f"{recent[-1].plan.epoch + 1}/{self.config.epochs}"}
 
     def _end_epoch(self, log: MetricsLog | None, tester: Tester | None) -> None:
@@ -330,6 +341,7 @@ class Loop:
             values: dict[str, Any] = dict(zip(self._loss_names, means, strict=True))
             values["lr"] = learning_rate(self.step - 1, self.per_epoch, self.config)
             values["seconds"] = self.seconds
+            values["steps"] = len(self._epoch_losses)  # Fewer than an epoch's where a resumed run began within one.
             if self._seen:
                 values["visibility_accuracy"] = self._visibility_accuracy()
             log.write("epoch", step=self.step, epoch=epoch, values=values)
@@ -355,7 +367,7 @@ class Loop:
             return {}
         predicted = torch.cat([each.visibility for each in self._seen])[known]
         parts = torch.cat([each.parts for each in self._seen])[known]
-        return from_samples(predicted, true_visibility(parts.float() / 255, self._model_config)).accuracy
+        return from_samples(predicted, true_visibility(parts.float() / 255, self._model_config, training=True)).accuracy
 
     def _save_is_due(self, ends_epoch: bool) -> bool:
         waited = (time.monotonic() - self._saved) / 60
@@ -370,9 +382,10 @@ class Loop:
             write_json(path, facts | {"images": names})
         bad = ", ".join(name for name, value in losses.items() if value - value != 0)
         return DataError(
-            f"the loss is not finite at step {plan.step + 1:,} (epoch {plan.epoch + 1}): {bad}",
+            f"the {'gradient' if bad == 'gradient' else 'loss'} is not finite at step {plan.step + 1:,} "
+            f"(epoch {plan.epoch + 1}): {bad}",
             where=path,
-            expected="a finite loss; the file names the images of that batch",
+            expected="finite numbers; the file names the images of that batch",
             hint="set train.clip_norm=5, lower train.lr, lengthen train.warmup_epochs, or use bf16 instead of fp16; "
             "the state saved before it is kept",
         )
@@ -391,7 +404,9 @@ class Loop:
         )
 
 
-def compiled(model: nn.Module, example: Callable[[], Tensor], progress: Progress) -> nn.Module:
+def compiled(
+    model: nn.Module, example: Callable[[], Tensor], progress: Progress, precision: Context = nullcontext
+) -> nn.Module:
     """`torch.compile` of the model, or the model itself with a message where compiling fails.
 
     Compiling happens at the first call, so one forward and backward pass is tried; running statistics and gradients
@@ -400,7 +415,9 @@ def compiled(model: nn.Module, example: Callable[[], Tensor], progress: Progress
     before = {name: value.clone() for name, value in model.named_buffers()}
     try:
         made = cast(nn.Module, torch.compile(model))
-        output: Output = made(example())
+        # In the precision of the steps: another one would be compiled anew, and could fail then.
+        with precision():
+            output: Output = made(example())
         output.whole.float().sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         # Any failure of the compiler, in whatever layer of it, leaves a model that works without.

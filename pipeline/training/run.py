@@ -117,6 +117,7 @@ def train(
         DeviceError: The device is not there or its memory is exhausted.
         KeyboardInterrupt: Stopped by Ctrl-C or SIGTERM, with the state saved.
     """
+    shutil.rmtree(workdir / f"{STATE_FOLDER}.discarded", ignore_errors=True)
     report = _finished(workdir)
     if report is not None:
         return report
@@ -193,8 +194,8 @@ def _train(
         batch = config.identities * config.instances // config.accumulate
         return calibrate(trained.eval(), feeder, targets_there, model, batch=batch, device=device, amp=config.amp)
 
-    def keep_best(trained: nn.Module, epoch: int) -> None:
-        best = dataclasses.replace(meta, epochs=epoch, thresholds=calibrated(trained).thresholds)
+    def keep_best(trained: nn.Module, epoch: int, found: Calibration) -> None:
+        best = dataclasses.replace(meta, epochs=epoch, thresholds=found.thresholds)
         save_checkpoint(workdir / BEST_FILE, trained, best)
 
     if place.leader:
@@ -220,7 +221,10 @@ def _train(
     report = _report(loop, store, targets, model, config, result, device, place)
     if place.leader:
         write_json(workdir / REPORT_FILE, dataclasses.asdict(report))
-        shutil.rmtree(state)
+        # By one rename, so that a kill leaves either a state to go on from or a finished run.
+        discarded = workdir / f"{STATE_FOLDER}.discarded"
+        state.rename(discarded)
+        shutil.rmtree(discarded)
     return report
 
 

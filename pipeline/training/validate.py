@@ -11,8 +11,8 @@ from pipeline.config import ModelConfig, Precision
 from pipeline.datasets.images import decode_batches
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import DataError
-from pipeline.matching.distance import PartSet, distance_matrix
-from pipeline.matching.metrics import rank_metrics
+from pipeline.matching.distance import PartSet, distance_blocks
+from pipeline.matching.metrics import RankStream
 from pipeline.model.embed import embed
 from pipeline.runtime.parallel import worker_count
 from pipeline.training.calibrate import Calibration
@@ -28,7 +28,7 @@ class TestSet:
         model: The network's configuration.
         device: Where the network is.
         amp: Precision of the forwards.
-        keep: Keeps the weights of the best network so far.
+        keep: Keeps the weights of the best network so far, with its thresholds.
         calibrated: Visibility thresholds for the network as it is now.
 
     Raises:
@@ -43,7 +43,7 @@ class TestSet:
         model: ModelConfig,
         device: torch.device,
         amp: Precision,
-        keep: Callable[[nn.Module, int], None],
+        keep: Callable[[nn.Module, int, Calibration], None],
         calibrated: Callable[[nn.Module], Calibration],
     ) -> None:
         self._dataset, self._model, self._device, self._amp = dataset, model, device, amp
@@ -54,22 +54,30 @@ class TestSet:
                 where=dataset.root,
                 hint="name a test set in data.tests, or set train.eval_every=0",
             )
-        self._calibrated = calibrated
-        self.keep = keep
+        self._calibrated, self._keep = calibrated, keep
+        self._calibration: Calibration | None = None
 
     def test(self, model: nn.Module) -> dict[str, float]:
         """Rank-1, mAP and mINP as fractions; images that cannot be read are left out."""
-        thresholds = torch.tensor(self._calibrated(model).thresholds, device=self._device)
+        self._calibration = self._calibrated(model)
+        thresholds = torch.tensor(self._calibration.thresholds, device=self._device)
         query, queries = self._embed(model, self._query, thresholds)
         gallery, others = self._embed(model, self._gallery, thresholds)
-        result = rank_metrics(
-            distance_matrix(query, gallery),
+        stream = RankStream(
             [record.pid for record in queries],
             [record.pid for record in others],
             [record.camid for record in queries],
             [record.camid for record in others],
         )
+        for block in distance_blocks(query, gallery):
+            stream.update(block)
+        result = stream.compute()
         return {"rank1": result.rank(1), "mAP": result.mAP, "mINP": result.mINP}
+
+    def keep(self, model: nn.Module, epoch: int) -> None:
+        """Keep the network that was tested last."""
+        assert self._calibration is not None, "test comes first"
+        self._keep(model, epoch, self._calibration)
 
     def _embed(
         self, model: nn.Module, records: tuple[Record, ...], thresholds: torch.Tensor

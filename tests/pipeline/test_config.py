@@ -209,3 +209,11 @@ def test_a_list_that_is_no_list_says_how_one_is_written():
     with pytest.raises(ConfigError) as caught:
         load_config(overrides=["data.tests=csv:a.csv"])
     assert caught.value.expected == '["...", "..."]'
+
+
+@pytest.mark.parametrize(("given", "near"), [("resnet5O", "did you mean 'resnet50'?"), ("vgg16", "no such backbone")])
+def test_a_backbone_that_is_none_is_named_before_any_work(given, near):
+    with pytest.raises(ConfigError, match=r"model\.backbone") as caught:
+        load_config(overrides=[f"model.backbone={given}"])
+    assert near in str(caught.value)
+    assert load_config(overrides=["model.backbone=timm:resnet26d"]).model.backbone == "timm:resnet26d"

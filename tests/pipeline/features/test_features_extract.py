@@ -157,6 +157,31 @@ def test_nothing_readable_and_nothing_at_all(tmp_path: Path, dataset: Dataset, c
     assert not list(tmp_path.glob("f.h5*"))
 
 
+def test_parts_of_a_killed_run_of_several_processes_are_cleared_away(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path
+) -> None:
+    left = tmp_path / "f.h5.part1-of-2.partial"
+    left.write_bytes(b"left")
+    run(tmp_path / "f.h5", dataset, checkpoint)
+    assert sorted(path.name for path in tmp_path.glob("f.h5*")) == ["f.h5"]
+
+
+def test_a_process_without_one_readable_image_leaves_the_others_theirs(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for record in dataset.records[:8]:
+        dataset.path_of(record).write_bytes(b"")
+    # Two processes, one after the other; the barrier is where they would wait.
+    monkeypatch.setattr(extract_module.dist, "barrier", lambda: None)
+    for rank in (1, 0):
+        monkeypatch.setattr(extract_module, "world", lambda rank=rank: World(rank, 2))
+        report = run(tmp_path / "f.h5", dataset, checkpoint)
+    assert report.done == 3
+    assert [each.path for each in report.failed] == [record.path for record in dataset.records[:8]]
+    assert FeatureFile.open(tmp_path / "f.h5").names().tolist() == [record.path for record in dataset.records[8:]]
+    assert sorted(path.name for path in tmp_path.glob("f.h5*")) == ["f.h5"]
+
+
 def test_an_unfinished_file_of_another_checkpoint_is_refused(
     tmp_path: Path, dataset: Dataset, checkpoint: Path
 ) -> None:

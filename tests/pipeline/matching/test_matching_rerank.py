@@ -12,7 +12,7 @@ import torch
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.matching import rerank
-from pipeline.matching.distance import PartSet, Rule, distance_matrix
+from pipeline.matching.distance import PartSet, Rule, RuleName, distance_matrix
 from pipeline.matching.metrics import rank_metrics
 from pipeline.matching.rerank import expand_queries, k_reciprocal, k_reciprocal_from_distances
 
@@ -135,3 +135,10 @@ def test_what_is_refused() -> None:
         k_reciprocal_from_distances(np.ones((2, 3)), np.ones((2, 2)), np.ones((2, 2)))
     with pytest.raises(DataError, match="not a number"):
         k_reciprocal_from_distances(np.full((2, 3), np.nan), np.ones((2, 2)), np.ones((3, 3)))
+
+
+@pytest.mark.parametrize("rule", ["sum", "query"])
+def test_query_expansion_refuses_rules_whose_distances_are_sums(rule: RuleName) -> None:
+    with pytest.raises(ConfigError, match="query expansion") as caught:
+        expand_queries(made_up(4, 1), made_up(9, 2), rule=Rule(rule))
+    assert "shrunk" in str(caught.value.expected)

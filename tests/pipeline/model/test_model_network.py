@@ -222,8 +222,28 @@ def test_attention_multiplies_features_by_mask_and_channel_weights() -> None:
     weights = torch.sigmoid(attention.channel(features.mean((2, 3), keepdim=True)))
     torch.testing.assert_close(masked, features * torch.sigmoid(logits) * weights)
     assert attention.spatial[0].weight.shape[:2] == (32, 256), "gamma = 8"
+    assert attention.scale == pytest.approx(2048 / 288), "logits move as far as those of 2,048 inputs would"
     assert WholeBodyAttention(24, 8).spatial[0].weight.shape[0] == 16, "narrow backbones keep 16"
     assert LocalAttention(16, 2).shared[0].weight.shape[:2] == (8, 16), "gamma_1 = 2"
+
+
+def test_the_whole_body_mask_is_taught_by_masks_alone() -> None:
+    torch.manual_seed(0)
+    attention = WholeBodyAttention(24, 8)
+    masked, logits = attention(torch.randn(2, 24, 8, 4))
+    masked.sum().backward(retain_graph=True)
+    assert attention.mask.weight.grad is None
+    assert attention.channel[0].weight.grad is not None
+    logits.sum().backward()
+    assert attention.mask.weight.grad.abs().sum() > 0
+    assert attention.spatial[0].weight.grad.abs().sum() > 0
+
+
+def test_the_whole_body_mask_starts_near_one_half() -> None:
+    network = build_model(tiny(), 3).eval()
+    logits = network(torch.randn(2, 3, 64, 32)).whole_mask_logits
+    assert logits is not None
+    assert (torch.sigmoid(logits) - 0.5).abs().max() < 0.2
 
 
 def test_the_whole_body_mask_looks_further_than_a_shirt() -> None:

@@ -130,6 +130,8 @@ def test_strip_pooling_and_visibility_equal_loops(seed: int, start: int) -> None
     bounds = spatial.strip_bounds(torch.tensor([start, 0]), ROWS, SHARES)
     strips = spatial.strip_masks(bounds, ROWS)
     pooled = spatial.pool_strips(features, strips)
+    body = parts.amax(1)
+    weighted = spatial.pool_strips(features, strips, body)
     mean, peak = spatial.strip_visibility(parts, strips)
     for image in range(2):
         (a, b), (c, d), (e, f) = bounds[image].tolist()
@@ -137,7 +139,21 @@ def test_strip_pooling_and_visibility_equal_loops(seed: int, start: int) -> None
             picked = features[image][:, list(rows)]
             expected = picked.mean((1, 2)) if len(rows) else torch.zeros(5)
             torch.testing.assert_close(pooled[image, index], expected)
+            weights = body[image][list(rows)]
+            expected = (picked * weights).sum((1, 2)) / weights.sum() if len(rows) else torch.zeros(5)
+            torch.testing.assert_close(weighted[image, index], expected)
             if index < 3:
                 union = parts[image].amax(0)[list(rows)]
                 torch.testing.assert_close(mean[image, index], union.mean() if len(rows) else torch.tensor(0.0))
                 torch.testing.assert_close(peak[image, index], union.max() if len(rows) else torch.tensor(0.0))
+
+
+def test_what_is_beside_the_body_has_no_part_in_a_strip_weighted_by_it() -> None:
+    features = torch.zeros(1, 1, ROWS, COLUMNS)
+    body = torch.zeros(1, ROWS, COLUMNS)
+    body[:, :, :2] = 1
+    features[:, :, :, 2:] = 9
+    strips = spatial.strip_masks(spatial.strip_bounds(torch.tensor([0]), ROWS, SHARES), ROWS)
+    assert spatial.pool_strips(features, strips, body).abs().max() == 0
+    assert spatial.pool_strips(features, strips).min() > 0
+    assert spatial.pool_strips(features, strips, torch.zeros_like(body)).isfinite().all()

@@ -180,6 +180,12 @@ def test_imagenet_weights_are_packed_without_classifier_and_counters(tmp_path: P
         tool.packed(torchvision.models.resnet18(weights=None).state_dict())
 
 
+def test_a_checkpoint_whose_whole_body_mask_had_another_scale_is_refused(checkpoint: Path) -> None:
+    rewrite(checkpoint, without=frozenset({"whole_attention.mask.weight"}), format=3)
+    with pytest.raises(WeightsError, match=r"format 3.*needs 'whole_attention\.mask\.weight' now"):
+        weights.load_checkpoint(checkpoint)
+
+
 def test_checkpoints_of_format_2(checkpoint: Path) -> None:
     rewrite(checkpoint, without=frozenset({"part_centres", "whole_centre"}), format=2)
     with pytest.raises(WeightsError, match=r"format 2.*needs 'part_centres' now") as caught:

@@ -3,7 +3,7 @@ import torch
 
 from pipeline.errors import DeviceError
 from pipeline.runtime.allocator import tune_allocator
-from pipeline.runtime.device import autocast, device_label, memory_exhausted, resolve_device
+from pipeline.runtime.device import autocast, constant, device_label, memory_exhausted, resolve_device
 
 
 def test_auto_is_a_device_that_computes():
@@ -91,3 +91,13 @@ def test_the_allocator_is_tuned_where_there_is_glibc(monkeypatch):
     assert tune_allocator.__wrapped__() is expected
     monkeypatch.setattr(platform, "libc_ver", lambda: ("musl", "1.2"))
     assert tune_allocator.__wrapped__() is False
+
+
+def test_constants_are_made_once_and_can_be_trained_with_whoever_asked_first():
+    with torch.inference_mode():
+        first = constant((0.25, 0.5), torch.device("cpu"))
+    assert constant((0.25, 0.5), torch.device("cpu")) is first
+    assert first.tolist() == [0.25, 0.5]
+    weight = torch.ones(2, requires_grad=True)
+    (weight * first).sum().backward()
+    assert weight.grad.tolist() == [0.25, 0.5]

@@ -23,7 +23,7 @@ from pipeline.errors import (
 )
 from pipeline.parsing import versions
 from pipeline.runtime.files import read_json, write_json
-from pipeline.stages import bodies
+from pipeline.stages import bodies, graph
 from pipeline.stages.execute import execute, stage_range
 from pipeline.stages.graph import STAGE_NAMES, needed
 from pipeline.stages.plan import plan
@@ -244,6 +244,16 @@ def test_a_new_version_of_a_stage_makes_it_anew(configure, fakes):
     assert fakes.took() == ["extract", "eval"]
     states = status(configure(), stages=[dataclasses.replace(s, format_version=3) for s in fakes.stages])
     assert "another version of sgsfa makes this stage differently" in states[0].reasons
+
+
+def test_the_network_s_version_concerns_only_networks_that_it_changes(configure, run, monkeypatch):
+    untouched = ("model.whole_attention=false", "model.necks=true", "model.whole_dim=64")
+    for changes, stages in (((), ["train", "extract", "eval"]), (untouched, []), (("model.kind=baseline",), [])):
+        config = configure(*changes)
+        run(config)
+        with monkeypatch.context() as patch:
+            patch.setattr(graph, "_NETWORK", "raised")
+            assert run(config)[0] == stages
 
 
 # Several test sets

@@ -409,6 +409,56 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path, wor
     assert_equal_weights(work["folder"], tmp_path)
 
 
+def test_a_gradient_that_is_not_finite_stops_before_it_is_saved(tmp_path: Path, work: dict[str, Any]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        before = loop_module.backward
+        calls = 0
+
+        def poison(model: Any, *arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            found = before(model, *arguments, **options)
+            if calls == 3:
+                next(model.parameters()).grad.fill_(torch.inf)
+            return found
+
+        patch.setattr(loop_module, "backward", poison)
+        with pytest.raises(DataError, match="the gradient is not finite at step 3"):
+            train(tmp_path, **work["arguments"])
+    train(tmp_path, **work["arguments"])
+    assert_equal_weights(work["folder"], tmp_path)
+
+
+def test_a_kill_while_the_state_is_cleared_away_loses_nothing(
+    tmp_path: Path, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(folder: Path, **_: object) -> None:
+        (folder / "state.safetensors").unlink(missing_ok=True)
+        if folder.exists():
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, **work["arguments"])
+    monkeypatch.setattr(run_module, "_train", lambda *_, **__: pytest.fail("trained again"))
+    report = train(tmp_path, **work["arguments"])
+    assert report.steps == work["report"].steps
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in work["folder"].iterdir()} - {
+        "curves.png"
+    }
+
+
+def test_the_best_network_is_calibrated_once(
+    tmp_path: Path, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, calls = run_module.calibrate, []
+    monkeypatch.setattr(run_module, "calibrate", lambda *a, **k: calls.append(1) or before(*a, **k))
+    report = train(tmp_path, **work["arguments"])
+    assert len(calls) == report.epochs + 1
+    assert (tmp_path / "best.safetensors").read_bytes() == (work["folder"] / "best.safetensors").read_bytes()
+
+
 def test_exhausted_memory_ends_with_advice_and_a_state_to_go_on_from(tmp_path: Path, work: dict[str, Any]) -> None:
     def exhausted() -> None:
         raise torch.OutOfMemoryError("no memory")
