@@ -31,9 +31,9 @@ class WholeBodyAttention(nn.Module):
     At stride 4 a cell of the features has seen 19 pixels in MobileNetV2 and 35 in ResNet-50, in which a shirt and a
     wall are alike; with the dilated convolutions its mask sees 91 and 107.
 
-    The mask is taught by the parser's masks alone: the gradient of the identity losses, to which it is a factor on every
-    cell, drowned theirs, and the mask stayed flat (docs/results.md). Its logits are scaled, as those of `Head` are, to
-    learn at the pace of a long feature.
+    The mask is taught by the parser's masks alone: the gradient of the identity losses, to which it is a factor on
+    every cell, drowned theirs, and the mask stayed flat (docs/results.md). Its logits are scaled, as those of `Head`
+    are, to learn at the pace of a long feature.
 
     Args:
         channels: C of the features.

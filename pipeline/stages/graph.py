@@ -24,7 +24,7 @@ from pipeline.stages.stage import Stage
 
 _FILE = "FILE"
 _NETWORK = 3
-"""Version of the SGSFA network. 3: the whole-body mask is taught by masks alone, and strips of `paper` are calibrated by
+"""Version of the SGSFA network. 3: the whole-body mask is taught by masks alone, strips of `paper` are calibrated by
 its own head row. 2: features without necks are centred, the whole-body mask has a wider view."""
 _LABEL_MAP_SUFFIXES = (".png", ".npy")
 _PARSER_ENTRY_POINTS = "sgsfa.parsers"
