@@ -486,7 +486,8 @@ def _refuse_unknown(model: type[Section], table: Mapping[str, Any], origin: str,
     for name, value in table.items():
         info = model.model_fields.get(name)
         if info is None:
-            near = suggestion(name, model.model_fields) or suggestion(prefix + name, known_keys())
+            near = suggestion(prefix + name, [prefix + field for field in model.model_fields])
+            near = near or suggestion(prefix + name, known_keys())
             raise ConfigError(f"unknown key {prefix + name!r}", where=origin, hint=near)
         section = _section_of(info)
         if section is None:
@@ -521,7 +522,8 @@ def _explain(error: ValidationError, tables: Sequence[tuple[str, Mapping[str, An
     info = _field(names[:2])
     if info is not None:
         choices = [str(choice) for choice in get_args(info.annotation) if isinstance(choice, str)]
-        expected = " | ".join(choices) or info.description
+        # Pydantic's own messages say what would be right; ours may not.
+        expected = " | ".join(choices) or (None if message.startswith("Input should") else info.description)
         if first["type"] == "tuple_type":
             expected = '["...", "..."]' if get_args(info.annotation)[0] is str else "[..., ...]"
         if choices and isinstance(found, str) and (near := suggestion(found, choices)):

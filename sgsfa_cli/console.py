@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import typer
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
     from rich.console import Console, RenderableType
     from rich.progress import Progress as Bars
     from rich.table import Table
@@ -49,11 +50,11 @@ def err() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def emit(obj: object, *, json: bool, draw: Callable[[], RenderableType]) -> None:
+def emit(obj: Mapping[str, object] | DataclassInstance, *, json: bool, draw: Callable[[], RenderableType]) -> None:
     """Print a result.
 
     Args:
-        obj: The result as data: dataclasses, mappings, sequences, paths, numbers, arrays.
+        obj: The result as data: a dataclass or a mapping of dataclasses, mappings, sequences, paths, numbers, arrays.
         json: Print `obj` as JSON, and nothing else, to standard output.
         draw: Else makes what a person sees: a string (with Rich markup), a table, a group.
     """

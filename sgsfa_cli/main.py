@@ -66,6 +66,10 @@ class Commands(TyperGroup):
         entry = next((entry for entry in ENTRIES if entry.name == name), None)
         return name, None if entry is None else load_command(entry), rest
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The group's own options."""
+        return _without_values(super().get_params(ctx))
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command; errors become a panel and an exit code."""
         with console.guard():
@@ -80,12 +84,19 @@ def load_command(entry: Entry) -> Any:
 
 def _tidy(command: Any) -> Any:
     """Have help show a flag as `--json`, not as `--json <bool>`, which it does not take."""
-    for parameter in command.params:
-        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
-            parameter.metavar = ""
+    listed = command.get_params
+    # What is listed has the option --help, which is no parameter of the command itself.
+    command.get_params = lambda ctx: _without_values(listed(ctx))
     for other in getattr(command, "commands", {}).values():
         _tidy(other)
     return command
+
+
+def _without_values(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+            parameter.metavar = ""
+    return parameters
 
 
 app = typer.Typer(

@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
+    from pipeline.runtime.progress import Progress
 
 DEFAULT_FILE = Path("sgsfa.toml")
 
@@ -53,14 +54,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; warnings stay.")]
 
 
-def command_app(help_text: str | None = None) -> typer.Typer:
+def command_app(help_text: str | None = None, *lines: str) -> typer.Typer:
     """The `app` that each module in `sgsfa_cli.commands` defines.
 
     Args:
         help_text: For a group, its description; a single command's stands in its docstring.
+        lines: For a group, examples.
     """
     return typer.Typer(
         help=help_text,
+        epilog=examples(*lines) if lines else None,
         no_args_is_help=help_text is not None,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -101,3 +104,12 @@ def load(config: Path | None, preset: str | None, overrides: Sequence[str] | Non
     if config is None and preset is None and DEFAULT_FILE.is_file():
         config = DEFAULT_FILE
     return load_config(config, preset=preset, overrides=overrides or ())
+
+
+def warn_of_defaults(settings: RunConfig, config: Path | None, preset: str | None, progress: Progress) -> None:
+    """Say that nothing was configured before a long run begins, on rendered people: most likely the folder is wrong."""
+    if config is None and preset is None and not DEFAULT_FILE.is_file() and settings.data.source == "rendered":
+        progress.warn(
+            f"there is no {DEFAULT_FILE} here, and neither -c nor --preset was given: the defaults apply, and the "
+            "people are rendered (data.source)"
+        )

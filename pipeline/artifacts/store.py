@@ -126,7 +126,11 @@ class ArtifactStore:
             ArtifactError: The folder is not one.
         """
         if not (folder / MANIFEST).exists():
-            read_manifest(folder)
+            raise ArtifactError(
+                "this folder is no artifact: it has no manifest" if folder.is_dir() else "there is no such folder",
+                where=folder,
+                expected=f"a folder <stage>/<run>-<fingerprint> with {MANIFEST}, as `sgsfa artifacts list` shows them",
+            )
         return _look(folder)
 
     @contextlib.contextmanager

@@ -81,7 +81,8 @@ def as_error(faults: Sequence[Fault], spec: str) -> DataError:
     hint = f"`sgsfa data check {spec}` lists everything that is wrong"
     first = faults[0]
     if len(faults) == 1:
-        return DataError(first.found, where=first.where, expected=first.expected, hint=first.hint or hint)
+        # The list would say this one thing again.
+        return DataError(first.found, where=first.where, expected=first.expected, hint=first.hint)
     lines = [f"{len(faults)} faults in the data set"]
     lines += [f"  {fault.where}: {fault.found}{_expected(fault)}" for fault in faults[:_SHOWN]]
     if len(faults) > _SHOWN:

@@ -141,7 +141,10 @@ def list_images(folder: Path, log: ReadLog, *, deep: bool = False) -> list[str]:
             relative = name if prefix == "." else f"{prefix}/{name}"
             (found if _ending(name).lower() in SUFFIXES else others).append(relative)
     if others:
-        log.note(f"{len(others)} files in {folder.name} are no images by their names, {min(others)!r} among them")
+        if len(others) == 1:
+            log.note(f"one file in {folder.name} is no image by its name: {others[0]!r}")
+        else:
+            log.note(f"{len(others)} files in {folder.name} are no images by their names, {min(others)!r} among them")
     return [name for name in sorted(found) if _is_utf8(name, folder, log)]
 
 

@@ -465,7 +465,12 @@ def _open_hdf5(path: Path, mode: str) -> Iterator[h5py.File]:
         with path.open("rb") as stream:
             signature = stream.read(len(_SIGNATURE))
         if signature != _SIGNATURE:
-            raise ValueError("it is no HDF5 file, or its beginning is damaged")
+            raise FormatError(
+                "this is no HDF5 file, or its beginning is damaged",
+                where=path,
+                expected="a file that `sgsfa masks build` wrote",
+                hint="if it was one, move it away and build it again",
+            )
         with h5py.File(path, mode) as file:
             yield file
 

@@ -95,9 +95,9 @@ def export_masks(file: MaskFile, out: Path, layout: str, *, progress: Progress =
 
 def _write_npz(masks: Masks, out: Path) -> None:
     if out.suffix != ".npz":
-        raise ConfigError("the archive needs the ending .npz", where=out)
+        raise ConfigError("the archive needs the ending .npz", where=out, expected="a name such as masks.npz")
     if out.exists():
-        raise ConfigError("there is a file already", where=out)
+        raise ConfigError("there is a file already", where=out, expected="a new file")
     with atomic_write(out) as temporary:
         np.savez_compressed(
             temporary,

@@ -46,6 +46,9 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
         raise DeviceError(f"the parser {spec} does not fit into the memory of the device ({device})") from error
 
 
+_WITH_ARGUMENT = ("schp:FILE", "onnx:FILE", "torchscript:FILE", "label-maps:DIR")
+
+
 def _load(spec: str, label_set: str | None, device: str) -> Parser:
     kind, _, argument = spec.partition(":")
     if kind == "builtin":
@@ -70,8 +73,9 @@ def _load(spec: str, label_set: str | None, device: str) -> Parser:
         known = ("builtin", "schp", "onnx", "torchscript", "label-maps", *sorted(installed))
         raise ConfigError(
             f"there is no parser {spec!r}",
-            expected=" | ".join(known),
-            hint=suggestion(kind, known) or "`sgsfa masks build --help` lists the parsers",
+            expected=" | ".join(["builtin", *_WITH_ARGUMENT, *sorted(installed)]),
+            hint=suggestion(spec, [f"{each}:{argument}" if argument else each for each in known])
+            or "`sgsfa masks build --help` lists the parsers",
         )
     return _from_package(installed[kind], argument, label_set, device)
 

@@ -134,9 +134,7 @@ def check_size(ids: int, cameras: int, shots: int) -> None:
         ConfigError: Too few or too many identities, fewer than two cameras, no shots.
     """
     if ids < 2:
-        raise ConfigError(
-            f"{ids} identities are too few", where="ids", expected="2 or more: one to train and one to test"
-        )
+        raise ConfigError(f"{ids} is too few", where="ids", expected="2 or more: one to train and one to test")
     if _first_distractor(ids) + distractor_count(ids) > CAPACITY:
         most = int(CAPACITY / (1 + DISTRACTOR_SHARE)) - 1
         raise ConfigError(
@@ -146,6 +144,6 @@ def check_size(ids: int, cameras: int, shots: int) -> None:
             hint="render two sets with different seeds",
         )
     if cameras < 2:
-        raise ConfigError(f"{cameras} cameras are too few", where="cameras", expected="2 or more, to match across them")
+        raise ConfigError(f"{cameras} is too few", where="cameras", expected="2 or more, to match across them")
     if shots < 1:
-        raise ConfigError(f"{shots} shots are too few", where="shots", expected="1 or more")
+        raise ConfigError(f"{shots} is too few", where="shots", expected="1 or more")

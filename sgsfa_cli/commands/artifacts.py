@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.artifacts.store import Artifact, Removal
     from pipeline.config import RunConfig
 
-app = command_app("List, verify and prune what runs have left.")
+app = command_app("List, verify and prune what runs have left.", "sgsfa artifacts list", "sgsfa artifacts verify")
 
 RootOption = Annotated[Path, typer.Option("--root", metavar="FOLDER", help="The artifacts folder.", show_default=True)]
 _ROOT = Path("artifacts")
@@ -30,7 +30,7 @@ def list_artifacts(root: RootOption = _ROOT, json: JsonOption = False) -> None:
 
     found = ArtifactStore(root).list()
     console.emit(
-        [_as_data(artifact) for artifact in found],
+        {"artifacts": [_as_data(artifact) for artifact in found]},
         json=json,
         draw=lambda: (
             console.table(
@@ -45,7 +45,7 @@ def list_artifacts(root: RootOption = _ROOT, json: JsonOption = False) -> None:
 @app.command(epilog=examples("sgsfa artifacts verify", "sgsfa artifacts verify artifacts/masks/demo-1a2b3c4d"))
 def verify(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Artifacts to verify; without any: all.")
+        list[Path] | None, typer.Argument(metavar="FOLDER", help="Artifacts to verify; without any: all.")
     ] = None,
     root: RootOption = _ROOT,
     json: JsonOption = False,
@@ -66,7 +66,7 @@ def verify(
             raise ArtifactError("there is no artifact to verify", where=root, hint="`sgsfa run` makes some")
     faults = {artifact.path: store.verify(artifact) for artifact in chosen}
     console.emit(
-        [{"path": path, "sound": not found, "faults": found} for path, found in faults.items()],
+        {"artifacts": [{"path": path, "sound": not found, "faults": found} for path, found in faults.items()]},
         json=json,
         draw=lambda: console.table(
             "Artifact",

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from pipeline.datasets.kind import Count, KindInfo
     from pipeline.datasets.records import Split
 
-app = command_app("Check, list, preview and render data sets.")
+app = command_app(
+    "Check, list, preview and render data sets.", "sgsfa data check market1501:/data/Market-1501", "sgsfa data list"
+)
 
 _SHOWN = 30
 
@@ -72,7 +74,7 @@ def list_kinds(json: JsonOption = False) -> None:
     from pipeline.datasets.registry import kinds
 
     infos = kinds()
-    console.emit([_kind_table(info) for info in infos], json=json, draw=lambda: _draw_kinds(infos))
+    console.emit({"kinds": [_kind_table(info) for info in infos]}, json=json, draw=lambda: _draw_kinds(infos))
 
 
 @app.command(

@@ -116,7 +116,7 @@ def _extract_images(
     ]
     if data is None or checkpoint is None or out is None:
         raise ConfigError(
-            f"{' and '.join(missing)} is missing",
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
             expected="sgsfa extract --checkpoint FILE --data KIND:PATH --out FILE",
             hint="without all three, the test sets of the configured run are extracted",
         )

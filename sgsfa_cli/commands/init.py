@@ -19,7 +19,7 @@ app = command_app()
     )
 )
 def init(
-    file: Annotated[Path, typer.Argument(metavar="[FILE]", help="Where to write.", show_default=True)] = DEFAULT_FILE,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write.", show_default=True)] = DEFAULT_FILE,
     preset: PresetOption = None,
     overrides: SetOption = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,

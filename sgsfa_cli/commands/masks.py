@@ -29,7 +29,11 @@ if TYPE_CHECKING:
     from pipeline.masks.stats import MaskStats
     from pipeline.parsing.labels import Grouping, LabelSet
 
-app = command_app("Part masks: build them, look at them, hand them on.")
+app = command_app(
+    "Part masks: build them, look at them, hand them on.",
+    "sgsfa masks build folder:photos",
+    "sgsfa masks labels lip-20",
+)
 
 DEFAULT_OUT = Path("masks.h5")
 
@@ -53,7 +57,7 @@ def build(
     data: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KIND:PATH]",
+            metavar="KIND:PATH",
             help="A data set or a folder of images. Without it: the masks of the configured run, as its stage.",
         ),
     ] = None,
@@ -162,7 +166,7 @@ def build(
 def inspect(
     file: FileArgument,
     image: Annotated[
-        str | None, typer.Argument(metavar="[IMAGE]", help="An image's name in the file, or its last part.")
+        str | None, typer.Argument(metavar="IMAGE", help="An image's name in the file, or its last part.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -273,7 +277,7 @@ def export(
     epilog=examples("sgsfa masks labels", "sgsfa masks labels atr-18", "sgsfa masks labels lip-20 --grouping ssp")
 )
 def labels(
-    label_set: Annotated[str | None, typer.Argument(metavar="[SET]", help="A label set, or a TOML file.")] = None,
+    label_set: Annotated[str | None, typer.Argument(metavar="SET", help="A label set, or a TOML file.")] = None,
     grouping: Annotated[str, typer.Option(metavar="NAME", help="A grouping, or a TOML file.")] = "spreid",
     json: JsonOption = False,
 ) -> None:
@@ -285,7 +289,7 @@ def labels(
         rows = [(entry.name, entry.count, *_part_counts(entry), ", ".join(grouping_names(entry))) for entry in sets]
         title = "Labels in each part; `sgsfa masks labels SET` names them"
         console.emit(
-            sets,
+            {"label_sets": sets},
             json=json,
             draw=lambda: console.table(
                 "Set", "Labels>", "Head>", "Upper>", "Lower>", "Shoes>", "Groupings", rows=rows, title=title

@@ -16,6 +16,7 @@ from sgsfa_cli.options import (
     command_app,
     examples,
     load,
+    warn_of_defaults,
 )
 from sgsfa_cli.torchrun import joined, leading
 
@@ -64,13 +65,18 @@ def run(
     with leading():
         settings = load(config, preset, overrides)
         progress = console.progress(quiet=quiet)
+        warn_of_defaults(settings, config, preset, progress)
         if dry_run:
             from pipeline.stages.status import status
 
             states = status(settings, progress=progress)
             work = _work(states, from_stage, until, force)
             console.emit(
-                [{"stage": state.stage, "would_run": state.stage in work, "state": state.state} for state in states],
+                {
+                    "stages": [
+                        {"stage": each.stage, "would_run": each.stage in work, "state": each.state} for each in states
+                    ]
+                },
                 json=json,
                 draw=lambda: _draw_plan(states, work),
             )

@@ -70,7 +70,7 @@ def search(
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
     query = embed(images, checkpoint, settings.extract)
     found = find(query, gallery, k=top, config=settings.matching, progress=console.progress(quiet=quiet))
-    console.emit(found, json=json, draw=lambda: _draw(found))
+    console.emit({"found": found}, json=json, draw=lambda: _draw(found))
 
 
 def _draw(found: tuple[Found, ...]) -> RenderableType:

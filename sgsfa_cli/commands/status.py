@@ -48,7 +48,7 @@ def status(
 
     settings = load(config, preset, overrides)
     states = stages_status(settings, progress=console.progress(quiet=quiet))
-    console.emit(states, json=json, draw=lambda: _draw(states))
+    console.emit({"stages": states}, json=json, draw=lambda: _draw(states))
 
 
 def _draw(states: list[StageStatus]) -> RenderableType:

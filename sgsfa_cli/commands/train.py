@@ -18,6 +18,7 @@ from sgsfa_cli.options import (
     examples,
     load,
     overriding,
+    warn_of_defaults,
 )
 from sgsfa_cli.torchrun import joined, leading
 
@@ -97,6 +98,7 @@ def train(
         from pipeline.training.run import REPORT_FILE
 
         progress = console.progress(quiet=quiet)
+        warn_of_defaults(settings, config, preset, progress)
         if force:
             # Only the training is done anew; what it needs is made if it is missing.
             names = needed(settings)

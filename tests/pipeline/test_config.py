@@ -49,7 +49,7 @@ def test_a_preset_given_outright_replaces_the_file_s_own(tmp_path):
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("train.epoch=3", "did you mean 'epochs'?"),
+        ("train.epoch=3", "did you mean 'train.epochs'?"),
         ("epochs=3", "did you mean 'train.epochs'?"),
         ("matchin.rule=mean", "did you mean 'matching'?"),
     ],

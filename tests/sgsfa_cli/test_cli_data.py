@@ -99,7 +99,7 @@ def test_list_names_every_kind(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     ):
         assert part in text
     assert run(monkeypatch, "data", "list", "--json") == 0
-    kinds = json.loads(capsys.readouterr().out)
+    kinds = json.loads(capsys.readouterr().out)["kinds"]
     assert len(kinds) == 12
     market = next(kind for kind in kinds if kind["name"] == "market1501")
     assert market["counts"][""]["gallery"] == {"images": 15_913, "ids": 750, "each": None}

@@ -194,7 +194,7 @@ def embedded(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("embedded")
 def test_search_and_compare(features: Path) -> None:
     arguments = ("search", "0.jpg", "1.jpg", "--gallery", features, "--checkpoint", "m.safetensors", "-k", 3, "-q")
-    found = json.loads(run(*arguments, "--json").stdout)
+    found = json.loads(run(*arguments, "--json").stdout)["found"]
     assert [len(one["hits"]) for one in found] == [3, 3]
     assert found[0]["hits"][0]["pid"] == 0
     text = run(*arguments).output

@@ -89,7 +89,13 @@ def test_help_of_every_command(words):
         result = runner.invoke(main.app, [words, option])
         assert result.exit_code == 0
         assert "Usage" in result.output
-        assert "--json <bool>" not in result.output
+        assert "<bool>" not in result.output
+        assert "[[" not in result.output
+        assert "Examples:" in result.output
+
+
+def test_help_of_the_program_shows_flags_without_values():
+    assert "<bool>" not in runner.invoke(main.app, ["--help"]).output
 
 
 def test_the_entries_are_the_modules():

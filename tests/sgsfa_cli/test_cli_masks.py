@@ -110,4 +110,4 @@ def test_labels(tmp_path: Path) -> None:
     assert "whole body only" in lip
     assert "cannot give: shoes" in sgsfa("labels", "pascal-7").stdout
     assert as_json(sgsfa("labels", "pascal-7", "--json"))["grouping"]["parts"][3] is None
-    assert len(as_json(sgsfa("labels", "--json"))) == 8
+    assert len(as_json(sgsfa("labels", "--json"))["label_sets"]) == 8

@@ -70,7 +70,9 @@ def sgsfa(folder):
 
 
 def data(result):
-    return json.loads(result.stdout)
+    found = json.loads(result.stdout)
+    assert isinstance(found, dict), "--json prints one object"
+    return found
 
 
 # run
@@ -94,17 +96,32 @@ def test_run_as_json(sgsfa):
 
 def test_a_dry_run_tells_and_does_nothing(sgsfa, folder):
     plan = data(sgsfa("run", "--dry-run", "--json"))
-    assert [stage["would_run"] for stage in plan] == [True] * 4
+    assert [stage["would_run"] for stage in plan["stages"]] == [True] * 4
     assert not list((folder / "artifacts").glob("[a-z]*"))  # but the remembered hashes
     sgsfa("run")
     changed = ("--set", "matching.rule=mean", "--dry-run")
     plan = data(sgsfa("run", *changed, "--json"))
-    assert [stage["stage"] for stage in plan if stage["would_run"]] == ["eval"]
+    assert [stage["stage"] for stage in plan["stages"] if stage["would_run"]] == ["eval"]
     text = sgsfa("run", *changed).stdout
     assert "would run" in text
     assert "matching.rule: 'shrunk' -> 'mean'" in text
     plan = data(sgsfa("run", "--force", "--from", "extract", "--dry-run", "--json"))
-    assert [stage["stage"] for stage in plan if stage["would_run"]] == ["extract", "eval"]
+    assert [stage["stage"] for stage in plan["stages"] if stage["would_run"]] == ["extract", "eval"]
+
+
+def test_a_run_of_defaults_alone_says_that_nothing_was_configured(sgsfa, folder):
+    assert "there is no sgsfa.toml here" not in sgsfa("run", "--dry-run").stderr
+    (folder / "sgsfa.toml").unlink()
+    assert "the people are rendered" in " ".join(sgsfa("run", "--dry-run").stderr.split())
+    assert "there is no sgsfa.toml" not in sgsfa("run", "--dry-run", "--preset", "demo").stderr
+
+
+def test_verify_sends_nobody_to_delete_a_folder_of_photographs(sgsfa, folder):
+    (folder / "photos").mkdir()
+    for name, found in (("photos", "no artifact"), ("nowhere", "no such folder")):
+        text = sgsfa("artifacts", "verify", name, code=2).stderr
+        assert found in text
+        assert "delete" not in text
 
 
 def test_run_refuses_stages_that_are_none(sgsfa):
@@ -127,7 +144,7 @@ def test_rejected_masks_are_listed_and_end_with_3(sgsfa, rejected):
 
 def test_bad_input_is_one_panel_and_2(sgsfa, folder):
     for arguments, part in (
-        (("--set", "train.epoch=3"), "did you mean 'epochs'?"),
+        (("--set", "train.epoch=3"), "did you mean 'train.epochs'?"),
         (("--set", "data.source=csv:nowhere.csv"), "nowhere.csv"),
         (("--config", "nowhere.toml"), "nowhere.toml"),
         (("--preset", "dmo"), "did you mean 'demo'?"),
@@ -149,7 +166,7 @@ def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(sgsfa, monkeypatch):
     monkeypatch.setitem(execute.execute.__kwdefaults__, "stages", stages)
     assert "the same command goes on" in sgsfa("run", code=130).stderr
     monkeypatch.setitem(execute.execute.__kwdefaults__, "stages", kept)
-    states = {state["stage"]: state["state"] for state in data(sgsfa("status", "--json"))}
+    states = {state["stage"]: state["state"] for state in data(sgsfa("status", "--json"))["stages"]}
     assert states == {"masks": "fresh", "train": "partial", "extract": "missing", "eval": "missing"}
     assert "resumed and done" in sgsfa("run").stdout
 
@@ -197,7 +214,7 @@ def test_options_become_overrides_that_read_back():
 def test_artifacts_are_listed(sgsfa):
     assert "There is nothing" in sgsfa("artifacts", "list").stdout
     sgsfa("run")
-    found = data(sgsfa("artifacts", "list", "--json"))
+    found = data(sgsfa("artifacts", "list", "--json"))["artifacts"]
     assert {artifact["stage"] for artifact in found} == {"masks", "train", "extract", "eval"}
     assert all(artifact["state"] == "fresh" and len(artifact["fingerprint"]) == 64 for artifact in found)
     assert "mine" in sgsfa("artifacts", "list").stdout
@@ -212,17 +229,17 @@ def test_artifacts_are_verified(sgsfa, folder):
     result = sgsfa("artifacts", "verify", code=3)
     assert "made.txt has been changed" in result.stdout
     sound = next((folder / "artifacts" / "masks").iterdir())
-    assert data(sgsfa("artifacts", "verify", str(sound), "--json"))[0]["sound"] is True
+    assert data(sgsfa("artifacts", "verify", str(sound), "--json"))["artifacts"][0]["sound"] is True
     sgsfa("artifacts", "verify", "people", code=2)
 
 
 def test_prune_asks_and_keeps_what_is_used(sgsfa, folder):
     sgsfa("run", "--set", "train.epochs=3")
     sgsfa("run")
-    assert len(data(sgsfa("artifacts", "list", "--json"))) == 7
+    assert len(data(sgsfa("artifacts", "list", "--json"))["artifacts"]) == 7
     assert "Would be removed" in sgsfa("artifacts", "prune", "--dry-run").stdout
     assert "Nothing was removed" in sgsfa("artifacts", "prune", input="n\n").stdout
-    assert len(data(sgsfa("artifacts", "list", "--json"))) == 7
+    assert len(data(sgsfa("artifacts", "list", "--json"))["artifacts"]) == 7
     report = data(sgsfa("artifacts", "prune", "--yes", "--json"))
     assert report["removed"] is True
     assert len(report["removals"]) == 3
@@ -242,7 +259,9 @@ def test_broken_artifacts_are_listed_verified_and_pruned(sgsfa, folder):
     sgsfa("run")
     broken = next((folder / "artifacts" / "train").iterdir())
     (broken / "manifest.json").write_text("{")
-    assert {found["stage"]: found["state"] for found in data(sgsfa("artifacts", "list", "--json"))}["train"] == "broken"
+    assert {found["stage"]: found["state"] for found in data(sgsfa("artifacts", "list", "--json"))["artifacts"]}[
+        "train"
+    ] == "broken"
     assert "manifest cannot be read" in sgsfa("artifacts", "verify", code=3).stdout
     sgsfa("artifacts", "verify", str(broken), code=3)
     assert "broken" in sgsfa("status").stdout

@@ -123,7 +123,7 @@ def test_extract_of_a_run_and_of_any_images(tmp_path: Path) -> None:
     [
         (("train", "-c", "few.toml", "--weights", "missing.pth"), "does not exist"),
         (("train", "-c", "few.toml", "--set", "train.identities=9"), "identities"),
-        (("extract", "--data", "csv:people/people.csv"), "--checkpoint and --out is missing"),
+        (("extract", "--data", "csv:people/people.csv"), "--checkpoint and --out are missing"),
         (("extract", "--data", "csv:people/people.csv", "--checkpoint", "x", "--out", "y", "--split", "z"), "no split"),
         (("extract", "--data", "csv:people/people.csv", "--checkpoint", "x", "--out", "y"), "does not exist"),
     ],

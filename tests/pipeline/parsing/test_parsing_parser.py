@@ -69,7 +69,7 @@ def test_unknown_parsers_are_refused_with_the_nearest(monkeypatch: pytest.Monkey
     install(monkeypatch, mine=f"{__name__}:make")
     with pytest.raises(ConfigError) as caught:
         load_parser("torchscrpt:model.pt")
-    assert caught.value.hint == "did you mean 'torchscript'?"
+    assert caught.value.hint == "did you mean 'torchscript:model.pt'?"
     assert "mine" in (caught.value.expected or "")
 
 
