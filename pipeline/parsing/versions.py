@@ -7,7 +7,7 @@ file beside them; parsers of other packages say theirs when they are loaded.
 
 from __future__ import annotations
 
-BUILTIN = "3"
+BUILTIN = "4"
 """Raised with every change of the weights or of what happens around the network."""
 
 SCHP = "1"
