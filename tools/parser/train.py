@@ -132,6 +132,21 @@ def tilted(network: BuiltinNet, tilt: float) -> BuiltinNet:
     return copied
 
 
+def blended(network: BuiltinNet, path: Path, share: float) -> BuiltinNet:
+    """A copy with weights between its own and those of a file, of which it takes a share.
+
+    Of one training's networks, the mean does better than either of two that err in different ways (Wortsman et al.,
+    "Model soups", 2022).
+    """
+    other = copy.deepcopy(network)
+    load_start(other, path)
+    with torch.no_grad():
+        for mine, theirs in zip(other.state_dict().values(), network.state_dict().values(), strict=True):
+            if mine.is_floating_point():
+                mine.mul_(share).add_(theirs, alpha=1 - share)
+    return other
+
+
 class Trainer:
     """The state of a run: network, its average, optimiser and the step it has reached."""
 
@@ -144,6 +159,7 @@ class Trainer:
         self.decay: float = config["ema"]
         self.frozen: int = config["frozen"]
         self.tilt: float = config["tilt"]
+        self.blend: dict[str, Any] | None = config.get("blend")
         self.stages = [Stage(**stage) for stage in config["stage"]]
         self.rules = CropRules(**config["rules"])
         self.out = out
@@ -177,10 +193,17 @@ class Trainer:
             if self.done < last:
                 self._run_stage(stage, first, warm_up=_WARM_UP if number == 0 else 0)
                 save_weights(self.out / f"{stage.name}.safetensors", self.average)
-                save_weights(self.out / "builtin.safetensors", tilted(self.average, self.tilt))
+                save_weights(self.out / "builtin.safetensors", tilted(self._blended(stage), self.tilt))
             first = last
             if stage.name == until:
                 return
+
+    def _blended(self, stage: Stage) -> BuiltinNet:
+        """The averaged network after a stage, mixed with that of an earlier one where the configuration asks for it."""
+        names = [each.name for each in self.stages]
+        if self.blend is None or names.index(stage.name) <= names.index(self.blend["stage"]):
+            return self.average
+        return blended(self.average, self.out / f"{self.blend['stage']}.safetensors", self.blend["share"])
 
     def _run_stage(self, stage: Stage, first: int, *, warm_up: int) -> None:
         rendered: list[Crop] = []
