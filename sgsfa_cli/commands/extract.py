@@ -18,6 +18,7 @@ from sgsfa_cli.options import (
     examples,
     load,
     overriding,
+    warn_of_defaults,
 )
 from sgsfa_cli.torchrun import joined, leading
 
@@ -70,6 +71,7 @@ def extract(
         options = {"flip": flip, "amp": amp, "device": device, "batch_size": batch_size}
         settings = load(config, preset, [*(overrides or ()), *overriding(options, "extract")])
         if data is None and checkpoint is None and out is None:
+            warn_of_defaults(settings, config, preset, console.progress(quiet=quiet))
             _extract_run(settings, json=json, quiet=quiet)
         else:
             _extract_images(settings, data, checkpoint, out, split, json=json, quiet=quiet)

@@ -18,6 +18,7 @@ from sgsfa_cli.options import (
     examples,
     load,
     overriding,
+    warn_of_defaults,
 )
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def build(
             raise ConfigError(
                 "--out and --split go with images to build masks of", expected="sgsfa masks build KIND:PATH --out FILE"
             )
+        warn_of_defaults(run, config, preset, progress)
         stopped = None
         try:
             report = execute(run, until="masks", progress=progress)
