@@ -333,7 +333,9 @@ class MatchingConfig(Section):
     rerank_k1: Positive = Field(20, description="k1 of re-ranking.")
     rerank_k2: Positive = Field(6, description="k2 of re-ranking.")
     rerank_lambda: Fraction = Field(0.3, description="Share of the original distance in re-ranking.")
-    query_expansion: int = Field(0, ge=0, description="Neighbours that queries are averaged with; 0: none.")
+    query_expansion: int = Field(
+        0, ge=0, description="Neighbours that queries are averaged with; 0: none. Not with the rules sum and query."
+    )
     verification: bool = Field(False, description="Also true positive rates at false positive rates 1e-4 to 1e-2.")
     bootstrap: int = Field(0, ge=0, description="Resamplings of the queries for 95 % intervals; 0: none.")
     breakdown: bool = Field(True, description="Also metrics by visible fraction, visible parts and camera pair.")
@@ -342,6 +344,12 @@ class MatchingConfig(Section):
         False, description="Also rank by colour histograms of the images, the rival that needs no training."
     )
     device: str = Field("auto", description="auto | cpu | cuda | cuda:N | mps.", json_schema_extra=_EXECUTION)
+
+    @model_validator(mode="after")
+    def _expansible(self) -> Self:
+        if self.query_expansion and self.rule in ("sum", "query"):
+            raise ValueError(f"query_expansion does not go with rule = {self.rule!r}; shrunk, mean and all do")
+        return self
 
 
 class RunConfig(Section):
@@ -459,10 +467,17 @@ def to_toml(config: RunConfig, *, comments: bool = False) -> str:
     return tomlkit.dumps(document)
 
 
-def suggestion(name: str, known: Iterable[str]) -> str | None:
-    """`did you mean ...?`, or None when nothing is near."""
+def suggestion(name: str, known: Iterable[str], before: str = "", after: str = "") -> str | None:
+    """`did you mean ...?`, or None when nothing is near.
+
+    Args:
+        name: What was given.
+        known: What there is.
+        before: What stands before the name where it is written; it has no say in what is near.
+        after: What stands after it.
+    """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else None
+    return f"did you mean {before + near[0] + after!r}?" if near else None
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
@@ -477,6 +492,13 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
     return keys
 
 
+def _elsewhere(name: str) -> str | None:
+    """A suggestion for a key that stands in another section."""
+    keys = {key.rpartition(".")[2]: key for key in known_keys()}
+    near = difflib.get_close_matches(name, keys, 1)
+    return f"did you mean {keys[near[0]]!r}?" if near else None
+
+
 def _section_of(info: FieldInfo) -> type[Section] | None:
     kind = info.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
@@ -486,8 +508,7 @@ def _refuse_unknown(model: type[Section], table: Mapping[str, Any], origin: str,
     for name, value in table.items():
         info = model.model_fields.get(name)
         if info is None:
-            near = suggestion(prefix + name, [prefix + field for field in model.model_fields])
-            near = near or suggestion(prefix + name, known_keys())
+            near = suggestion(name, model.model_fields, prefix) or _elsewhere(name)
             raise ConfigError(f"unknown key {prefix + name!r}", where=origin, hint=near)
         section = _section_of(info)
         if section is None:

@@ -364,6 +364,8 @@ def _join(
     lost = {row for row, _, _ in rejected}
     kept = [record for row, record in enumerate(records) if row not in lost]
     if not kept:
+        # Else the next run would take the parts up, and find them finished.
+        _remove_parts(out)
         raise _none_readable(dataset, [Rejected(name, reason) for _, name, reason in rejected])
     path = out.with_name(out.name + ".partial")
     path.unlink(missing_ok=True)

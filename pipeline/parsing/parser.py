@@ -74,7 +74,7 @@ def _load(spec: str, label_set: str | None, device: str) -> Parser:
         raise ConfigError(
             f"there is no parser {spec!r}",
             expected=" | ".join(["builtin", *_WITH_ARGUMENT, *sorted(installed)]),
-            hint=suggestion(spec, [f"{each}:{argument}" if argument else each for each in known])
+            hint=suggestion(kind, known, after=f":{argument}" if argument else "")
             or "`sgsfa masks build --help` lists the parsers",
         )
     return _from_package(installed[kind], argument, label_set, device)

@@ -141,8 +141,9 @@ def _train_decisive(config: RunConfig) -> Mapping[str, Any]:
     if config.model.strip_pooling == "width":
         del read["model.strip_pooling"]
     model = config.model
-    if model.kind == "sgsfa" and (model.whole_attention or not (model.necks and model.whole_dim)):
-        # Not the stage's version: other networks are what they were.
+    centred = not (model.necks and model.whole_dim)
+    if model.kind == "sgsfa" and (model.whole_attention or centred or model.head_row_test == "max+1"):
+        # Not the stage's version: what it does not concern need not be trained anew.
         read["network"] = _NETWORK
     if "model.weights" in read and _is_file(config.model.weights):
         read["model.weights"] = _FILE

@@ -75,7 +75,7 @@ class Feeder:
 
 
 def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """A copy on the device, for which a GPU's host does not wait."""
+    """The values on the device: a copy for which a GPU's host does not wait, on a CPU the same memory."""
     return _pinned(values, device).to(device, non_blocking=True)
 
 

@@ -262,8 +262,11 @@ class Loop:
         parameters = list(parameters_of(self.optimizer))
         if self.config.clip_norm:
             self._scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
-        if self.config.clip_norm:
+        scaled = self._scaler.is_enabled()
+        norm = None
+        if self.config.clip_norm or not scaled:
+            norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+        if norm is not None and self.config.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
@@ -271,7 +274,7 @@ class Loop:
             self.average.update(plan.step)
         self._note_visibility(batch, output)
         losses = parts.named()
-        if not self._scaler.is_enabled():
+        if norm is not None and not scaled:
             # With fp16 a gradient that overflows is no fault: the scaler leaves that step out.
             losses["gradient"] = norm
         self._loss_names = tuple(losses)
@@ -377,9 +380,8 @@ class Loop:
     def _not_finite(self, plan: StepPlan, losses: dict[str, float]) -> DataError:
         names = [self.setting.names[row] for row in plan.batch]
         path = self.setting.folder / BAD_BATCH_FILE
-        if self.setting.place.leader:
-            facts = {"step": plan.step + 1, "epoch": plan.epoch + 1, "losses": {k: str(v) for k, v in losses.items()}}
-            write_json(path, facts | {"images": names})
+        facts = {"step": plan.step + 1, "epoch": plan.epoch + 1, "losses": {k: str(v) for k, v in losses.items()}}
+        write_json(path, facts | {"images": names})
         bad = ", ".join(name for name, value in losses.items() if value - value != 0)
         return DataError(
             f"the {'gradient' if bad == 'gradient' else 'loss'} is not finite at step {plan.step + 1:,} "

@@ -160,6 +160,9 @@ def _train(
     targets = load_targets(records, store.names, masks, height=model.height, width=model.width)
     check_batches(targets.labels.tolist(), config, processes=place.size)
     _announce(store, targets, model, device, place, progress)
+    taught = loss.balance * loss.mask_weight > 0 and bool(targets.has_mask.any())
+    if model.kind == "sgsfa" and model.whole_attention and not taught:
+        progress.warn("nothing teaches the whole-body mask (no masks, or L_se counts nothing): it stays as it began")
 
     meta = CheckpointMeta(
         model=model,

@@ -21,6 +21,7 @@ from sgsfa_cli.options import (
     examples,
     load,
     overriding,
+    warn_of_defaults,
 )
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def evaluate(
         results, tables = _evaluate_files(settings, features, data or [], out, flip, progress)
     else:
         _refuse_without_features(data, out)
+        warn_of_defaults(settings, config, preset, progress)
         results, tables = _evaluate_run(settings, progress)
     comparisons = _comparisons(tables, before, against)
     found = {"tests": results, "against": comparisons} if against is not None else {"tests": results}

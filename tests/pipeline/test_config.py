@@ -51,6 +51,7 @@ def test_a_preset_given_outright_replaces_the_file_s_own(tmp_path):
     [
         ("train.epoch=3", "did you mean 'train.epochs'?"),
         ("epochs=3", "did you mean 'train.epochs'?"),
+        ("train.foo=3", None),
         ("matchin.rule=mean", "did you mean 'matching'?"),
     ],
 )
@@ -217,3 +218,9 @@ def test_a_backbone_that_is_none_is_named_before_any_work(given, near):
         load_config(overrides=[f"model.backbone={given}"])
     assert near in str(caught.value)
     assert load_config(overrides=["model.backbone=timm:resnet26d"]).model.backbone == "timm:resnet26d"
+
+
+@pytest.mark.parametrize("rule", ["sum", "query"])
+def test_query_expansion_does_not_go_with_rules_that_add_up(rule):
+    with pytest.raises(ConfigError, match="query_expansion does not go with"):
+        load_config(overrides=[f"matching.rule={rule}", "matching.query_expansion=5"])

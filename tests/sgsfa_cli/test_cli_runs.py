@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.config import load_config
-from pipeline.errors import Rejected
+from pipeline.errors import ConfigError, Rejected
 from pipeline.runtime.files import write_json
 from pipeline.stages import execute, graph, status
 from pipeline.stages.stage import StageReport
@@ -109,11 +109,18 @@ def test_a_dry_run_tells_and_does_nothing(sgsfa, folder):
     assert [stage["stage"] for stage in plan["stages"] if stage["would_run"]] == ["extract", "eval"]
 
 
-def test_a_run_of_defaults_alone_says_that_nothing_was_configured(sgsfa, folder):
-    assert "there is no sgsfa.toml here" not in sgsfa("run", "--dry-run").stderr
+@pytest.mark.parametrize("words", [("run",), ("train",), ("extract",), ("eval",), ("masks", "build")])
+def test_work_on_defaults_alone_says_that_nothing_was_configured(sgsfa, folder, monkeypatch, words):
+    def begun(*_, **__):
+        raise ConfigError("begun")
+
+    monkeypatch.setattr(execute, "execute", begun)
+    assert "there is no sgsfa.toml here" not in sgsfa(*words, code=2).stderr
     (folder / "sgsfa.toml").unlink()
-    assert "the people are rendered" in " ".join(sgsfa("run", "--dry-run").stderr.split())
-    assert "there is no sgsfa.toml" not in sgsfa("run", "--dry-run", "--preset", "demo").stderr
+    text = " ".join(sgsfa(*words, code=2).stderr.split())
+    assert "the people are rendered" in text
+    assert "begun" in text
+    assert "there is no sgsfa.toml" not in sgsfa(*words, "--preset", "demo", code=2).stderr
 
 
 def test_verify_sends_nobody_to_delete_a_folder_of_photographs(sgsfa, folder):

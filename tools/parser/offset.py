@@ -43,8 +43,12 @@ def most_change(photographs: Sequence[Photograph]) -> tuple[Counter[int], Counte
     down: Counter[int] = Counter()
     for photograph in photographs:
         person = is_person(photograph.labels)
-        right[int(change_by_offset(photograph.image, person).argmax()) - _FAR] += 1
-        down[int(change_by_offset(photograph.image.swapaxes(0, 1), person.T).argmax()) - _FAR] += 1
+        for counts, change in (
+            (right, change_by_offset(photograph.image, person)),
+            (down, change_by_offset(photograph.image.swapaxes(0, 1), person.T)),
+        ):
+            if change.any():
+                counts[int(change.argmax()) - _FAR] += 1
     return right, down
 
 

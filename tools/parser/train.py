@@ -141,9 +141,9 @@ def blended(network: BuiltinNet, path: Path, share: float) -> BuiltinNet:
     other = copy.deepcopy(network)
     load_start(other, path)
     with torch.no_grad():
-        for mine, theirs in zip(other.state_dict().values(), network.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                mine.mul_(share).add_(theirs, alpha=1 - share)
+        for mixed, own in zip(other.state_dict().values(), network.state_dict().values(), strict=True):
+            if mixed.is_floating_point():
+                mixed.mul_(share).add_(own, alpha=1 - share)
     return other
 
 
@@ -161,6 +161,8 @@ class Trainer:
         self.tilt: float = config["tilt"]
         self.blend: dict[str, Any] | None = config.get("blend")
         self.stages = [Stage(**stage) for stage in config["stage"]]
+        if self.blend is not None and self.blend["stage"] not in {stage.name for stage in self.stages}:
+            raise ValueError(f"there is no stage {self.blend['stage']!r} to blend with")
         self.rules = CropRules(**config["rules"])
         self.out = out
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

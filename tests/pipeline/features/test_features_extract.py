@@ -182,6 +182,28 @@ def test_a_process_without_one_readable_image_leaves_the_others_theirs(
     assert sorted(path.name for path in tmp_path.glob("f.h5*")) == ["f.h5"]
 
 
+def test_several_processes_without_one_readable_image_leave_nothing_behind(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = {record: dataset.path_of(record).read_bytes() for record in dataset.records}
+    for record in dataset.records:
+        dataset.path_of(record).write_bytes(b"")
+    monkeypatch.setattr(extract_module.dist, "barrier", lambda: None)
+    monkeypatch.setattr(extract_module, "world", lambda: World(1, 2))
+    run(tmp_path / "f.h5", dataset, checkpoint)
+    monkeypatch.setattr(extract_module, "world", lambda: World(0, 2))
+    with pytest.raises(DataError, match="none of the 11 images"):
+        run(tmp_path / "f.h5", dataset, checkpoint)
+    assert not list(tmp_path.glob("f.h5*"))
+    # Once the images are there, the same command does its work.
+    for record, content in contents.items():
+        dataset.path_of(record).write_bytes(content)
+    for rank in (1, 0):
+        monkeypatch.setattr(extract_module, "world", lambda rank=rank: World(rank, 2))
+        report = run(tmp_path / "f.h5", dataset, checkpoint)
+    assert report.done == COUNT
+
+
 def test_an_unfinished_file_of_another_checkpoint_is_refused(
     tmp_path: Path, dataset: Dataset, checkpoint: Path
 ) -> None:

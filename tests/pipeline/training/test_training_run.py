@@ -24,6 +24,7 @@ from pipeline.errors import ConfigError, DataError, DeviceError, WeightsError
 from pipeline.model.embed import embed
 from pipeline.model.network import SGSFA
 from pipeline.model.weights import load_checkpoint, read_meta
+from pipeline.runtime.distributed import World
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.progress import SILENT
 from pipeline.training import loop as loop_module
@@ -407,6 +408,31 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path, wor
     # The state before it is whole: without the poison the run goes on and ends as if nothing had been.
     train(tmp_path, **work["arguments"])
     assert_equal_weights(work["folder"], tmp_path)
+
+
+def test_who_follows_leaves_a_loss_that_is_not_finite_to_the_leader(tmp_path: Path, work: dict[str, Any]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        before = loop_module.Loop.look
+
+        def look(self: Any, log: Any) -> Any:
+            losses = [torch.full_like(each.losses, torch.nan) for each in self._recent]
+            self._recent = [dataclasses.replace(e, losses=n) for e, n in zip(self._recent, losses, strict=True)]
+            self.setting = dataclasses.replace(self.setting, place=World(1, 2))
+            assert before(self, None)["steps"] == len(losses)
+            assert not (self.setting.folder / "non-finite-batch.json").exists()
+            raise InterruptedError("seen")
+
+        patch.setattr(loop_module.Loop, "look", look)
+        with pytest.raises(InterruptedError, match="seen"):
+            train(tmp_path, **work["arguments"])
+
+
+def test_a_whole_body_mask_that_nothing_teaches_is_named(tmp_path: Path, work: dict[str, Any]) -> None:
+    config = small_training(epochs=1, ema=0)
+    for number, changes in enumerate(({"loss": LossConfig(balance=0)}, {"masks": None}, {})):
+        notes = Notes()
+        train(tmp_path / str(number), **work["arguments"] | {"config": config, "tests": ()} | changes, progress=notes)
+        assert any("nothing teaches the whole-body mask" in said for said in notes.said) == bool(changes)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_is_saved(tmp_path: Path, work: dict[str, Any]) -> None:
