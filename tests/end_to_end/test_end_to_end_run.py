@@ -210,7 +210,7 @@ def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(fresh):
     assert process.returncode == 130, errors
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
-    states = {state["stage"]: state["state"] for state in json.loads(call(fresh, "status", "--json").stdout)}
+    states = {each["stage"]: each["state"] for each in json.loads(call(fresh, "status", "--json").stdout)["stages"]}
     assert states["train"] == "partial"
     assert "resumed and done" in call(fresh, "run").stdout
 
