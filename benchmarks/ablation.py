@@ -209,6 +209,7 @@ def _bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
     axes.invert_yaxis()
     axes.margins(x=0.15)
+    axes.set_xlim(left=0)
     axes.set_xlabel("%")
 
 
