@@ -48,8 +48,9 @@ UserText = Annotated[str, AfterValidator(os.path.expanduser)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Precision = Literal["off", "bf16", "fp16"]
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
-BACKBONES = (*RESNETS, "mobilenet_v2")
+BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
+SUMMING_RULES = ("sum", "query")
+"""Matching rules whose distance adds up over parts, so that 1 - distance is no similarity."""
 
 
 class Section(BaseModel):
@@ -347,7 +348,7 @@ class MatchingConfig(Section):
 
     @model_validator(mode="after")
     def _expansible(self) -> Self:
-        if self.query_expansion and self.rule in ("sum", "query"):
+        if self.query_expansion and self.rule in SUMMING_RULES:
             raise ValueError(f"query_expansion does not go with rule = {self.rule!r}; shrunk, mean and all do")
         return self
 

@@ -78,7 +78,6 @@ class ReadLog:
 
 def as_error(faults: Sequence[Fault], spec: str) -> DataError:
     """One error for all `faults` of the data set `spec`: a single fault as it is, or the first few and the number."""
-    hint = f"`sgsfa data check {spec}` lists everything that is wrong"
     first = faults[0]
     if len(faults) == 1:
         # The list would say this one thing again.
@@ -87,7 +86,8 @@ def as_error(faults: Sequence[Fault], spec: str) -> DataError:
     lines += [f"  {fault.where}: {fault.found}{_expected(fault)}" for fault in faults[:_SHOWN]]
     if len(faults) > _SHOWN:
         lines.append(f"  ... and {len(faults) - _SHOWN} more")
-    return DataError("\n".join(lines), where=spec, hint=first.hint or hint)
+    everything = f"`sgsfa data check {spec}` lists everything that is wrong"
+    return DataError("\n".join(lines), where=spec, hint=first.hint or everything)
 
 
 def _expected(fault: Fault) -> str:

@@ -21,6 +21,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from pipeline.config import SUMMING_RULES
 from pipeline.errors import ConfigError, DataError
 from pipeline.matching.distance import SHRUNK, PartSet, Prepared, Rule, distances, paired_distances, prepare
 from pipeline.matching.nearest import Nearest
@@ -159,9 +160,9 @@ def expand_queries(query: PartSet, gallery: PartSet, *, rule: Rule = SHRUNK, k: 
         The expanded queries; visibility is the query's own.
 
     Raises:
-        ConfigError: The rule adds distances up over parts (`sum`, `query`), so that 1 - distance is no similarity.
+        ConfigError: The rule is one of `SUMMING_RULES`.
     """
-    if rule.name in ("sum", "query"):
+    if rule.name in SUMMING_RULES:
         raise ConfigError(
             f"query expansion weighs neighbours by 1 - distance, which the rule {rule.name!r} does not allow",
             where="matching.query_expansion",

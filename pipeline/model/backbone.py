@@ -89,7 +89,7 @@ def _load(network: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
         problem = "is missing" if missing else f"has shape {tuple(weights[first].shape)}"
         raise WeightsError(
             f"these weights are not those of {name}: {first!r} {problem}",
-            expected=f"{tuple(own[first].shape)} for {first!r}, and {len(needed)} entries as torchvision names them",
+            expected=f"{tuple(own[first].shape)} for {first!r}, and {len(needed)} entries as its package names them",
             hint="name the file's own network as model.backbone",
         )
     network.load_state_dict({key: weights[key] for key in needed if key in weights}, strict=False)
@@ -154,13 +154,7 @@ def _timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
             expected="a plain sequence of stages with strides 4 and 16",
         )
     if weights is not None:
-        own = network.state_dict()
-        wrong = sorted(key for key in own.keys() & weights.keys() if own[key].shape != weights[key].shape)
-        missing = sorted(key for key in own.keys() - weights.keys() if not key.endswith("num_batches_tracked"))
-        if missing or wrong:
-            problem = f"{missing[0]!r} is missing" if missing else f"{wrong[0]!r} has another shape"
-            raise WeightsError(f"these weights are not those of timm:{name}: {problem}")
-        network.load_state_dict({key: weights[key] for key in own.keys() & weights.keys()}, strict=False)
+        _load(network, weights, f"timm:{name}")
     index = len(reductions) - 1 - reductions[::-1].index(4)
     boundary = info[index]["module"].split(".")[0]
     names = list(network.keys())

@@ -220,7 +220,8 @@ class SGSFA(nn.Module):
 
         # Rows, strips and visibilities are decisions about the masks, not functions to learn through.
         seen = masks.detach().float() * given.unsqueeze(3)
-        strips, present = self._strips(seen)
+        strips, strip_shown = spatial.find_strips(seen, self.config, testing=not self.training)
+        present = spatial.choose_features(strip_shown)
         # Not by the largest value: a shoe fills a tenth of a cell, and its neck has to see it all the same.
         shown = seen.mean((2, 3)) > self.visible_shares
         body = seen.amax(1) if self.config.strip_pooling == "body" else None
@@ -245,19 +246,6 @@ class SGSFA(nn.Module):
         for centre in (self.part_centres, self.whole_centre):
             if centre is not None:
                 centre.zero_()
-
-    def _strips(self, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Row masks (B, 3, H) of the strips and the choice of eq. 3 (B, 5)."""
-        head, threshold = masks[:, 0], self.config.head_threshold
-        rows = masks.shape[2]
-        by_maximum = self.config.head_row_test == "max+1" and not self.training
-        start = (spatial.head_row_maximum if by_maximum else spatial.head_row_first)(head, threshold)
-        body: Tensor | None = None
-        if self.config.body_height == "head":
-            body = torch.round(spatial.head_height(head, threshold) / self.config.strips[0]).to(torch.int64)
-        strips = spatial.strip_masks(spatial.strip_bounds(start, rows, self.config.strips, body), rows)
-        _, peak = spatial.strip_visibility(masks, strips)
-        return strips, spatial.choose_features(peak > threshold)
 
     def _classify(
         self,

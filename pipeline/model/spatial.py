@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipeline.config import ModelConfig
 from pipeline.parts import SPATIAL
 
 STRIPS = SPATIAL
@@ -106,6 +107,29 @@ def strip_masks(bounds: Tensor, rows: int) -> Tensor:
     row = torch.arange(rows, device=bounds.device)
     inside = (row >= bounds[..., :1]) & (row < bounds[..., 1:])
     return inside.to(torch.float32)
+
+
+def find_strips(masks: Tensor, config: ModelConfig, *, testing: bool) -> tuple[Tensor, Tensor]:
+    """The strips of images by their part masks, predicted or true, and which of them show the body (eq. 2).
+
+    Args:
+        masks: (B, 4, H, W) part masks in [0, 1], the head first.
+        config: Rules of head row, strips and body height.
+        testing: Begin at the head row of tests (`head_row_test`), which may be another than that of training.
+
+    Returns:
+        Row masks (B, 3, H), and t, m, b (B, 3) bool.
+    """
+    head, threshold = masks[:, 0], config.head_threshold
+    rows = masks.shape[2]
+    by_maximum = config.head_row_test == "max+1" and testing
+    start = (head_row_maximum if by_maximum else head_row_first)(head, threshold)
+    body: Tensor | None = None
+    if config.body_height == "head":
+        body = torch.round(head_height(head, threshold) / config.strips[0]).to(torch.int64)
+    strips = strip_masks(strip_bounds(start, rows, config.strips, body), rows)
+    _, peak = strip_visibility(masks, strips)
+    return strips, peak > threshold
 
 
 def strip_visibility(parts: Tensor, strips: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,9 +46,6 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
         raise DeviceError(f"the parser {spec} does not fit into the memory of the device ({device})") from error
 
 
-_WITH_ARGUMENT = ("schp:FILE", "onnx:FILE", "torchscript:FILE", "label-maps:DIR")
-
-
 def _load(spec: str, label_set: str | None, device: str) -> Parser:
     kind, _, argument = spec.partition(":")
     if kind == "builtin":
@@ -70,10 +67,11 @@ def _load(spec: str, label_set: str | None, device: str) -> Parser:
         return load_torchscript(_file(kind, argument), label_set=label_set, device=device)
     installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if kind not in installed:
-        known = ("builtin", "schp", "onnx", "torchscript", "label-maps", *sorted(installed))
+        written = ("builtin", "schp:FILE", "onnx:FILE", "torchscript:FILE", "label-maps:DIR", *sorted(installed))
+        known = [each.partition(":")[0] for each in written]
         raise ConfigError(
             f"there is no parser {spec!r}",
-            expected=" | ".join(["builtin", *_WITH_ARGUMENT, *sorted(installed)]),
+            expected=" | ".join(written),
             hint=suggestion(kind, known, after=f":{argument}" if argument else "")
             or "`sgsfa masks build --help` lists the parsers",
         )

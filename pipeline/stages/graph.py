@@ -138,9 +138,10 @@ def _train_decisive(config: RunConfig) -> Mapping[str, Any]:
     else:
         read["train.start"] = _FILE
         del read["model.weights"]
-    if config.model.strip_pooling == "width":
-        del read["model.strip_pooling"]
     model = config.model
+    if model.strip_pooling == "width":
+        # For the same reason.
+        del read["model.strip_pooling"]
     centred = not (model.necks and model.whole_dim)
     if model.kind == "sgsfa" and (model.whole_attention or centred or model.head_row_test == "max+1"):
         # Not the stage's version: what it does not concern need not be trained anew.

@@ -135,13 +135,6 @@ def true_visibility(parts: Tensor, config: ModelConfig, *, training: bool = Fals
     Returns:
         (B, 7) bool in the order of `PARTS`.
     """
-    head, threshold, rows = parts[:, 0], config.head_threshold, parts.shape[2]
-    body = None
-    if config.body_height == "head":
-        body = torch.round(spatial.head_height(head, threshold) / config.strips[0]).to(torch.int64)
-    by_maximum = config.head_row_test == "max+1" and not training
-    start = (spatial.head_row_maximum if by_maximum else spatial.head_row_first)(head, threshold)
-    bounds = spatial.strip_bounds(start, rows, config.strips, body)
-    _, peak = spatial.strip_visibility(parts, spatial.strip_masks(bounds, rows))
+    _, strip_shown = spatial.find_strips(parts, config, testing=not training)
     everyone = torch.ones(len(parts), dtype=torch.bool, device=parts.device)
-    return torch.cat([shown_parts(parts, everyone), peak > threshold], 1)
+    return torch.cat([shown_parts(parts, everyone), strip_shown], 1)

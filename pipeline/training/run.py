@@ -40,6 +40,7 @@ METRICS_FILE = "metrics.jsonl"
 CURVES_FILE = "curves.png"
 REPORT_FILE = "training.json"
 STATE_FOLDER = "state"
+_DISCARDED = f"{STATE_FOLDER}.discarded"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def train(
         DeviceError: The device is not there or its memory is exhausted.
         KeyboardInterrupt: Stopped by Ctrl-C or SIGTERM, with the state saved.
     """
-    shutil.rmtree(workdir / f"{STATE_FOLDER}.discarded", ignore_errors=True)
+    shutil.rmtree(workdir / _DISCARDED, ignore_errors=True)
     report = _finished(workdir)
     if report is not None:
         return report
@@ -159,10 +160,7 @@ def _train(
     store = _images(records, dataset, model, config, state / "images", place, progress)
     targets = load_targets(records, store.names, masks, height=model.height, width=model.width)
     check_batches(targets.labels.tolist(), config, processes=place.size)
-    _announce(store, targets, model, device, place, progress)
-    taught = loss.balance * loss.mask_weight > 0 and bool(targets.has_mask.any())
-    if model.kind == "sgsfa" and model.whole_attention and not taught:
-        progress.warn("nothing teaches the whole-body mask (no masks, or L_se counts nothing): it stays as it began")
+    _announce(store, targets, model, loss, device, place, progress)
 
     meta = CheckpointMeta(
         model=model,
@@ -225,7 +223,7 @@ def _train(
     if place.leader:
         write_json(workdir / REPORT_FILE, dataclasses.asdict(report))
         # By one rename, so that a kill leaves either a state to go on from or a finished run.
-        discarded = workdir / f"{STATE_FOLDER}.discarded"
+        discarded = workdir / _DISCARDED
         state.rename(discarded)
         shutil.rmtree(discarded)
     return report
@@ -275,7 +273,13 @@ def _images(
 
 
 def _announce(
-    store: ImageStore, targets: Targets, model: ModelConfig, device: torch.device, place: World, progress: Progress
+    store: ImageStore,
+    targets: Targets,
+    model: ModelConfig,
+    loss: LossConfig,
+    device: torch.device,
+    place: World,
+    progress: Progress,
 ) -> None:
     processes = f", {place.size} processes" if place.size > 1 else ""
     progress.note(
@@ -289,6 +293,9 @@ def _announce(
         progress.warn(
             f"{targets.without_mask:,} of {len(store.names):,} training images have no mask; they train without L_se"
         )
+    taught = loss.balance * loss.mask_weight > 0 and bool(targets.has_mask.any())
+    if model.kind == "sgsfa" and model.whole_attention and not taught:
+        progress.warn("nothing teaches the whole-body mask (no masks, or L_se counts nothing): it stays as it began")
     absent = [name for name, given in zip(PART_NAMES, targets.given.tolist(), strict=True) if not given]
     if model.kind == "sgsfa" and absent:
         strips = "; without a head there are no strips either" if "head" in absent else ""

@@ -175,27 +175,6 @@ def test_a_head_everywhere_shows_every_strip() -> None:
     torch.testing.assert_close(output.visibility, torch.ones(4, 7))
 
 
-def test_the_test_time_head_row_may_follow_the_maximum() -> None:
-    network = build_model(tiny(head_row_test="max+1"), 3)
-    assert isinstance(network, SGSFA)
-    masks = torch.zeros(1, 4, 16, 8)
-    masks[:, :, 4:8] = 0.9
-    masks[0, 0, 6, 3] = 1.0
-    strips, _ = network.eval()._strips(masks)
-    assert strips[0].sum(0).nonzero()[0].item() == 7
-    strips, _ = network.train()._strips(masks)
-    assert strips[0].sum(0).nonzero()[0].item() == 4
-
-
-def test_a_short_body_ends_where_the_head_says() -> None:
-    network = build_model(tiny(body_height="head"), 3).eval()
-    assert isinstance(network, SGSFA)
-    masks = torch.zeros(1, 4, 16, 8)
-    masks[0, 0, 2] = 0.9  # a head one row high: a body of round(1 / 0.15) = 7 rows
-    strips, _ = network._strips(masks)
-    assert strips[0].sum(0).nonzero().flatten().tolist() == list(range(2, 9))
-
-
 def test_logits_are_made_in_training_only() -> None:
     network = build_model(tiny(**STRONG), 3)
     images = torch.randn(2, 3, 64, 32)

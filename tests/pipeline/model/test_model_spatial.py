@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from pipeline.config import ModelConfig
 from pipeline.model import spatial
 
 ROWS, COLUMNS = 16, 8
@@ -157,3 +158,23 @@ def test_what_is_beside_the_body_has_no_part_in_a_strip_weighted_by_it() -> None
     assert spatial.pool_strips(features, strips, body).abs().max() == 0
     assert spatial.pool_strips(features, strips).min() > 0
     assert spatial.pool_strips(features, strips, torch.zeros_like(body)).isfinite().all()
+
+
+def test_the_test_time_head_row_may_follow_the_maximum() -> None:
+    config = ModelConfig(head_row_test="max+1")
+    masks = torch.zeros(1, 4, 16, 8)
+    masks[:, :, 4:8] = 0.9
+    masks[0, 0, 6, 3] = 1.0
+    strips, _ = spatial.find_strips(masks, config, testing=True)
+    assert strips[0].sum(0).nonzero()[0].item() == 7
+    strips, _ = spatial.find_strips(masks, config, testing=False)
+    assert strips[0].sum(0).nonzero()[0].item() == 4
+
+
+def test_a_short_body_ends_where_the_head_says() -> None:
+    masks = torch.zeros(1, 4, 16, 8)
+    masks[0, 0, 2] = 0.9  # a head one row high: a body of round(1 / 0.15) = 7 rows
+    strips, shown = spatial.find_strips(masks, ModelConfig(body_height="head"), testing=True)
+    assert strips[0].sum(0).nonzero().flatten().tolist() == list(range(2, 9))
+    # Only the first strip holds the head; nothing of a body is seen in the others.
+    assert shown.tolist() == [[True, False, False]]
