@@ -30,18 +30,14 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import ConfigError
+from pipeline.runtime.files import at_home
 
 PRESETS = ("demo", "paper", "strong", "baseline")
 
 _EXECUTION: dict[str, JsonValue] = {"execution": True}
 
 
-def _at_home(path: Path) -> Path:
-    # Not Path.expanduser, which fails where there is no such user; the file is then said to be missing, by its name.
-    return Path(os.path.expanduser(path))  # noqa: PTH111
-
-
-UserPath = Annotated[Path, AfterValidator(_at_home)]
+UserPath = Annotated[Path, AfterValidator(at_home)]
 UserText = Annotated[str, AfterValidator(os.path.expanduser)]
 """A name, or the path of a file."""
 

@@ -139,7 +139,7 @@ def guard() -> Iterator[None]:
     # typer raises its own exceptions (Exit, usage errors) through here; they are not ours and pass.
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         err().print("\nStopped. What was finished is kept; the same command goes on from there.", style="yellow")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:

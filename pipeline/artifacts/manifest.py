@@ -109,12 +109,12 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
 
 
-def describe_files(folder: Path) -> dict[str, FileEntry]:
-    """Size and hash of every file under `folder` but the manifest, by relative POSIX path, sorted."""
+def describe_files(folder: Path, *, besides: str) -> dict[str, FileEntry]:
+    """Size and hash of every file under `folder` but the manifest and `besides`, by relative POSIX path, sorted."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != MANIFEST:
+        if path.is_file() and name not in (MANIFEST, besides):
             found[name] = FileEntry(path.stat().st_size, sha256_file(path))
     return found
 

@@ -32,14 +32,13 @@ from pipeline.artifacts.manifest import (
     versions,
 )
 from pipeline.errors import ArtifactError, LockedError, SgsfaError
-from pipeline.runtime.files import fsync_path, read_json, sha256_file, write_json
+from pipeline.runtime.files import NO_SPACE, fsync_path, read_json, sha256_file, write_json
 
 State = Literal["fresh", "partial", "missing", "broken"]
 
 _SESSION = ".session.json"
 _OWN_KEYS = ("decisive", "inputs", "built_from")
 _SHOWN_DIGITS = 8
-_FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 _LOW_BYTES = 1 << 20
 # Names that `runtime.files.atomic_write` gives to what is not finished.
 _TEMPORARY = re.compile(r"^\..+\.\d+-[0-9a-f]{8}(\.[^.]*)?$")
@@ -187,7 +186,6 @@ class ArtifactStore:
             with _explained(partial):
                 yield Workspace(partial, resumed=resumed, published=False)
                 _sweep(partial)
-                (partial / _SESSION).unlink(missing_ok=True)
                 extra = {key: value for key, value in manifest.items() if key not in _OWN_KEYS}
                 Manifest(
                     stage=stage,
@@ -201,10 +199,12 @@ class ArtifactStore:
                     sessions=session.count,
                     versions=versions(),
                     git=git_state(),
-                    files=describe_files(partial),
+                    files=describe_files(partial, besides=_SESSION),
                     extra=extra,
                     built_from=built_from,
                 ).write(partial)
+                # Only now: until there is a manifest, this file alone knows what the folder was made from.
+                (partial / _SESSION).unlink(missing_ok=True)
                 _publish(partial, path)
 
     def spoil(self, workspace: Workspace) -> None:
@@ -314,7 +314,8 @@ class ArtifactStore:
         if (partial / MANIFEST).is_file():
             found = _look(partial).manifest
             # The manifest is written last and names every file, so a matching folder is a whole artifact.
-            if found and found.fingerprint == fingerprint and describe_files(partial) == found.files:
+            if found and found.fingerprint == fingerprint and describe_files(partial, besides=_SESSION) == found.files:
+                (partial / _SESSION).unlink(missing_ok=True)
                 _publish(partial, path)
             else:
                 (partial / MANIFEST).unlink()
@@ -496,7 +497,7 @@ def _explained(where: Path) -> Iterator[None]:
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
         # Libraries that write files themselves (HDF5, torch, safetensors) report a full disk each in its own way.
-        if number in _FULL_DISK or "No space left" in str(error) or _free_bytes(where) < _LOW_BYTES:
+        if number in NO_SPACE or "No space left" in str(error) or _free_bytes(where) < _LOW_BYTES:
             raise ArtifactError(
                 "the disk is full",
                 where=where,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pipeline.datasets.kind import Count, count
 from pipeline.datasets.records import UNKNOWN, Dataset, Record, Split, unique_names
 from pipeline.datasets.registry import overruled_kinds, parse_spec, read_logged
 from pipeline.errors import DataError, ImageError, Rejected
+from pipeline.runtime.parallel import worker_count
 from pipeline.runtime.progress import SILENT, Progress
 
 SPLITS: tuple[Split, ...] = ("train", "query", "gallery", "all")
@@ -117,7 +117,7 @@ def check_dataset(
     notes += [f"{fault.where}: {fault.found}" for fault in log.faults if fault.kind in overruled]
     faults += _lonely_queries(dataset, notes)
     names = unique_names(dataset.records)
-    images = _decode_all(dataset, names, threads or os.cpu_count() or 1, progress) if decode else _Decoded()
+    images = _decode_all(dataset, names, threads or worker_count(-1), progress) if decode else _Decoded()
     faults += images.faults
     notes += _equal_files(dataset, images.hashes)
     expected = parsed.info.counts.get(parsed.variant, {})

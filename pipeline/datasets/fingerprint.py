@@ -79,7 +79,7 @@ def image_hashes(root: Path, names: Iterable[str], *, cache: Path | None) -> dic
                 unreadable.append(f"{name} ({result.strerror or result})")
                 continue
             hashes[name] = result.sha256
-            if started - result.modified > _SETTLED_NS:
+            if started - max(result.modified, result.changed) > _SETTLED_NS:
                 fresh[name] = result
     if unreadable:
         more = f" and {len(unreadable) - 5:,} more" if len(unreadable) > 5 else ""
@@ -146,7 +146,8 @@ def _entry(size: int, modified: int, changed: int, inode: int, sha256: str) -> _
 
 def _store(cache: Path, root: str, fresh: dict[str, _Entry]) -> None:
     # Read again, so that what another process found meanwhile is kept.
-    roots = _load(cache)
+    # Folders that have gone, such as replaced artifacts, are forgotten.
+    roots = {known: entries for known, entries in _load(cache).items() if Path(known).is_dir()}
     roots.setdefault(root, {}).update(fresh)
     text = json.dumps({"format": _CACHE_FORMAT, "roots": roots}, ensure_ascii=False, separators=(",", ":"))
     with contextlib.suppress(OSError), atomic_write(cache) as temporary:

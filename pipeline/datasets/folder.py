@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.kind import KindInfo
-from pipeline.datasets.layout import list_images, short_name
-from pipeline.datasets.records import UNKNOWN, Dataset, Record
+from pipeline.datasets.layout import list_images
+from pipeline.datasets.records import UNKNOWN, Dataset, Record, short_name
 
 
 def read(path: Path, variant: str, log: ReadLog) -> Dataset:

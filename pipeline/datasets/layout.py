@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,19 +63,24 @@ def find_root(path: Path, wanted: Sequence[str], log: ReadLog) -> Path:
     Archives are often unpacked with one folder more. What is missing is logged; where nothing fits, `path` is
     returned.
     """
-    if not path.is_dir():
-        problem = "is a file, not a folder" if path.exists() else "does not exist"
+    if not is_folder(path):
+        problem = "is a file, not a folder" if _exists(path) else "does not exist"
         log.fault(
             FaultKind.MISSING,
             f"the data folder {problem}",
             path,
             expected=f"a folder with {_listed(wanted)}",
-            hint="unpack the archive and name the folder" if path.is_file() and path.suffix in _PACKED else None,
+            hint="unpack the archive and name the folder" if _exists(path) and path.suffix in _PACKED else None,
         )
         return path
-    candidates = [(sum((folder / name).exists() for name in wanted), folder) for folder in _levels(path)]
-    best = max(found for found, _ in candidates)
-    roots = [folder for found, folder in candidates if found == best]
+    best, roots = 0, [path]
+    for level in _levels(path):
+        counts = [(sum(_exists(folder / name) for name in wanted), folder) for folder in level]
+        most = max((count for count, _ in counts), default=0)
+        if most > best:
+            best, roots = most, [folder for count, folder in counts if count == most]
+        if best == len(wanted):
+            break
     if best == 0:
         log.fault(
             FaultKind.MISSING,
@@ -93,19 +98,28 @@ def find_root(path: Path, wanted: Sequence[str], log: ReadLog) -> Path:
             hint="name the one that is meant",
         )
     for name in wanted:
-        if not (roots[0] / name).exists():
+        if not _exists(roots[0] / name):
             log.fault(FaultKind.MISSING, f"{name} is missing", roots[0], expected=_listed(wanted))
     return roots[0]
 
 
 def folders_with(path: Path, wanted: Sequence[str]) -> list[Path]:
     """All folders, `path` or at most a few levels below it, that hold every one of the `wanted` entries."""
-    return [folder for folder in _levels(path) if all((folder / name).exists() for name in wanted)]
+    return [folder for level in _levels(path) for folder in level if all(_exists(folder / name) for name in wanted)]
 
 
 def first_existing(root: Path, names: Sequence[str]) -> str:
     """The first of `names` that exists in `root`, else the first one."""
-    return next((name for name in names if (root / name).exists()), names[0])
+    return next((name for name in names if _exists(root / name)), names[0])
+
+
+def read_lines(file: Path, log: ReadLog) -> list[str]:
+    """The lines of a list of names; a file that cannot be read is logged and has none."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        log.fault(FaultKind.MISSING, f"the list cannot be read: {error.strerror}", file)
+        return []
 
 
 def list_images(folder: Path, log: ReadLog, *, deep: bool = False) -> list[str]:
@@ -220,11 +234,6 @@ def pseudo_cameras(log: ReadLog) -> None:
     log.note("the set has no cameras: every query gets camera 0, every gallery image camera 1")
 
 
-def short_name(text: str) -> str:
-    """A name for folders and tables: letters, digits, `-`, `_` and `.` only."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "data"
-
-
 def _ending(name: str) -> str:
     """The part from the last dot on, dot included. Cheaper than pathlib's, for a hundred thousand names."""
     dot = name.rfind(".")
@@ -235,14 +244,26 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
 
 
-def _levels(path: Path) -> list[Path]:
-    levels = [[path]]
+def _levels(path: Path) -> Iterator[list[Path]]:
+    """The folder, then the folders in it, and so on; each level is listed when it is asked for."""
+    level = [path]
+    yield level
     for _ in range(_NESTING):
-        levels.append([folder for parent in levels[-1] for folder in _folders(parent)])
-    return [folder for level in levels for folder in level]
+        level = [folder for parent in level for folder in subfolders(parent)]
+        yield level
 
 
-def _folders(path: Path) -> list[Path]:
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; unlike with `Path.is_dir`, there is none in one that we may not enter."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 (for the same reason)
+
+
+def subfolders(path: Path) -> list[Path]:
+    """The folders in a folder, by name, without hidden ones; none where it cannot be read."""
     # Identity folders can be thousands; no archive nests its content beside that many.
     try:
         with os.scandir(path) as entries:
@@ -253,7 +274,10 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _contents(path: Path) -> str:
-    names = sorted(entry.name for entry in path.iterdir())
+    try:
+        names = sorted(entry.name for entry in path.iterdir())
+    except OSError as error:
+        return f"nobody knows what: {error.strerror}"
     return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "nothing"
 
 

@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import FormatError, LockedError
+from pipeline.errors import ArtifactError, FormatError, LockedError, UserError
 from pipeline.parts import SEMANTIC
 from pipeline.runtime.files import NO_SPACE, fsync_path, reserve, sha256_bytes
 from pipeline.version import __version__
@@ -329,7 +329,7 @@ class MaskWriter:
             done: (n,) uint8, `DONE` or `FAILED`; the other arrays of failed rows must be zero.
 
         Raises:
-            FormatError: The file cannot be written (a full disk).
+            ArtifactError: The file cannot be written (a full disk).
         """
         rows = slice(start, start + len(done))
         with _translated(self.path, "written"):
@@ -369,7 +369,7 @@ class MaskWriter:
             self.close()
             return
         # The first error is what the user must hear of; on a full disk, closing fails again for the same reason.
-        with contextlib.suppress(FormatError, LockedError):
+        with contextlib.suppress(UserError):
             self.close()
 
 
@@ -449,12 +449,14 @@ def _translated(path: Path, action: str) -> Iterator[None]:
         found = _ERRNO.search(str(error))
         number = int(found[1]) if found is not None else getattr(error, "errno", None)
         if number in NO_SPACE:
-            raise FormatError(
+            raise ArtifactError(
                 f"the mask file cannot be {action}: {os.strerror(number).lower()}",
                 where=path,
                 hint="make room and run the same command again",
             ) from error
-        raise FormatError(f"the mask file cannot be {action}: {error}", where=path) from error
+        # What cannot be read is damaged; what cannot be written is as good as it was before.
+        kind = FormatError if action == "read" else ArtifactError
+        raise kind(f"the mask file cannot be {action}: {error}", where=path) from error
 
 
 @contextlib.contextmanager

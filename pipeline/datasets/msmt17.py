@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.kind import Count, KindInfo
-from pipeline.datasets.layout import NameFault, NamePattern, find_root, first_existing, list_images
+from pipeline.datasets.layout import NameFault, NamePattern, find_root, first_existing, list_images, read_lines
 from pipeline.datasets.records import Dataset, Record, Split
 
 NAME = NamePattern(
@@ -57,7 +57,7 @@ _ORDER: dict[Split, int] = {"train": 0, "query": 1, "gallery": 2}
 
 def _read_list(file: Path, split: Split, folder: str, present: set[str], log: ReadLog) -> list[Record]:
     records: dict[str, Record] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_lines(file, log), start=1):
         where = f"{file}, line {number}"
         if not line.strip():
             continue

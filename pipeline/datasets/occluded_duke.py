@@ -6,6 +6,7 @@ beside, inside or above a DukeMTMC-reID tree, or the folders that the script mak
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -13,7 +14,17 @@ from typing import NamedTuple
 from pipeline.datasets.dukemtmc import GALLERY, NAME, WITHDRAWN
 from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.kind import Count, KindInfo
-from pipeline.datasets.layout import BOXES, NameFault, find_root, folders_with, list_images, read_boxes
+from pipeline.datasets.layout import (
+    BOXES,
+    NameFault,
+    find_root,
+    folders_with,
+    is_folder,
+    list_images,
+    read_boxes,
+    read_lines,
+    subfolders,
+)
 from pipeline.datasets.records import Dataset, Record, Split
 
 LISTS: dict[Split, str] = {"train": "train.list", "query": "query.list", "gallery": "gallery.list"}
@@ -41,11 +52,11 @@ def read(path: Path, variant: str, log: ReadLog) -> Dataset:
 
 def _tree(lists: Path, log: ReadLog) -> Path:
     """The folder with DukeMTMC-reID's images: where the lists are, below it, or beside it."""
-    around = [lists, *_subfolders(lists), lists.parent, *_subfolders(lists.parent)]
-    for folder in around:
-        if all((folder / name).is_dir() for name in BOXES):
+    above = lists.resolve().parent
+    for folder in itertools.chain([lists], subfolders(lists), [above], subfolders(above)):
+        if all(is_folder(folder / name) for name in BOXES):
             return folder
-    packed = [file for folder in (lists, lists.parent) for file in sorted(folder.glob("*.zip"))]
+    packed = [file for folder in (lists, above) for file in sorted(folder.glob("*.zip"))]
     log.fault(
         FaultKind.MISSING,
         f"the name lists are here, but no folder with {', '.join(BOXES)} is with them, below them or beside them",
@@ -56,10 +67,6 @@ def _tree(lists: Path, log: ReadLog) -> Path:
         else "put train.list, query.list and gallery.list into the DukeMTMC-reID folder",
     )
     return lists
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def _read_lists(lists: Path, root: Path, log: ReadLog) -> list[Record]:
@@ -86,7 +93,7 @@ class Listed(NamedTuple):
 def read_names(file: Path, log: ReadLog) -> Iterator[Listed]:
     """The images of a name list, each once and in the list's order; faulty lines go to the log."""
     seen: set[str] = set()
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_lines(file, log), start=1):
         name = PurePosixPath(line.strip()).name
         where = f"{file}, line {number}"
         if not name:

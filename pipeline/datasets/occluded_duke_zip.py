@@ -6,6 +6,7 @@ and nothing has to be made; this is for a user who holds the archive only, and d
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ from pipeline.datasets.layout import BOXES, folders_with
 from pipeline.datasets.occluded_duke import FOLDERS, LISTS, read_names
 from pipeline.datasets.records import Split
 from pipeline.errors import DataError
+from pipeline.runtime.files import fsync_path
 from pipeline.runtime.progress import SILENT, Progress
 
 _TARGETS: dict[Split, str] = dict(zip(LISTS, BOXES, strict=True))
@@ -68,9 +70,12 @@ def make_from_zip(archive: Path, lists: Path, out: Path, *, progress: Progress =
                 for folder in BOXES:
                     (partial / folder).mkdir(parents=True)
                 for (folder, name), member in members.items():
-                    (partial / folder / name).write_bytes(_content(opened, member, archive))
+                    target = partial / folder / name
+                    target.write_bytes(_content(opened, member, archive))
+                    fsync_path(target)
                     task.advance()
         partial.replace(out)
+        fsync_path(out.parent)
     except OSError as error:
         raise DataError(f"the images cannot be written: {error.strerror or error}", where=out) from error
     finally:
@@ -146,7 +151,7 @@ def _check_space(opened: zipfile.ZipFile, members: Mapping[tuple[str, str], zipf
 def _content(opened: zipfile.ZipFile, member: zipfile.ZipInfo, archive: Path) -> bytes:
     try:
         return opened.read(member)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
         raise DataError(f"{member.filename} is damaged in the archive: {error}", where=archive) from error
     except (RuntimeError, NotImplementedError) as error:
         # A password, or a way of packing that Python does not know.

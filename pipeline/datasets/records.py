@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,3 +69,8 @@ class Dataset:
 def unique_names(records: Iterable[Record]) -> list[str]:
     """The distinct image names of `records`, sorted; the order of every mask file."""
     return sorted({record.path for record in records})
+
+
+def short_name(text: str) -> str:
+    """A name for folders and tables: letters of any script, digits, `-`, `_` and `.` only."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "data"

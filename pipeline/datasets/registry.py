@@ -24,6 +24,7 @@ from pipeline.datasets.faults import FaultKind, ReadLog, as_error
 from pipeline.datasets.kind import KindInfo, check_counts, check_identities
 from pipeline.datasets.records import Dataset
 from pipeline.errors import DataError
+from pipeline.runtime.files import at_home
 
 _KINDS = (
     market1501.INFO,
@@ -82,7 +83,7 @@ def parse_spec(spec: str) -> Spec:
             expected=" | ".join([name, *known]),
             hint=suggestion(label, known),
         )
-    return Spec(info, variant, Path(text).expanduser())
+    return Spec(info, variant, at_home(text))
 
 
 def read_logged(spec: Spec) -> tuple[Dataset, ReadLog]:

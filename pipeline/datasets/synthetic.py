@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.kind import KindInfo
-from pipeline.datasets.layout import find_root, short_name
-from pipeline.datasets.records import Dataset
+from pipeline.datasets.layout import find_root
+from pipeline.datasets.records import Dataset, short_name
 from pipeline.datasets.table import read_table
 
 TABLE = "dataset.csv"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -11,8 +12,10 @@ from typing import get_args
 from pipeline.config import suggestion
 from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.kind import KindInfo
-from pipeline.datasets.layout import short_name
-from pipeline.datasets.records import DISTRACTOR_PID, UNKNOWN, Dataset, Record, Split
+from pipeline.datasets.records import DISTRACTOR_PID, UNKNOWN, Dataset, Record, Split, short_name
+
+_HIGHEST = 2**62
+_LONGEST = 20  # Digits; longer numbers are not even read.
 
 COLUMNS = ("path", "pid", "camid", "split")
 SPLITS: tuple[Split, ...] = tuple(split for split in get_args(Split) if split != "all")
@@ -69,8 +72,10 @@ def _read_rows(reader: csv.DictReader[str], path: Path, table: Table, log: ReadL
     for row in reader:
         rows += 1
         where = f"{path}, line {reader.line_num}"
+        others = {name: (value or "").strip() for name, value in row.items() if name and name not in COLUMNS}
         try:
             record = _record(row)
+            _check_visible(others.get("visible", ""))
         except RowFault as error:
             log.fault(FaultKind.ROW, str(error), where)
             continue
@@ -89,10 +94,17 @@ def _read_rows(reader: csv.DictReader[str], path: Path, table: Table, log: ReadL
         if not (path.parent / record.path).is_file():
             log.fault(FaultKind.MISSING, f"the image {record.path} does not exist", where)
             continue
+        earlier = table.extra.get(record.path, {})
+        other = next(
+            (name for name, value in others.items() if value and earlier.get(name, value) not in ("", value)), ""
+        )
+        if other:
+            found = f"{record.path} has {other} {others[other]!r}"
+            log.fault(FaultKind.ROW, f"{found} here, but {earlier[other]!r} in another row", where)
+            continue
         table.records.append(record)
-        others = {name: (value or "").strip() for name, value in row.items() if name and name not in COLUMNS}
         if others:
-            table.extra[record.path] = others
+            table.extra[record.path] = {name: value or earlier.get(name, "") for name, value in others.items()}
     if junk:
         log.note(f"{junk:,} junk rows (pid -1) dropped")
     if not rows:
@@ -153,13 +165,25 @@ def _inner_path(text: str) -> str:
 
 
 def _integer(name: str, text: str, *, lowest: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise RowFault(f"{name} {text!r} is not an integer") from None
+    # Python's own `int` also takes 1_000 and the digits of other scripts.
+    if re.fullmatch(r"[+-]?[0-9]+", text) is None:
+        raise RowFault(f"{name} {text!r} is not an integer")
+    value = int(text) if len(text) <= _LONGEST else _HIGHEST + 1
     if value < lowest:
         raise RowFault(f"{name} {value} is below {lowest}")
+    if value > _HIGHEST:
+        raise RowFault(f"{name} {text[:_LONGEST]} is above {_HIGHEST}")
     return value
+
+
+def _check_visible(text: str) -> None:
+    """The column `visible`, where there is one, is a share of the body, or empty."""
+    try:
+        known = not text or 0 <= float(text) <= 1
+    except ValueError:
+        known = False
+    if not known:
+        raise RowFault(f"visible {text!r} is not a share; expected a number from 0 to 1, or nothing")
 
 
 INFO = KindInfo(

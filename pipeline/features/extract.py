@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import numpy as np
 import torch.distributed as dist
 
 from pipeline.config import ExtractConfig
+from pipeline.datasets.images import read_image
 from pipeline.datasets.records import Dataset, Record
-from pipeline.errors import DataError, FormatError, Rejected
+from pipeline.errors import DataError, FormatError, ImageError, Rejected
 from pipeline.features.network import FeatureNetwork
 from pipeline.matching.featurefile import FeatureFile, FeatureHeader, Features, FeatureWriter
 from pipeline.model.weights import read_meta
@@ -91,7 +92,7 @@ def extract(
     if not records:
         raise DataError(f"{dataset.name} has no images to extract features from", where=dataset.root)
     origin = _origin(dataset, checkpoint, config)
-    finished = _finished(out, records, origin)
+    finished = _finished(out, dataset, records, origin)
     if finished is not None:
         return finished
     # By the leader alone, because the processes must agree on who does which batches.
@@ -223,7 +224,9 @@ def _meaning(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in attributes.items() if key not in (*_KEPT, _REJECTED)}
 
 
-def _finished(out: Path, records: Sequence[Record], origin: Mapping[str, Any]) -> ExtractReport | None:
+def _finished(
+    out: Path, dataset: Dataset, records: Sequence[Record], origin: Mapping[str, Any]
+) -> ExtractReport | None:
     """The report of an extraction that ended before the process that asked for it did."""
     if not out.is_file():
         return None
@@ -233,10 +236,21 @@ def _finished(out: Path, records: Sequence[Record], origin: Mapping[str, Any]) -
         # Whatever it is, it is not the result; it will be replaced by one.
         return None
     lost = {row: Rejected(name, reason) for row, name, reason in opened.attributes.get(_REJECTED, [])}
+    if _any_readable(dataset, [records[row] for row in lost if row < len(records)]):
+        return None
     names = [record.path for row, record in enumerate(records) if row not in lost]
     if _meaning(opened.attributes) != _meaning(origin) or opened.names().tolist() != names:
         return None
     return ExtractReport(len(records), opened.total, tuple(lost.values()), 0.0, 0.0, opened.total, "")
+
+
+def _any_readable(dataset: Dataset, records: Iterable[Record]) -> bool:
+    """Whether some of the images that were found unreadable can be read now."""
+    for record in records:
+        with contextlib.suppress(ImageError):
+            read_image(dataset.path_of(record))
+            return True
+    return False
 
 
 class _Work:
@@ -259,6 +273,10 @@ class _Work:
         if opened is not None:
             # What was found unreadable before is not in the file's list of names.
             self._rejected = {int(row): reason for row, _, reason in opened.attributes.get(_REJECTED, [])}
+            if _any_readable(dataset, [records[row] for row in self._rejected]):
+                # The disk was away, or somebody has mended them: they need rows, and the file has none for them.
+                path.unlink()
+                opened, self._rejected = None, {}
         self.resumed = 0 if opened is None else opened.done
 
     @property

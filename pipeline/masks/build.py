@@ -44,7 +44,7 @@ from pipeline.parsing.labels import LabelSet, load_grouping, load_label_set
 from pipeline.parsing.parser import Parser, load_parser, parse_flipped
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import memory_exhausted
-from pipeline.runtime.files import atomic_write, fsync_path
+from pipeline.runtime.files import at_home, atomic_write, fsync_path
 from pipeline.runtime.parallel import parallel_map, worker_count
 from pipeline.runtime.progress import SILENT, Progress
 
@@ -213,7 +213,7 @@ def _build(
 def _source(config: MasksConfig, names: Sequence[str], own_maps: Path | None) -> _Source:
     kind, _, argument = config.parser.partition(":")
     if kind == LABEL_MAPS:
-        return _label_map_source(config, Path(argument).expanduser() if argument else own_maps, names)
+        return _label_map_source(config, at_home(argument) if argument else own_maps, names)
     tune_allocator()
     parser = load_parser(config.parser, label_set=config.label_set, device=config.device)
     info = parser.info
@@ -409,7 +409,7 @@ def _rows(source: _Source, chunks: Sequence[Chunk], config: MasksConfig, root: P
 
 def _absolute(spec: str) -> str:
     kind, colon, argument = spec.partition(":")
-    path = Path(argument).expanduser()
+    path = at_home(argument)
     return f"{kind}:{path.absolute()}" if colon and path.is_file() else spec
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from pipeline.config import ModelConfig
 from pipeline.errors import WeightsError
 from pipeline.model.network import CENTRES, Network, build_model
-from pipeline.runtime.files import atomic_write
+from pipeline.runtime.files import at_home, atomic_write
 from pipeline.version import __version__
 
 CHECKPOINT_FORMAT = 4
@@ -218,7 +218,7 @@ def load_backbone_weights(spec: str, backbone: str) -> Mapping[str, Tensor] | No
         return _imagenet(backbone)
     if spec == "builtin":
         return _builtin(backbone)
-    return read_state_dict(Path(spec).expanduser())
+    return read_state_dict(at_home(spec))
 
 
 def _imagenet(backbone: str) -> Mapping[str, Tensor]:

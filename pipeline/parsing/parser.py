@@ -13,6 +13,7 @@ from pathlib import Path
 from pipeline.config import suggestion
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.parsing.interface import Fit, Parser, ParserInfo, parse_flipped
+from pipeline.runtime.files import at_home
 
 __all__ = ["ENTRY_POINTS", "Factory", "Fit", "Parser", "ParserInfo", "load_parser", "parse_flipped"]
 
@@ -81,7 +82,7 @@ def _load(spec: str, label_set: str | None, device: str) -> Parser:
 def _file(kind: str, argument: str) -> Path:
     if not argument:
         raise ConfigError(f"the parser {kind!r} needs a file", expected=f"{kind}:FILE")
-    return Path(argument).expanduser()
+    return at_home(argument)
 
 
 def _from_package(point: EntryPoint, argument: str, label_set: str | None, device: str) -> Parser:

@@ -19,6 +19,14 @@ NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CANNOT_RESERVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF})
 
 
+def at_home(path: Path | str) -> Path:
+    """A path that the user named, with `~` and `~name` made into home folders.
+
+    Unlike `Path.expanduser` it does not fail where there is no such user: the file is then found missing, by its name.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary path in the folder of `path`; on a clean exit what was written there becomes `path`.

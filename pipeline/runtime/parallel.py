@@ -25,8 +25,9 @@ def parallel_map(
 ) -> Iterator[R]:
     """Apply `function` to each of `items` and yield the results in the items' order.
 
-    Items are taken as workers become free, so neither they nor the results are held as a whole. A worker's libraries
-    compute with one thread each; the workers are the parallelism. An error in a worker is raised here.
+    Items are taken as workers become free. Results wait in memory for their turn, and for a reader that is slower than
+    the workers together; keep them small. A worker's libraries compute with one thread each; the workers are the
+    parallelism. An error in a worker is raised here.
 
     Args:
         function: What to do with one item; for `loky` and `dask` it must be picklable.

@@ -16,7 +16,7 @@ def derive(seed: int, *words: int | str) -> int:
     """A 63-bit seed for the stream that `words` name under `seed`.
 
     Python's own `hash` differs between processes and summing seeds makes neighbours collide, so the words are
-    hashed, each with its type and length.
+    hashed, each with its type. Words must not hold the character U+001F, which stands between them.
     """
     text = "\x1f".join(f"{type(word).__name__}:{word}" for word in (seed, *words))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

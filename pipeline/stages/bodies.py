@@ -85,7 +85,8 @@ def extract(context: StageContext) -> StageReport:
     rejected: list[Rejected] = []
     total = 0
     rates = {}
-    for test in sources.tests():
+    tests = sources.tests()
+    for test in tests:
         records = sources.test_records(test.spec)
         folder = context.out / test.name
         folder.mkdir(exist_ok=True)
@@ -99,7 +100,12 @@ def extract(context: StageContext) -> StageReport:
             progress=context.progress,
         )
         report = _going_on(context, work)
-        rejected += report.failed
+        # Two data sets may use the same names.
+        rejected += (
+            report.failed
+            if len(tests) == 1
+            else [Rejected(f"{test.name}: {each.path}", each.reason) for each in report.failed]
+        )
         total += report.total
         rates[test.name] = report.images_per_second
     return StageReport(total=total, rejected=tuple(rejected), figures={"images_per_second": rates})

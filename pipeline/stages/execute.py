@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pipeline.artifacts.manifest import read_manifest
 from pipeline.artifacts.store import Artifact, ArtifactStore
 from pipeline.config import RunConfig, suggestion
-from pipeline.errors import ArtifactError, ConfigError, DataError, Rejected, RejectedInputs
+from pipeline.errors import ArtifactError, ConfigError, DataError, Rejected, RejectedInputs, UserError
 from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.stages.bodies import RESULT
@@ -69,9 +69,8 @@ class RunReport:
 
     @property
     def rejected(self) -> tuple[Rejected, ...]:
-        """What training and extraction left out, each input once; masks that failed were allowed or ended the run."""
-        found = {item.path: item for outcome in self._reading for item in outcome.rejected}
-        return tuple(found.values())
+        """What training and extraction left out; masks that failed were allowed or ended the run."""
+        return tuple(item for outcome in self._reading for item in outcome.rejected)
 
     @property
     def total(self) -> int:
@@ -192,7 +191,13 @@ def _build(
             if workspace.resumed:
                 progress.note(f"{stage.name}: going on from where an earlier run was stopped")
             report = stage.build(StageContext(config, workspace.path, sources, progress))
-            if changed := _changed_inputs(entry, config, sources):
+            try:
+                changed = _changed_inputs(entry, config, sources)
+            except UserError:
+                # Inputs that have gone may have been gone for a while: what was made of the rest is not to be kept.
+                store.spoil(workspace)
+                raise
+            if changed:
                 store.spoil(workspace)
                 raise DataError(
                     f"{', '.join(changed)} changed while {stage.name} was at work, so nobody knows what it is made of",
@@ -258,9 +263,9 @@ def _results(outcomes: Sequence[StageOutcome]) -> Mapping[str, Any] | None:
 
 
 def _peak_memory() -> dict[str, float]:
-    """The most memory in MB that this process, whatever it did before, and the largest of its workers have held.
+    """The most memory in MB that this process has held, whatever it did before; empty where the system does not tell.
 
-    Empty where the system does not tell.
+    Nothing is said of workers: Linux counts a child's parent as its own until it starts another program.
     """
     if sys.platform == "win32":
         return {}
@@ -268,5 +273,4 @@ def _peak_memory() -> dict[str, float]:
 
     # Linux counts in kilobytes, macOS in bytes.
     unit = 1e6 if sys.platform == "darwin" else 1e3
-    who = {"peak_memory_so_far_mb": resource.RUSAGE_SELF, "peak_memory_of_a_worker_mb": resource.RUSAGE_CHILDREN}
-    return {name: round(resource.getrusage(kind).ru_maxrss / unit, 1) for name, kind in who.items()}
+    return {"peak_memory_so_far_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}

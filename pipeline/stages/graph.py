@@ -18,6 +18,7 @@ from pipeline.config import RunConfig, Section
 from pipeline.errors import ConfigError, FormatError, WeightsError
 from pipeline.parsing.files import parser_files
 from pipeline.parsing.versions import version_of
+from pipeline.runtime.files import at_home
 from pipeline.stages import bodies
 from pipeline.stages.sources import RENDERED, Sources
 from pipeline.stages.stage import Stage
@@ -82,8 +83,19 @@ def _masks_decisive(config: RunConfig) -> Mapping[str, Any]:
     return read
 
 
+def _check_there_are(config: RunConfig, sources: Sources, *, training: bool = False, tests: bool = False) -> None:
+    """Have images that are missing found now, and not after hours of other stages; rendered people are yet to come."""
+    if training and config.data.source != RENDERED:
+        sources.training()
+    if tests:
+        for test in sources.tests():
+            if test.spec != RENDERED:
+                sources.test_records(test.spec)
+
+
 def _masks_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
     # Masks know nothing of identities and cameras: a corrected one parses nothing anew.
+    _check_there_are(config, sources, training=True)
     found = {"training images": sources.contents(config.data.source, "train")}
     found |= _parser_input(config, sources)
     # The same weights give other masks, when the code around them changes.
@@ -101,12 +113,12 @@ def _parser_input(config: RunConfig, sources: Sources) -> dict[str, str]:
         return {"parser": sources.file(_PARSER_WEIGHTS, "the built-in parser's weights file", WeightsError)}
     if kind == "label-maps":
         if argument:
-            return {"label maps": sources.tree(Path(argument).expanduser(), *_LABEL_MAP_SUFFIXES)}
+            return {"label maps": sources.tree(at_home(argument), *_LABEL_MAP_SUFFIXES)}
         # The data set's own; those of rendered people are part of the rendered images' fingerprint.
         maps = None if config.data.source == RENDERED else sources.training().label_maps
         return {} if maps is None else {"label maps": sources.tree(maps, *_LABEL_MAP_SUFFIXES)}
     found = {}
-    path = Path(argument).expanduser()
+    path = at_home(argument)
     if argument and path.is_file():
         # With what else is read: descriptions, label sets and tensors stand in files beside a model.
         for what, file in parser_files(path).items():
@@ -152,6 +164,7 @@ def _train_decisive(config: RunConfig) -> Mapping[str, Any]:
 
 
 def _train_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
+    _check_there_are(config, sources, training=True, tests=config.train.eval_every > 0)
     found = {"training images": sources.images(config.data.source, "train")}
     if _uses_masks(config):
         if config.masks.file is not None:
@@ -182,6 +195,7 @@ def _extract_decisive(config: RunConfig) -> Mapping[str, Any]:
 
 
 def _extract_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
+    _check_there_are(config, sources, tests=True)
     if config.extract.checkpoint is not None:
         found = {"checkpoint": sources.file(config.extract.checkpoint, "the checkpoint", WeightsError)}
     else:

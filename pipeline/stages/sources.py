@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,9 +9,9 @@ from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.store import Artifact
 from pipeline.config import RunConfig
 from pipeline.datasets.fingerprint import dataset_fingerprint, image_hashes
-from pipeline.datasets.records import Dataset, Record, Split, unique_names
+from pipeline.datasets.records import Dataset, Record, Split, short_name, unique_names
 from pipeline.errors import ArtifactError, DataError, UserError
-from pipeline.runtime.files import sha256_file
+from pipeline.runtime.files import at_home, sha256_file
 from pipeline.runtime.progress import Progress
 
 RENDERED = "rendered"
@@ -48,7 +47,7 @@ class Sources:
     progress: Progress
     artifacts: dict[str, tuple[str, Artifact]] = field(default_factory=dict)
     _opened: dict[str, Dataset] = field(default_factory=dict)
-    _prints: dict[tuple[str, tuple[Split, ...]], str] = field(default_factory=dict)
+    _prints: dict[tuple[str, str, tuple[str, ...]], str] = field(default_factory=dict)
 
     def folder(self, stage: str) -> Path:
         """Folder of an earlier stage's artifact.
@@ -104,7 +103,7 @@ class Sources:
         taken: set[str] = set()
         for spec in self.config.data.tests or (self.config.data.source,):
             label = RENDERED if spec == RENDERED else self.open(spec).name
-            base = re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip(".-") or "test"
+            base = short_name(label)
             name, number = base, 2
             while name in taken:
                 name, number = f"{base}-{number}", number + 1
@@ -134,7 +133,7 @@ class Sources:
         """
         if spec == RENDERED:
             return self.artifacts["synth"][0]
-        key = (spec, splits)
+        key = ("images", spec, splits)
         if key not in self._prints:
             dataset = self.open(spec)
             cache = self.config.artifacts / _CACHE
@@ -149,9 +148,12 @@ class Sources:
         """
         if spec == RENDERED:
             return self.artifacts["synth"][0]
-        dataset = self.open(spec)
-        names = sorted(unique_names(dataset.split(*splits)))
-        return fingerprint(image_hashes(dataset.root, names, cache=self.config.artifacts / _CACHE))
+        key = ("contents", spec, splits)
+        if key not in self._prints:
+            dataset = self.open(spec)
+            names = sorted(unique_names(dataset.split(*splits)))
+            self._prints[key] = fingerprint(image_hashes(dataset.root, names, cache=self.config.artifacts / _CACHE))
+        return self._prints[key]
 
     def attributes(self, spec: str) -> str | None:
         """Fingerprint of a data set's further columns, which results are broken down by; None: it has none."""
@@ -192,7 +194,7 @@ class Sources:
             UserError: It cannot be read; of the class `error`.
         """
         try:
-            return sha256_file(path.expanduser())
+            return sha256_file(at_home(path))
         except FileNotFoundError:
             raise error(f"{what} does not exist", where=path) from None
         except OSError as trouble:

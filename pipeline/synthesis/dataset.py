@@ -4,7 +4,8 @@ Layout: `train/`, `query/` and `gallery/` with JPEG images, the same under `labe
 `dataset.csv` (one row an image) and `dataset.json` (parameters, version, licence, credits, statistics).
 
 While it is being made, the folder also holds `partial/`: the parameters, and the finished rows of each identity. A
-run that was killed goes on with the identities whose rows are missing; `partial/` disappears last of all.
+run that was killed goes on with the identities whose rows are missing. `dataset.json` is written last: with it the
+data set is complete. A lock file stands beside the folder meanwhile.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.artifacts.lock import locked
 from pipeline.config import SynthConfig
 from pipeline.datasets.records import DISTRACTOR_PID
 from pipeline.errors import DataError
@@ -87,13 +89,23 @@ def render_dataset(out: Path, config: SynthConfig, *, progress: Progress = SILEN
     Raises:
         ConfigError: The sizes cannot be made.
         DataError: `out` holds something else.
+        LockedError: Another process renders into `out`.
     """
-    begun = time.perf_counter()
     planned = plan_images(config.ids, config.cameras, config.shots, config.occlusion, config.seed)
     wanted = parameters(config)
-    if (description := _finished(out, wanted)) is not None:
-        progress.note(f"{out} is complete already")
-        return DatasetSummary(out, len(planned), 0, time.perf_counter() - begun, description["statistics"])
+    if (found := _finished(out, planned, wanted, progress)) is not None:
+        return found
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out.with_name(out.name + ".lock")):
+        return _render(out, config, planned, wanted, progress)
+
+
+def _render(
+    out: Path, config: SynthConfig, planned: Sequence[PlannedImage], wanted: dict[str, Any], progress: Progress
+) -> DatasetSummary:
+    begun = time.perf_counter()
+    if (found := _finished(out, planned, wanted, progress)) is not None:
+        return found  # by whoever held the lock before
     rows_folder = _begin(out, wanted)
 
     people = [tuple(group) for group in _by_identity(planned)]
@@ -127,14 +139,19 @@ def render_dataset(out: Path, config: SynthConfig, *, progress: Progress = SILEN
     return DatasetSummary(out, len(planned), len(planned) - done, time.perf_counter() - begun, statistics)
 
 
-def _finished(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The description of a complete data set of the same parameters in `out`, if there is one."""
-    if not (out / DESCRIPTION).is_file() or (out / PARTIAL).exists():
+def _finished(
+    out: Path, planned: Sequence[PlannedImage], wanted: dict[str, Any], progress: Progress
+) -> DatasetSummary | None:
+    """The complete data set of the same parameters in `out`, if there is one."""
+    if not (out / DESCRIPTION).is_file():
         return None
     description = _read_object(out / DESCRIPTION)
     if description.get("parameters") != wanted:
         raise _foreign(out, "a data set rendered with other parameters")
-    return description
+    # What a process left that was stopped while it cleared up.
+    shutil.rmtree(out / PARTIAL, ignore_errors=True)
+    progress.note(f"{out} is complete already")
+    return DatasetSummary(out, len(planned), 0, 0.0, description["statistics"])
 
 
 def _begin(out: Path, wanted: dict[str, Any]) -> Path:
@@ -145,11 +162,19 @@ def _begin(out: Path, wanted: dict[str, Any]) -> Path:
     if marker.is_file():
         if _read_object(marker) != wanted:
             raise _foreign(out, "an unfinished data set of other parameters")
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and not _is_untouched(out):
         raise _foreign(out, "something else")
     else:
         write_json(marker, wanted)
     return out / PARTIAL
+
+
+def _is_untouched(out: Path) -> bool:
+    """Whether a folder holds nothing, or no more than a run leaves that found the disk full before its first image."""
+    names = {entry.name for entry in out.iterdir()}
+    if names == {PARTIAL} and (out / PARTIAL).is_dir():
+        names = {entry.name for entry in (out / PARTIAL).iterdir() if not entry.name.startswith(".")}
+    return not names
 
 
 def _read_object(path: Path) -> dict[str, Any]:

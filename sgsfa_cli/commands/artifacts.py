@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -124,7 +125,7 @@ def prune(
         if not json:
             console.out().print(f"Kept: what {_origin(configs, preset, overrides)} uses ({', '.join(sorted(runs))}).")
             console.out().print(console.table("Path", "Why", "Size>", rows=_removal_rows(removals)))
-        if yes or typer.confirm(f"Remove these ({console.size(total)})?", err=True):
+        if yes or _confirmed(total):
             busy = tuple(left for store, some in found for left in store.remove(some))
             removed = True
     for left in busy:
@@ -135,6 +136,19 @@ def prune(
         json=json,
         draw=lambda: _verdict(removals, total, removed, dry_run),
     )
+
+
+def _confirmed(total: int) -> bool:
+    from pipeline.errors import ConfigError
+
+    try:
+        return typer.confirm(f"Remove these ({console.size(total)})?", err=True)
+    except typer.Abort:
+        if sys.stdin.isatty():
+            raise  # Ctrl-C
+        raise ConfigError(
+            "nobody answers whether to remove them", hint="--yes removes them, --dry-run only lists them"
+        ) from None
 
 
 def _settings(configs: list[Path] | None, preset: str | None, overrides: list[str] | None) -> list[RunConfig]:

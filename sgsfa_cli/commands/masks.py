@@ -307,8 +307,9 @@ def _open(data: str, *, expect_counts: bool = False) -> Dataset:
     from pipeline.datasets import synthetic
     from pipeline.datasets.registry import open_dataset
     from pipeline.errors import DataError
+    from pipeline.runtime.files import at_home
 
-    path = Path(data).expanduser()
+    path = at_home(data)
     if path.is_dir():
         # A rendered data set holds label maps too, which are no images of people.
         if (path / synthetic.TABLE).is_file() and (path / synthetic.LABEL_MAPS).is_dir():

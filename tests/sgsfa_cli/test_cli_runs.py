@@ -247,6 +247,8 @@ def test_prune_asks_and_keeps_what_is_used(sgsfa, folder):
     assert "Would be removed" in sgsfa("artifacts", "prune", "--dry-run").stdout
     assert "Nothing was removed" in sgsfa("artifacts", "prune", input="n\n").stdout
     assert len(data(sgsfa("artifacts", "list", "--json"))["artifacts"]) == 7
+    for how in ((), ("--json",)):
+        assert "nobody answers" in sgsfa("artifacts", "prune", *how, input="", code=2).stderr
     report = data(sgsfa("artifacts", "prune", "--yes", "--json"))
     assert report["removed"] is True
     assert len(report["removals"]) == 3

@@ -179,6 +179,48 @@ def test_a_session_killed_between_manifest_and_rename_is_published_by_the_next(s
     assert store.open("masks", "run", PRINT).manifest == artifact.manifest
 
 
+def test_a_session_killed_while_it_hashes_is_remembered(store, monkeypatch):
+    older, newer = ({**NOTHING, "built_from": {"masks": stamp}} for stamp in ("monday", "tuesday"))
+
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    def session(manifest, **options):
+        with store.build("train", "run", PRINT, manifest=manifest, **options) as work:
+            if not work.published:
+                (work.path / "data.bin").write_text(manifest["built_from"]["masks"])
+        return work
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "describe_files", killed)
+        with pytest.raises(KeyboardInterrupt):
+            session(older)
+    assert session(older).resumed
+    # A forced rebuild stopped there stays one.
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "describe_files", killed)
+        with pytest.raises(KeyboardInterrupt):
+            session(older, replace=True)
+    assert store.open("train", "run", PRINT).state == "partial"
+    # What was made from Monday's masks is not published as made from Tuesday's.
+    assert not session(newer).resumed
+    artifact = store.open("train", "run", PRINT)
+    assert artifact.manifest.built_from == {"masks": "tuesday"}
+    assert (artifact.path / "data.bin").read_text() == "tuesday"
+    assert left(store) == []
+    assert store.verify(artifact) == ()
+
+
+def test_a_session_killed_between_manifest_and_its_own_note_is_published_by_the_next(store):
+    artifact = build(store)
+    artifact.path.rename(artifact.partial)
+    store_module._begin_session(artifact.partial, replaces=True, built_from={})
+    with store.build("masks", "run", PRINT, manifest=NOTHING) as work:
+        assert work.published
+    assert store.verify(store.open("masks", "run", PRINT)) == ()
+    assert left(store) == []
+
+
 def test_a_partial_folder_whose_manifest_does_not_fit_is_resumed(store):
     artifact = build(store)
     (artifact.path / "data.bin").write_text("changed")
@@ -396,7 +438,7 @@ def test_a_full_disk_is_told_and_publishes_nothing(store, error):
 
 
 def test_a_disk_that_fills_while_publishing(store, monkeypatch):
-    def full(folder):
+    def full(folder, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store_module, "describe_files", full)

@@ -190,6 +190,9 @@ def test_sixteen_bits_are_reduced_to_the_upper_eight(tmp_path: Path) -> None:
     colours = np.stack([values, values // 2, values // 3], axis=2)
     path.write_bytes(png16(colours[..., ::-1]))
     np.testing.assert_array_equal(read_image(path), (colours >> 8).astype(np.uint8))
+    path = tmp_path / "image.pgm"
+    path.write_bytes(b"P5 32 64 65535\n" + values.astype(">u2").tobytes())
+    np.testing.assert_array_equal(read_image(path), np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -24,7 +24,7 @@ from pipeline.datasets.maskfile import (
     has_rows,
     names_hash,
 )
-from pipeline.errors import FormatError, LockedError, UserError
+from pipeline.errors import ArtifactError, FormatError, LockedError, UserError
 from pipeline.runtime.files import reserve
 
 META = MaskMeta(
@@ -290,7 +290,7 @@ def test_names_must_be_storable(tmp_path: Path) -> None:
 
 
 def test_an_unwritable_place_is_a_users_error(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="cannot be written"):
+    with pytest.raises(ArtifactError, match="cannot be written"):
         MaskWriter.create(tmp_path / "no" / "such" / "folder.h5", NAMES, META)
 
 
@@ -331,7 +331,7 @@ def test_an_empty_file_is_not_held_in_memory(tmp_path: Path) -> None:
 def test_space_is_compared_where_it_cannot_be_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("os.posix_fallocate", raising=False)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
-    with pytest.raises(FormatError, match="no space left") as caught:
+    with pytest.raises(ArtifactError, match="no space left") as caught:
         MaskWriter.create(tmp_path / "masks.h5", NAMES, META)
     assert "make room" in (caught.value.hint or "")
     assert not list(tmp_path.iterdir())
@@ -343,12 +343,12 @@ def test_a_full_disk_is_told_in_words(tmp_path: Path, size: int) -> None:
     # A limit on the size of files, which HDF5 meets as it meets the end of a disk.
     program = (
         "import resource, sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
-        "from pipeline.errors import FormatError\n"
+        "from pipeline.errors import ArtifactError\n"
         "from test_datasets_maskfile import META, MaskWriter, arrays\n"
         "names = [f'{n:04d}.jpg' for n in range(100)]\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\n"
         "try:\n    MaskWriter.create(Path(sys.argv[1]), names, META)\n"
-        "except FormatError as error:\n    print(error.found, '|', error.hint)\n"
+        "except ArtifactError as error:\n    print(error.found, '|', error.hint)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "masks.h5"), str(Path(__file__).parent)],

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.datasets import cuhk03_np, dukemtmc, market1501, msmt17, partial_ilids, partial_reid
-from pipeline.datasets.layout import NameFault, id_folder, short_name
+from pipeline.datasets.layout import NameFault, id_folder
+from pipeline.datasets.records import short_name
 
 ids = st.integers(0, 9999)
 frames = st.integers(0, 999_999)

@@ -123,6 +123,23 @@ def test_damage_and_passwords_are_reported_with_the_member(tmp_path: Path) -> No
     assert "cannot be read" in refused(tmp_path / "none.zip", lists, tmp_path / "out")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, zipfile.ZIP_DEFLATED])
+def test_damage_is_told_however_the_archive_is_packed(method: int, tmp_path: Path) -> None:
+    archive = tmp_path / "duke.zip"
+    with zipfile.ZipFile(archive, "w", method) as writer:
+        for folder, names in DUKE.items():
+            for name in names:
+                writer.writestr(f"{folder}/{name}", bytes(range(256)) * 40)
+        damaged = writer.getinfo("bounding_box_train/0001_c2_f0046182.jpg")
+    data = bytearray(archive.read_bytes())
+    start = damaged.header_offset + 30 + len(damaged.filename)
+    data[start + 12 : start + damaged.compress_size] = bytes(damaged.compress_size - 12)
+    archive.write_bytes(data)
+    with pytest.raises(DataError, match=r"0001_c2_f0046182\.jpg is damaged in the archive") as caught:
+        make_from_zip(archive, write_lists(tmp_path / "lists"), tmp_path / "out")
+    assert str(archive) in str(caught.value)
+
+
 def test_lists_and_target_are_checked_first(tmp_path: Path) -> None:
     archive = pack(tmp_path / "duke.zip", DUKE)
     assert "no such folder" in refused(archive, tmp_path / "none", tmp_path / "out")

@@ -1,5 +1,6 @@
 """Every reader on a tree with the real names and counts."""
 
+import errno
 import itertools
 import os
 import shutil
@@ -19,6 +20,7 @@ from dataset_trees import (
     partial_reid_tree,
 )
 
+from pipeline.datasets.layout import BOXES
 from pipeline.datasets.records import Dataset
 from pipeline.datasets.registry import kinds, open_dataset
 from pipeline.errors import DataError
@@ -273,6 +275,33 @@ def test_occluded_duke_lists_may_lie_beside_in_or_above_the_tree(small_occluded_
         for file in sorted(root.rglob("*.list")):
             file.rename(target / file.name)
         assert open_dataset(f"occluded-duke:{target}", expect_counts=False).records == expected.records
+
+
+def test_occluded_duke_lists_in_this_folder_find_the_tree_beside_it(
+    small_occluded_duke: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small_occluded_duke / "Occluded_Duke")
+    assert sizes(open_dataset("occluded-duke:.", expect_counts=False)) == {"train": 2, "query": 2, "gallery": 3}
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may look everywhere")
+def test_a_closed_folder_beside_the_data_is_passed_over(make_tree: MakeTree) -> None:
+    root = make_tree({folder: ["0001_c1s1_000151_01.jpg"] for folder in BOXES})
+    closed = root / "lost+found"
+    closed.mkdir(mode=0)
+    assert open_dataset(f"market1501:{root}", expect_counts=False).root == root
+
+
+def test_a_list_that_cannot_be_read_is_a_fault(small_occluded_duke: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: Path, *arguments: object, **options: object) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", closed)
+    assert "the list cannot be read: Permission denied" in message(f"occluded-duke:{small_occluded_duke}")
+
+
+def test_the_home_of_nobody_does_not_exist() -> None:
+    assert "does not exist" in message("csv:~nobody-has-this-name/people.csv")
 
 
 def test_occluded_duke_lists_name_what_is_missing_and_doubled(small_occluded_duke: Path) -> None:

@@ -48,6 +48,28 @@ def test_other_columns_are_kept_and_the_order_is_free(folder: Path) -> None:
     assert dataset.extra == {"crops/a.jpg": {"visible": "0.4"}, "crops/b.jpg": {"visible": ""}}
 
 
+def test_an_image_in_two_roles_keeps_what_either_row_says(folder: Path) -> None:
+    header = "path,pid,camid,split,visible,pose\n"
+    dataset = read(folder, f"{header}crops/a.jpg,9,2,query,0.4,\ncrops/a.jpg,9,2,gallery,,walking\n")
+    assert dataset.extra == {"crops/a.jpg": {"visible": "0.4", "pose": "walking"}}
+    found = fault(folder, f"{header}crops/a.jpg,9,2,query,0.4,\ncrops/a.jpg,9,2,gallery,0.5,\n")
+    assert "crops/a.jpg has visible '0.5' here, but '0.4' in another row" in found
+
+
+@pytest.mark.parametrize("value", ["yes", "80%", "1.5", "-0.1", "nan", "0;4"])
+def test_the_visible_share_is_one(folder: Path, value: str) -> None:
+    found = fault(folder, f"path,pid,camid,split,visible\ncrops/a.jpg,9,2,query,{value}\n")
+    assert f"visible {value!r} is not a share" in found
+    assert "line 2" in found
+
+
+@pytest.mark.parametrize("pid", ["1_000", "\u0661\u0662", "1e3", "99999999999999999999", "9" * 5000, "0x1f"])
+def test_odd_numbers_are_faults(folder: Path, pid: str) -> None:
+    found = fault(folder, f"{HEADER}crops/a.jpg,{pid},1,train\n")
+    assert found.startswith((f"pid {pid[:20]!r} is not an integer", f"pid {pid[:20]} is above"))
+    assert "line 2" in found
+
+
 def test_what_spreadsheets_write_is_read(folder: Path) -> None:
     text = ("\ufeff" + HEADER).replace("\n", "\r\n") + ' crops/a.jpg , 7 ,1,train\r\n"crops/b.jpg",7,2,train\r\n'
     assert [record.path for record in read(folder, text).records] == ["crops/a.jpg", "crops/b.jpg"]

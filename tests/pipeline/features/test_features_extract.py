@@ -147,6 +147,36 @@ def test_unreadable_images_have_no_row_and_are_listed(
     assert [name for _, name, _ in some.attributes["rejected"]] == [dataset.records[i].path for i in broken]
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_images_that_can_be_read_again_get_their_rows(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path, finished: bool
+) -> None:
+    run(tmp_path / "good.h5", dataset, checkpoint)
+    away = [dataset.path_of(dataset.records[row]) for row in (1, 6)]
+    for path in away:
+        path.rename(path.with_suffix(".away"))
+    out = tmp_path / "some.h5"
+    if finished:
+        assert run(out, dataset, checkpoint).done == COUNT - 2
+    else:
+
+        class Dying(extract_module.FeatureWriter):
+            def append(self, *arrays: object) -> None:
+                super().append(*arrays)  # type: ignore[arg-type]
+                if self.done >= COUNT - 5:
+                    raise _Killed
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(extract_module, "FeatureWriter", Dying)
+            with pytest.raises(_Killed):
+                run(out, dataset, checkpoint)
+    for path in away:
+        path.with_suffix(".away").rename(path)
+    report = run(out, dataset, checkpoint)
+    assert (report.done, report.resumed) == (COUNT, 0)
+    assert out.read_bytes() == (tmp_path / "good.h5").read_bytes()
+
+
 def test_nothing_readable_and_nothing_at_all(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
     with pytest.raises(DataError, match="no images"):
         extract(tmp_path / "f.h5", dataset=dataset, records=(), checkpoint=checkpoint, config=config())

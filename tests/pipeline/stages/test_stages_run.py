@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import signal
@@ -12,6 +13,8 @@ import pytest
 
 from pipeline.artifacts.store import ArtifactStore
 from pipeline.config import load_config
+from pipeline.datasets import maskfile
+from pipeline.datasets.maskfile import DONE, PENDING, MaskMeta, MaskWriter
 from pipeline.errors import (
     ArtifactError,
     ConfigError,
@@ -270,6 +273,14 @@ def test_several_test_sets_have_distinct_names_and_their_own_part(configure, run
     assert run(config)[0] == ["extract", "eval"]
 
 
+def test_test_sets_are_named_after_the_data_in_any_script(configure, people, tmp_path):
+    other = tmp_path / "行人" / "行人.csv"
+    shutil.copytree(people.parent, other.parent)
+    (other.parent / people.name).rename(other)
+    sources = Sources(configure(f"data.tests=['csv:{other}']"), _Notes())
+    assert [test.name for test in sources.tests()] == ["行人"]
+
+
 class _Notes:
     def __init__(self):
         self.notes = []
@@ -388,6 +399,27 @@ def test_an_input_that_changes_while_a_stage_reads_it_publishes_nothing(configur
     assert report.stages[0].action == "ran"
 
 
+def test_what_was_made_while_inputs_were_away_is_not_gone_on_with(configure, run, fakes, people):
+    images, away = people.parent / "images", people.parent / "away"
+
+    def unplug(context):
+        images.rename(away)
+        (context.out / "half.txt").write_text("1")
+        return StageReport()
+
+    run(configure(), until="train")
+    fakes.took()
+    fakes.bodies["extract"] = unplug
+    with pytest.raises(DataError, match="does not exist"):
+        run(configure())
+    del fakes.bodies["extract"]
+    fakes.took()
+    away.rename(images)
+    ran, report = run(configure())
+    assert ran == ["extract", "eval"]
+    assert report.stages[2].action == "ran"
+
+
 def test_a_broken_manifest_stops_a_run_until_it_is_forced(configure, run):
     _, report = run(configure())
     (report.stages[1].path / "manifest.json").write_text("{")
@@ -430,11 +462,11 @@ def test_masks_that_failed_stop_the_run_each_time_until_they_are_allowed(configu
     assert read_json(report.stages[0].path / "rejected.json")["rejected"][0]["reason"] == "truncated"
 
 
-def test_an_input_that_two_stages_reject_counts_once(configure, fakes, run, one_rejected):
+def test_what_two_stages_reject_counts_as_often_as_they_were_given_it(configure, fakes, run, one_rejected):
     fakes.bodies["train"] = lambda context: StageReport(total=4, rejected=one_rejected)
     fakes.bodies["extract"] = lambda context: StageReport(total=6, rejected=one_rejected)
     _, report = run(configure(), until="extract")
-    assert report.rejected == one_rejected
+    assert report.rejected == one_rejected + one_rejected
     assert report.total == 10
 
 
@@ -521,14 +553,20 @@ def test_files_that_do_not_exist_are_named(configure, tmp_path):
         assert str(nowhere) in str(caught.value)
 
 
-def test_a_data_set_without_training_or_query_images(configure, people, run):
+def test_a_data_set_without_training_or_query_images(configure, people, run, fakes):
     text = people.read_text()
     people.write_text(text.replace("train", "gallery"))
     with pytest.raises(DataError, match="no images to train on"):
         Sources(configure(), _Notes()).training()
+    with pytest.raises(DataError, match="no images to train on"):
+        run(configure())
     people.write_text(text.replace("query", "gallery"))
     with pytest.raises(DataError, match="no query images"):
         Sources(configure(), _Notes()).test_records(configure().data.source)
+    # Before the first stage, not after hours of training.
+    with pytest.raises(DataError, match="no query images"):
+        run(configure())
+    assert fakes.took() == []
 
 
 def test_an_unfinished_stage_has_no_folder(configure):
@@ -554,6 +592,36 @@ def test_a_file_that_cannot_be_gone_on_with_is_begun_anew(configure, tmp_path):
     begun.write_bytes(b"1")
     assert bodies._going_on(context, work) == "done"
     assert "begun anew" in notes.notes[0]
+
+
+def test_a_mask_file_is_not_begun_anew_because_the_disk_is_full(configure, tmp_path, monkeypatch):
+    path, names = tmp_path / "masks.h5.partial", ["a.jpg", "b.jpg"]
+    row = (
+        np.ones((1, 4, 16, 8), np.uint8),
+        np.ones((1, 64, 32), np.uint8),
+        np.ones(1, np.float32),
+        np.array([DONE], np.uint8),
+    )
+    meta = MaskMeta(
+        parser="tiny", parser_version="1", weights_sha256="", label_set="lip-20", grouping="spreid", groups_absent=(),
+        resize="area", input_size=(256, 128), flip=False, hard=False, backend="torch", precision="float32",
+        batch_size=1,
+    )  # fmt: skip
+    with MaskWriter.create(path, names, meta) as writer:
+        writer.write(0, *row)
+
+    def work():
+        with MaskWriter.resume(path, names) as writer, monkeypatch.context() as patch:
+            patch.setattr(maskfile, "row_checksums", full)
+            writer.write(1, *row)
+
+    def full(*arrays):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ArtifactError, match="no space left"):
+        bodies._going_on(StageContext(configure(), tmp_path, None, _Notes()), work)
+    with MaskWriter.resume(path, names) as writer:
+        assert writer.done.tolist() == [DONE, PENDING]
 
 
 def test_a_file_of_the_user_s_is_never_removed(configure, tmp_path):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.artifacts.lock import locked
 from pipeline.config import SynthConfig, load_config
 from pipeline.datasets.registry import open_dataset
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, LockedError
 from pipeline.runtime.progress import SILENT
 from pipeline.synthesis import dataset as module
 from pipeline.synthesis.dataset import parameters, render_dataset
@@ -58,6 +61,41 @@ def test_table_and_files_agree(made: Path) -> None:
             assert 0.25 <= float(row["visible"]) <= 0.9
     on_disk = {path.relative_to(made).as_posix() for path in made.rglob("*.jpg")}
     assert on_disk == {row["path"] for row in rows}
+
+
+def test_a_data_set_is_complete_once_it_is_described(made: Path, tmp_path: Path) -> None:
+    """A run stopped while it cleared `partial/` away has done its work."""
+    out = tmp_path / "people"
+    shutil.copytree(made, out)
+    (out / "partial").mkdir()
+    (out / "partial" / "000001.json").write_text("[]")
+    assert render_dataset(out, TINY).rendered == 0
+    assert digests(out) == digests(made)
+
+
+def test_a_disk_that_was_full_before_the_first_image_locks_nothing(
+    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "people"
+
+    def full(path: Path, value: object) -> None:
+        path.parent.mkdir(parents=True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_json", full)
+        with pytest.raises(OSError, match="No space left"):
+            render_dataset(out, TINY)
+    assert [path.name for path in out.iterdir()] == ["partial"]
+    render_dataset(out, TINY)
+    assert digests(out) == digests(made)
+
+
+def test_a_second_process_is_refused_while_one_renders(tmp_path: Path) -> None:
+    out = tmp_path / "people"
+    with locked(tmp_path / "people.lock"), pytest.raises(LockedError):
+        render_dataset(out, TINY)
+    assert not out.exists()
 
 
 def test_description_says_what_was_made(made: Path) -> None:
