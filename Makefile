@@ -39,7 +39,7 @@ lint: $(SETUP)  ## style, types and import rules
 	$(BIN)/python -m mypy
 	PATH="$(BIN):$$PATH" lint-imports
 
-bench: $(SETUP)  ## measure masks, rendering, training and matching, some 30 minutes; see benchmarks/results
+bench: $(SETUP)  ## measure masks, rendering, training and matching, some 30 minutes; figures are printed
 	$(BIN)/python -m benchmarks.masks
 	$(BIN)/python -m benchmarks.synthesis_speed
 	$(BIN)/python -m benchmarks.synthesis_difficulty

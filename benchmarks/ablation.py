@@ -285,8 +285,9 @@ def main() -> None:
             config = configuration(cell, seed, common)
             print(f"{key_of(cell, seed)}: {'trained' if is_trained(config) else 'to be trained'}")
         return
-    # What is there already comes first, so that the table never holds less than it did.
+    # What is trained already is read before anything is written, so that the table never holds less than it did.
     order.sort(key=lambda each: not is_trained(configuration(*each, common)))
+    ready = sum(is_trained(configuration(*each, common)) for each in order)
     for number, (cell, seed) in enumerate(order, 1):
         config = configuration(cell, seed, common)
         late = arguments.minutes is not None and (time.monotonic() - begun) / 60 > arguments.minutes
@@ -297,6 +298,8 @@ def main() -> None:
         one = run_cell(config)
         found[key_of(cell, seed)] = one
         print(f"    rank-1 {one['rank1']:.1%}, mAP {one['mAP']:.1%}, {one['session_seconds']:.0f} s", flush=True)
+        if number < ready:
+            continue
         rows = [summary(each, arguments.seeds, found) for each in cells]
         conditions = conditions_of(arguments)
         write_json(out / "ablation.json", {"conditions": conditions, "rows": rows, "runs": found})

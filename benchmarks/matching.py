@@ -265,8 +265,8 @@ def write_gallery(path: Path, rows: int, dim: int, *, spread: float) -> None:
     with FeatureWriter.begin(path, header) as writer:
         while writer.done < rows:
             count = min(20_000, rows - writer.done)
-            people = np.random.default_rng(writer.done).standard_normal((count // 10, 7, dim), dtype=np.float32)
-            parts = np.repeat(people, 10, axis=0)
+            people = np.random.default_rng(writer.done).standard_normal((-(-count // 10), 7, dim), dtype=np.float32)
+            parts = np.repeat(people, 10, axis=0)[:count]
             parts += spread * rng.standard_normal(parts.shape, dtype=np.float32)
             visibility = np.where(rng.random((count, 7)) < 0.7, 0.3, 0.0)
             writer.append(parts, parts.mean(axis=1), visibility)
@@ -511,10 +511,20 @@ def main() -> None:
     found = run(options)
     earlier = read_json(out) if out.is_file() else {}
     stamp = {"when": datetime.now(UTC).isoformat(timespec="seconds"), **machine(options.threads)}
+    failed = [part for part, figures in found.items() if _has_failed(figures)]
     for part, figures in found.items():
-        earlier[part] = {"machine": stamp, "figures": figures}
+        if part not in failed:  # what was measured before stays
+            earlier[part] = {"machine": stamp, "figures": figures}
     write_json(out, earlier)
     sys.stderr.write(f"written to {out}\n")
+    if failed:
+        raise SystemExit(f"failed, and not written: {', '.join(failed)}")
+
+
+def _has_failed(figures: Any) -> bool:
+    if isinstance(figures, dict):
+        return "failed" in figures or any(map(_has_failed, figures.values()))
+    return isinstance(figures, list) and any(map(_has_failed, figures))
 
 
 if __name__ == "__main__":

@@ -34,11 +34,12 @@ RANDOM_DRAWS = 40
 def main() -> None:
     arguments = parse()
     config = SynthConfig(ids=arguments.ids, cameras=arguments.cameras, shots=arguments.shots, jobs=arguments.jobs)
-    work = arguments.work or Path(tempfile.mkdtemp(prefix="synthesis-difficulty-"))
-    summary = render_dataset(work, config)
-    dataset = open_dataset(f"synthetic:{work}")
+    with tempfile.TemporaryDirectory(prefix="synthesis-difficulty-") as folder:
+        work = arguments.work or Path(folder)
+        summary = render_dataset(work, config)
+        found = measured(open_dataset(f"synthetic:{work}"))
     result = {"parameters": config.model_dump(), "images": summary.images, "statistics": summary.statistics["splits"]}
-    result |= measured(dataset)
+    result |= found
     if arguments.real is not None:
         real = histogram_baseline(open_dataset(arguments.real, expect_counts=False))
         result["real"] = {"histogram rank-1": real.rank1, "first hits of the own camera": real.same_camera}

@@ -164,6 +164,8 @@ def seconds_of(work: Callable[[int], None], count: int, device: torch.device) ->
 
 def measure(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
     run = load_config(preset=arguments.preset)
+    if batch % run.train.instances:
+        raise SystemExit(f"a batch has {run.train.instances} images of each person; {batch} is no multiple of that")
     device = resolve_device(arguments.device)
     changes = {"backbone": arguments.backbone, "weights": arguments.weights}
     model = ModelConfig.model_validate(run.model.model_dump() | changes)

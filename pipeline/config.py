@@ -387,7 +387,7 @@ def load_config(path: Path | None = None, *, preset: str | None = None, override
     tables: list[tuple[str, Mapping[str, Any]]] = []
     file_table: dict[str, Any] = {}
     if path is not None:
-        file_table = read_toml(path)
+        file_table = read_toml(path, "the configuration file", hint="`sgsfa init` writes one")
         named = file_table.pop("preset", None)
         if named is not None and not isinstance(named, str):
             raise ConfigError(f"preset must be a name, not {named!r}", where=path)
@@ -408,8 +408,13 @@ def load_config(path: Path | None = None, *, preset: str | None = None, override
         raise _explain(error, tables) from error
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, what: str, *, hint: str | None = None) -> dict[str, Any]:
     """Read a TOML file, or say where it is broken.
+
+    Args:
+        path: The file.
+        what: What it is, for the message: `the configuration file`.
+        hint: What to do where there is none.
 
     Raises:
         ConfigError: The file is missing or is not TOML.
@@ -417,9 +422,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError("the configuration file does not exist", where=path, hint="`sgsfa init` writes one") from None
+        raise ConfigError(f"{what} does not exist", where=path, hint=hint) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"the configuration file cannot be read: {error}", where=path) from error
+        raise ConfigError(f"{what} cannot be read: {error}", where=path) from error
 
 
 def preset_table(name: str) -> dict[str, Any]:

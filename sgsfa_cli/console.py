@@ -32,7 +32,14 @@ EXIT_INTERRUPTED = 130
 _LISTED = 20
 _LINE_SECONDS = 10.0
 _WINDOW_SECONDS = 30.0
-_EXPLAINED_OS_ERRORS = frozenset({errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EMFILE})
+_EXPLAINED_OS_ERRORS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE),
+        *(errno.EACCES, errno.EPERM, errno.EROFS),
+        # A file where a folder is needed, or the other way round; names that no disk takes.
+        *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    }
+)
 
 
 def out() -> Console:
@@ -147,7 +154,9 @@ def guard() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _EXPLAINED_OS_ERRORS:
             raise
-        _panel(f"{error.strerror}", [("where", str(error.filename))] if error.filename else [])
+        # Of a renaming, the second name is the user's.
+        name = error.filename2 or error.filename
+        _panel(f"{error.strerror}", [("where", str(name))] if name else [])
         raise typer.Exit(2) from error
     except Exception as error:
         # Where the module was never loaded, nobody can have raised from it; help must not load the library.

@@ -30,7 +30,7 @@ from pipeline.runtime.files import NO_SPACE, fsync_path, reserve, sha256_bytes
 from pipeline.version import __version__
 
 FORMAT = "sgsfa-masks"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 PART_NAMES = SEMANTIC
 """The second axis of `parts`."""
@@ -60,6 +60,8 @@ _DATASETS: dict[str, tuple[tuple[int, ...], str]] = {
 _ROW_BYTES = sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in _DATASETS.values())
 _STRUCTURE = 1 << 16  # Bytes that the file's own structure takes at most.
 
+_LISTS = ("groups_absent", "label_maps")  # attributes whose text is a list
+
 _INCIDENTAL = frozenset({"backend", "precision", "batch_size"})
 
 Bytes = NDArray[np.uint8]
@@ -84,6 +86,10 @@ class MaskMeta:
         backend: What computed it, where the build began.
         precision: In which precision, likewise; another device may have gone on in another one.
         batch_size: Images a forward. A resumed build keeps it, because sums round differently in other batches.
+        rules_sha256: Hash of the content of the label set, the grouping and the description beside a model: what
+            stands in files of the user's may change under one name.
+        label_maps: Of finished label maps, the hashes of some, evenly spread over the images; empty where there was
+            none. Maps may be added later, and those that are there must stay what they were.
     """
 
     parser: str
@@ -99,6 +105,8 @@ class MaskMeta:
     backend: str
     precision: str
     batch_size: int
+    rules_sha256: str = ""
+    label_maps: tuple[str, ...] = ()
 
     def difference(self, other: MaskMeta) -> str | None:
         """The first setting in which two files' masks differ, in words; None where there is none.
@@ -108,7 +116,15 @@ class MaskMeta:
         """
         for field in fields(self):
             mine, others = getattr(self, field.name), getattr(other, field.name)
-            if field.name not in _INCIDENTAL and mine != others:
+            if field.name == "rules_sha256" and mine != others:
+                return (
+                    f"another content of the label set {self.label_set!r}, the grouping {self.grouping!r} or the "
+                    "model's description"
+                )
+            if field.name == "label_maps":
+                if any(one and other and one != other for one, other in zip(mine, others, strict=False)):
+                    return "other label maps"
+            elif field.name not in _INCIDENTAL and mine != others:
                 return f"{field.name} = {mine!r}, not {others!r}"
         return None
 
@@ -480,7 +496,7 @@ def _open_hdf5(path: Path, mode: str) -> Iterator[h5py.File]:
 def _attributes_of(meta: MaskMeta, encoded: Sequence[bytes]) -> dict[str, Any]:
     attributes: dict[str, Any] = {"format": FORMAT, "format_version": FORMAT_VERSION}
     for key, value in asdict(meta).items():
-        if key == "groups_absent":
+        if key in _LISTS:
             attributes[key] = ",".join(value)
         elif isinstance(value, tuple):
             attributes[key] = np.array(value, "<i8")
@@ -579,10 +595,10 @@ def _names(raw: NDArray[np.bytes_], attributes: Mapping[str, Any], path: Path) -
 
 def _meta(attributes: Mapping[str, Any], path: Path) -> MaskMeta:
     with _translated(path, "read"):
-        absent = str(attributes["groups_absent"])
+        lists = {key: str(attributes[key]) for key in _LISTS}
         height, width = attributes["input_size"].tolist()
         values = {
-            "groups_absent": tuple(absent.split(",")) if absent else (),
+            **{key: tuple(text.split(",")) if text else () for key, text in lists.items()},
             "input_size": (int(height), int(width)),
             "flip": bool(attributes["flip"]),
             "hard": bool(attributes["hard"]),

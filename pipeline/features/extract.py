@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from pipeline.artifacts.place import alone, check_place
 from pipeline.config import ExtractConfig
 from pipeline.datasets.images import read_image
 from pipeline.datasets.records import Dataset, Record
@@ -85,30 +86,33 @@ def extract(
     Raises:
         DataError: There are no images, or none can be read.
         WeightsError: The checkpoint is missing or damaged, or the network diverged.
-        FormatError: An unfinished file for other work is in the way.
+        FormatError: `out` or an unfinished file beside it is of other work, or no file can be made there.
+        LockedError: Another process extracts to `out`.
         DeviceError: The device is not there or its memory is exhausted.
         ArtifactError: The file cannot be written.
     """
     if not records:
         raise DataError(f"{dataset.name} has no images to extract features from", where=dataset.root)
+    check_place(out, "features file", "features.h5")
     origin = _origin(dataset, checkpoint, config)
-    finished = _finished(out, dataset, records, origin)
-    if finished is not None:
-        return finished
-    # By the leader alone, because the processes must agree on who does which batches.
-    kept = _begun(out, origin)
-    config = config.model_copy(update={"batch_size": kept.get("batch_size", config.batch_size)})
-    origin |= kept
-    return together(
-        _extract,
-        {"progress": progress},
-        out=out,
-        dataset=dataset,
-        records=tuple(records),
-        checkpoint=checkpoint,
-        config=config,
-        origin=origin,
-    )
+    with alone(out, "features file", progress):
+        finished = _finished(out, dataset, records, origin)
+        if finished is not None:
+            progress.note(f"{out} is complete, nothing to do")
+            return finished
+        # By the leader alone, because the processes must agree on who does which batches.
+        kept = _begun(out, origin)
+        config = config.model_copy(update={"batch_size": kept.get("batch_size", config.batch_size)})
+        return together(
+            _extract,
+            {"progress": progress},
+            out=out,
+            dataset=dataset,
+            records=tuple(records),
+            checkpoint=checkpoint,
+            config=config,
+            origin=origin | kept,
+        )
 
 
 def embed(paths: Sequence[Path], checkpoint: Path, config: ExtractConfig) -> Features:
@@ -227,21 +231,37 @@ def _meaning(attributes: Mapping[str, Any]) -> dict[str, Any]:
 def _finished(
     out: Path, dataset: Dataset, records: Sequence[Record], origin: Mapping[str, Any]
 ) -> ExtractReport | None:
-    """The report of an extraction that ended before the process that asked for it did."""
-    if not out.is_file():
+    """The report of an extraction that has been done; None where there is none, or one that can be completed now.
+
+    Raises:
+        FormatError: There is another file.
+    """
+    if not out.exists():
         return None
     try:
         opened = FeatureFile.open(out)
-    except FormatError:
-        # Whatever it is, it is not the result; it will be replaced by one.
-        return None
+    except FormatError as error:
+        raise _in_the_way(out, f"that cannot be gone on with: {error.found}") from error
+    was, wanted = _meaning(opened.attributes), _meaning(origin)
+    if was != wanted:
+        key = next(key for key in sorted({*was, *wanted}) if was.get(key) != wanted.get(key))
+        raise _in_the_way(out, f"made with {key} = {was.get(key)!r}, not {wanted.get(key)!r}")
     lost = {row: Rejected(name, reason) for row, name, reason in opened.attributes.get(_REJECTED, [])}
     if _any_readable(dataset, [records[row] for row in lost if row < len(records)]):
         return None
     names = [record.path for row, record in enumerate(records) if row not in lost]
-    if _meaning(opened.attributes) != _meaning(origin) or opened.names().tolist() != names:
-        return None
+    if opened.names().tolist() != names:
+        raise _in_the_way(out, "made of other images")
     return ExtractReport(len(records), opened.total, tuple(lost.values()), 0.0, 0.0, opened.total, "")
+
+
+def _in_the_way(out: Path, what: str) -> FormatError:
+    return FormatError(
+        f"there is a file already, {what}",
+        where=out,
+        expected="the same images, checkpoint and settings, or no file",
+        hint="delete it or choose another name",
+    )
 
 
 def _any_readable(dataset: Dataset, records: Iterable[Record]) -> bool:

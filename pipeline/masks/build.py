@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pipeline.artifacts.lock import locked
+from pipeline.artifacts.fingerprint import fingerprint
+from pipeline.artifacts.place import alone, check_place
 from pipeline.config import MasksConfig
 from pipeline.datasets.images import read_image
 from pipeline.datasets.maskfile import DONE, FAILED, PENDING, MaskFile, MaskMeta, MaskWriter, has_rows
 from pipeline.errors import (
-    ArtifactError,
     ConfigError,
     DataError,
     DeviceError,
     FormatError,
     ImageError,
-    LockedError,
     Rejected,
 )
 from pipeline.masks.occupancy import RESIZE_RULE
@@ -36,15 +34,17 @@ from pipeline.masks.rows import (
     Recipe,
     Rows,
     SharedWorker,
+    parse,
     parse_chunks,
 )
 from pipeline.parsing import versions
+from pipeline.parsing.files import sidecar_path
 from pipeline.parsing.labelmaps import LabelMaps
 from pipeline.parsing.labels import LabelSet, load_grouping, load_label_set
-from pipeline.parsing.parser import Parser, load_parser, parse_flipped
+from pipeline.parsing.parser import Parser, load_parser
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import memory_exhausted
-from pipeline.runtime.files import at_home, atomic_write, fsync_path
+from pipeline.runtime.files import at_home, atomic_write, fsync_path, sha256_file
 from pipeline.runtime.parallel import parallel_map, worker_count
 from pipeline.runtime.progress import SILENT, Progress
 
@@ -57,6 +57,7 @@ _CPU_PIXELS = 64 * 256 * 128
 _GPU_PIXELS = 512 * 256 * 128
 _LARGEST_BATCH = 512
 _LABEL_MAP_CHUNK = 64
+_SAMPLE = 64  # Label maps by which a folder of them is known again.
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,46 +128,14 @@ def build_masks(
         raise DataError("there are no images to make masks of", where=root)
     begun = time.monotonic()
     worker_count(config.jobs)  # before anything is made
-    _check_place(out)
-    with _alone(out, progress):
+    check_place(out, "mask file", "masks.h5")
+    with alone(out, "mask file", progress):
         return _build(out, ordered, root, config, label_maps, progress, begun)
 
 
 def partial_path(out: Path) -> Path:
     """Where an unfinished build of `out` lies."""
     return out.with_name(out.name + ".partial")
-
-
-def _check_place(out: Path) -> None:
-    """Make the folder of `out`, and see that files can be made there before a parser is loaded for nothing."""
-    if out.is_dir():
-        raise FormatError("this is a folder", where=out, expected=f"the file to make, as in {out / 'masks.h5'}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise FormatError(
-            f"no mask file can be written there: {(error.strerror or str(error)).lower()}", where=out.parent
-        ) from error
-
-
-@contextlib.contextmanager
-def _alone(out: Path, progress: Progress) -> Iterator[None]:
-    """Keep other builds of `out` away: HDF5's own lock begins only when the file is there."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(out.with_name(out.name + ".lock")))
-        except LockedError as error:
-            raise LockedError(
-                "another process is building this mask file",
-                where=out,
-                expected=error.expected,
-                hint="let it finish or stop it, or build another file (--out)",
-            ) from None
-        except ArtifactError:
-            progress.warn(f"this disk has no file locks: let no other build write {out} at the same time")
-        yield
 
 
 def _build(
@@ -233,6 +202,7 @@ def _source(config: MasksConfig, names: Sequence[str], own_maps: Path | None) ->
         backend=info.backend,
         precision=info.precision,
         batch_size=_batch_size(parser, device, config),
+        rules_sha256=_rules_hash(info.label_set, recipe, kind, argument),
     )
     return _Source(meta, recipe, parser=parser, on_cpu=device.type == "cpu")
 
@@ -248,6 +218,7 @@ def _label_map_source(config: MasksConfig, folder: Path | None, names: Sequence[
         raise ConfigError("finished label maps cannot be averaged over mirror images", where="masks.flip")
     label_set = load_label_set(config.label_set or "lip-20")
     recipe = _recipe(config, label_set)
+    maps = LabelMaps(folder, names, label_set)
     meta = MaskMeta(
         parser=LABEL_MAPS,
         parser_version=versions.LABEL_MAPS,
@@ -262,8 +233,36 @@ def _label_map_source(config: MasksConfig, folder: Path | None, names: Sequence[
         backend="files",
         precision="float32",
         batch_size=_LABEL_MAP_CHUNK,
+        rules_sha256=_rules_hash(label_set, recipe),
+        label_maps=_sampled(maps, names),
     )
-    return _Source(meta, recipe, maps=LabelMaps(folder, names, label_set))
+    return _Source(meta, recipe, maps=maps)
+
+
+def _rules_hash(label_set: LabelSet, recipe: Recipe, kind: str = "", argument: str = "") -> str:
+    """Hash of what is made of a parser's numbers, which no name of it tells."""
+    sidecar = sidecar_path(at_home(argument)) if argument else None
+    described = sidecar is not None and kind in ("onnx", "torchscript") and sidecar.is_file()
+    return fingerprint(
+        {
+            "label set": asdict(label_set),
+            "grouping": asdict(recipe.grouping),
+            "description": sha256_file(sidecar) if described and sidecar is not None else None,
+        }
+    )
+
+
+def _sampled(maps: LabelMaps, names: Sequence[str]) -> tuple[str, ...]:
+    """Hashes of a few label maps, empty where there is none: by these, a folder of other maps is known."""
+    chosen = names[:: max(1, len(names) // _SAMPLE)][:_SAMPLE]
+    return tuple(_hash_of(maps, name) for name in chosen)
+
+
+def _hash_of(maps: LabelMaps, name: str) -> str:
+    try:
+        return sha256_file(maps.find(name))[:16]
+    except (FormatError, OSError):
+        return ""  # told when its row is made
 
 
 def _recipe(config: MasksConfig, label_set: LabelSet) -> Recipe:
@@ -276,7 +275,8 @@ def _device(parser: Parser) -> torch.device:
     """Where a parser computes: what it says, or where its output lies."""
     if parser.info.device:
         return torch.device(parser.info.device)
-    return parser.parse(np.zeros((1, *parser.input_size, 3), np.uint8)).device
+    with torch.inference_mode():
+        return parser.parse(np.zeros((1, *parser.input_size, 3), np.uint8)).device
 
 
 def _batch_size(parser: Parser, device: torch.device, config: MasksConfig) -> int:
@@ -298,7 +298,7 @@ def _batch_size(parser: Parser, device: torch.device, config: MasksConfig) -> in
 def _fits(parser: Parser, count: int, *, flip: bool) -> bool:
     images = np.zeros((count, *parser.input_size, 3), np.uint8)
     try:
-        _ = parse_flipped(parser, images) if flip else parser.parse(images)
+        parse(parser, images, flip=flip)
     except (RuntimeError, MemoryError) as error:
         if memory_exhausted(error):
             return False

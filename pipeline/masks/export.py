@@ -68,7 +68,9 @@ def export_masks(file: MaskFile, out: Path, layout: str, *, progress: Progress =
     if layout == "npz":
         _write_npz(masks, out)
     else:
-        target = out / BPBREID_FOLDER if layout == "bpbreid" else out
+        target = (out / BPBREID_FOLDER if layout == "bpbreid" else out).absolute()
+        if target == Path.cwd():
+            raise ConfigError("this is the folder you are in", where=out, expected="a new folder, as in --out masks")
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError("there is something already", where=target, expected="a new or empty folder")
         # Files of their own would each have to be brought to the disk; a folder is renamed once.

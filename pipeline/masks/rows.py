@@ -95,7 +95,7 @@ def parse_chunks(
     offset = 0
     for chunk, batch in zip(chunks, decoded, strict=True):
         images, areas, good = _whole_batch(batch, len(chunk.names), offset)
-        soft = _parse(parser, images, recipe)
+        soft = _parse(parser, images, flip=recipe.flip)
         failed = tuple(
             Rejected(chunk.names[int(position) - offset], rejected.reason)
             for position, rejected in zip(batch.failed_index, batch.failed, strict=True)
@@ -105,9 +105,14 @@ def parse_chunks(
 
 
 @torch.inference_mode()
-def _parse(parser: Parser, images: Bytes, recipe: Recipe) -> Tensor:
+def parse(parser: Parser, images: Bytes, *, flip: bool) -> Tensor:
+    """What a parser says of a batch, or of it and its mirror images; without gradients, as every call in a build."""
+    return parse_flipped(parser, images) if flip else parser.parse(images)
+
+
+def _parse(parser: Parser, images: Bytes, *, flip: bool) -> Tensor:
     try:
-        return parse_flipped(parser, images) if recipe.flip else parser.parse(images)
+        return parse(parser, images, flip=flip)
     except (RuntimeError, MemoryError) as error:
         if not memory_exhausted(error):
             raise

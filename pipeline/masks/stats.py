@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.datasets.maskfile import DONE, FAILED, PART_NAMES, WHOLE_SIZE, Masks
+from pipeline.datasets.maskfile import DONE, FAILED, PART_NAMES, PENDING, WHOLE_SIZE, Masks
 from pipeline.masks.occupancy import (
     PLAUSIBLE_AREA,
     centroid_rows,
@@ -46,6 +46,8 @@ class MaskStats:
 
     Attributes:
         images: Images in the file.
+        done: Of these, the ones with masks.
+        pending: Images still to do, in a file whose build has not finished.
         failed: Images that could not be parsed.
         parts: The four parts.
         area_mean: Mean share of an image that the whole body covers.
@@ -59,6 +61,8 @@ class MaskStats:
     """
 
     images: int
+    done: int
+    pending: int
     failed: int
     parts: tuple[PartStats, ...]
     area_mean: float
@@ -97,6 +101,8 @@ def mask_stats(masks: Masks, *, worst: int = WORST) -> MaskStats:
     )
     return MaskStats(
         images=len(masks),
+        done=len(good),
+        pending=int((masks.done == PENDING).sum()),
         failed=int((masks.done == FAILED).sum()),
         parts=per_part,
         area_mean=_mean(body),

@@ -28,6 +28,7 @@ from pipeline.runtime.files import sha256_file
 
 INPUT_SIZE = (256, 128)
 OUTPUT_SIZE = (64, 32)
+LABEL_SET = "lip-20"
 CLASSES = 20
 _LEARNT = 22
 """The network tells bags and things in front from other background; to the parser all three are background."""
@@ -111,7 +112,7 @@ class BuiltinParser:
         self._info = ParserInfo(
             name="builtin",
             version=versions.BUILTIN,
-            label_set=load_label_set("lip-20"),
+            label_set=load_label_set(LABEL_SET),
             native_size=OUTPUT_SIZE,
             weights_sha256=weights_sha256,
             backend="torch",

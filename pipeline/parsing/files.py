@@ -36,7 +36,7 @@ def parser_files(model: Path) -> dict[str, Path]:
     if sidecar.is_file():
         found["parser's description"] = sidecar
         try:
-            label_set = read_toml(sidecar).get("label_set")
+            label_set = read_toml(sidecar, "the description of the model").get("label_set")
         except ConfigError:
             label_set = None  # told, with the line, when the parser is loaded
         if isinstance(label_set, str) and label_set.endswith(".toml") and (model.parent / label_set).is_file():

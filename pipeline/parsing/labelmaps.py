@@ -10,7 +10,7 @@ are never taken. PNGs hold label ids as palette indices or grey values; `.npy` f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -41,8 +41,9 @@ class LabelMaps:
             raise ConfigError("the folder of label maps does not exist", where=folder)
         self.folder = folder
         self.label_set = label_set
-        stems = Counter(PurePosixPath(name).stem for name in names)
-        self._ambiguous = frozenset(stem for stem, count in stems.items() if count > 1)
+        images = [PurePosixPath(name) for name in names]
+        self._ambiguous = _shared(image.stem for image in images)
+        self._twins = _shared(str(image.with_suffix("")) for image in images)
 
     def find(self, name: str) -> Path:
         """The label map of an image.
@@ -54,6 +55,8 @@ class LabelMaps:
         for candidate in _candidates(image):
             path = self.folder / image.parent / candidate
             if path.is_file():
+                if str(image.with_suffix("")) in self._twins and not candidate.startswith(f"{image.name}."):
+                    continue  # `1.jpg` and `1.png` cannot both be meant by `1.png`
                 return path
         for candidate in _candidates(image):
             path = self.folder / candidate
@@ -80,6 +83,10 @@ class LabelMaps:
         return _one_hot(array, self.label_set, path)
 
 
+def _shared(values: Iterable[str]) -> frozenset[str]:
+    return frozenset(value for value, count in Counter(values).items() if count > 1)
+
+
 def _candidates(image: PurePosixPath) -> tuple[str, ...]:
     return (
         f"{image.stem}.png",
@@ -99,7 +106,7 @@ def _read_picture(path: Path) -> np.ndarray:
                 return np.array(picture)
             channels = np.asarray(picture)
     # Pillow reports damage as any of these.
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         raise FormatError(f"the label map cannot be read: {error}", where=path) from error
     if mode == "RGB" and (channels == channels[:, :, :1]).all():
         return channels[:, :, 0]
@@ -113,12 +120,15 @@ def _read_picture(path: Path) -> np.ndarray:
 
 def _read_array(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as stream:
+            # Not numpy.load, which also opens archives.
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise FormatError(f"the label map cannot be read: {error}", where=path) from error
-    if not isinstance(array, np.ndarray) or array.ndim not in (2, 3) or array.size == 0:
-        shape = getattr(array, "shape", "none")
-        raise FormatError(f"the array has shape {shape}", where=path, expected="(h, w) ids or (C, h, w) soft labels")
+    if array.ndim not in (2, 3) or array.size == 0:
+        raise FormatError(
+            f"the array has shape {array.shape}", where=path, expected="(h, w) ids or (C, h, w) soft labels"
+        )
     return array
 
 

@@ -105,7 +105,9 @@ def load_label_set(name_or_toml: str) -> LabelSet:
         ConfigError: No such set or file, or the file is wrong.
     """
     if _is_file(name_or_toml):
-        return _label_set(read_toml(Path(name_or_toml)), where=name_or_toml, name=Path(name_or_toml).stem)
+        return _label_set(
+            read_toml(Path(name_or_toml), "the label set's file"), where=name_or_toml, name=Path(name_or_toml).stem
+        )
     if name_or_toml not in label_set_names():
         raise ConfigError(
             f"there is no label set {name_or_toml!r}",
@@ -122,7 +124,12 @@ def load_grouping(name_or_toml: str, label_set: LabelSet) -> Grouping:
         ConfigError: No such grouping for this label set, or the file is wrong.
     """
     if _is_file(name_or_toml):
-        return _grouping(read_toml(Path(name_or_toml)), label_set, where=name_or_toml, name=Path(name_or_toml).stem)
+        return _grouping(
+            read_toml(Path(name_or_toml), "the grouping's file"),
+            label_set,
+            where=name_or_toml,
+            name=Path(name_or_toml).stem,
+        )
     if name_or_toml == "spreid":
         return Grouping("spreid", label_set.parts, label_set.whole)
     known = grouping_names(label_set)

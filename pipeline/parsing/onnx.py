@@ -152,4 +152,6 @@ def _providers(device: str) -> list[Any]:
                 "the installed ONNX Runtime cannot use CUDA", hint="install onnxruntime-gpu, or use --device cpu"
             )
         return [(_CUDA, {"device_id": target.index or 0}), "CPUExecutionProvider"]
+    if target.type != "cpu":
+        raise DeviceError(f"ONNX models cannot be computed on {device}", expected="auto, cpu or cuda")
     return ["CPUExecutionProvider"]

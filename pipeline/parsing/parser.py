@@ -50,9 +50,16 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
 def _load(spec: str, label_set: str | None, device: str) -> Parser:
     kind, _, argument = spec.partition(":")
     if kind == "builtin":
+        from pipeline.parsing.builtin import LABEL_SET as BUILTIN_LABELS
         from pipeline.parsing.builtin import load_builtin
         from pipeline.runtime.device import resolve_device
 
+        if label_set not in (None, BUILTIN_LABELS):
+            raise ConfigError(
+                f"the built-in parser gives the labels of {BUILTIN_LABELS}, not {label_set!r}",
+                where="masks.label_set",
+                hint="leave it out",
+            )
         return load_builtin(resolve_device(device))
     if kind == "schp":
         from pipeline.parsing.schp import load_schp

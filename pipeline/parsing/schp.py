@@ -269,9 +269,18 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             "the SCHP checkpoint does not exist", where=path, hint="the authors' page links it; sgsfa downloads nothing"
         ) from None
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
+        with path.open("rb") as stream:
+            begin = stream.read(64)
+        if not begin.startswith((b"PK\x03\x04", b"\x80")):
+            raise WeightsError(
+                f"this is no checkpoint: it begins with {begin[:24]!r}", where=path, hint="download it again"
+            ) from None
+        # Not torch's own words, which tell how to load it all the same.
         raise WeightsError(
-            f"the checkpoint holds more than tensors and was not loaded: {_first_lines(error)}", where=path
+            "the checkpoint holds more than tensors, or is damaged, and was not loaded",
+            where=path,
+            expected="a file of the authors, which holds tensors only",
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise WeightsError(f"the checkpoint cannot be read: {_first_lines(error)}", where=path) from error

@@ -56,7 +56,7 @@ def read_sidecar(model: Path) -> Sidecar:
     path = sidecar_path(model)
     if not path.is_file():
         return Sidecar()
-    table = read_toml(path)
+    table = read_toml(path, "the description of the model")
     for key in table:
         if key not in Sidecar.model_fields:
             known = tuple(Sidecar.model_fields)

@@ -128,12 +128,7 @@ def execute(
     outcomes = []
     for number, entry in enumerate(planned[: chosen.stop]):
         if number < chosen.start and not entry.fresh:
-            state = "; ".join(entry.outdated) or f"{entry.stage.name} is {entry.artifact.state}"
-            raise ArtifactError(
-                f"the run is to begin at {from_stage}, but {state}",
-                where=entry.artifact.path,
-                hint="run without --from; it does only what is missing",
-            )
+            raise not_there(from_stage, entry.stage.name, entry.artifact.state, entry.outdated, entry.artifact.path)
         if entry.fresh and (number < chosen.start or not force):
             outcome = _reuse(entry.stage.name, entry.artifact)
         else:
@@ -143,6 +138,15 @@ def execute(
             raise StoppedRun(outcome, RunReport(tuple(outcomes), time.monotonic() - begun, None))
     results = _results(outcomes)
     return RunReport(tuple(outcomes), time.monotonic() - begun, results)
+
+
+def not_there(from_stage: str | None, stage: str, state: str, reasons: Sequence[str], path: Path) -> ArtifactError:
+    """The error of a run that is to begin at a stage although an earlier one is missing or out of date."""
+    return ArtifactError(
+        f"the run is to begin at {from_stage}, but {'; '.join(reasons) or f'{stage} is {state}'}",
+        where=path,
+        hint="run without --from; it does only what is missing",
+    )
 
 
 def stage_range(names: Sequence[str], from_stage: str | None, until: str | None) -> slice:

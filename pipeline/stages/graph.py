@@ -229,7 +229,7 @@ def _eval_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
 
 STAGES: tuple[Stage, ...] = (
     Stage("synth", 3, _synth_decisive, _synth_inputs, bodies.synth),
-    Stage("masks", 2, _masks_decisive, _masks_inputs, bodies.masks),
+    Stage("masks", 3, _masks_decisive, _masks_inputs, bodies.masks),
     Stage("train", 4, _train_decisive, _train_inputs, bodies.train),
     Stage("extract", 2, _extract_decisive, _extract_inputs, bodies.extract),
     Stage("eval", 2, _eval_decisive, _eval_inputs, bodies.evaluate),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from pipeline.config import RunConfig
     from pipeline.datasets.records import Dataset
+    from pipeline.errors import RejectedInputs
     from pipeline.evaluation.compare_runs import Comparison
     from pipeline.evaluation.queries import QueryTable
     from pipeline.runtime.progress import Progress
@@ -122,15 +123,18 @@ def evaluate(
     progress = console.progress(quiet=quiet)
     # Before the work, which a wrong name should not cost.
     before = _tables_of(against)
+    rejected: RejectedInputs | None = None
     if features:
         results, tables = _evaluate_files(settings, features, data or [], out, flip, progress)
     else:
         _refuse_without_features(data, out)
         warn_of_defaults(settings, config, preset, progress)
-        results, tables = _evaluate_run(settings, progress)
+        results, tables, rejected = _evaluate_run(settings, progress)
     comparisons = _comparisons(tables, before, against)
     found = {"tests": results, "against": comparisons} if against is not None else {"tests": results}
     console.emit(found, json=json, draw=lambda: _draw(results, comparisons))
+    if rejected is not None:
+        raise rejected
 
 
 def _evaluate_files(
@@ -183,7 +187,10 @@ def _check_files(features: list[Path], flip: bool | None) -> None:
             )
 
 
-def _evaluate_run(settings: RunConfig, progress: Progress) -> tuple[dict[str, dict[str, Any]], dict[str, QueryTable]]:
+def _evaluate_run(
+    settings: RunConfig, progress: Progress
+) -> tuple[dict[str, dict[str, Any]], dict[str, QueryTable], RejectedInputs | None]:
+    from pipeline.errors import RejectedInputs
     from pipeline.evaluation.compare_runs import find_tables
     from pipeline.runtime.files import read_json
     from pipeline.stages.execute import execute
@@ -191,7 +198,8 @@ def _evaluate_run(settings: RunConfig, progress: Progress) -> tuple[dict[str, di
     report = execute(settings, until="eval", progress=progress)
     folder = report.stages[-1].path
     results = read_json(folder / "result.json")["tests"]
-    return results, dict(find_tables(folder))
+    rejected = RejectedInputs("eval", report.rejected, total=report.total) if report.rejected else None
+    return results, dict(find_tables(folder)), rejected
 
 
 def _refuse_without_features(data: list[str] | None, out: Path | None) -> None:

@@ -372,7 +372,9 @@ def _draw_stats(stats: MaskStats, sheet: Path | None) -> RenderableType:
         (part.name, "not given" if part.absent else f"{part.present:.1%}", f"{part.area:.1%}", f"{part.height:.0%}")
         for part in stats.parts
     ]
-    done = stats.images - stats.failed
+    counts = f"{stats.done:,} images with masks, {stats.failed:,} failed"
+    if stats.pending:
+        counts += f", {stats.pending:,} still to do"
     lines = [
         f"whole body: {stats.area_mean:.1%} of the image on average; within 12 to 75 % for {stats.area_plausible:.1%} "
         f"of the images; nobody found in {stats.empty:.1%}",
@@ -381,9 +383,7 @@ def _draw_stats(stats: MaskStats, sheet: Path | None) -> RenderableType:
         f"implausible (area, or parts out of order): {stats.implausible:.1%}; mean quality {stats.quality_mean:.2f}",
         f"worst: {', '.join(stats.worst[:5])}" + (f"; {len(stats.worst)} of them on {sheet}" if sheet else ""),
     ]
-    table = console.table(
-        "Part", "Present>", "Area>", "Height>", rows=rows, title=f"{done:,} images with masks, {stats.failed:,} failed"
-    )
+    table = console.table("Part", "Present>", "Area>", "Height>", rows=rows, title=counts)
     return Group(table, Text("\n".join(lines)))
 
 

@@ -94,6 +94,33 @@ def test_run_as_json(sgsfa):
     assert data(sgsfa("run", "--json"))["idle"] is True
 
 
+def test_a_dry_run_refuses_what_a_run_refuses(sgsfa):
+    for words in (("run", "--from", "eval"), ("run", "--from", "eval", "--dry-run")):
+        assert "the run is to begin at eval, but masks is missing" in sgsfa(*words, code=2).stderr
+
+
+def test_eval_ends_with_3_where_inputs_were_rejected(sgsfa, rejected, monkeypatch):
+    rejected.append(Rejected("3.png", "truncated"))
+    real = execute.execute.__kwdefaults__["stages"]
+    stages = tuple(
+        dataclasses.replace(stage, build=lambda context: StageReport(total=2, rejected=tuple(rejected)))
+        if stage.name == "extract"
+        else dataclasses.replace(stage, build=lambda context, stage=stage: _accepted(stage.build(context)))
+        for stage in real
+    )
+    monkeypatch.setattr(execute.execute, "__kwdefaults__", {**execute.execute.__kwdefaults__, "stages": stages})
+    monkeypatch.setattr("sgsfa_cli.commands.eval._draw", lambda *_: "drawn")
+    monkeypatch.setattr("pipeline.evaluation.compare_runs.find_tables", lambda _: {})
+    for _ in range(2):
+        result = sgsfa("eval", code=3)
+        assert "drawn" in result.stdout
+        assert "3.png" in result.stderr
+
+
+def _accepted(report):
+    return dataclasses.replace(report, rejected=())
+
+
 def test_a_dry_run_tells_and_does_nothing(sgsfa, folder):
     plan = data(sgsfa("run", "--dry-run", "--json"))
     assert [stage["would_run"] for stage in plan["stages"]] == [True] * 4

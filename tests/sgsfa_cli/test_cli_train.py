@@ -116,6 +116,9 @@ def test_extract_of_a_run_and_of_any_images(tmp_path: Path) -> None:
     shown = sgsfa("extract", *options, "--out", tmp_path / "g.h5", "--flip")
     assert shown.exit_code == 0, shown.output
     assert FeatureFile.open(tmp_path / "g.h5").attributes["flip"] is True
+    again = sgsfa("extract", *options, "--out", out, "--split", "gallery", "--batch-size", 3)
+    assert again.exit_code == 0, again.output
+    assert "nothing to do" in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -124,6 +127,7 @@ def test_extract_of_a_run_and_of_any_images(tmp_path: Path) -> None:
         (("train", "-c", "few.toml", "--weights", "missing.pth"), "does not exist"),
         (("train", "-c", "few.toml", "--set", "train.identities=9"), "identities"),
         (("extract", "--data", "csv:people/people.csv"), "--checkpoint and --out are missing"),
+        (("extract", "-c", "few.toml", "--split", "query"), "--split goes with --data, --checkpoint and --out"),
         (("extract", "--data", "csv:people/people.csv", "--checkpoint", "x", "--out", "y", "--split", "z"), "no split"),
         (("extract", "--data", "csv:people/people.csv", "--checkpoint", "x", "--out", "y"), "does not exist"),
     ],

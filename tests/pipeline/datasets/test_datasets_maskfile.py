@@ -100,7 +100,7 @@ def test_the_layout_is_the_documented_one(path: Path) -> None:
             assert (file[key].chunks, file[key].compression) == (None, None)
         assert list(file["names"].asstr()[:]) == NAMES
         assert file.attrs["format"] == "sgsfa-masks"
-        assert file.attrs["format_version"] == 1
+        assert file.attrs["format_version"] == 2
         assert file.attrs["part_names"] == "head,upper,lower,shoes"
         assert file.attrs["groups_absent"] == "shoes"
         assert file.attrs["names_sha256"] == names_hash(NAMES)
@@ -162,6 +162,18 @@ def test_resuming_needs_the_same_images_and_settings(tmp_path: Path) -> None:
         MaskWriter.resume(path, NAMES[:-1], META)
     with pytest.raises(FormatError, match="begun with flip = True, not False"):
         MaskWriter.resume(path, NAMES, dataclasses.replace(META, flip=False))
+    with pytest.raises(FormatError, match="another content of the label set 'pascal-7', the grouping 'spreid'"):
+        MaskWriter.resume(path, NAMES, dataclasses.replace(META, rules_sha256="cd" * 32))
+
+
+def test_label_maps_may_be_added_but_not_exchanged(tmp_path: Path) -> None:
+    path, meta = tmp_path / "masks.h5", dataclasses.replace(META, label_maps=("a1", "", "b2"))
+    MaskWriter.create(path, NAMES, meta).close()
+    assert MaskFile.open(path, allow_incomplete=True).meta.label_maps == ("a1", "", "b2")
+    for later in (("a1", "c3", "b2"), ("", "", "b2")):
+        MaskWriter.resume(path, NAMES, dataclasses.replace(meta, label_maps=later)).close()
+    with pytest.raises(FormatError, match="begun with other label maps"):
+        MaskWriter.resume(path, NAMES, dataclasses.replace(meta, label_maps=("a1", "", "d4")))
 
 
 def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
@@ -246,8 +258,8 @@ def test_datasets_of_other_shapes_are_refused(path: Path) -> None:
 
 def test_a_newer_format_is_refused(path: Path) -> None:
     with h5py.File(path, "r+") as file:
-        file.attrs["format_version"] = 2
-    with pytest.raises(FormatError, match="format version 2, which is newer") as caught:
+        file.attrs["format_version"] = 3
+    with pytest.raises(FormatError, match="format version 3, which is newer") as caught:
         MaskFile.open(path)
     assert caught.value.hint == "update sgsfa"
 

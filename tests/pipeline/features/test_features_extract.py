@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.artifacts.lock import locked
 from pipeline.config import ExtractConfig, ModelConfig
 from pipeline.datasets.images import read_resized, write_image
 from pipeline.datasets.records import Dataset, Record
-from pipeline.errors import DataError, DeviceError, FormatError, WeightsError
+from pipeline.errors import DataError, DeviceError, FormatError, LockedError, WeightsError
 from pipeline.features import extract as extract_module
 from pipeline.features import network as network_module
 from pipeline.features.extract import embed, extract
@@ -175,6 +176,23 @@ def test_images_that_can_be_read_again_get_their_rows(
     report = run(out, dataset, checkpoint)
     assert (report.done, report.resumed) == (COUNT, 0)
     assert out.read_bytes() == (tmp_path / "good.h5").read_bytes()
+
+
+def test_no_other_file_is_replaced(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
+    out = tmp_path / "f.h5"
+    run(out, dataset, checkpoint)
+    before = out.read_bytes()
+    for changed, found in (({"flip": True}, "made with flip = False, not True"), ({}, "made of other images")):
+        records = dataset.records if changed else dataset.records[:-1]
+        with pytest.raises(FormatError, match=found):
+            extract(out, dataset=dataset, records=records, checkpoint=checkpoint, config=config(**changed))
+    assert out.read_bytes() == before
+    for name in ("model.safetensors", "images"):
+        with pytest.raises(FormatError, match=r"this is a folder|there is a file already, that cannot be gone on with"):
+            run(tmp_path / name, dataset, checkpoint)
+    with locked(tmp_path / "g.h5.lock"), pytest.raises(LockedError, match="building this features file"):
+        run(tmp_path / "g.h5", dataset, checkpoint)
+    assert not (tmp_path / "g.h5").exists()
 
 
 def test_nothing_readable_and_nothing_at_all(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:

@@ -27,6 +27,7 @@ from pipeline.errors import ArtifactError, ConfigError, DataError, DeviceError, 
 from pipeline.masks import build
 from pipeline.masks.build import MaskReport, build_masks, partial_path
 from pipeline.masks.occupancy import area_average, quantise
+from pipeline.parsing.files import sidecar_path
 from pipeline.parsing.labels import group_soft, load_grouping, load_label_set
 from pipeline.parsing.parser import ParserInfo, load_parser, parse_flipped
 from pipeline.runtime.progress import SILENT
@@ -219,6 +220,49 @@ def test_label_maps(tmp_path: Path, people: People) -> None:
     config = MasksConfig(parser="label-maps", device="cpu", backend="threading", jobs=2)
     build_masks(tmp_path / "own.h5", root=root, names=names, config=config, label_maps=tmp_path / "maps")
     assert same_arrays(tmp_path / "own.h5", tmp_path / "masks.h5")
+
+
+def test_a_file_guards_itself_against_other_contents_of_one_name(tmp_path: Path, people: People) -> None:
+    _, names = people
+    for folder, shift in (("first", 0), ("second", 1)):
+        write_maps(tmp_path / folder, names, classes=4)
+        for path in (tmp_path / folder).rglob("*.png"):
+            Image.fromarray((np.array(Image.open(path)) + shift) % 4).save(path)
+    out, grouping = tmp_path / "masks.h5", tmp_path / "mine.toml"
+    grouping.write_text("lower = [9]\n")
+    run(out, people, f"label-maps:{tmp_path / 'first'}", grouping=str(grouping))
+    assert run(out, people, f"label-maps:{tmp_path / 'first'}", grouping=str(grouping)).resumed == 40
+    with pytest.raises(FormatError, match="there is a mask file already, made with other label maps"):
+        run(out, people, f"label-maps:{tmp_path / 'second'}", grouping=str(grouping))
+    grouping.write_text("lower = [9, 12]\n")
+    with pytest.raises(FormatError, match="another content of the label set 'lip-20', the grouping 'mine'"):
+        run(out, people, f"label-maps:{tmp_path / 'first'}", grouping=str(grouping))
+
+
+def test_a_description_that_changes_beside_a_model_counts(tmp_path: Path, people: People, tiny_parser: str) -> None:
+    out, model = tmp_path / "masks.h5", Path(tiny_parser.partition(":")[2])
+    for path in model.parent.glob(f"{model.name}*"):
+        shutil.copy(path, tmp_path / path.name)
+    own = f"{tiny_parser.partition(':')[0]}:{tmp_path / model.name}"
+    run(out, people, own)
+    sidecar = sidecar_path(tmp_path / model.name)
+    sidecar.write_text(sidecar.read_text() + "\n# another description\n")
+    with pytest.raises(FormatError, match="or the model's description"):
+        run(out, people, own)
+
+
+def test_parsers_are_tried_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Noting(Fake):
+        def parse(self, images: np.ndarray) -> torch.Tensor:
+            seen.append(torch.is_grad_enabled())
+            return super().parse(images)
+
+    build._batch_size(Noting(limit=40), torch.device("meta"), MasksConfig())
+    build._device(Noting())
+    assert seen
+    assert not any(seen)
 
 
 def test_faulty_label_maps_are_listed(tmp_path: Path, people: People) -> None:

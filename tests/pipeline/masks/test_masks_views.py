@@ -97,6 +97,12 @@ def test_a_file_in_words(tmp_path: Path) -> None:
         assert words in text
 
 
+def test_statistics_of_an_unfinished_file_tell_what_is_to_do(tmp_path: Path) -> None:
+    MaskWriter.create(tmp_path / "masks.h5", NAMES, meta()).close()
+    stats = mask_stats(MaskFile.open(tmp_path / "masks.h5", allow_incomplete=True).load())
+    assert (stats.images, stats.done, stats.pending, stats.failed) == (4, 0, 4, 0)
+
+
 def test_an_unfinished_file_in_words(tmp_path: Path) -> None:
     MaskWriter.create(tmp_path / "masks.h5", NAMES, meta()).close()
     description = describe_file(tmp_path / "masks.h5")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,17 @@ def test_a_map_that_may_be_another_images_is_refused(tmp_path: Path) -> None:
         maps.find("cam1/0001.jpg")
 
 
+def test_images_that_differ_by_their_endings_need_whole_names(tmp_path: Path) -> None:
+    maps = LabelMaps(tmp_path, ["a/1.jpg", "a/1.png"], LIP)
+    save(tmp_path / "a" / "1.png", Image.fromarray(IDS))
+    with pytest.raises(FormatError, match="there is no label map"):
+        maps.find("a/1.jpg")
+    for name in ("1.jpg.png", "1.png.png"):
+        save(tmp_path / "a" / name, Image.fromarray(IDS))
+    assert maps.find("a/1.jpg") == tmp_path / "a" / "1.jpg.png"
+    assert maps.find("a/1.png") == tmp_path / "a" / "1.png.png"
+
+
 def test_arrays_of_ids_and_of_soft_labels(tmp_path: Path) -> None:
     np.save(tmp_path / "0003.npy", IDS.astype(np.int32))
     np.testing.assert_array_equal(read(tmp_path, "0003.jpg"), EXPECTED)
@@ -138,6 +150,20 @@ def test_faulty_maps_are_refused_with_the_reason(tmp_path: Path) -> None:
         np.save(tmp_path / "0003.npy", array)
         with pytest.raises(FormatError, match=found):
             maps.read("0003.jpg")
+    np.save(tmp_path / "0003.npy", IDS)
+    huge = (tmp_path / "0003.npy").read_bytes().replace(b"(2, 3)", b"(2000000000000, 3)".ljust(6))
+    np.savez(tmp_path / "archive.npz", ids=IDS)
+    for content in (huge, b"PK\x03\x04 no archive", (tmp_path / "archive.npz").read_bytes()):
+        (tmp_path / "0003.npy").write_bytes(content)
+        with pytest.raises(FormatError, match="cannot be read"):
+            maps.read("0003.jpg")
+    (tmp_path / "0003.npy").unlink()
+    # A picture whose header claims 40,000 x 40,000 pixels.
+    header = b"IHDR" + (40_000).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
+    chunk = (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+    (tmp_path / "0003.png").write_bytes(whole[:8] + chunk + whole[33:])
+    with pytest.raises(FormatError, match="cannot be read"):
+        maps.read("0003.jpg")
 
 
 def test_the_folder_must_exist(tmp_path: Path) -> None:

@@ -258,6 +258,18 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.M
     assert not Path("exploded").exists()
 
 
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html><p>quota exceeded", b"version https://git-lfs.github.com/spec/v1"]
+)
+def test_a_wrong_download_is_called_one(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "model.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match="this is no checkpoint: it begins with") as caught:
+        load_schp(tmp_path / "model.pth", device="cpu")
+    assert content[:9].decode() in str(caught.value)
+    assert caught.value.hint == "download it again"
+    assert "weights_only" not in str(caught.value)
+
+
 def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="does not exist"):
         load_schp(tmp_path / "missing.pth", device="cpu")
