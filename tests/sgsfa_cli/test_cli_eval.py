@@ -94,7 +94,7 @@ def test_a_configured_run_against_another_tells_test_sets_of_one_name_apart(
     now = artifact(tmp_path / "now", {"toy": "shrunk", "toy-2": "mean"})
 
     def execute(*_: Any, **__: Any) -> Any:
-        return SimpleNamespace(stages=[SimpleNamespace(path=now)])
+        return SimpleNamespace(stages=[SimpleNamespace(path=now)], rejected=())
 
     monkeypatch.setattr("pipeline.stages.execute.execute", execute)
     printed = json.loads(run("eval", "--preset", "demo", "--json", "-q", "--against", before).stdout)

@@ -27,6 +27,13 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute passes between the files' making, which nobody can date back, and each look at them."""
+    now = time.time_ns
+    monkeypatch.setattr(fingerprint.time, "time_ns", lambda: now() + 60_000_000_000)
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "images.json"
@@ -83,12 +90,24 @@ def test_a_changed_file_changes_its_hash_even_with_size_and_time_kept(root: Path
     assert {name for name in NAMES if first[name] != second[name]} == {NAMES[3]}
 
 
-def test_files_written_just_now_are_not_trusted(root: Path, cache: Path, hashed: list[Path]) -> None:
-    age(root / NAMES[0], 0)
-    image_hashes(root, NAMES, cache=cache)
+def test_files_written_just_now_are_not_trusted_whatever_date_they_have(
+    root: Path, cache: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image_hashes(root, NAMES[1:], cache=cache)
+    monkeypatch.undo()
     hashed.clear()
+    monkeypatch.setattr(fingerprint, "sha256_file", lambda path: hashed.append(path) or sha256_file(path))
+    age(root / NAMES[0], 3600)
+    for _ in range(2):
+        image_hashes(root, NAMES, cache=cache)
+    assert hashed == [root / NAMES[0]] * 2
+
+
+def test_folders_that_have_gone_are_forgotten(root: Path, cache: Path, tmp_path: Path) -> None:
     image_hashes(root, NAMES, cache=cache)
-    assert hashed == [root / NAMES[0]]
+    root.rename(tmp_path / "moved")
+    image_hashes(tmp_path / "moved", NAMES, cache=cache)
+    assert list(json.loads(cache.read_text())["roots"]) == [str(tmp_path / "moved")]
 
 
 def test_two_roots_share_a_cache(root: Path, cache: Path, tmp_path: Path, hashed: list[Path]) -> None:
@@ -127,6 +146,7 @@ def test_missing_images_are_named_and_counted(root: Path) -> None:
 
 
 def _many_times(root: Path, names: list[str], cache: Path) -> None:
+    fingerprint._SETTLED_NS = -60_000_000_000  # a process of its own, in which `later` is not at work
     for _ in range(10):
         image_hashes(root, names, cache=cache)
 

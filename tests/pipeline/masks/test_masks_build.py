@@ -18,6 +18,7 @@ from PIL import Image
 from tiny_models import write_onnx, write_people
 from torch import Tensor
 
+from pipeline.artifacts import place
 from pipeline.artifacts.lock import locked
 from pipeline.config import MasksConfig
 from pipeline.datasets import maskfile
@@ -519,7 +520,7 @@ def test_a_disk_without_locks_is_told(
     def no_locks(path: Path) -> contextlib.AbstractContextManager[None]:
         raise ArtifactError("no locks")
 
-    monkeypatch.setattr(build, "locked", no_locks)
+    monkeypatch.setattr(place, "locked", no_locks)
     listening, (root, names) = Listening(), people
     config = MasksConfig(parser=tiny_parser, device="cpu")
     build_masks(tmp_path / "masks.h5", root=root, names=names, config=config, progress=listening)
