@@ -20,6 +20,8 @@ from tools.parser.crops import (
     CropRules,
     behind,
     cut,
+    disguised,
+    drawn_out,
     mirrored,
     random_crop,
     random_occluder,
@@ -98,7 +100,7 @@ def test_crops_show_things_of_both_lists(monkeypatch: pytest.MonkeyPatch) -> Non
     for kinds in (occluders, shapes):
         monkeypatch.setattr(kinds, "TRAINING", tuple(map(noted, kinds.TRAINING)))
     rng = np.random.default_rng(4)
-    made = [random_occluder(rng, [photograph()], 0.5) for _ in range(300)]
+    made = [random_occluder(rng, [photograph()], CropRules(unnamed=0.5)) for _ in range(300)]
     # Mostly large enough to hide something, hardly ever all.
     hidden = np.array([each.opacity.mean() for each in made])
     assert (hidden > 0.02).mean() > 0.8
@@ -209,10 +211,45 @@ def test_another_cloth_changes_pixels_of_one_garment_and_no_label() -> None:
     assert touched[crop.labels == 13].mean() < 0.3
 
 
+def test_a_thing_in_disguise_has_a_colour_of_the_person() -> None:
+    image = np.full((HEIGHT, WIDTH, 3), 250, np.uint8)
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[100:200] = 5
+    image[100:200] = (120, 70, 40)
+    rng = np.random.default_rng(0)
+    opacity = np.zeros((HEIGHT, WIDTH), np.float32)
+    opacity[50:150, 20:90] = 1
+    thing = occluders.Occluder(opacity, rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+    for _ in range(20):
+        made = disguised(rng, thing, Crop(image, labels))
+        assert np.array_equal(made.opacity, opacity)
+        shown = made.picture[opacity >= 0.5].astype(np.float64)
+        mean = shown.mean(0)
+        assert mean[0] / mean[1] == pytest.approx(120 / 70, rel=0.4)
+        assert mean[0] > mean[1] > mean[2]
+        assert shown.std() > 5  # it keeps a texture of its own
+    nobody = Crop(image, np.zeros_like(labels))
+    assert disguised(rng, thing, nobody) is thing
+
+
+def test_a_texture_drawn_out_is_finer_across_than_along() -> None:
+    rng = np.random.default_rng(0)
+    grain = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    ratios = []
+    for _ in range(30):
+        made = drawn_out(rng, grain).astype(np.float64)
+        assert made.shape == grain.shape
+        steps = [np.abs(np.diff(made, axis=axis)).mean() for axis in (0, 1)]
+        ratios.append(max(steps) / min(steps))
+    assert max(ratios) > 2
+
+
 def test_random_crops_are_whole() -> None:
     rng = np.random.default_rng(2)
+    rules = CropRules(occluded=1.0, crowd=1.0, backdrop=0.5, pictured=0.5, disguised=0.5, aslant=0.5)
+    things = [np.full((160, 90, 4), 200, np.uint8)]
     for _ in range(20):
-        crop = random_crop(rng, [photograph()] * 2, 0, CropRules(occluded=1.0, crowd=1.0, backdrop=0.5))
+        crop = random_crop(rng, [photograph()] * 2, 0, rules, things)
         assert crop.image.shape == (HEIGHT, WIDTH, 3)
         assert crop.labels.shape == (HEIGHT, WIDTH)
         assert crop.image.dtype == crop.labels.dtype == np.uint8
@@ -248,12 +285,17 @@ def test_training_starts_from_weights_of_the_same_network_only(tmp_path: Path) -
         load_start(other, tmp_path / "narrow.safetensors")
 
 
-def test_a_blend_lies_between_two_networks(tmp_path: Path) -> None:
+def test_a_blend_lies_between_networks(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    one, other = BuiltinNet(), BuiltinNet()
-    save_weights(tmp_path / "one.safetensors", one)
-    mixed = blended(other, tmp_path / "one.safetensors", 0.25)
-    for name, value in mixed.state_dict().items():
+    shares = {tmp_path / f"{number}.safetensors": share for number, share in enumerate((0.25, 0.5, 0.25))}
+    stored = []
+    for path in shares:
+        network = BuiltinNet()
+        save_weights(path, network)
+        stored.append({name: value.half().float() for name, value in network.state_dict().items()})
+    for name, value in blended(shares).state_dict().items():
         if value.is_floating_point():
-            wanted = 0.25 * one.state_dict()[name].half().float() + 0.75 * other.state_dict()[name]
+            wanted = sum(share * state[name] for share, state in zip(shares.values(), stored, strict=True))
             torch.testing.assert_close(value, wanted)
+    with pytest.raises(ValueError, match="do not add up to 1"):
+        blended(dict.fromkeys(shares, 0.5))

@@ -12,8 +12,20 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from tools.parser import occluders, shaders, shapes, textures
-from tools.parser.clothing import COAT, DRESS, FLIPPED, IN_FRONT, JUMPSUIT, PANTS, SKIRT, UPPER, Photograph, is_person
+from tools.parser import cutouts, occluders, shaders, shapes, textures
+from tools.parser.clothing import (
+    BAG,
+    COAT,
+    DRESS,
+    FLIPPED,
+    IN_FRONT,
+    JUMPSUIT,
+    PANTS,
+    SKIRT,
+    UPPER,
+    Photograph,
+    is_person,
+)
 from tools.parser.occluders import Occluder
 
 HEIGHT, WIDTH = 256, 128
@@ -31,6 +43,10 @@ class CropRules:
         backdrop: The background is another photograph's or a texture.
         redressed: One garment is covered with a texture, so that patterns alone do not tell clothes from things. Too
             often, and whatever is pasted within a body's outline passes for a garment.
+        pictured: What stands in front is one of the pictures of `cutouts`, where there are any.
+        aslant: A texture is drawn out along one direction, as on a surface that is seen at a low angle.
+        disguised: What stands in front has the colours of skin, hair or a garment, so that colours alone do not tell
+            people from things.
         unnamed: Things and textures are drawn from the families of `shapes` and `shaders`; otherwise from the lists.
         degraded: The crop is made small, blurred, noisy or compressed.
         shrunk: The photograph is taken at exactly 128 x 64 and otherwise left alone, as in the measurement.
@@ -42,6 +58,9 @@ class CropRules:
     crowd: float = 0.2
     backdrop: float = 0.12
     redressed: float = 0.15
+    pictured: float = 0.0
+    aslant: float = 0.0
+    disguised: float = 0.0
     unnamed: float = 0.55
     degraded: float = 0.7
     shrunk: float = 0.25
@@ -63,8 +82,22 @@ class Crop:
     hidden: np.ndarray | None = None
 
 
-def random_crop(rng: np.random.Generator, photographs: Sequence[Photograph], index: int, rules: CropRules) -> Crop:
-    """A training crop of one photograph; the others lend people, backgrounds and textures."""
+def random_crop(
+    rng: np.random.Generator,
+    photographs: Sequence[Photograph],
+    index: int,
+    rules: CropRules,
+    things: Sequence[np.ndarray] = (),
+) -> Crop:
+    """A training crop of one photograph; the others lend people, backgrounds and textures.
+
+    Args:
+        rng: Random numbers.
+        photographs: All that may lend something.
+        index: Of the one whose person is wanted.
+        rules: How often what happens.
+        things: Pictures as `cutouts.read_cutouts` gives them.
+    """
     photograph = photographs[index]
     crop = cut(photograph, random_box(rng, photograph.box, rules), angle=float(rng.normal(0, 2.5)))
     if rng.random() < 0.5:
@@ -79,7 +112,11 @@ def random_crop(rng: np.random.Generator, photographs: Sequence[Photograph], ind
         crop = beside(rng, crop, other)
     if rng.random() < rules.occluded:
         for _ in range(int(rng.choice([1, 2, 3], p=[0.7, 0.22, 0.08]))):
-            covered = behind(crop, lit(rng, random_occluder(rng, photographs, rules.unnamed)))
+            occluder = random_occluder(rng, photographs, rules, things)
+            if rng.random() < rules.disguised:
+                model = photographs[int(rng.integers(len(photographs)))]
+                occluder = disguised(rng, occluder, crop if rng.random() < 0.4 else cut(model, model.box))
+            covered = behind(crop, lit(rng, occluder))
             if is_person(covered.labels).sum() >= 0.2 * max(1, is_person(crop.labels).sum()):
                 crop = covered
     return Crop(random_look(rng, crop.image, rules), crop.labels, person & ~is_person(crop.labels))
@@ -157,17 +194,70 @@ def lit(rng: np.random.Generator, occluder: Occluder) -> Occluder:
     return Occluder(cv2.GaussianBlur(occluder.opacity, (0, 0), rng.uniform(0.3, 1.2)), picture)
 
 
-def random_occluder(rng: np.random.Generator, photographs: Sequence[Photograph], unnamed: float) -> Occluder:
-    """A thing with a name or one without, covered with anything, sometimes drawn out of shape."""
-    kinds = shapes.TRAINING if rng.random() < unnamed else occluders.TRAINING
-    occluder = kinds[int(rng.integers(len(kinds)))](rng, HEIGHT, WIDTH, _paint(rng, photographs, unnamed))
+def random_occluder(
+    rng: np.random.Generator, photographs: Sequence[Photograph], rules: CropRules, things: Sequence[np.ndarray] = ()
+) -> Occluder:
+    """A thing of a picture, with a name or without, covered with anything, sometimes drawn out of shape."""
+    if things and rng.random() < rules.pictured:
+        kind = cutouts.pasted(things)
+    else:
+        kinds = shapes.TRAINING if rng.random() < rules.unnamed else occluders.TRAINING
+        kind = kinds[int(rng.integers(len(kinds)))]
+    occluder = kind(rng, HEIGHT, WIDTH, _paint(rng, photographs, rules))
     return shapes.bent(rng, occluder) if rng.random() < 0.3 else occluder
+
+
+_LEAST = 0.004
+"""Share of a crop that a label must take to lend its colours."""
+
+
+def disguised(rng: np.random.Generator, occluder: Occluder, model: Crop) -> Occluder:
+    """The thing in the colours of something that a person shows: skin, hair or a garment.
+
+    Skin and hair have few colours. A network that has seen no thing in them takes brown for skin, whatever its texture.
+    """
+    shown = [label for label in range(1, BAG) if (model.labels == label).mean() > _LEAST]
+    seen = occluder.opacity >= 0.5
+    if not shown or not seen.any():
+        return occluder
+    lent = model.image[model.labels == shown[int(rng.integers(len(shown)))]].astype(np.float32)
+    colour = lent.mean(0) * rng.normal(1, 0.06, 3) * rng.uniform(0.8, 1.25)
+    values = occluder.picture.astype(np.float32)
+    if rng.random() < 0.5:
+        # Light and dark of one colour, as far apart as the thing's own.
+        light = values.mean(2)
+        light = (light - light[seen].mean()) / max(128.0, 2.5 * float(light[seen].std()))
+        values = colour * (1 + rng.uniform(0.5, 1.2) * light)[..., None]
+    else:
+        spread = np.maximum(lent.std(0), 5) * rng.uniform(0.5, 2)
+        values = colour + (values - values[seen].mean(0)) / np.maximum(values[seen].std(0), 8) * spread
+    return Occluder(occluder.opacity, values.clip(0, 255).astype(np.uint8))
 
 
 def random_texture(rng: np.random.Generator, height: int, width: int, unnamed: float) -> np.ndarray:
     """A texture with a name or one without: (height, width, 3) uint8."""
     kinds: Sequence[textures.Texture] = shaders.TRAINING if rng.random() < unnamed else textures.TRAINING
     return kinds[int(rng.integers(len(kinds)))](rng, height, width)
+
+
+def drawn_out(rng: np.random.Generator, texture: np.ndarray) -> np.ndarray:
+    """A texture turned, and stretched along one direction, upright or level half of the time.
+
+    Surfaces are seldom seen from straight before them. What is even on a surface is then drawn out, and even noise
+    becomes a grain.
+    """
+    height, width = texture.shape[:2]
+    direction = rng.integers(2) * np.pi / 2 if rng.random() < 0.5 else rng.uniform(0, np.pi)
+    stretch, squeeze = np.exp(rng.uniform(0, np.log(7))), np.exp(rng.uniform(0, np.log(2)))
+    inverse = _turn(rng.uniform(0, 2 * np.pi)) @ np.diag([1 / stretch, squeeze]) @ _turn(-direction)
+    middle = np.array([width, height]) / 2
+    matrix = np.column_stack([inverse, middle - inverse @ middle])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(texture, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT))
+
+
+def _turn(angle: float) -> np.ndarray:
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
 def on_backdrop(rng: np.random.Generator, crop: Crop, photographs: Sequence[Photograph], unnamed: float) -> Crop:
@@ -281,11 +371,12 @@ def _blurred(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.filter2D(image, -1, kernel / kernel.sum()))
 
 
-def _paint(rng: np.random.Generator, photographs: Sequence[Photograph], unnamed: float) -> occluders.Paint:
+def _paint(rng: np.random.Generator, photographs: Sequence[Photograph], rules: CropRules) -> occluders.Paint:
     def paint(height: int, width: int) -> np.ndarray:
         if rng.random() < 0.4:
             return background_piece(rng, photographs, height, width)
-        return random_texture(rng, height, width, unnamed)
+        texture = random_texture(rng, height, width, rules.unnamed)
+        return drawn_out(rng, texture) if rng.random() < rules.aslant else texture
 
     return paint
 

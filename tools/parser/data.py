@@ -38,6 +38,7 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, bool]]):
         seed: Of everything drawn.
         first: Number of the first crop.
         last: Number after the last.
+        things: Pictures to paste in front, as `cutouts.read_cutouts` gives them.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, bool]]):
         seed: int,
         first: int,
         last: int,
+        things: Sequence[np.ndarray] = (),
     ) -> None:
         self._photographs = photographs
         self._rendered = rendered
@@ -58,6 +60,7 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, bool]]):
         self._seed = seed
         self._first = first
         self._count = last - first
+        self._things = things
 
     def __len__(self) -> int:
         return self._count
@@ -71,7 +74,7 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, bool]]):
             count = len(self._photographs)
             # Every photograph once an epoch, each epoch in an order of its own.
             order = np.random.default_rng((self._seed, 1, number // count)).permutation(count)
-            crop = random_crop(rng, self._photographs, int(order[number % count]), self._rules)
+            crop = random_crop(rng, self._photographs, int(order[number % count]), self._rules, self._things)
         hidden = np.zeros((HEIGHT, WIDTH)) if crop.hidden is None else crop.hidden
         hidden_share = hidden.reshape(HEIGHT // CELL, CELL, WIDTH // CELL, CELL).mean((1, 3), dtype=np.float32)
         target = label_shares(crop.labels)

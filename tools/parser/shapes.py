@@ -16,7 +16,7 @@ from tools.parser.textures import colour, noise
 
 def hull(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
     """A convex body of three to eight corners."""
-    spot, size = _place(rng)
+    spot, size = whereabouts(rng)
     points = (rng.uniform(-1.4, 1.4, (int(rng.integers(3, 9)), 2)) * size + spot) * 1000
     outline = cv2.convexHull(points.astype(np.float32))[:, 0] / 1000
     return Occluder(polygon(height, width, outline), paint(height, width))
@@ -33,7 +33,7 @@ def slope(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 
 def plank(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
     """A beam at any angle, its two ends in the picture or not."""
-    spot, _ = _place(rng)
+    spot, _ = whereabouts(rng)
     turn = rng.random() * np.pi
     along = np.array([np.cos(turn), np.sin(turn) / 2]) * rng.uniform(0.3, 1.6)
     half = np.array([-np.sin(turn), np.cos(turn) / 2]) * rng.uniform(0.02, 0.16)
@@ -47,7 +47,7 @@ def plank(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 
 def cuboid(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
     """A block seen from a corner, its three sides lit differently."""
-    spot, size = _place(rng)
+    spot, size = whereabouts(rng)
     edges = rng.normal(0, 1.1, (3, 2)) * size
     if rng.random() < 0.6:
         edges[0] *= (0.1, 1)
@@ -65,7 +65,7 @@ def cloud(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
     """Where a random program is high: one piece or several, smooth or torn."""
     field = program(rng, height, width, 1)[..., 0]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    spot, size = _place(rng)
+    spot, size = whereabouts(rng)
     near = np.exp(-(((x / width - spot[0]) / (1.8 * size[0])) ** 2) - ((y / height - spot[1]) / (1.8 * size[1])) ** 2)
     field = field * near
     cut = float(np.quantile(field, rng.uniform(0.55, 0.9)))
@@ -119,7 +119,7 @@ def lattice(rng: np.random.Generator, height: int, width: int, paint: Paint) -> 
         share = rng.uniform(0.15, 0.5)
         place = (x * np.cos(angle) + y * np.sin(angle)) / period % 1
         opacity = np.maximum(opacity, ((share - np.abs(place - 0.5) * 2) * period / 4 + 0.5).clip(0, 1))
-    spot, size = _place(rng)
+    spot, size = whereabouts(rng)
     window = polygon(height, width, rectangle(*(spot - 2 * size), *(spot + 2 * size)))
     return Occluder((opacity * window).astype(np.float32), paint(height, width))
 
@@ -137,7 +137,7 @@ def frame(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 def scattered(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
     """Many small pieces: leaves, flowers, bunting, hands, reflections on a pane."""
     mask = np.zeros((height, width), np.uint8)
-    spot, size = _place(rng)
+    spot, size = whereabouts(rng)
     largest = rng.uniform(3, 20)
     for _ in range(int(rng.integers(8, 90))):
         centre = rng.normal(spot, 1.3 * size) * (width, height)
@@ -165,7 +165,7 @@ def limbs(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 def shell(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
     """A rounded rectangle to an ellipse to a diamond (a superellipse), turned: machines, bins, bags, balls, seats."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    spot, size = _place(rng)
+    spot, size = whereabouts(rng)
     turn = rng.normal(0, 0.3) if rng.random() < 0.6 else rng.random() * np.pi
     across, down = x / width - spot[0], (y / height - spot[1]) * 2
     u = np.abs(across * np.cos(turn) + down * np.sin(turn)) / size[0]
@@ -223,7 +223,7 @@ def bent(rng: np.random.Generator, occluder: Occluder) -> Occluder:
     return Occluder(np.asarray(opacity), np.asarray(picture))
 
 
-def _place(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def whereabouts(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Where and how large: (2,) centre and (2,) half size, as shares of the width and height."""
     spot = np.array([rng.uniform(0, 1), rng.uniform(0.1, 1.0)])
     size = np.array([rng.uniform(0.2, 0.7), rng.uniform(0.1, 0.42)])

@@ -2,9 +2,9 @@
 
 `python -m tools.parser.train --shared SHARED --config tools/parser/config.toml [--out FOLDER] [--start WEIGHTS]`
 
-Writes FOLDER/builtin.safetensors (half precision, averaged weights) at the end of each stage and keeps
-FOLDER/state.pt, from which the same command goes on after an interruption. Copy the weights to
-pipeline/parsing/weights and measure them with tools.parser.evaluate.
+Writes FOLDER/STAGE.safetensors (half precision, averaged weights) at the end of each stage, FOLDER/builtin.safetensors
+at the end of all, and keeps FOLDER/state.pt, from which the same command goes on after an interruption. Copy the
+weights to pipeline/parsing/weights and measure them with tools.parser.evaluate.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import math
 import time
 import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.files import sha256_file
 from tools.parser.clothing import BAG, IN_FRONT, Photograph, read_photographs
 from tools.parser.crops import Crop, CropRules
+from tools.parser.cutouts import read_cutouts
 from tools.parser.data import LABELS, Crops
 from tools.parser.evaluate import measure, measure_occluded
 from tools.parser.losses import parser_loss
@@ -57,6 +59,8 @@ class Stage:
         rules: How its crops differ from the rules of all stages.
         background: Weight of the background in the cross-entropy.
         hidden: What is added to the weight of a cell whose person is hidden by something in front.
+        begins_with: Shares of earlier stages' averaged weights that it begins with; empty: it goes on where the one
+            before ended.
     """
 
     name: str
@@ -66,6 +70,7 @@ class Stage:
     rendered_share: float
     background: float
     hidden: float
+    begins_with: dict[str, float] = field(default_factory=dict)
     rules: dict[str, float] = field(default_factory=dict)
 
 
@@ -132,18 +137,25 @@ def tilted(network: BuiltinNet, tilt: float) -> BuiltinNet:
     return copied
 
 
-def blended(network: BuiltinNet, path: Path, share: float) -> BuiltinNet:
-    """A copy with weights between its own and those of a file, of which it takes a share.
+def blended(shares: Mapping[Path, float]) -> BuiltinNet:
+    """The network with the mean of several files' weights, each with its share.
 
-    Of one training's networks, the mean does better than either of two that err in different ways (Wortsman et al.,
-    "Model soups", 2022).
+    Of networks that began with the same weights, the mean does better than each of them, which err in different ways
+    (Wortsman et al., "Model soups", 2022).
+
+    Raises:
+        ValueError: The shares do not add up to 1, or a file is another network's.
     """
-    other = copy.deepcopy(network)
-    load_start(other, path)
-    with torch.no_grad():
-        for mixed, own in zip(other.state_dict().values(), network.state_dict().values(), strict=True):
-            if mixed.is_floating_point():
-                mixed.mul_(share).add_(own, alpha=1 - share)
+    if abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"the shares {sorted(shares.values())} do not add up to 1")
+    other = BuiltinNet()
+    mean = {name: torch.zeros_like(value) for name, value in other.state_dict().items()}
+    for path, share in shares.items():
+        load_start(other, path)
+        for name, value in other.state_dict().items():
+            if value.is_floating_point():
+                mean[name].add_(value, alpha=share)
+    other.load_state_dict(mean)
     return other
 
 
@@ -151,7 +163,13 @@ class Trainer:
     """The state of a run: network, its average, optimiser and the step it has reached."""
 
     def __init__(
-        self, config: dict[str, Any], shared: Path, out: Path, rendered: Path | None, start: Path | None = None
+        self,
+        config: dict[str, Any],
+        shared: Path,
+        out: Path,
+        rendered: Path | None,
+        start: Path | None = None,
+        things: Path | None = None,
     ) -> None:
         self.seed: int = config["seed"]
         self.batch: int = config["batch"]
@@ -159,17 +177,23 @@ class Trainer:
         self.decay: float = config["ema"]
         self.frozen: int = config["frozen"]
         self.tilt: float = config["tilt"]
-        self.blend: dict[str, Any] | None = config.get("blend")
         self.stages = [Stage(**stage) for stage in config["stage"]]
-        if self.blend is not None and self.blend["stage"] not in {stage.name for stage in self.stages}:
-            raise ValueError(f"there is no stage {self.blend['stage']!r} to blend with")
+        self.blend: dict[str, float] = config.get("blend") or {self.stages[-1].name: 1.0}
+        names: list[str] = []
+        for stage in self.stages:
+            _check_names(stage.begins_with, names)
+            names.append(stage.name)
+        _check_names(self.blend, names)
         self.rules = CropRules(**config["rules"])
+        if things is None and any(replace(self.rules, **stage.rules).pictured > 0 for stage in self.stages):
+            raise ValueError("the configuration pastes pictures of things: name their folder by --things")
         self.out = out
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.half = has_native_bfloat16(self.device)
         photographs = shared / "data" / "clothing_parsing"
         self.photographs: list[Photograph] = read_photographs(photographs, "train")
         self.tuning: list[Photograph] = read_photographs(photographs, "tuning")
+        self.things = read_cutouts(things) if things is not None else []
         self.rendered = rendered
         self.rendered_settings = SynthConfig(**config["rendered"])
         torch.manual_seed(self.seed)
@@ -193,19 +217,24 @@ class Trainer:
         for number, stage in enumerate(self.stages):
             last = first + stage.steps
             if self.done < last:
-                self._run_stage(stage, first, warm_up=_WARM_UP if number == 0 else 0)
+                if stage.begins_with and self.done == first:
+                    self._begin_with(stage.begins_with)
+                warm_up = _WARM_UP if number == 0 or stage.begins_with else 0
+                self._run_stage(stage, first, warm_up=warm_up)
                 save_weights(self.out / f"{stage.name}.safetensors", self.average)
-                save_weights(self.out / "builtin.safetensors", tilted(self._blended(stage), self.tilt))
             first = last
             if stage.name == until:
                 return
+        save_weights(self.out / "builtin.safetensors", tilted(self._mean(self.blend), self.tilt))
 
-    def _blended(self, stage: Stage) -> BuiltinNet:
-        """The averaged network after a stage, mixed with that of an earlier one where the configuration asks for it."""
-        names = [each.name for each in self.stages]
-        if self.blend is None or names.index(stage.name) <= names.index(self.blend["stage"]):
-            return self.average
-        return blended(self.average, self.out / f"{self.blend['stage']}.safetensors", self.blend["share"])
+    def _mean(self, shares: Mapping[str, float]) -> BuiltinNet:
+        return blended({self.out / f"{name}.safetensors": share for name, share in shares.items()})
+
+    def _begin_with(self, shares: Mapping[str, float]) -> None:
+        state = self._mean(shares).state_dict()
+        self.network.load_state_dict(state)
+        self.average.load_state_dict(state)
+        self.optimiser = self._new_optimiser()
 
     def _run_stage(self, stage: Stage, first: int, *, warm_up: int) -> None:
         rendered: list[Crop] = []
@@ -221,6 +250,7 @@ class Trainer:
             seed=self.seed,
             first=self.done * self.batch,
             last=(first + stage.steps) * self.batch,
+            things=self.things,
         )
         loader = DataLoader(crops, self.batch, num_workers=1, prefetch_factor=4)
         weights = class_weights(stage.background, self.device)
@@ -316,6 +346,11 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
 
 
+def _check_names(shares: Mapping[str, float], names: Sequence[str]) -> None:
+    if unknown := sorted(shares.keys() - set(names)):
+        raise ValueError(f"there is no stage {unknown[0]!r} before it")
+
+
 def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--shared", type=Path, required=True, help="folder with data/clothing_parsing and weights")
@@ -325,6 +360,7 @@ def main() -> None:
         "--rendered", type=Path, help="finished folder of rendered people; default: rendered into OUT/rendered"
     )
     parse.add_argument("--start", type=Path, help="weights to go on from, such as those of the package")
+    parse.add_argument("--things", type=Path, help="folder of pictures to paste in front; see tools/parser/cutouts.py")
     parse.add_argument("--until", help="stop after this stage")
     parse.add_argument("--steps", type=int, help="steps of the first stage, for a trial")
     arguments = parse.parse_args()
@@ -335,7 +371,9 @@ def main() -> None:
     if arguments.steps:
         config["stage"][0]["steps"] = arguments.steps
     arguments.out.mkdir(parents=True, exist_ok=True)
-    Trainer(config, arguments.shared, arguments.out, arguments.rendered, arguments.start).run(arguments.until)
+    Trainer(config, arguments.shared, arguments.out, arguments.rendered, arguments.start, arguments.things).run(
+        arguments.until
+    )
 
 
 if __name__ == "__main__":
