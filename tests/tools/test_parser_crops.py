@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 pytest.importorskip("tools.parser.crops", reason="run from the repository, where tools/ lies")
 
 from pipeline.parsing.builtin import BuiltinNet
-from tools.parser import occluders, shaders, shapes, textures
+from tools.parser import occluders, shaders, shapes, textures, train
 from tools.parser.clothing import BAG, IN_FRONT, Photograph, is_person
 from tools.parser.crops import (
     HEIGHT,
@@ -299,3 +300,17 @@ def test_a_blend_lies_between_networks(tmp_path: Path) -> None:
             torch.testing.assert_close(value, wanted)
     with pytest.raises(ValueError, match="do not add up to 1"):
         blended(dict.fromkeys(shares, 0.5))
+
+
+def test_the_shipped_configuration_is_sound() -> None:
+    config = tomllib.loads((Path(train.__file__).with_name("config.toml")).read_text())
+    names: list[str] = []
+    for table in config["stage"]:
+        stage = train.Stage(**table)
+        train._check_names(stage.begins_with, names)
+        assert abs(sum(stage.begins_with.values()) - 1) < 1e-9 or not stage.begins_with
+        CropRules(**{**config["rules"], **stage.rules})
+        names.append(stage.name)
+    train._check_names(config["blend"], names)
+    with pytest.raises(ValueError, match="there is no stage 'none' before it"):
+        train._check_names({"none": 1.0}, names)
