@@ -7,7 +7,7 @@ file beside them; parsers of other packages say theirs when they are loaded.
 
 from __future__ import annotations
 
-BUILTIN = "4"
+BUILTIN = "5"
 """Raised with every change of the weights or of what happens around the network."""
 
 SCHP = "1"
