@@ -1,4 +1,4 @@
-"""The place of one file that a command makes: files can be made there, and one process alone makes this one."""
+"""The place of something that a command makes: it can be made there, and one process alone makes it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from pipeline.errors import ArtifactError, FormatError, LockedError
 from pipeline.runtime.progress import Progress
 
 
-def check_place(out: Path, what: str, example: str) -> None:
-    """Make the folder of `out`, and see that files can be made there before long work is done for nothing.
+@contextlib.contextmanager
+def file_place(out: Path, what: str, example: str, progress: Progress) -> Iterator[None]:
+    """Make the folder of a file, see that files can be made there, and keep other processes away meanwhile.
 
     Args:
         out: The file to make.
         what: What it is, for messages: `mask file`.
         example: A name for it, where `out` is a folder.
+        progress: Warned where the disk has no locks.
 
     Raises:
         FormatError: `out` is a folder, or no file can be made beside it.
+        LockedError: Another process is at work on it.
     """
     if out.is_dir():
         raise FormatError("this is a folder", where=out, expected=f"the file to make, as in {out / example}")
@@ -33,24 +36,33 @@ def check_place(out: Path, what: str, example: str) -> None:
         raise FormatError(
             f"no {what} can be written there: {(error.strerror or str(error)).lower()}", where=out.parent
         ) from error
+    # HDF5's own lock begins only when the file is there.
+    with alone(out.with_name(out.name + ".lock"), out, what, progress):
+        yield
 
 
 @contextlib.contextmanager
-def alone(out: Path, what: str, progress: Progress) -> Iterator[None]:
-    """Keep other processes that would make `out` away: HDF5's own lock begins only when the file is there.
+def alone(lock: Path, out: Path, what: str, progress: Progress) -> Iterator[None]:
+    """Keep other processes that would make the same thing away.
+
+    Args:
+        lock: The lock file; its folder exists.
+        out: What is made, for messages.
+        what: What it is: `mask file`.
+        progress: Warned where the disk has no locks; then nobody is kept away.
 
     Raises:
         LockedError: Another process is at work on it.
     """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(out.with_name(out.name + ".lock")))
+            stack.enter_context(locked(lock))
         except LockedError as error:
             raise LockedError(
-                f"another process is building this {what}",
+                f"another process is making this {what}",
                 where=out,
                 expected=error.expected,
-                hint="let it finish or stop it, or build another file (--out)",
+                hint="let it finish or stop it, or choose another place",
             ) from None
         except ArtifactError:
             progress.warn(f"this disk has no file locks: let no other process write {out} at the same time")

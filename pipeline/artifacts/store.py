@@ -173,6 +173,9 @@ class ArtifactStore:
             with _explained(self.root):
                 stack.enter_context(locked(_lock(path), wait=wait))
                 built_from = dict(manifest.get("built_from", {}))
+                earlier = _session(partial)
+                # What was to be replaced still is, although what was made for that is of no use.
+                replace = replace or (earlier is not None and earlier.spoiled and earlier.replaces)
                 if replace or _is_spoiled(partial, built_from):
                     _discard(partial)
                 if not replace and self._finished_elsewhere(path, fingerprint, built_from):

@@ -16,6 +16,7 @@ BOXES = ("bounding_box_train", "query", "bounding_box_test")
 """The three folders that Market-1501 introduced and many sets took over."""
 
 _NESTING = 2
+_MANY = 64
 _PACKED = frozenset({".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"})
 
 
@@ -249,7 +250,8 @@ def _levels(path: Path) -> Iterator[list[Path]]:
     level = [path]
     yield level
     for _ in range(_NESTING):
-        level = [folder for parent in level for folder in subfolders(parent)]
+        # Identity folders can be thousands; no archive nests its content beside that many.
+        level = [folder for parent in level for folder in subfolders(parent)[:_MANY]]
         yield level
 
 
@@ -264,13 +266,12 @@ def _exists(path: Path) -> bool:
 
 def subfolders(path: Path) -> list[Path]:
     """The folders in a folder, by name, without hidden ones; none where it cannot be read."""
-    # Identity folders can be thousands; no archive nests its content beside that many.
     try:
         with os.scandir(path) as entries:
             names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     except OSError:
         return []
-    return [path / name for name in names[:64]]
+    return [path / name for name in names]
 
 
 def _contents(path: Path) -> str:

@@ -532,7 +532,7 @@ def _attributes(file: h5py.File, path: Path) -> dict[str, Any]:
             f"the mask file has format version {version}" + (", which is newer than this program" if newer else ""),
             where=path,
             expected=f"format version {FORMAT_VERSION}",
-            hint="update sgsfa" if newer else "build it again",
+            hint="update sgsfa" if newer else "delete it and build it again",
         )
     needed = {field.name for field in fields(MaskMeta)} | {"names_sha256", "created", "complete", "attributes_sha256"}
     missing = sorted(needed - attributes.keys())

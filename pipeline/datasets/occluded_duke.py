@@ -52,7 +52,7 @@ def read(path: Path, variant: str, log: ReadLog) -> Dataset:
 
 def _tree(lists: Path, log: ReadLog) -> Path:
     """The folder with DukeMTMC-reID's images: where the lists are, below it, or beside it."""
-    above = lists.resolve().parent
+    above = lists.absolute().parent  # `.` has none, and a link's target has other folders beside it
     for folder in itertools.chain([lists], subfolders(lists), [above], subfolders(above)):
         if all(is_folder(folder / name) for name in BOXES):
             return folder

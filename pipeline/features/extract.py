@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from pipeline.artifacts.place import alone, check_place
+from pipeline.artifacts.place import file_place
 from pipeline.config import ExtractConfig
 from pipeline.datasets.images import read_image
 from pipeline.datasets.records import Dataset, Record
@@ -93,9 +93,8 @@ def extract(
     """
     if not records:
         raise DataError(f"{dataset.name} has no images to extract features from", where=dataset.root)
-    check_place(out, "features file", "features.h5")
     origin = _origin(dataset, checkpoint, config)
-    with alone(out, "features file", progress):
+    with file_place(out, "features file", "features.h5", progress):
         finished = _finished(out, dataset, records, origin)
         if finished is not None:
             progress.note(f"{out} is complete, nothing to do")
@@ -166,7 +165,7 @@ def _extract(
     path = out.with_name(out.name + ".partial")
     if place.size > 1:
         path = out.with_name(f"{out.name}.part{place.rank}-of-{place.size}.partial")
-    work = _Work(path, dataset, records[mine], network, origin, alone=place.size == 1)
+    work = _Work(path, dataset, records[mine], network, origin, progress, alone=place.size == 1)
     resumed = work.resumed
     if resumed:
         progress.note(f"extraction goes on after {resumed:,} of {len(records):,} images")
@@ -246,13 +245,30 @@ def _finished(
     if was != wanted:
         key = next(key for key in sorted({*was, *wanted}) if was.get(key) != wanted.get(key))
         raise _in_the_way(out, f"made with {key} = {was.get(key)!r}, not {wanted.get(key)!r}")
+    if not _is_of(opened, records, origin):
+        raise _in_the_way(out, "made of other images, identities, cameras or splits")
     lost = {row: Rejected(name, reason) for row, name, reason in opened.attributes.get(_REJECTED, [])}
-    if _any_readable(dataset, [records[row] for row in lost if row < len(records)]):
+    if _any_readable(dataset, [records[row] for row in lost]):
         return None
-    names = [record.path for row, record in enumerate(records) if row not in lost]
-    if opened.names().tolist() != names:
-        raise _in_the_way(out, "made of other images")
     return ExtractReport(len(records), opened.total, tuple(lost.values()), 0.0, 0.0, opened.total, "")
+
+
+def _is_of(opened: FeatureFile, records: Sequence[Record], origin: Mapping[str, Any]) -> bool:
+    """Whether a file is of this work; of an unfinished one, the rows that are written are compared."""
+    lost = {row: name for row, name, _ in opened.attributes.get(_REJECTED, [])}
+    kept = [record for row, record in enumerate(records) if row not in lost]
+    pids, camids, splits = opened.roles()
+    same = len(kept) == opened.total
+    kept = kept[: opened.done]
+    return (
+        same
+        and _meaning(opened.attributes) == _meaning(origin)
+        and all(row < len(records) and records[row].path == name for row, name in lost.items())
+        and opened.names().tolist() == [record.path for record in kept]
+        and pids.tolist() == [record.pid for record in kept]
+        and camids.tolist() == [record.camid for record in kept]
+        and splits.tolist() == [record.split for record in kept]
+    )
 
 
 def _in_the_way(out: Path, what: str) -> FormatError:
@@ -283,6 +299,7 @@ class _Work:
         records: tuple[Record, ...],
         network: FeatureNetwork,
         origin: Mapping[str, Any],
+        progress: Progress,
         *,
         alone: bool,
     ) -> None:
@@ -290,11 +307,14 @@ class _Work:
         self._network, self._origin, self._alone = network, origin, alone
         opened = FeatureFile.open(path, allow_partial=True) if path.is_file() else None
         self._rejected: dict[int, str] = {}
+        if opened is not None and not _is_of(opened, records, origin):
+            opened = None  # somebody else's, which is told when it is to be gone on with
         if opened is not None:
             # What was found unreadable before is not in the file's list of names.
             self._rejected = {int(row): reason for row, _, reason in opened.attributes.get(_REJECTED, [])}
             if _any_readable(dataset, [records[row] for row in self._rejected]):
                 # The disk was away, or somebody has mended them: they need rows, and the file has none for them.
+                progress.note(f"images that could not be read can be read now: {path} is begun anew")
                 path.unlink()
                 opened, self._rejected = None, {}
         self.resumed = 0 if opened is None else opened.done

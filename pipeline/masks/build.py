@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.artifacts.place import alone, check_place
+from pipeline.artifacts.place import file_place
 from pipeline.config import MasksConfig
 from pipeline.datasets.images import read_image
 from pipeline.datasets.maskfile import DONE, FAILED, PENDING, MaskFile, MaskMeta, MaskWriter, has_rows
@@ -128,8 +128,7 @@ def build_masks(
         raise DataError("there are no images to make masks of", where=root)
     begun = time.monotonic()
     worker_count(config.jobs)  # before anything is made
-    check_place(out, "mask file", "masks.h5")
-    with alone(out, "mask file", progress):
+    with file_place(out, "mask file", "masks.h5", progress):
         return _build(out, ordered, root, config, label_maps, progress, begun)
 
 
@@ -254,8 +253,8 @@ def _rules_hash(label_set: LabelSet, recipe: Recipe, kind: str = "", argument: s
 
 def _sampled(maps: LabelMaps, names: Sequence[str]) -> tuple[str, ...]:
     """Hashes of a few label maps, empty where there is none: by these, a folder of other maps is known."""
-    chosen = names[:: max(1, len(names) // _SAMPLE)][:_SAMPLE]
-    return tuple(_hash_of(maps, name) for name in chosen)
+    count = min(_SAMPLE, len(names))
+    return tuple(_hash_of(maps, names[place * len(names) // count]) for place in range(count))
 
 
 def _hash_of(maps: LabelMaps, name: str) -> str:

@@ -16,7 +16,7 @@ from pipeline.errors import ArtifactError, ConfigError, DataError, Rejected, Rej
 from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.stages.bodies import RESULT
-from pipeline.stages.graph import STAGES
+from pipeline.stages.graph import STAGES, check_data
 from pipeline.stages.plan import plan_sources
 from pipeline.stages.sources import Sources
 from pipeline.stages.stage import PlannedStage, Stage, StageContext, StageReport
@@ -125,10 +125,14 @@ def execute(
     planned = plan_sources(config, sources, stages)
     names = [entry.stage.name for entry in planned]
     chosen = stage_range(names, from_stage, until)
+    for entry in planned[chosen]:
+        if force or not entry.fresh:
+            check_data(config, sources, entry.stage.name)
     outcomes = []
     for number, entry in enumerate(planned[: chosen.stop]):
         if number < chosen.start and not entry.fresh:
-            raise not_there(from_stage, entry.stage.name, entry.artifact.state, entry.outdated, entry.artifact.path)
+            state = "stale" if entry.outdated else entry.artifact.state
+            raise not_there(from_stage, entry.stage.name, state, entry.outdated, entry.artifact.path)
         if entry.fresh and (number < chosen.start or not force):
             outcome = _reuse(entry.stage.name, entry.artifact)
         else:
@@ -143,7 +147,8 @@ def execute(
 def not_there(from_stage: str | None, stage: str, state: str, reasons: Sequence[str], path: Path) -> ArtifactError:
     """The error of a run that is to begin at a stage although an earlier one is missing or out of date."""
     return ArtifactError(
-        f"the run is to begin at {from_stage}, but {'; '.join(reasons) or f'{stage} is {state}'}",
+        f"the run is to begin at {from_stage}, but {stage} is {state}"
+        + (f" ({'; '.join(reasons)})" if reasons else ""),
         where=path,
         hint="run without --from; it does only what is missing",
     )
@@ -198,8 +203,9 @@ def _build(
             try:
                 changed = _changed_inputs(entry, config, sources)
             except UserError:
-                # Inputs that have gone may have been gone for a while: what was made of the rest is not to be kept.
-                store.spoil(workspace)
+                if report.rejected:
+                    # The inputs may have been away for a while already: what was made of the rest is not to be kept.
+                    store.spoil(workspace)
                 raise
             if changed:
                 store.spoil(workspace)

@@ -83,19 +83,8 @@ def _masks_decisive(config: RunConfig) -> Mapping[str, Any]:
     return read
 
 
-def _check_there_are(config: RunConfig, sources: Sources, *, training: bool = False, tests: bool = False) -> None:
-    """Have images that are missing found now, and not after hours of other stages; rendered people are yet to come."""
-    if training and config.data.source != RENDERED:
-        sources.training()
-    if tests:
-        for test in sources.tests():
-            if test.spec != RENDERED:
-                sources.test_records(test.spec)
-
-
 def _masks_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
     # Masks know nothing of identities and cameras: a corrected one parses nothing anew.
-    _check_there_are(config, sources, training=True)
     found = {"training images": sources.contents(config.data.source, "train")}
     found |= _parser_input(config, sources)
     # The same weights give other masks, when the code around them changes.
@@ -164,7 +153,6 @@ def _train_decisive(config: RunConfig) -> Mapping[str, Any]:
 
 
 def _train_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
-    _check_there_are(config, sources, training=True, tests=config.train.eval_every > 0)
     found = {"training images": sources.images(config.data.source, "train")}
     if _uses_masks(config):
         if config.masks.file is not None:
@@ -195,7 +183,6 @@ def _extract_decisive(config: RunConfig) -> Mapping[str, Any]:
 
 
 def _extract_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
-    _check_there_are(config, sources, tests=True)
     if config.extract.checkpoint is not None:
         found = {"checkpoint": sources.file(config.extract.checkpoint, "the checkpoint", WeightsError)}
     else:
@@ -225,6 +212,20 @@ def _eval_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
         if (attributes := sources.attributes(test.spec)) is not None:
             found[f"attributes {test.name}"] = attributes
     return found
+
+
+def check_data(config: RunConfig, sources: Sources, stage: str) -> None:
+    """See that a stage's data sets have the images it is for, before hours of the stages before it.
+
+    Raises:
+        DataError: There are none to train on, or no query or gallery. Rendered people are yet to come.
+    """
+    if stage in ("masks", "train") and config.data.source != RENDERED:
+        sources.training()
+    if stage == "extract" or (stage == "train" and config.train.eval_every):
+        for test in sources.tests():
+            if test.spec != RENDERED:
+                sources.test_records(test.spec)
 
 
 STAGES: tuple[Stage, ...] = (

@@ -5,7 +5,7 @@ Layout: `train/`, `query/` and `gallery/` with JPEG images, the same under `labe
 
 While it is being made, the folder also holds `partial/`: the parameters, and the finished rows of each identity. A
 run that was killed goes on with the identities whose rows are missing. `dataset.json` is written last: with it the
-data set is complete. A lock file stands beside the folder meanwhile.
+data set is complete. `.lock` in the folder keeps other processes away meanwhile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.artifacts.lock import locked
+from pipeline.artifacts.place import alone
 from pipeline.config import SynthConfig
 from pipeline.datasets.records import DISTRACTOR_PID
 from pipeline.errors import DataError
@@ -44,6 +44,7 @@ TABLE = "dataset.csv"
 DESCRIPTION = "dataset.json"
 LABELS = "labels"
 PARTIAL = "partial"
+_LOCK = ".lock"
 
 _COLUMNS = ("path", "pid", "camid", "split", "occluder", "visible", "truncated", "pose", "outfit")
 _LICENCE = {
@@ -93,10 +94,14 @@ def render_dataset(out: Path, config: SynthConfig, *, progress: Progress = SILEN
     """
     planned = plan_images(config.ids, config.cameras, config.shots, config.occlusion, config.seed)
     wanted = parameters(config)
-    if (found := _finished(out, planned, wanted, progress)) is not None:
+    if not (out / PARTIAL).exists() and (found := _finished(out, planned, wanted, progress)) is not None:
         return found
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with locked(out.with_name(out.name + ".lock")):
+    _claim(out)
+    with alone(out / _LOCK, out, "data set", progress):
+        if (found := _finished(out, planned, wanted, progress)) is not None:
+            # By another process just now, or by one that was stopped while it cleared up.
+            shutil.rmtree(out / PARTIAL, ignore_errors=True)
+            return found
         return _render(out, config, planned, wanted, progress)
 
 
@@ -104,8 +109,6 @@ def _render(
     out: Path, config: SynthConfig, planned: Sequence[PlannedImage], wanted: dict[str, Any], progress: Progress
 ) -> DatasetSummary:
     begun = time.perf_counter()
-    if (found := _finished(out, planned, wanted, progress)) is not None:
-        return found  # by whoever held the lock before
     rows_folder = _begin(out, wanted)
 
     people = [tuple(group) for group in _by_identity(planned)]
@@ -148,21 +151,27 @@ def _finished(
     description = _read_object(out / DESCRIPTION)
     if description.get("parameters") != wanted:
         raise _foreign(out, "a data set rendered with other parameters")
-    # What a process left that was stopped while it cleared up.
-    shutil.rmtree(out / PARTIAL, ignore_errors=True)
     progress.note(f"{out} is complete already")
     return DatasetSummary(out, len(planned), 0, 0.0, description["statistics"])
+
+
+def _claim(out: Path) -> None:
+    """Make the folder, unless it holds something else, in which not even a lock has a place."""
+    if out.exists() and not out.is_dir():
+        raise _foreign(out, "a file of this name")
+    ours = (out / DESCRIPTION, out / PARTIAL / "parameters.json")
+    if out.is_dir() and not any(path.is_file() for path in ours) and not _is_untouched(out):
+        raise _foreign(out, "something else")
+    out.mkdir(parents=True, exist_ok=True)
 
 
 def _begin(out: Path, wanted: dict[str, Any]) -> Path:
     """Make sure that `out` is ours to write to; returns the folder of finished rows."""
     marker = out / PARTIAL / "parameters.json"
-    if out.exists() and not out.is_dir():
-        raise _foreign(out, "a file of this name")
     if marker.is_file():
         if _read_object(marker) != wanted:
             raise _foreign(out, "an unfinished data set of other parameters")
-    elif out.is_dir() and not _is_untouched(out):
+    elif not _is_untouched(out):
         raise _foreign(out, "something else")
     else:
         write_json(marker, wanted)
@@ -170,8 +179,8 @@ def _begin(out: Path, wanted: dict[str, Any]) -> Path:
 
 
 def _is_untouched(out: Path) -> bool:
-    """Whether a folder holds nothing, or no more than a run leaves that found the disk full before its first image."""
-    names = {entry.name for entry in out.iterdir()}
+    """Whether a folder is not there or empty, or holds what a run leaves that found the disk full at once."""
+    names = {entry.name for entry in out.iterdir()} - {_LOCK} if out.is_dir() else set()
     if names == {PARTIAL} and (out / PARTIAL).is_dir():
         names = {entry.name for entry in (out / PARTIAL).iterdir() if not entry.name.startswith(".")}
     return not names

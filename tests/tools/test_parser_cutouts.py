@@ -38,6 +38,10 @@ def test_things_are_wanted(name: str) -> None:
         "1f9d1-200d-1f680",  # astronaut
         "1f44b-1f3fd",  # waving hand of a skin colour
         "1f600",  # grinning face
+        "1f6a3",  # somebody rowing
+        "1f6c0",  # somebody in a bath
+        "1f6cc",  # somebody in bed
+        "1f931",  # somebody with a child
         "1f455",  # T-shirt
         "1f170-fe0f",  # a letter
         "1f6d1",  # stop sign: a board, kept for the test
@@ -63,6 +67,24 @@ def test_pictures_are_cut_to_their_outline_in_rgb(tmp_path: Path) -> None:
     middle = thing[thing.shape[0] // 2, 80]
     assert middle.tolist() == [255, 0, 0, 255]
     assert thing[0, 0, 3] == 0
+
+
+def test_translucent_things_keep_their_colour(tmp_path: Path) -> None:
+    picture = np.zeros((200, 200, 4), np.uint8)
+    picture[20:180, 20:180] = (40, 120, 200, 128)
+    picture[90:110, 90:110, 3] = 255
+    write(tmp_path, OWL, picture)
+    kind = pasted(read_cutouts(tmp_path))
+    rng = np.random.default_rng(1)
+    own = []
+    for _ in range(30):
+        made = kind(rng, 128, 64, lambda height, width: np.zeros((height, width, 3), np.uint8))
+        seen = made.picture[(made.opacity > 0.4) & (made.opacity < 0.6)]
+        if len(seen) > 50 and seen.any():
+            own.append(np.median(seen, axis=0))
+    assert own
+    for colour in own:
+        np.testing.assert_allclose(colour, (200, 120, 40), atol=6)
 
 
 def test_a_folder_without_things_or_without_transparency_is_refused(tmp_path: Path) -> None:

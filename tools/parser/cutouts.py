@@ -31,7 +31,7 @@ TOOTH FACE FACES HEAD SELFIE SHRUG PALM PALMS WAVING PRINCE PRINCESS BRIDE CHRIS
 SLEUTH WORKER HAIRCUT MASSAGE RUNNER SURFER SWIMMER LIFTER GOLFER BOWING BICYCLIST PEDESTRIAN SNOWBOARDER RACING NINJA
 SUPERHERO SUPERVILLAIN MAGE FAIRY VAMPIRE MERPERSON ELF GENIE ZOMBIE TROLL FENCER WRESTLERS JUGGLING HANDBALL POLO
 CARTWHEEL WEDDING DOLLS STATUE FEEDING PREGNANT HAMSA OGRE GOBLIN GHOST ALIEN EXTRATERRESTRIAL IMP RESTROOM SILHOUETTE
-HANDSHAKE ROBOT IDENTIFICATION
+HANDSHAKE ROBOT IDENTIFICATION ROWBOAT BATH SLEEPING BREAST-FEEDING MOYAI SKULL
 """
 _CLOTHES = """
 SHIRT T-SHIRT JEANS DRESS KIMONO BIKINI CLOTHES SHOE SHOES SANDAL BOOT BOOTS HAT CAP SCARF GLOVES GLOVE COAT SOCKS
@@ -62,6 +62,8 @@ def is_wanted(name: str) -> bool:
 def read_cutouts(folder: Path) -> list[np.ndarray]:
     """The things of a folder, each (H, W, 4) uint8 RGBA, cut to its outline, its longer side 160 pixels.
 
+    Colours are multiplied by their opacity, so that pictures can be resized and turned.
+
     Raises:
         ValueError: The folder has none.
     """
@@ -73,10 +75,11 @@ def read_cutouts(folder: Path) -> list[np.ndarray]:
         if picture is None or picture.ndim != 3 or picture.shape[2] != 4:
             raise ValueError(f"{path} is no picture with transparency")
         left, top, width, height = cv2.boundingRect((picture[..., 3] > 127).astype(np.uint8))
-        piece = picture[top : top + height, left : left + width, [2, 1, 0, 3]]
+        piece = picture[top : top + height, left : left + width, [2, 1, 0, 3]].astype(np.float32)
+        piece[..., :3] *= piece[..., 3:] / 255
         scale = _SIDE / max(width, height)
         size = (max(2, round(width * scale)), max(2, round(height * scale)))
-        things.append(cv2.resize(piece, size, interpolation=cv2.INTER_AREA))
+        things.append(cv2.resize(piece, size, interpolation=cv2.INTER_AREA).round().astype(np.uint8))
     if not things:
         raise ValueError(f"{folder} has no picture of a thing: give the folder of Fluent Emoji's .webp files")
     return things

@@ -1,6 +1,6 @@
 """Train the built-in parser.
 
-`python -m tools.parser.train --shared SHARED --config tools/parser/config.toml [--out FOLDER] [--start WEIGHTS]`
+`python -m tools.parser.train --shared SHARED --things THINGS [--config FILE.toml] [--out FOLDER] [--start WEIGHTS]`
 
 Writes FOLDER/STAGE.safetensors (half precision, averaged weights) at the end of each stage, FOLDER/builtin.safetensors
 at the end of all, and keeps FOLDER/state.pt, from which the same command goes on after an interruption. Copy the
@@ -221,7 +221,6 @@ class Trainer:
                     self._begin_with(stage.begins_with)
                 warm_up = _WARM_UP if number == 0 or stage.begins_with else 0
                 self._run_stage(stage, first, warm_up=warm_up)
-                save_weights(self.out / f"{stage.name}.safetensors", self.average)
             first = last
             if stage.name == until:
                 return
@@ -290,6 +289,8 @@ class Trainer:
                 self._keep()
             if self.done % _MEASURE_EVERY == 0 or self.done == first + stage.steps:
                 self._measure(stage)
+        # Before the state says that the stage is over: later stages may begin with its weights.
+        save_weights(self.out / f"{stage.name}.safetensors", self.average)
         self._keep()
 
     def _follow(self) -> None:

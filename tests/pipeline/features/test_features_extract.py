@@ -178,19 +178,47 @@ def test_images_that_can_be_read_again_get_their_rows(
     assert out.read_bytes() == (tmp_path / "good.h5").read_bytes()
 
 
+def test_an_unfinished_file_of_other_work_is_left_alone(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
+    broken = dataset.path_of(dataset.records[0])
+    whole = broken.read_bytes()
+    broken.write_bytes(b"no image")
+
+    class Dying(extract_module.FeatureWriter):
+        def append(self, *arrays: object) -> None:
+            super().append(*arrays)  # type: ignore[arg-type]
+            if self.done >= COUNT - 4:
+                raise _Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extract_module, "FeatureWriter", Dying)
+        with pytest.raises(_Killed):
+            run(tmp_path / "f.h5", dataset, checkpoint)
+    broken.write_bytes(whole)
+    partial = tmp_path / "f.h5.partial"
+    before = partial.read_bytes()
+    for records in (dataset.records[:3], dataset.records[1:]):
+        with pytest.raises(FormatError):
+            extract(tmp_path / "f.h5", dataset=dataset, records=records, checkpoint=checkpoint, config=config())
+        assert partial.read_bytes() == before
+
+
 def test_no_other_file_is_replaced(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
     out = tmp_path / "f.h5"
     run(out, dataset, checkpoint)
     before = out.read_bytes()
-    for changed, found in (({"flip": True}, "made with flip = False, not True"), ({}, "made of other images")):
-        records = dataset.records if changed else dataset.records[:-1]
+    other = dataclasses.replace(dataset.records[0], pid=99)
+    for records, changed, found in (
+        (dataset.records, {"flip": True}, "made with flip = False, not True"),
+        (dataset.records[:-1], {}, "made of other images"),
+        ((other, *dataset.records[1:]), {}, "made of other images, identities"),
+    ):
         with pytest.raises(FormatError, match=found):
             extract(out, dataset=dataset, records=records, checkpoint=checkpoint, config=config(**changed))
     assert out.read_bytes() == before
     for name in ("model.safetensors", "images"):
         with pytest.raises(FormatError, match=r"this is a folder|there is a file already, that cannot be gone on with"):
             run(tmp_path / name, dataset, checkpoint)
-    with locked(tmp_path / "g.h5.lock"), pytest.raises(LockedError, match="building this features file"):
+    with locked(tmp_path / "g.h5.lock"), pytest.raises(LockedError, match="making this features file"):
         run(tmp_path / "g.h5", dataset, checkpoint)
     assert not (tmp_path / "g.h5").exists()
 

@@ -506,7 +506,7 @@ def test_two_builds_of_one_file_do_not_meet(tmp_path: Path, people: People, tiny
     out = tmp_path / "masks.h5"
     with (
         locked(out.with_name("masks.h5.lock")),
-        pytest.raises(LockedError, match="another process is building this mask file") as caught,
+        pytest.raises(LockedError, match="another process is making this mask file") as caught,
     ):
         run(out, people, tiny_parser)
     assert f"process {os.getpid()}" in (caught.value.expected or "")

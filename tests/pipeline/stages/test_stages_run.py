@@ -399,25 +399,28 @@ def test_an_input_that_changes_while_a_stage_reads_it_publishes_nothing(configur
     assert report.stages[0].action == "ran"
 
 
-def test_what_was_made_while_inputs_were_away_is_not_gone_on_with(configure, run, fakes, people):
+def test_what_was_made_while_inputs_were_away_is_not_gone_on_with(configure, run, fakes, people, one_rejected):
     images, away = people.parent / "images", people.parent / "away"
 
     def unplug(context):
         images.rename(away)
         (context.out / "half.txt").write_text("1")
-        return StageReport()
+        return StageReport(total=2, rejected=rejected)
 
     run(configure(), until="train")
     fakes.took()
-    fakes.bodies["extract"] = unplug
-    with pytest.raises(DataError, match="does not exist"):
-        run(configure())
-    del fakes.bodies["extract"]
-    fakes.took()
-    away.rename(images)
-    ran, report = run(configure())
-    assert ran == ["extract", "eval"]
-    assert report.stages[2].action == "ran"
+    # Where nothing was rejected, what is there was made of what the plan had found.
+    for lost, action in (((), "resumed"), (one_rejected, "ran")):
+        rejected = lost
+        fakes.bodies["extract"] = unplug
+        with pytest.raises(DataError, match="does not exist"):
+            run(configure(), from_stage="extract", force=True)
+        del fakes.bodies["extract"]
+        fakes.took()
+        away.rename(images)
+        ran, report = run(configure(), until="extract")
+        assert ran == ["extract"]
+        assert report.stages[2].action == action
 
 
 def test_a_broken_manifest_stops_a_run_until_it_is_forced(configure, run):
@@ -567,6 +570,9 @@ def test_a_data_set_without_training_or_query_images(configure, people, run, fak
     with pytest.raises(DataError, match="no query images"):
         run(configure())
     assert fakes.took() == []
+    # Who only trains needs nobody to search for.
+    assert run(configure(), until="train")[0] == ["masks", "train"]
+    assert status(configure())[-1].state == "missing"
 
 
 def test_an_unfinished_stage_has_no_folder(configure):

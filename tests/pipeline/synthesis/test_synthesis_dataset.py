@@ -93,9 +93,23 @@ def test_a_disk_that_was_full_before_the_first_image_locks_nothing(
 
 def test_a_second_process_is_refused_while_one_renders(tmp_path: Path) -> None:
     out = tmp_path / "people"
-    with locked(tmp_path / "people.lock"), pytest.raises(LockedError):
+    out.mkdir()
+    with locked(out / ".lock"), pytest.raises(LockedError, match="another process is making this data set"):
         render_dataset(out, TINY)
-    assert not out.exists()
+    assert not list(out.iterdir())
+
+
+def test_a_data_set_may_be_made_right_here(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    render_dataset(Path(), TINY)
+    assert digests(tmp_path) == digests(made)
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="something else"):
+        render_dataset(tmp_path, TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_description_says_what_was_made(made: Path) -> None:
