@@ -112,8 +112,10 @@ def _acquire(path: Path, wait: bool) -> int:
                     expected=f"nobody else at work on it; found {_read_owner(handle)}",
                     hint="wait for it with --wait, or stop it",
                 )
-        except BaseException:
+        except BaseException as error:
             os.close(handle)
+            if isinstance(error, ArtifactError) and not isinstance(error, LockedError):
+                path.unlink(missing_ok=True)  # no lock, and nobody's
             raise
         os.close(handle)
         time.sleep(_POLL_SECONDS)

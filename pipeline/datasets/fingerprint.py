@@ -147,11 +147,11 @@ def _entry(size: int, modified: int, changed: int, inode: int, sha256: str) -> _
 def _store(cache: Path, root: str, fresh: dict[str, _Entry]) -> None:
     # Read again, so that what another process found meanwhile is kept.
     # Artifacts that have been replaced are forgotten; a data set that is away may be on a disk that comes back.
-    own = str(cache.parent.parent.resolve())
+    own = cache.parent.parent.resolve()
     roots = {
         known: entries
         for known, entries in _load(cache).items()
-        if os.path.isdir(known) or not known.startswith(own)  # noqa: PTH112 (Path.is_dir may fail)
+        if os.path.isdir(known) or not Path(known).is_relative_to(own)  # noqa: PTH112 (Path.is_dir may fail)
     }
     roots.setdefault(root, {}).update(fresh)
     text = json.dumps({"format": _CACHE_FORMAT, "roots": roots}, ensure_ascii=False, separators=(",", ":"))

@@ -7,6 +7,7 @@ beside, inside or above a DukeMTMC-reID tree, or the folders that the script mak
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -52,7 +53,8 @@ def read(path: Path, variant: str, log: ReadLog) -> Dataset:
 
 def _tree(lists: Path, log: ReadLog) -> Path:
     """The folder with DukeMTMC-reID's images: where the lists are, below it, or beside it."""
-    above = lists.absolute().parent  # `.` has none, and a link's target has other folders beside it
+    # `.` and `..` have no parents of their own, and a link's target has other folders beside it.
+    above = Path(os.path.abspath(lists)).parent  # noqa: PTH100
     for folder in itertools.chain([lists], subfolders(lists), [above], subfolders(above)):
         if all(is_folder(folder / name) for name in BOXES):
             return folder

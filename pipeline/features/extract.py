@@ -99,6 +99,7 @@ def extract(
         if finished is not None:
             progress.note(f"{out} is complete, nothing to do")
             return finished
+        _refuse_other_work(out, origin)
         # By the leader alone, because the processes must agree on who does which batches.
         kept = _begun(out, origin)
         config = config.model_copy(update={"batch_size": kept.get("batch_size", config.batch_size)})
@@ -212,10 +213,26 @@ def _origin(dataset: Dataset, checkpoint: Path, config: ExtractConfig) -> dict[s
     }
 
 
+def _unfinished(out: Path) -> list[Path]:
+    """Files that runs of one or several processes have left."""
+    pattern = glob.escape(out.name)
+    return sorted((*out.parent.glob(f"{pattern}.partial"), *out.parent.glob(f"{pattern}.part*-of-*.partial")))
+
+
+def _refuse_other_work(out: Path, origin: Mapping[str, Any]) -> None:
+    """See that nothing unfinished of another checkpoint or other settings is in the way; it would be cleared away."""
+    for path in _unfinished(out):
+        try:
+            difference = _difference(FeatureFile.open(path, allow_partial=True).attributes, origin)
+        except FormatError:
+            continue  # damaged; whoever goes on with it says so
+        if difference is not None:
+            raise _in_the_way(path, f"unfinished, begun with {difference}")
+
+
 def _begun(out: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What an unfinished file of the same work says of itself that its continuation keeps; else nothing."""
-    pattern = glob.escape(out.name)
-    for path in sorted((*out.parent.glob(f"{pattern}.partial"), *out.parent.glob(f"{pattern}.part*-of-*.partial"))):
+    for path in _unfinished(out):
         with contextlib.suppress(FormatError):
             attributes = FeatureFile.open(path, allow_partial=True).attributes
             if _meaning(attributes) == _meaning(origin):
@@ -225,6 +242,13 @@ def _begun(out: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
 
 def _meaning(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in attributes.items() if key not in (*_KEPT, _REJECTED)}
+
+
+def _difference(attributes: Mapping[str, Any], origin: Mapping[str, Any]) -> str | None:
+    """The first setting in which a file differs from what is to be done, in words; None where there is none."""
+    was, wanted = _meaning(attributes), _meaning(origin)
+    key = next((key for key in sorted({*was, *wanted}) if was.get(key) != wanted.get(key)), None)
+    return None if key is None else f"{key} = {was.get(key)!r}, not {wanted.get(key)!r}"
 
 
 def _finished(
@@ -241,10 +265,8 @@ def _finished(
         opened = FeatureFile.open(out)
     except FormatError as error:
         raise _in_the_way(out, f"that cannot be gone on with: {error.found}") from error
-    was, wanted = _meaning(opened.attributes), _meaning(origin)
-    if was != wanted:
-        key = next(key for key in sorted({*was, *wanted}) if was.get(key) != wanted.get(key))
-        raise _in_the_way(out, f"made with {key} = {was.get(key)!r}, not {wanted.get(key)!r}")
+    if (difference := _difference(opened.attributes, origin)) is not None:
+        raise _in_the_way(out, f"made with {difference}")
     if not _is_of(opened, records, origin):
         raise _in_the_way(out, "made of other images, identities, cameras or splits")
     lost = {row: Rejected(name, reason) for row, name, reason in opened.attributes.get(_REJECTED, [])}
@@ -262,7 +284,7 @@ def _is_of(opened: FeatureFile, records: Sequence[Record], origin: Mapping[str, 
     kept = kept[: opened.done]
     return (
         same
-        and _meaning(opened.attributes) == _meaning(origin)
+        and _difference(opened.attributes, origin) is None
         and all(row < len(records) and records[row].path == name for row, name in lost.items())
         and opened.names().tolist() == [record.path for record in kept]
         and pids.tolist() == [record.pid for record in kept]

@@ -125,14 +125,9 @@ def execute(
     planned = plan_sources(config, sources, stages)
     names = [entry.stage.name for entry in planned]
     chosen = stage_range(names, from_stage, until)
-    for entry in planned[chosen]:
-        if force or not entry.fresh:
-            check_data(config, sources, entry.stage.name)
+    _refuse_impossible(config, sources, planned, chosen, from_stage, force=force)
     outcomes = []
     for number, entry in enumerate(planned[: chosen.stop]):
-        if number < chosen.start and not entry.fresh:
-            state = "stale" if entry.outdated else entry.artifact.state
-            raise not_there(from_stage, entry.stage.name, state, entry.outdated, entry.artifact.path)
         if entry.fresh and (number < chosen.start or not force):
             outcome = _reuse(entry.stage.name, entry.artifact)
         else:
@@ -144,7 +139,37 @@ def execute(
     return RunReport(tuple(outcomes), time.monotonic() - begun, results)
 
 
-def not_there(from_stage: str | None, stage: str, state: str, reasons: Sequence[str], path: Path) -> ArtifactError:
+def refuse_impossible(config: RunConfig, *, from_stage: str | None, until: str | None, force: bool) -> None:
+    """Say what would keep a run from beginning, without beginning it.
+
+    Raises:
+        UserError: As `execute` before its first stage.
+    """
+    sources = Sources(config, SILENT)
+    planned = plan_sources(config, sources, STAGES)
+    chosen = stage_range([entry.stage.name for entry in planned], from_stage, until)
+    _refuse_impossible(config, sources, planned, chosen, from_stage, force=force)
+
+
+def _refuse_impossible(
+    config: RunConfig,
+    sources: Sources,
+    planned: Sequence[PlannedStage],
+    chosen: slice,
+    from_stage: str | None,
+    *,
+    force: bool,
+) -> None:
+    for entry in planned[: chosen.start]:
+        if not entry.fresh:
+            state = "stale" if entry.outdated else entry.artifact.state
+            raise _not_there(from_stage, entry.stage.name, state, entry.outdated, entry.artifact.path)
+    for entry in planned[chosen]:
+        if force or not entry.fresh:
+            check_data(config, sources, entry.stage.name)
+
+
+def _not_there(from_stage: str | None, stage: str, state: str, reasons: Sequence[str], path: Path) -> ArtifactError:
     """The error of a run that is to begin at a stage although an earlier one is missing or out of date."""
     return ArtifactError(
         f"the run is to begin at {from_stage}, but {stage} is {state}"

@@ -94,7 +94,11 @@ def render_dataset(out: Path, config: SynthConfig, *, progress: Progress = SILEN
     """
     planned = plan_images(config.ids, config.cameras, config.shots, config.occlusion, config.seed)
     wanted = parameters(config)
-    if not (out / PARTIAL).exists() and (found := _finished(out, planned, wanted, progress)) is not None:
+    if (
+        not (out / PARTIAL).exists()
+        and not (out / _LOCK).exists()
+        and (found := _finished(out, planned, wanted, progress)) is not None
+    ):
         return found
     _claim(out)
     with alone(out / _LOCK, out, "data set", progress):

@@ -67,8 +67,10 @@ def run(
         progress = console.progress(quiet=quiet)
         warn_of_defaults(settings, config, preset, progress)
         if dry_run:
+            from pipeline.stages.execute import refuse_impossible
             from pipeline.stages.status import status
 
+            refuse_impossible(settings, from_stage=from_stage, until=until, force=force)
             states = status(settings, progress=progress)
             work = _work(states, from_stage, until, force)
             console.emit(
@@ -98,13 +100,10 @@ def run(
 
 
 def _work(states: list[StageStatus], from_stage: str | None, until: str | None, force: bool) -> set[str]:
-    """The stages that a run would build; refused where a run would refuse it."""
-    from pipeline.stages.execute import not_there, stage_range
+    """The stages that a run would build."""
+    from pipeline.stages.execute import stage_range
 
     chosen = stage_range([state.stage for state in states], from_stage, until)
-    for state in states[: chosen.start]:
-        if state.state != "fresh":
-            raise not_there(from_stage, state.stage, state.state, state.reasons, state.path)
     return {state.stage for state in states[chosen] if force or state.state != "fresh"}
 
 

@@ -99,6 +99,14 @@ def test_a_dry_run_refuses_what_a_run_refuses(sgsfa):
         assert "the run is to begin at eval, but masks is missing" in sgsfa(*words, code=2).stderr
 
 
+def test_a_dry_run_asks_for_images_as_a_run_does(sgsfa, folder):
+    table = folder / "people.csv"
+    table.write_text(table.read_text().replace("query", "gallery"))
+    for words in (("run",), ("run", "--dry-run")):
+        assert "no query images" in sgsfa(*words, code=2).stderr
+    assert "would run" in sgsfa("run", "--dry-run", "--until", "train").stdout
+
+
 def test_eval_ends_with_3_where_inputs_were_rejected(sgsfa, rejected, monkeypatch):
     rejected.append(Rejected("3.png", "truncated"))
     real = execute.execute.__kwdefaults__["stages"]

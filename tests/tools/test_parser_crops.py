@@ -302,6 +302,35 @@ def test_a_blend_lies_between_networks(tmp_path: Path) -> None:
         blended(dict.fromkeys(shares, 0.5))
 
 
+def test_a_stage_s_weights_are_written_before_the_state_that_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Later stages may begin with them; a run killed while it measures must not go on without."""
+
+    class Killed(BaseException):
+        pass
+
+    class Stub(train.Trainer):
+        def __init__(self) -> None:
+            self.network = self.average = BuiltinNet(width=8, fine_width=8)
+            self.out, self.done, self.batch, self.frozen, self.seed = tmp_path, 0, 2, 3, 1
+            self.decay, self.jaccard, self.half, self.device = 0.9, 1.0, False, torch.device("cpu")
+            self.rules, self.things, self.rendered = CropRules(), [], None
+            self.photographs = [photograph()] * 2
+            self.optimiser = self._new_optimiser()
+            self.state = tmp_path / "state.pt"
+            self.start = ""
+
+        def _measure(self, stage: train.Stage) -> None:
+            raise Killed
+
+    monkeypatch.setattr(train, "_STATE_EVERY", 1)
+    stage = train.Stage("only", 1, 1e-3, 1.0, 0.0, 1.0, 0.0)
+    with pytest.raises(Killed):
+        Stub()._run_stage(stage, 0, warm_up=0)
+    assert not (tmp_path / "state.pt").exists()
+
+
 def test_the_shipped_configuration_is_sound() -> None:
     config = tomllib.loads((Path(train.__file__).with_name("config.toml")).read_text())
     names: list[str] = []

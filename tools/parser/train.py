@@ -285,7 +285,7 @@ class Trainer:
                 print(
                     f"{stage.name} {self.done - first}/{stage.steps} loss {recent:.4f} {speed:.1f} crops/s", flush=True
                 )
-            if self.done % _STATE_EVERY == 0:
+            if self.done % _STATE_EVERY == 0 and self.done < first + stage.steps:
                 self._keep()
             if self.done % _MEASURE_EVERY == 0 or self.done == first + stage.steps:
                 self._measure(stage)

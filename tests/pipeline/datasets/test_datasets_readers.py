@@ -282,6 +282,13 @@ def test_occluded_duke_lists_in_this_folder_find_the_tree_beside_it(
 ) -> None:
     monkeypatch.chdir(small_occluded_duke / "Occluded_Duke")
     assert sizes(open_dataset("occluded-duke:.", expect_counts=False)) == {"train": 2, "query": 2, "gallery": 3}
+    (small_occluded_duke / "Occluded_Duke" / "sub").mkdir()
+    monkeypatch.chdir(small_occluded_duke / "Occluded_Duke" / "sub")
+    assert sizes(open_dataset("occluded-duke:..", expect_counts=False)) == {"train": 2, "query": 2, "gallery": 3}
+    link = small_occluded_duke.parent / "linked"
+    link.symlink_to(small_occluded_duke / "Occluded_Duke", target_is_directory=True)
+    (small_occluded_duke / "DukeMTMC-reID").rename(small_occluded_duke.parent / "DukeMTMC-reID")
+    assert sizes(open_dataset(f"occluded-duke:{link}", expect_counts=False)) == {"train": 2, "query": 2, "gallery": 3}
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may look everywhere")

@@ -200,6 +200,11 @@ def test_an_unfinished_file_of_other_work_is_left_alone(tmp_path: Path, dataset:
         with pytest.raises(FormatError):
             extract(tmp_path / "f.h5", dataset=dataset, records=records, checkpoint=checkpoint, config=config())
         assert partial.read_bytes() == before
+    # A part of a run of several processes, likewise: at the end they are cleared away.
+    part = partial.rename(tmp_path / "f.h5.part1-of-2.partial")
+    with pytest.raises(FormatError, match="unfinished, begun with flip = False, not True"):
+        run(tmp_path / "f.h5", dataset, checkpoint, flip=True)
+    assert part.read_bytes() == before
 
 
 def test_no_other_file_is_replaced(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
@@ -285,7 +290,7 @@ def test_an_unfinished_file_of_another_checkpoint_is_refused(
 ) -> None:
     run(tmp_path / "f.h5", dataset, checkpoint)
     (tmp_path / "f.h5").rename(tmp_path / "f.h5.partial")
-    with pytest.raises(FormatError, match="other work"):
+    with pytest.raises(FormatError, match="unfinished, begun with checkpoint_sha256"):
         run(tmp_path / "f.h5", dataset, make_checkpoint(tmp_path / "other.safetensors", part_dim=16))
 
 
