@@ -34,10 +34,16 @@ _LINE_SECONDS = 10.0
 _WINDOW_SECONDS = 30.0
 _EXPLAINED_OS_ERRORS = frozenset(
     {
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE),
-        *(errno.EACCES, errno.EPERM, errno.EROFS),
+        errno.EMFILE,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
         # A file where a folder is needed, or the other way round; names that no disk takes.
-        *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
     }
 )
 
@@ -152,7 +158,9 @@ def guard() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        if error.errno not in _EXPLAINED_OS_ERRORS:
+        from pipeline.runtime.files import is_no_space
+
+        if error.errno not in _EXPLAINED_OS_ERRORS and not is_no_space(error):
             raise
         # Of a renaming, the second name is the user's.
         name = error.filename2 or error.filename

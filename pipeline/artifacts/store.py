@@ -32,7 +32,7 @@ from pipeline.artifacts.manifest import (
     versions,
 )
 from pipeline.errors import ArtifactError, LockedError, SgsfaError
-from pipeline.runtime.files import NO_SPACE, fsync_path, read_json, sha256_file, write_json
+from pipeline.runtime.files import fsync_path, is_no_space, read_json, sha256_file, write_json
 
 State = Literal["fresh", "partial", "missing", "broken"]
 
@@ -498,9 +498,9 @@ def _explained(where: Path) -> Iterator[None]:
     except SgsfaError:
         raise
     except Exception as error:
-        number = error.errno if isinstance(error, OSError) else None
+        full = isinstance(error, OSError) and is_no_space(error)
         # Libraries that write files themselves (HDF5, torch, safetensors) report a full disk each in its own way.
-        if number in NO_SPACE or "No space left" in str(error) or _free_bytes(where) < _LOW_BYTES:
+        if full or "No space left" in str(error) or _free_bytes(where) < _LOW_BYTES:
             raise ArtifactError(
                 "the disk is full",
                 where=where,

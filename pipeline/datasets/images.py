@@ -291,12 +291,9 @@ def _turn_upright(image: Image.Image) -> None:
 def _to_rgb(image: Image.Image, where: Path) -> RgbImage:
     if image.mode == "RGB":
         return np.array(image, dtype=np.uint8)
-    if image.mode.startswith("I;16"):
+    # Pillow gives the 16 bits of a PGM file in 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
         upper = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(upper[:, :, None], 3, axis=2)
-    if image.mode == "I" and image.format == "PPM":
-        # Pillow gives the 16 bits of a PGM file in 32.
-        upper = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(upper[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
         raise ImageError(f"{image.mode!r}-mode pixels of 32 bits", where=where, expected="8 or 16 bits a channel")

@@ -99,7 +99,6 @@ def extract(
         if finished is not None:
             progress.note(f"{out} is complete, nothing to do")
             return finished
-        _refuse_other_work(out, origin)
         # By the leader alone, because the processes must agree on who does which batches.
         kept = _begun(out, origin)
         config = config.model_copy(update={"batch_size": kept.get("batch_size", config.batch_size)})
@@ -213,31 +212,23 @@ def _origin(dataset: Dataset, checkpoint: Path, config: ExtractConfig) -> dict[s
     }
 
 
-def _unfinished(out: Path) -> list[Path]:
-    """Files that runs of one or several processes have left."""
+def _begun(out: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What unfinished files of the same work say of themselves that a continuation keeps; nothing where none is.
+
+    Raises:
+        FormatError: One is of another checkpoint or other settings; it would be cleared away at the end.
+    """
+    kept: dict[str, Any] = {}
     pattern = glob.escape(out.name)
-    return sorted((*out.parent.glob(f"{pattern}.partial"), *out.parent.glob(f"{pattern}.part*-of-*.partial")))
-
-
-def _refuse_other_work(out: Path, origin: Mapping[str, Any]) -> None:
-    """See that nothing unfinished of another checkpoint or other settings is in the way; it would be cleared away."""
-    for path in _unfinished(out):
+    for path in sorted((*out.parent.glob(f"{pattern}.partial"), *out.parent.glob(f"{pattern}.part*-of-*.partial"))):
         try:
-            difference = _difference(FeatureFile.open(path, allow_partial=True).attributes, origin)
+            attributes = FeatureFile.open(path, allow_partial=True).attributes
         except FormatError:
             continue  # damaged; whoever goes on with it says so
-        if difference is not None:
+        if (difference := _difference(attributes, origin)) is not None:
             raise _in_the_way(path, f"unfinished, begun with {difference}")
-
-
-def _begun(out: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What an unfinished file of the same work says of itself that its continuation keeps; else nothing."""
-    for path in _unfinished(out):
-        with contextlib.suppress(FormatError):
-            attributes = FeatureFile.open(path, allow_partial=True).attributes
-            if _meaning(attributes) == _meaning(origin):
-                return {key: attributes[key] for key in _KEPT if key in attributes}
-    return {}
+        kept = kept or {key: attributes[key] for key in _KEPT if key in attributes}
+    return kept
 
 
 def _meaning(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,29 +258,33 @@ def _finished(
         raise _in_the_way(out, f"that cannot be gone on with: {error.found}") from error
     if (difference := _difference(opened.attributes, origin)) is not None:
         raise _in_the_way(out, f"made with {difference}")
-    if not _is_of(opened, records, origin):
+    if not _is_of(opened, records):
         raise _in_the_way(out, "made of other images, identities, cameras or splits")
-    lost = {row: Rejected(name, reason) for row, name, reason in opened.attributes.get(_REJECTED, [])}
+    lost = _lost(opened)
     if _any_readable(dataset, [records[row] for row in lost]):
         return None
     return ExtractReport(len(records), opened.total, tuple(lost.values()), 0.0, 0.0, opened.total, "")
 
 
-def _is_of(opened: FeatureFile, records: Sequence[Record], origin: Mapping[str, Any]) -> bool:
-    """Whether a file is of this work; of an unfinished one, the rows that are written are compared."""
-    lost = {row: name for row, name, _ in opened.attributes.get(_REJECTED, [])}
+def _lost(opened: FeatureFile) -> dict[int, Rejected]:
+    """The images that a file has no row for, because they could not be read, by their places among the records."""
+    return {int(row): Rejected(name, reason) for row, name, reason in opened.attributes.get(_REJECTED, [])}
+
+
+def _is_of(opened: FeatureFile, records: Sequence[Record]) -> bool:
+    """Whether a file is of these records; of an unfinished one, the rows that are written are compared."""
+    lost = _lost(opened)
+    if any(row >= len(records) or records[row].path != each.path for row, each in lost.items()):
+        return False
     kept = [record for row, record in enumerate(records) if row not in lost]
+    written = kept[: opened.done]
     pids, camids, splits = opened.roles()
-    same = len(kept) == opened.total
-    kept = kept[: opened.done]
     return (
-        same
-        and _difference(opened.attributes, origin) is None
-        and all(row < len(records) and records[row].path == name for row, name in lost.items())
-        and opened.names().tolist() == [record.path for record in kept]
-        and pids.tolist() == [record.pid for record in kept]
-        and camids.tolist() == [record.camid for record in kept]
-        and splits.tolist() == [record.split for record in kept]
+        len(kept) == opened.total
+        and opened.names().tolist() == [record.path for record in written]
+        and pids.tolist() == [record.pid for record in written]
+        and camids.tolist() == [record.camid for record in written]
+        and splits.tolist() == [record.split for record in written]
     )
 
 
@@ -327,13 +322,13 @@ class _Work:
     ) -> None:
         self._path, self._dataset, self._records = path, dataset, records
         self._network, self._origin, self._alone = network, origin, alone
-        opened = FeatureFile.open(path, allow_partial=True) if path.is_file() else None
         self._rejected: dict[int, str] = {}
-        if opened is not None and not _is_of(opened, records, origin):
+        opened = FeatureFile.open(path, allow_partial=True) if path.is_file() else None
+        if opened is not None and not _is_of(opened, records):
             opened = None  # somebody else's, which is told when it is to be gone on with
         if opened is not None:
             # What was found unreadable before is not in the file's list of names.
-            self._rejected = {int(row): reason for row, _, reason in opened.attributes.get(_REJECTED, [])}
+            self._rejected = {row: each.reason for row, each in _lost(opened).items()}
             if _any_readable(dataset, [records[row] for row in self._rejected]):
                 # The disk was away, or somebody has mended them: they need rows, and the file has none for them.
                 progress.note(f"images that could not be read can be read now: {path} is begun anew")

@@ -240,13 +240,12 @@ def _label_map_source(config: MasksConfig, folder: Path | None, names: Sequence[
 
 def _rules_hash(label_set: LabelSet, recipe: Recipe, kind: str = "", argument: str = "") -> str:
     """Hash of what is made of a parser's numbers, which no name of it tells."""
-    sidecar = sidecar_path(at_home(argument)) if argument else None
-    described = sidecar is not None and kind in ("onnx", "torchscript") and sidecar.is_file()
+    sidecar = sidecar_path(at_home(argument)) if kind in ("onnx", "torchscript") else None
     return fingerprint(
         {
             "label set": asdict(label_set),
             "grouping": asdict(recipe.grouping),
-            "description": sha256_file(sidecar) if described and sidecar is not None else None,
+            "description": sha256_file(sidecar) if sidecar is not None and sidecar.is_file() else None,
         }
     )
 

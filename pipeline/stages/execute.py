@@ -16,7 +16,7 @@ from pipeline.errors import ArtifactError, ConfigError, DataError, Rejected, Rej
 from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.stages.bodies import RESULT
-from pipeline.stages.graph import STAGES, check_data
+from pipeline.stages.graph import STAGES
 from pipeline.stages.plan import plan_sources
 from pipeline.stages.sources import Sources
 from pipeline.stages.stage import PlannedStage, Stage, StageContext, StageReport
@@ -122,10 +122,7 @@ def execute(
     """
     begun = time.monotonic()
     sources = Sources(config, progress)
-    planned = plan_sources(config, sources, stages)
-    names = [entry.stage.name for entry in planned]
-    chosen = stage_range(names, from_stage, until)
-    _refuse_impossible(config, sources, planned, chosen, from_stage, force=force)
+    planned, chosen = _plan(config, sources, stages, from_stage, until, force=force)
     outcomes = []
     for number, entry in enumerate(planned[: chosen.stop]):
         if entry.fresh and (number < chosen.start or not force):
@@ -139,34 +136,43 @@ def execute(
     return RunReport(tuple(outcomes), time.monotonic() - begun, results)
 
 
-def refuse_impossible(config: RunConfig, *, from_stage: str | None, until: str | None, force: bool) -> None:
-    """Say what would keep a run from beginning, without beginning it.
+def foresee(
+    config: RunConfig,
+    *,
+    from_stage: str | None = None,
+    until: str | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> tuple[list[PlannedStage], frozenset[str]]:
+    """The plan of a run, and the names of the stages that it would build.
 
     Raises:
         UserError: As `execute` before its first stage.
     """
-    sources = Sources(config, SILENT)
-    planned = plan_sources(config, sources, STAGES)
-    chosen = stage_range([entry.stage.name for entry in planned], from_stage, until)
-    _refuse_impossible(config, sources, planned, chosen, from_stage, force=force)
+    planned, chosen = _plan(config, Sources(config, progress), STAGES, from_stage, until, force=force)
+    return planned, frozenset(entry.stage.name for entry in planned[chosen] if force or not entry.fresh)
 
 
-def _refuse_impossible(
+def _plan(
     config: RunConfig,
     sources: Sources,
-    planned: Sequence[PlannedStage],
-    chosen: slice,
+    stages: Sequence[Stage],
     from_stage: str | None,
+    until: str | None,
     *,
     force: bool,
-) -> None:
+) -> tuple[list[PlannedStage], slice]:
+    """All stages, and which of them a run is about, once nothing is known to keep it from beginning."""
+    planned = plan_sources(config, sources, stages)
+    chosen = stage_range([entry.stage.name for entry in planned], from_stage, until)
     for entry in planned[: chosen.start]:
         if not entry.fresh:
             state = "stale" if entry.outdated else entry.artifact.state
             raise _not_there(from_stage, entry.stage.name, state, entry.outdated, entry.artifact.path)
     for entry in planned[chosen]:
         if force or not entry.fresh:
-            check_data(config, sources, entry.stage.name)
+            entry.stage.check(config, sources)
+    return planned, chosen
 
 
 def _not_there(from_stage: str | None, stage: str, state: str, reasons: Sequence[str], path: Path) -> ArtifactError:

@@ -214,25 +214,31 @@ def _eval_inputs(config: RunConfig, sources: Sources) -> Mapping[str, str]:
     return found
 
 
-def check_data(config: RunConfig, sources: Sources, stage: str) -> None:
-    """See that a stage's data sets have the images it is for, before hours of the stages before it.
+# What is looked for before the first stage; rendered people are yet to come then.
 
-    Raises:
-        DataError: There are none to train on, or no query or gallery. Rendered people are yet to come.
-    """
-    if stage in ("masks", "train") and config.data.source != RENDERED:
+
+def _check_training(config: RunConfig, sources: Sources) -> None:
+    if config.data.source != RENDERED:
         sources.training()
-    if stage == "extract" or (stage == "train" and config.train.eval_every):
-        for test in sources.tests():
-            if test.spec != RENDERED:
-                sources.test_records(test.spec)
+
+
+def _check_tests(config: RunConfig, sources: Sources) -> None:
+    for test in sources.tests():
+        if test.spec != RENDERED:
+            sources.test_records(test.spec)
+
+
+def _check_train(config: RunConfig, sources: Sources) -> None:
+    _check_training(config, sources)
+    if config.train.eval_every:
+        _check_tests(config, sources)
 
 
 STAGES: tuple[Stage, ...] = (
     Stage("synth", 3, _synth_decisive, _synth_inputs, bodies.synth),
-    Stage("masks", 3, _masks_decisive, _masks_inputs, bodies.masks),
-    Stage("train", 4, _train_decisive, _train_inputs, bodies.train),
-    Stage("extract", 2, _extract_decisive, _extract_inputs, bodies.extract),
+    Stage("masks", 3, _masks_decisive, _masks_inputs, bodies.masks, _check_training),
+    Stage("train", 4, _train_decisive, _train_inputs, bodies.train, _check_train),
+    Stage("extract", 2, _extract_decisive, _extract_inputs, bodies.extract, _check_tests),
     Stage("eval", 2, _eval_decisive, _eval_inputs, bodies.evaluate),
 )
 """All stages, in order."""

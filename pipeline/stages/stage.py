@@ -56,6 +56,7 @@ class Stage:
         decisive: What it reads of the configuration, by dotted key, as JSON values.
         inputs: Fingerprints of what it reads besides, by a name for people.
         build: Its body.
+        check: Looks whether its data sets have the images it is for, before hours of the stages before it.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Stage:
     decisive: Callable[[RunConfig], Mapping[str, Any]]
     inputs: Callable[[RunConfig, Sources], Mapping[str, str]]
     build: Callable[[StageContext], StageReport]
+    check: Callable[[RunConfig, Sources], None] = lambda config, sources: None
 
 
 @dataclass(frozen=True, slots=True)

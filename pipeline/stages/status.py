@@ -49,9 +49,14 @@ def status(config: RunConfig, *, progress: Progress = SILENT, stages: Sequence[S
     Raises:
         UserError: An input is missing or cannot be read.
     """
+    return status_of(plan(config, progress=progress, stages=stages), config)
+
+
+def status_of(planned: Sequence[PlannedStage], config: RunConfig) -> list[StageStatus]:
+    """The state of each stage of a plan."""
     store = ArtifactStore(config.artifacts)
     stored = store.list()
-    return [_status(entry, store, stored, config.name) for entry in plan(config, progress=progress, stages=stages)]
+    return [_status(entry, store, stored, config.name) for entry in planned]
 
 
 def _status(entry: PlannedStage, store: ArtifactStore, stored: Sequence[Artifact], name: str) -> StageStatus:

@@ -44,6 +44,7 @@ TABLE = "dataset.csv"
 DESCRIPTION = "dataset.json"
 LABELS = "labels"
 PARTIAL = "partial"
+_MARKER = f"{PARTIAL}/parameters.json"
 _LOCK = ".lock"
 
 _COLUMNS = ("path", "pid", "camid", "split", "occluder", "visible", "truncated", "pose", "outfit")
@@ -163,28 +164,24 @@ def _claim(out: Path) -> None:
     """Make the folder, unless it holds something else, in which not even a lock has a place."""
     if out.exists() and not out.is_dir():
         raise _foreign(out, "a file of this name")
-    ours = (out / DESCRIPTION, out / PARTIAL / "parameters.json")
-    if out.is_dir() and not any(path.is_file() for path in ours) and not _is_untouched(out):
-        raise _foreign(out, "something else")
     out.mkdir(parents=True, exist_ok=True)
+    if not (out / DESCRIPTION).is_file() and not (out / _MARKER).is_file() and not _is_untouched(out):
+        raise _foreign(out, "something else")
 
 
 def _begin(out: Path, wanted: dict[str, Any]) -> Path:
-    """Make sure that `out` is ours to write to; returns the folder of finished rows."""
-    marker = out / PARTIAL / "parameters.json"
-    if marker.is_file():
-        if _read_object(marker) != wanted:
-            raise _foreign(out, "an unfinished data set of other parameters")
-    elif not _is_untouched(out):
-        raise _foreign(out, "something else")
-    else:
+    """Make sure that a claimed folder is of these parameters; returns the folder of finished rows."""
+    marker = out / _MARKER
+    if not marker.is_file():
         write_json(marker, wanted)
+    elif _read_object(marker) != wanted:
+        raise _foreign(out, "an unfinished data set of other parameters")
     return out / PARTIAL
 
 
 def _is_untouched(out: Path) -> bool:
-    """Whether a folder is not there or empty, or holds what a run leaves that found the disk full at once."""
-    names = {entry.name for entry in out.iterdir()} - {_LOCK} if out.is_dir() else set()
+    """Whether a folder is empty, or holds what a run leaves that found the disk full at once."""
+    names = {entry.name for entry in out.iterdir()} - {_LOCK}
     if names == {PARTIAL} and (out / PARTIAL).is_dir():
         names = {entry.name for entry in (out / PARTIAL).iterdir() if not entry.name.startswith(".")}
     return not names

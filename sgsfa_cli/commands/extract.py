@@ -67,13 +67,13 @@ def extract(
     """
     if joined():
         return
-    from pipeline.errors import ConfigError
-
     with leading():
         options = {"flip": flip, "amp": amp, "device": device, "batch_size": batch_size}
         settings = load(config, preset, [*(overrides or ()), *overriding(options, "extract")])
         if data is None and checkpoint is None and out is None:
             if split:
+                from pipeline.errors import ConfigError
+
                 raise ConfigError(
                     "--split goes with --data, --checkpoint and --out",
                     hint="the configured run extracts the queries and the gallery of its test sets",

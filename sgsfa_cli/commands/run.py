@@ -67,12 +67,11 @@ def run(
         progress = console.progress(quiet=quiet)
         warn_of_defaults(settings, config, preset, progress)
         if dry_run:
-            from pipeline.stages.execute import refuse_impossible
-            from pipeline.stages.status import status
+            from pipeline.stages.execute import foresee
+            from pipeline.stages.status import status_of
 
-            refuse_impossible(settings, from_stage=from_stage, until=until, force=force)
-            states = status(settings, progress=progress)
-            work = _work(states, from_stage, until, force)
+            planned, work = foresee(settings, from_stage=from_stage, until=until, force=force, progress=progress)
+            states = status_of(planned, settings)
             console.emit(
                 {
                     "stages": [
@@ -99,15 +98,7 @@ def run(
         raise rejected
 
 
-def _work(states: list[StageStatus], from_stage: str | None, until: str | None, force: bool) -> set[str]:
-    """The stages that a run would build."""
-    from pipeline.stages.execute import stage_range
-
-    chosen = stage_range([state.stage for state in states], from_stage, until)
-    return {state.stage for state in states[chosen] if force or state.state != "fresh"}
-
-
-def _draw_plan(states: list[StageStatus], work: set[str]) -> RenderableType:
+def _draw_plan(states: list[StageStatus], work: frozenset[str]) -> RenderableType:
     rows = [
         (state.stage, "would run" if state.stage in work else "-", state.state, "; ".join(state.reasons), state.path)
         for state in states

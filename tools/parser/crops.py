@@ -249,15 +249,11 @@ def drawn_out(rng: np.random.Generator, texture: np.ndarray) -> np.ndarray:
     height, width = texture.shape[:2]
     direction = rng.integers(2) * np.pi / 2 if rng.random() < 0.5 else rng.uniform(0, np.pi)
     stretch, squeeze = np.exp(rng.uniform(0, np.log(7))), np.exp(rng.uniform(0, np.log(2)))
-    inverse = _turn(rng.uniform(0, 2 * np.pi)) @ np.diag([1 / stretch, squeeze]) @ _turn(-direction)
+    inverse = shapes.rotation(rng.uniform(0, 2 * np.pi)) @ np.diag([1 / stretch, squeeze]) @ shapes.rotation(-direction)
     middle = np.array([width, height]) / 2
     matrix = np.column_stack([inverse, middle - inverse @ middle])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return np.asarray(cv2.warpAffine(texture, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT))
-
-
-def _turn(angle: float) -> np.ndarray:
-    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
 def on_backdrop(rng: np.random.Generator, crop: Crop, photographs: Sequence[Photograph], unnamed: float) -> Crop:

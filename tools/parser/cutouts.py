@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from tools.parser.occluders import Kind, Occluder, Paint
-from tools.parser.shapes import whereabouts
+from tools.parser.shapes import rotation, whereabouts
 
 _SIDE = 160
 
@@ -95,7 +95,7 @@ def pasted(things: Sequence[np.ndarray]) -> Kind:
         turn = rng.normal(0, 0.15) if rng.random() < 0.65 else rng.uniform(0, 2 * np.pi)
         scale = width * rng.uniform(0.35, 1.7) / _SIDE * np.exp(rng.normal(0, 0.15, 2))
         scale[0] *= rng.choice([-1, 1])
-        matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) * scale
+        matrix = rotation(turn) * scale
         shift = spot * (width, height) - matrix @ np.array([columns / 2, rows / 2])
         drawn = cv2.warpAffine(thing, np.column_stack([matrix, shift]), (width, height), flags=cv2.INTER_LINEAR)
         opacity = drawn[..., 3].astype(np.float32) / 255

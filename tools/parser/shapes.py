@@ -223,6 +223,11 @@ def bent(rng: np.random.Generator, occluder: Occluder) -> Occluder:
     return Occluder(np.asarray(opacity), np.asarray(picture))
 
 
+def rotation(angle: float) -> np.ndarray:
+    """(2, 2) matrix that turns by an angle in radians."""
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
 def whereabouts(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Where and how large: (2,) centre and (2,) half size, as shares of the width and height."""
     spot = np.array([rng.uniform(0, 1), rng.uniform(0.1, 1.0)])

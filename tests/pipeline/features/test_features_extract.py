@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,22 @@ class _Killed(BaseException):
     pass
 
 
+@contextlib.contextmanager
+def killed_once_written(rows: int) -> Iterator[None]:
+    """The extraction within dies as soon as so many rows are in its file."""
+
+    class Dying(extract_module.FeatureWriter):
+        def append(self, *arrays: object) -> None:
+            super().append(*arrays)  # type: ignore[arg-type]
+            if self.done >= rows:
+                raise _Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extract_module, "FeatureWriter", Dying)
+        with pytest.raises(_Killed):
+            yield
+
+
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_killed_and_resumed_gives_the_same_bytes(
     tmp_path: Path, dataset: Dataset, checkpoint: Path, after: int
@@ -160,17 +178,8 @@ def test_images_that_can_be_read_again_get_their_rows(
     if finished:
         assert run(out, dataset, checkpoint).done == COUNT - 2
     else:
-
-        class Dying(extract_module.FeatureWriter):
-            def append(self, *arrays: object) -> None:
-                super().append(*arrays)  # type: ignore[arg-type]
-                if self.done >= COUNT - 5:
-                    raise _Killed
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(extract_module, "FeatureWriter", Dying)
-            with pytest.raises(_Killed):
-                run(out, dataset, checkpoint)
+        with killed_once_written(COUNT - 5):
+            run(out, dataset, checkpoint)
     for path in away:
         path.with_suffix(".away").rename(path)
     report = run(out, dataset, checkpoint)
@@ -182,17 +191,8 @@ def test_an_unfinished_file_of_other_work_is_left_alone(tmp_path: Path, dataset:
     broken = dataset.path_of(dataset.records[0])
     whole = broken.read_bytes()
     broken.write_bytes(b"no image")
-
-    class Dying(extract_module.FeatureWriter):
-        def append(self, *arrays: object) -> None:
-            super().append(*arrays)  # type: ignore[arg-type]
-            if self.done >= COUNT - 4:
-                raise _Killed
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract_module, "FeatureWriter", Dying)
-        with pytest.raises(_Killed):
-            run(tmp_path / "f.h5", dataset, checkpoint)
+    with killed_once_written(COUNT - 4):
+        run(tmp_path / "f.h5", dataset, checkpoint)
     broken.write_bytes(whole)
     partial = tmp_path / "f.h5.partial"
     before = partial.read_bytes()
