@@ -1,33 +1,40 @@
 """How close the training loop comes to the fastest loop that could be written for the same network.
 
 The bare loop has no data: one batch that lies on the device, normalised, in channels-last memory; forward, loss,
-backward, optimiser; with the same precision, the same fused optimiser and the same allocator settings. What the real
-loop adds is everything else: choosing the batch, fetching, augmenting and normalising it, masks, clipping and
-averaging where the preset asks for them, logs. Both run in this process, in turns, so that a machine whose speed
-changes changes both.
+backward, optimiser; with the same precision, the same fused optimiser and the same allocator settings, on a GPU as a
+CUDA graph. What the real loop adds is everything else: choosing the batch, fetching, augmenting and normalising it,
+masks, clipping and averaging where the preset asks for them, logs. Both run in this process, in turns, so that a
+machine whose speed changes changes both.
 
     python -m benchmarks.training --backbone mobilenet_v2 --device cpu
-    python -m benchmarks.training --backbone resnet50 --device cuda --amp bf16 --compile --batch 64 256
+    python -m benchmarks.training --backbone resnet50 --device cuda --amp bf16 --compile --batch 64 256 \
+      --images 15618 --identities 702 --epochs 3
+
+`--epochs` also runs whole epochs, with their logs and ends, from which the time of 120 is estimated.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import json
 import platform
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from pipeline.config import LossConfig, ModelConfig, TrainConfig, load_config
+from pipeline.config import ModelConfig, RunConfig, TrainConfig, load_config
 from pipeline.model.losses import total_loss
 from pipeline.model.network import build_model
 from pipeline.model.normalise import normalise
@@ -38,26 +45,30 @@ from pipeline.runtime.distributed import World
 from pipeline.runtime.files import write_json
 from pipeline.runtime.progress import SILENT
 from pipeline.runtime.seeds import set_deterministic
+from pipeline.training.compiling import Compiled, compile_network
 from pipeline.training.feeder import Feeder
-from pipeline.training.loop import Loop, Setting, compiled
+from pipeline.training.loop import Loop, Setting
+from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.optim import build_optimizer
 from pipeline.training.plan import plan_steps
+from pipeline.training.recorded import Recorded
+from pipeline.training.step import LossFunction
 from pipeline.training.store import ImageStore, Targets
 
 RESULTS = Path(__file__).parent / "results"
-IDENTITIES = 64
+PUBLISHED_EPOCHS = 120
 
 
-def stand_in_store(count: int, height: int, width: int) -> tuple[ImageStore, Targets]:
+def stand_in_store(count: int, identities: int, height: int, width: int) -> tuple[ImageStore, Targets]:
     """Noise for images: neither the loop nor the network is faster or slower on it."""
     stream = np.random.default_rng(0)
     images = stream.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
     targets = Targets(
-        labels=torch.arange(count) % IDENTITIES,
+        labels=torch.arange(count) % identities,
         parts=torch.randint(0, 256, (count, 4, height // 16, width // 16), dtype=torch.uint8),
         whole=torch.randint(0, 256, (count, 1, height // 4, width // 4), dtype=torch.uint8),
         has_mask=torch.ones(count, dtype=torch.bool),
-        num_classes=IDENTITIES,
+        num_classes=identities,
     )
     return ImageStore(images, tuple(str(i) for i in range(count))), targets
 
@@ -67,55 +78,67 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@dataclass(frozen=True)
+class Nothing:
+    """What the bare loop is given at each step."""
+
+
+@dataclass(frozen=True)
+class Total:
+    """What it makes, besides gradients."""
+
+    loss: Tensor
+
+
 class Bare:
     """The fastest form: a resident batch, nothing but the network and its optimiser."""
 
-    def __init__(self, model_config: ModelConfig, loss: LossConfig, config: TrainConfig, device: torch.device) -> None:
-        self.device, self.loss, self.config = device, loss, config
-        model = build_model(
-            model_config,
-            IDENTITIES,
-            backbone_weights=load_backbone_weights(model_config.weights, model_config.backbone),
-        )
-        self.model = model.to(device).to(memory_format=torch.channels_last).train()
-        count = config.identities * config.instances
-        store, targets = stand_in_store(count, model_config.height, model_config.width)
+    def __init__(self, run: RunConfig, identities: int, device: torch.device) -> None:
+        self.run = run
+        self.model = network(run.model, identities, device).train()
+        count = run.train.identities * run.train.instances
+        store, targets = stand_in_store(count, identities, run.model.height, run.model.width)
         self.images = normalise(torch.from_numpy(store.images).to(device))
-        self.labels = torch.arange(config.identities, device=device).repeat_interleave(config.instances)
+        self.labels = torch.arange(run.train.identities, device=device).repeat_interleave(run.train.instances)
         self.parts = targets.parts.to(device).float() / 255
         self.whole = targets.whole.to(device).float() / 255
         self.has_mask = targets.has_mask.to(device)
-        self.optimizer = build_optimizer(self.model, config)
-        self.forward = compiled(self.model, lambda: self.images, SILENT) if config.compile else self.model
+        self.optimizer = build_optimizer(self.model, run.train)
+        self.precision = functools.partial(autocast, device, run.train.amp)
+        self.forward: nn.Module = self.model
+        self.total_loss: LossFunction = total_loss
+        if run.train.compile:
+            self.forward = compile_network(self.model, lambda: self.images, SILENT, self.precision)
+            self.total_loss = Compiled(total_loss, "the losses", SILENT)
+        self.work: Callable[[Nothing], Total] = self.gradient
+        if device.type == "cuda" and run.train.cuda_graph:
+            self.work = Recorded(self.gradient, SILENT)
+
+    def gradient(self, _: Nothing) -> Total:
+        """Losses and gradients of the batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.precision():
+            output = self.forward(self.images)
+        parts = self.total_loss(output, self.labels, self.whole, self.parts, self.has_mask, self.run.loss, None)
+        parts.total.backward()
+        return Total(parts.total.detach())
 
     def steps(self, count: int) -> None:
         """Train on the same batch so many times."""
         for _ in range(count):
-            self.optimizer.zero_grad(set_to_none=True)
-            with autocast(self.device, self.config.amp):
-                output = self.forward(self.images)
-            parts = total_loss(output, self.labels, self.whole, self.parts, self.has_mask, self.loss)
-            parts.total.backward()
+            self.work(Nothing())
             self.optimizer.step()
 
 
 class Real:
     """The product's loop over a store, without its end of an epoch."""
 
-    def __init__(
-        self, model_config: ModelConfig, loss: LossConfig, config: TrainConfig, device: torch.device, images: int
-    ) -> None:
-        model = build_model(
-            model_config,
-            IDENTITIES,
-            backbone_weights=load_backbone_weights(model_config.weights, model_config.backbone),
-        )
-        model = model.to(device).to(memory_format=torch.channels_last)
-        store, targets = stand_in_store(images, model_config.height, model_config.width)
-        self.size = (model_config.height, model_config.width)
+    def __init__(self, run: RunConfig, images: int, identities: int, device: torch.device) -> None:
+        store, targets = stand_in_store(images, identities, run.model.height, run.model.width)
+        self.run, self.size = run, (run.model.height, run.model.width)
         self.labels = targets.labels.tolist()
         self.folder = tempfile.TemporaryDirectory()
-        setting = Setting(
+        self.setting = Setting(
             names=store.names,
             feeder=Feeder(store, device),
             targets=targets.to(device),
@@ -125,21 +148,52 @@ class Real:
             folder=Path(self.folder.name),
             identity={},
         )
-        self.setting, self.config = setting, config
-        self.loop = Loop(model, setting, model_config, loss, config, SILENT)
-        self.forward = self.loop.forward_model()
+        self.loop = self.new_loop(identities, run.train)
+        self.gradient = self.loop.gradient_of(self.loop.forward_model())
         self.done = 0
+
+    def new_loop(self, identities: int, config: TrainConfig) -> Loop:
+        """A loop over the store, with a network of its own."""
+        model = network(self.run.model, identities, self.setting.device)
+        return Loop(model, self.setting, self.run.model, self.run.loss, config, SILENT)
 
     def steps(self, count: int) -> None:
         """Take the next steps of the run."""
         plans = plan_steps(
-            self.labels, self.config, self.size, start=self.done, stop=self.done + count, place=self.setting.place
+            self.labels, self.run.train, self.size, start=self.done, stop=self.done + count, place=self.setting.place
         )
         for plan, images in self.setting.feeder.batches(plans, lambda plan: plan.rows):
-            self.loop.advance(self.forward, plan, images)
+            self.loop.advance(self.gradient, plan, images)
             if self.loop.time_to_look():
                 self.loop.look(None)
         self.done += count
+
+
+def network(model: ModelConfig, identities: int, device: torch.device) -> nn.Module:
+    made = build_model(model, identities, backbone_weights=load_backbone_weights(model.weights, model.backbone))
+    return made.to(device).to(memory_format=torch.channels_last)
+
+
+class EpochClock(MetricsLog):
+    """A log that also notes when epochs end."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.ends = [time.perf_counter()]
+
+    def write(self, kind: str, *, step: int, epoch: int, values: Mapping[str, Any]) -> None:
+        """Write, and look at the clock."""
+        super().write(kind, step=step, epoch=epoch, values=values)
+        if kind == "epoch":
+            self.ends.append(time.perf_counter())
+
+
+def epoch_seconds(real: Real, identities: int, epochs: int) -> list[float]:
+    """Time of each of so many epochs, all of it; a first one, in which things are compiled and chosen, is left out."""
+    loop = real.new_loop(identities, real.run.train.model_copy(update={"epochs": epochs + 1}))
+    with EpochClock(Path(real.folder.name) / "metrics.jsonl") as log:
+        loop.run(log)
+    return [round(after - before, 3) for before, after in itertools.pairwise(log.ends)][1:]
 
 
 def host_milliseconds(real: Real, device: torch.device, count: int) -> float | None:
@@ -166,33 +220,47 @@ def measure(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
     run = load_config(preset=arguments.preset)
     if batch % run.train.instances:
         raise SystemExit(f"a batch has {run.train.instances} images of each person; {batch} is no multiple of that")
-    device = resolve_device(arguments.device)
-    changes = {"backbone": arguments.backbone, "weights": arguments.weights}
-    model = ModelConfig.model_validate(run.model.model_dump() | changes)
-    config = TrainConfig.model_validate(
-        run.train.model_dump()
-        | {
+    device = World().device(resolve_device(arguments.device))
+    changed = {
+        "model": {"backbone": arguments.backbone, "weights": arguments.weights},
+        "train": {
             "identities": batch // run.train.instances,
             "amp": arguments.amp,
             "compile": arguments.compile,
+            "cuda_graph": arguments.cuda_graph,
             "device": arguments.device,
             "deterministic": arguments.deterministic,
             "epochs": 100000,
-        }
-    )
-    set_deterministic(config.deterministic)
-    bare, real = Bare(model, run.loss, config, device), Real(model, run.loss, config, device, arguments.images)
-    # Kernels are chosen and memory is taken in the first steps.
-    bare.steps(arguments.warmup)
-    real.steps(arguments.warmup)
+        },
+    }
+    values = run.model_dump()
+    run = RunConfig.model_validate(values | {section: values[section] | changed[section] for section in changed})
+    set_deterministic(run.train.deterministic)
+    torch._dynamo.reset()
+    identities = max(arguments.identities, run.train.identities)
+    # Kernels are chosen, memory is taken and the step is recorded in the first steps.
+    warmup = max(arguments.warmup, 5) if device.type == "cuda" else arguments.warmup
+    started = time.perf_counter()
+    bare = Bare(run, identities, device)
+    bare.steps(warmup)
+    wait(device)
+    held = 0
     if device.type == "cuda":
+        held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
+    real = Real(run, arguments.images, identities, device)
+    real.steps(warmup)
+    wait(device)
+    prepared = time.perf_counter() - started
+    # The real loop's own; what is recorded takes no more memory later.
+    peak = torch.cuda.max_memory_allocated() - held if device.type == "cuda" else 0
     pairs = [
         (seconds_of(bare.steps, arguments.steps, device), seconds_of(real.steps, arguments.steps, device))
         for _ in range(arguments.rounds)
     ]
     bare_seconds, real_seconds = (min(times) for times in zip(*pairs, strict=True))
-    return {
+    epochs = epoch_seconds(real, identities, arguments.epochs) if arguments.epochs else []
+    result = {
         "batch": batch,
         "bare_images_per_second": round(batch / bare_seconds, 2),
         "real_images_per_second": round(batch / real_seconds, 2),
@@ -201,13 +269,19 @@ def measure(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
         "efficiency_median": round(statistics.median(b / r for b, r in pairs), 4),
         "host_ms_a_step": host_milliseconds(real, device, arguments.steps),
         "peak_gb": round(
-            torch.cuda.max_memory_allocated() / 2**30
-            if device.type == "cuda"
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-            3,
+            peak / 2**30 if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3
         ),
-        "epoch_of_15618_images_seconds": round(15618 / batch * real_seconds, 1),
+        "seconds_until_the_first_measured_step": round(prepared, 1),
     }
+    if isinstance(real.gradient, Recorded):
+        result["recorded"] = real.gradient.recorded
+    if epochs:
+        result |= {
+            "images": arguments.images,
+            "seconds_of_epochs": epochs,
+            f"minutes_of_{PUBLISHED_EPOCHS}_epochs": round(statistics.median(epochs) * PUBLISHED_EPOCHS / 60, 2),
+        }
+    return result
 
 
 def main() -> None:
@@ -218,16 +292,21 @@ def main() -> None:
     parser.add_argument("--preset", default="strong")
     parser.add_argument("--amp", default="off", choices=("off", "bf16", "fp16"))
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--cuda-graph", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--batch", type=int, nargs="+", default=[64])
     parser.add_argument("--images", type=int, default=1024, help="images in the store")
+    parser.add_argument("--identities", type=int, default=64, help="people in the store")
+    parser.add_argument("--epochs", type=int, default=0, help="whole epochs to measure")
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=3, help="steps a round")
+    parser.add_argument("--steps", type=int, help="steps a round; by default 3 on a CPU and 100 on a GPU")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of bare and real steps in turn")
     parser.add_argument("--out", type=Path, help="JSON file; by default one named after the device and the network")
     arguments = parser.parse_args()
     tune_allocator()
-    device = resolve_device(arguments.device)
+    device = World().device(resolve_device(arguments.device))
+    # A round ends when the device has done all it was given, and on a GPU the host works ahead by several steps.
+    arguments.steps = arguments.steps or (100 if device.type == "cuda" else 3)
     result = {
         "benchmark": "training loop against a bare loop",
         "device": device_label(device),

@@ -276,6 +276,11 @@ class TrainConfig(Section):
     deterministic: bool = Field(True, description="Ask for deterministic kernels, so that a resumed run is bit-equal.")
     channels_last: bool = Field(True, description="Memory layout of images and weights.", json_schema_extra=_EXECUTION)
     compile: bool = Field(False, description="torch.compile the network.", json_schema_extra=_EXECUTION)
+    cuda_graph: bool = Field(
+        True,
+        description="On a single GPU, record a step's work once and start it as a whole from then on.",
+        json_schema_extra=_EXECUTION,
+    )
     device: str = Field("auto", description="auto | cpu | cuda | cuda:N | mps.", json_schema_extra=_EXECUTION)
     image_budget_gb: float = Field(
         4.0,

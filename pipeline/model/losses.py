@@ -18,6 +18,8 @@ from pipeline.model.attention import VISIBLE_SHARES
 from pipeline.model.network import Output
 from pipeline.runtime.device import constant
 
+LOSS_NAMES = ("loss", "triplet", "masks", "identity", "whole")
+
 
 @dataclass(frozen=True, slots=True)
 class LossParts:
@@ -37,15 +39,10 @@ class LossParts:
     identity: Tensor
     whole: Tensor
 
-    def named(self) -> dict[str, Tensor]:
-        """The terms by name, detached, for logs."""
-        return {
-            "loss": self.total.detach(),
-            "triplet": self.triplet.detach(),
-            "masks": self.masks.detach(),
-            "identity": self.identity.detach(),
-            "whole": self.whole.detach(),
-        }
+    def stacked(self) -> Tensor:
+        """(5,) float32: the terms in the order of `LOSS_NAMES`, detached, for logs."""
+        terms = (self.total, self.triplet, self.masks, self.identity, self.whole)
+        return torch.stack([term.detach().float() for term in terms])
 
 
 def total_loss(

@@ -24,6 +24,6 @@ def normalise(images: Tensor) -> Tensor:
     if images.shape[-1] == 3 and images.shape[1] != 3:
         images = images.permute(0, 3, 1, 2)
     values = images if images.is_floating_point() else images.to(torch.float32)
-    mean = constant(IMAGENET_MEAN, values.device).to(values.dtype).view(1, 3, 1, 1)
-    std = constant(IMAGENET_STD, values.device).to(values.dtype).view(1, 3, 1, 1)
+    # In one piece, because torch 2.11 cannot compile a function that asks for two constants.
+    mean, std = constant((*IMAGENET_MEAN, *IMAGENET_STD), values.device).to(values.dtype).view(2, 1, 3, 1, 1).unbind()
     return (values - mean * 255.0) / (std * 255.0)

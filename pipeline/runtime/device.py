@@ -80,12 +80,16 @@ def memory_exhausted(error: Exception) -> bool:
     return any(words in text for words in _OUT_OF_MEMORY)
 
 
-@lru_cache(maxsize=64)
 def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """A float32 vector on a device, made once: copying even three numbers to a GPU waits for all it was given.
 
     The tensor is shared; it must not be changed.
     """
+    return _constant(values, device)
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     # One that is made within inference mode could not be used in training later.
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=torch.float32, device=device)

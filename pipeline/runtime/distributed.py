@@ -51,8 +51,8 @@ class World:
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """The device of this process: its own GPU where `cuda` was asked for without a number."""
-        if self.size > 1 and str(device) == "cuda":
+        """The device of this process: its own GPU, by its number, where `cuda` was asked for without one."""
+        if str(device) == "cuda":
             return torch.device("cuda", self.local_rank)
         return device
 

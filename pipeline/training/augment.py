@@ -14,16 +14,14 @@ lower and shoes are symmetric.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pipeline.config import TrainConfig
 from pipeline.model.normalise import normalise
-from pipeline.runtime.device import constant
+from pipeline.training.tree import tensors_of, with_tensors
 
 ERASE_AREA = (0.02, 0.4)
 """Share of the image that is erased (Zhong et al., Random Erasing, 2020)."""
@@ -100,22 +98,44 @@ class Draws:
 
     def take(self, places: slice, donor: Tensor) -> Draws:
         """The draws of some images of the batch, with their donors counted anew: one process's share."""
-        return replace(_map(self, lambda tensor: tensor[places]), donor=donor)
+        mine = with_tensors(self, [tensor[places] for tensor in tensors_of(self)])
+        return replace(mine, donor=donor)
 
-    def to(self, device: torch.device) -> Draws:
-        """On the device, by a single copy."""
-        if device.type != "cuda":
-            return _map(self, lambda tensor: tensor.to(device))
-        tensors: list[Tensor] = []
+    def packed(self) -> Tensor:
+        """(17, B) float32, for a single copy to the device; exact, because no number reaches 2^24."""
+        return torch.stack([tensor.to(torch.float32) for tensor in tensors_of(self)])
 
-        def collect(tensor: Tensor) -> Tensor:
-            tensors.append(tensor.to(torch.float64))
-            return tensor
+    @staticmethod
+    def unpacked(numbers: Tensor, used: frozenset[str]) -> Draws:
+        """What `packed` packed.
 
-        _map(self, collect)
-        # float64 holds every integer and float32 here exactly, and one transfer costs less than seventeen.
-        rows = iter(torch.stack(tensors).pin_memory().to(device, non_blocking=True))
-        return _map(self, lambda tensor: next(rows).to(tensor.dtype))
+        Args:
+            numbers: (17, B) float32.
+            used: As the field of that name.
+        """
+        rows = iter(numbers.unbind())
+
+        def whole() -> Tensor:
+            return next(rows).to(torch.int64)
+
+        def rectangles() -> Rectangles:
+            return Rectangles(top=whole(), bottom=whole(), left=whole(), right=whole())
+
+        # In the order of the fields.
+        return Draws(
+            flip=next(rows).to(torch.bool),
+            dy=whole(),
+            dx=whole(),
+            patch=rectangles(),
+            donor=whole(),
+            donor_dy=whole(),
+            donor_dx=whole(),
+            brightness=next(rows),
+            contrast=next(rows),
+            saturation=next(rows),
+            erase=rectangles(),
+            used=used,
+        )
 
 
 def draw(generator: torch.Generator, batch: int, height: int, width: int, config: TrainConfig) -> Draws:
@@ -162,12 +182,6 @@ def draw(generator: torch.Generator, batch: int, height: int, width: int, config
     erase = erase & fits.any(1)
     erase_height, erase_width = erase_height.clamp_max(height), erase_width.clamp_max(width)
     hole = _where(erase, below(height - erase_height), below(width - erase_width), erase_height, erase_width)
-    possible = {
-        "crop": config.pad > 0,
-        "occlude": config.occlude > 0,
-        "jitter": config.colour_jitter > 0,
-        "erase": config.erase > 0,
-    }
     return Draws(
         flip=flip,
         dy=dy,
@@ -180,8 +194,19 @@ def draw(generator: torch.Generator, batch: int, height: int, width: int, config
         contrast=factor(),
         saturation=factor(),
         erase=hole,
-        used=frozenset(name for name, can in possible.items() if can),
+        used=what_is_used(config),
     )
+
+
+def what_is_used(config: TrainConfig) -> frozenset[str]:
+    """Which of `crop`, `occlude`, `jitter` and `erase` can occur at all."""
+    possible = {
+        "crop": config.pad > 0,
+        "occlude": config.occlude > 0,
+        "jitter": config.colour_jitter > 0,
+        "erase": config.erase > 0,
+    }
+    return frozenset(name for name, can in possible.items() if can)
 
 
 def augment(images: Tensor, parts: Tensor, whole: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
@@ -219,17 +244,17 @@ def overlap(cells: int, cell: float, shift: Tensor, begin: Tensor, end: Tensor) 
     Args:
         cells: Number of cells n.
         cell: Pixels a cell c.
-        shift: (B,) int64.
-        begin: (B,) int64.
-        end: (B,) int64.
+        shift: (...) int64.
+        begin: (...) int64.
+        end: (...) int64.
 
     Returns:
-        (B, n, n) float32: the share of output cell i that input cell j fills.
+        (..., n, n) float32: the share of output cell i that input cell j fills.
     """
     edge = torch.arange(cells, device=shift.device, dtype=torch.float32) * cell
-    out_low, in_low = edge[None, :, None], edge[None, None, :] - shift[:, None, None]
-    low = torch.maximum(torch.maximum(out_low, in_low), begin[:, None, None].float())
-    high = torch.minimum(torch.minimum(out_low, in_low) + cell, end[:, None, None].float())
+    out_low, in_low = edge[:, None], edge - shift[..., None, None]
+    low = torch.maximum(torch.maximum(out_low, in_low), begin[..., None, None].float())
+    high = torch.minimum(torch.minimum(out_low, in_low) + cell, end[..., None, None].float())
     return (high - low).clamp_min(0.0) / cell
 
 
@@ -240,14 +265,16 @@ def _move_pixels(images: Tensor, draws: Draws) -> Tensor:
     inside_rows, inside_columns = (row >= 0) & (row < height), (column >= 0) & (column < width)
     column = torch.where(draws.flip[:, None], width - 1 - column, column)
     row, column = row.clamp(0, height - 1), column.clamp(0, width - 1)
+    # Half as much to move through memory as int64, where they suffice.
+    kind = torch.int32 if images.shape[:3].numel() < 2**31 else torch.int64
     first = torch.arange(len(row), device=row.device)[:, None] * height
-    index = ((first + row) * width)[:, :, None] + column[:, None, :]
+    index = ((first + row) * width).to(kind)[:, :, None] + column.to(kind)[:, None, :]
     shown = inside_rows[:, :, None] & inside_columns[:, None, :] if "crop" in draws.used else None
     if "occlude" in draws.used:
         covered = draws.patch.inside(height, width)
         row = (_positions(draws.dy, height) + draws.donor_dy[:, None]).clamp(0, height - 1)
         column = (_positions(draws.dx, width) + draws.donor_dx[:, None]).clamp(0, width - 1)
-        pasted = ((draws.donor[:, None] * height + row) * width)[:, :, None] + column[:, None, :]
+        pasted = ((draws.donor[:, None] * height + row) * width).to(kind)[:, :, None] + column.to(kind)[:, None, :]
         index = torch.where(covered, pasted, index)
         shown = None if shown is None else shown | covered
     values = images.reshape(-1, 3).index_select(0, index.reshape(-1)).to(torch.float32)
@@ -257,12 +284,17 @@ def _move_pixels(images: Tensor, draws: Draws) -> Tensor:
 
 def _jitter(values: Tensor, draws: Draws) -> Tensor:
     """Brightness, then contrast about the mean grey, then saturation about each pixel's grey."""
-    weights = constant(_GREY, values.device)
     values = values * draws.brightness[:, None, None, None]
-    grey = (values @ weights).mean((1, 2))[:, None, None, None]
+    grey = _grey(values).mean((1, 2), keepdim=True)
     values = grey + (values - grey) * draws.contrast[:, None, None, None]
-    grey = (values @ weights).unsqueeze(-1)
+    grey = _grey(values)
     return (grey + (values - grey) * draws.saturation[:, None, None, None]).clamp(0, 255)
+
+
+def _grey(values: Tensor) -> Tensor:
+    """(B, H, W, 1) luma of (B, H, W, 3)."""
+    red, green, blue = values.unbind(3)
+    return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue).unsqueeze(3)
 
 
 def _erase(values: Tensor, images: Tensor, hole: Rectangles) -> Tensor:
@@ -271,31 +303,39 @@ def _erase(values: Tensor, images: Tensor, hole: Rectangles) -> Tensor:
     return torch.where(erased, images.to(torch.float32).mean((1, 2), keepdim=True), values)
 
 
+def _what_is_seen(draws: Draws, height: int, width: int) -> list[tuple[int, Rectangles]]:
+    """The pixels that still show the image: the sum of these rectangles, each with its sign."""
+    zero = torch.zeros_like(draws.dy)
+    seen = [(1, Rectangles(zero, zero + height, zero, zero + width))]
+    # Inclusion and exclusion: what the patch or the hole takes, counting what both take once.
+    if "occlude" in draws.used:
+        seen.append((-1, draws.patch))
+    if "erase" in draws.used:
+        seen.append((-1, draws.erase))
+    if {"occlude", "erase"} <= draws.used:
+        seen.append((1, draws.patch.intersect(draws.erase)))
+    return seen
+
+
 def _move_mask(mask: Tensor, draws: Draws, height: int, width: int) -> Tensor:
     """Move masks with their pixels and empty what is covered; (B, C, h, w) uint8 to float32 in [0, 1]."""
     values = mask.to(torch.float32) / 255.0
     values = torch.where(draws.flip[:, None, None, None], values.flip(3), values)
     if not draws.used & {"crop", "occlude", "erase"}:
         return values
-    zero = torch.zeros_like(draws.dy)
-    image = Rectangles(zero, zero + height, zero, zero + width)
-    moved = _within(values, draws, image, height, width)
-    # Inclusion and exclusion: what the patch or the hole takes, counting what both take once.
-    if "occlude" in draws.used:
-        moved = moved - _within(values, draws, draws.patch, height, width)
-    if "erase" in draws.used:
-        moved = moved - _within(values, draws, draws.erase, height, width)
-    if {"occlude", "erase"} <= draws.used:
-        moved = moved + _within(values, draws, draws.patch.intersect(draws.erase), height, width)
-    return moved.clamp(0.0, 1.0)
-
-
-def _within(values: Tensor, draws: Draws, area: Rectangles, height: int, width: int) -> Tensor:
-    """Cell shares of the moved mask, counting only the pixels inside `area`."""
+    seen = _what_is_seen(draws, height, width)
+    # All rectangles at once, (A, B) numbers each: on a GPU the number of operations counts, not their size.
+    top, bottom, left, right = (
+        torch.stack([getattr(area, side) for _, area in seen]) for side in ("top", "bottom", "left", "right")
+    )
     rows, columns = values.shape[2:]
-    down = overlap(rows, height / rows, draws.dy, area.top, area.bottom)
-    across = overlap(columns, width / columns, draws.dx, area.left, area.right)
-    return down[:, None] @ values @ across[:, None].transpose(2, 3)
+    down = overlap(rows, height / rows, draws.dy.expand_as(top), top, bottom)
+    across = overlap(columns, width / columns, draws.dx.expand_as(top), left, right)
+    shares = (down.unsqueeze(2) @ values @ across.unsqueeze(2).transpose(3, 4)).unbind()
+    moved = shares[0]
+    for (sign, _), share in zip(seen[1:], shares[1:], strict=True):
+        moved = moved + share if sign > 0 else moved - share
+    return moved.clamp(0.0, 1.0)
 
 
 def _positions(like: Tensor, count: int) -> Tensor:
@@ -305,15 +345,3 @@ def _positions(like: Tensor, count: int) -> Tensor:
 def _where(chosen: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Rectangles:
     height, width = height * chosen, width * chosen
     return Rectangles(top, top + height, left, left + width)
-
-
-def _map(draws: Draws, change: Callable[[Tensor], Tensor]) -> Draws:
-    """Draws with every tensor changed, those of the rectangles too."""
-    changed: dict[str, Any] = {}
-    for item in fields(draws):
-        value = getattr(draws, item.name)
-        if isinstance(value, Tensor):
-            changed[item.name] = change(value)
-        elif isinstance(value, Rectangles):
-            changed[item.name] = Rectangles(*(change(getattr(value, each.name)) for each in fields(value)))
-    return replace(draws, **changed)

@@ -28,18 +28,20 @@ class Average:
     def update(self, step: int) -> None:
         """Take in the weights after step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averaged, followed, counted = self._pairs
+        averaged, followed, counters, counted = self._pairs
         torch._foreach_lerp_(averaged, followed, 1.0 - decay)
-        for mine, theirs in counted:
-            mine.copy_(theirs)
+        if counters:
+            torch._foreach_copy_(counters, counted)
 
 
-def _pairs(average: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[tuple[Tensor, Tensor]]]:
+def _pairs(average: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """The twin's numbers and the model's, then the twin's counters and the model's."""
     mine, theirs = average.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
     floating = [name for name, tensor in mine.items() if tensor.is_floating_point()]
     counters = [name for name, tensor in mine.items() if not tensor.is_floating_point()]
     return (
         [mine[name].detach() for name in floating],
         [theirs[name].detach() for name in floating],
-        [(mine[name], theirs[name]) for name in counters],
+        [mine[name] for name in counters],
+        [theirs[name] for name in counters],
     )

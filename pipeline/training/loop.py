@@ -5,24 +5,24 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.errors import DataError, DeviceError
-from pipeline.model.network import Output
+from pipeline.model.losses import LOSS_NAMES, total_loss
 from pipeline.runtime.device import autocast, memory_exhausted
 from pipeline.runtime.distributed import World
 from pipeline.runtime.files import write_json
 from pipeline.runtime.progress import Progress
-from pipeline.training.augment import augment
+from pipeline.training.augment import Draws, augment, what_is_used
 from pipeline.training.calibrate import from_samples, true_visibility
 from pipeline.training.checkpoint import Facts, load_state, save_state
+from pipeline.training.compiling import Compiled, compile_network
 from pipeline.training.distributed import mean_over_processes, replicate
 from pipeline.training.ema import Average
 from pipeline.training.feeder import Feeder, to_device
@@ -30,9 +30,10 @@ from pipeline.training.interrupts import Interrupts
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.optim import build_optimizer, parameters_of, set_learning_rate
 from pipeline.training.plan import StepPlan, plan_steps
+from pipeline.training.recorded import Recorded
 from pipeline.training.sampler import steps_per_epoch
 from pipeline.training.schedule import learning_rate
-from pipeline.training.step import Batch, Context, backward
+from pipeline.training.step import Batch, LossFunction, backward
 from pipeline.training.store import Targets
 
 STATE_FILE = "state.safetensors"
@@ -92,12 +93,46 @@ class _Recent:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """What a step's network saw of the parts, and what there was to see."""
+class StepInputs:
+    """What a step's work on the device is given.
+
+    Attributes:
+        images: (N, H, W, 3) uint8, the images of the plan's rows.
+        rows: (B,) int64, the first B of these rows.
+        draws: What was drawn for them, packed.
+    """
+
+    images: Tensor
+    rows: Tensor
+    draws: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SeenParts:
+    """What a step's network saw of the parts, and what there was to see.
+
+    Attributes:
+        visibility: (B, 7) mask means in [0, 1].
+        parts: (B, 4, h, w) uint8 true part masks.
+        has_mask: (B,) bool.
+    """
 
     visibility: Tensor
     parts: Tensor
     has_mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepResults:
+    """What a step's work on the device leaves, besides gradients.
+
+    Attributes:
+        losses: (5,) float32 in the order of `LOSS_NAMES`.
+        seen: What the network saw of the parts.
+    """
+
+    losses: Tensor
+    seen: SeenParts
 
 
 class Loop:
@@ -135,10 +170,14 @@ class Loop:
         self.seconds = 0.0
         self.best: tuple[int, float] | None = None
         self._precision = functools.partial(autocast, setting.device, config.amp)
-        self._loss_names: tuple[str, ...] = ()
+        # With fp16 a gradient that overflows is no fault: the scaler leaves that step out.
+        self._loss_names = LOSS_NAMES if config.amp == "fp16" else (*LOSS_NAMES, "gradient")
+        self._augment: Callable[[Tensor, Tensor, Tensor, Draws], tuple[Tensor, Tensor, Tensor]] = augment
+        self._used = what_is_used(config)
+        self._total_loss: LossFunction = total_loss
         self._recent: list[_Recent] = []
         self._epoch_losses: list[list[float]] = []
-        self._seen: list[_Seen] = []
+        self._seen: list[SeenParts] = []
         self._looked = self._saved = time.monotonic()
         self._saved_step = 0
         if self.state_file.is_file():
@@ -168,7 +207,7 @@ class Loop:
         """
         if self.step >= self.total:
             return
-        forward = self.forward_model()
+        gradient = self.gradient_of(self.forward_model())
         batch = self.config.identities * self.config.instances
         plans = plan_steps(
             self._labels, self.config, self.setting.size, start=self.step, stop=self.total, place=self.setting.place
@@ -180,7 +219,7 @@ class Loop:
         ):
             self._looked = time.monotonic()
             for plan, images in feed:
-                self.advance(forward, plan, images)
+                self.advance(gradient, plan, images)
                 ends_epoch = self.step % self.per_epoch == 0
                 # The other processes go on until they miss the leader, which alone knows that the state is safe.
                 stopping = interrupts.requested and self.setting.place.leader
@@ -216,7 +255,10 @@ class Loop:
         self.model.train()
         model = self.model
         if self.config.compile:
-            model = compiled(model, self._example, self._progress, self._precision)
+            model = compile_network(model, self._example, self._progress, self._precision)
+            if model is not self.model:
+                self._augment = Compiled(augment, "the augmentation", self._progress)
+                self._total_loss = Compiled(total_loss, "the losses", self._progress)
         return replicate(model, self.setting.device) if self.setting.place.size > 1 else model
 
     def _example(self) -> Tensor:
@@ -224,11 +266,23 @@ class Loop:
         example = torch.zeros((share, 3, *self.setting.size), device=self.setting.device)
         return example.to(memory_format=torch.channels_last)
 
-    def advance(self, forward: nn.Module, plan: StepPlan, images: Tensor) -> None:
-        """Take one step.
+    def gradient_of(self, forward: nn.Module) -> Callable[[StepInputs], StepResults]:
+        """The part of a step that is the same work every time: from the images to losses and gradients.
 
         Args:
             forward: What `forward_model` made.
+        """
+        work = functools.partial(self._gradient, forward)
+        # Several processes talk to each other within it.
+        if self.setting.device.type != "cuda" or not self.config.cuda_graph or self.setting.place.size > 1:
+            return work
+        return Recorded(work, self._progress)
+
+    def advance(self, gradient: Callable[[StepInputs], StepResults], plan: StepPlan, images: Tensor) -> None:
+        """Take one step.
+
+        Args:
+            gradient: What `gradient_of` made.
             plan: The step's plan.
             images: The images of `plan.rows` on the device.
 
@@ -236,64 +290,65 @@ class Loop:
             DeviceError: Out of memory.
         """
         try:
-            self._recent.append(self._take_step(forward, plan, images))
+            self._recent.append(self._take_step(gradient, plan, images))
             self.step += 1
         except (RuntimeError, MemoryError) as error:
             if not memory_exhausted(error):
                 raise
             raise self._out_of_memory() from error
 
-    def _take_step(self, forward: nn.Module, plan: StepPlan, images: Tensor) -> _Recent:
-        rate = learning_rate(plan.step, self.per_epoch, self.config)
+    def _take_step(self, gradient: Callable[[StepInputs], StepResults], plan: StepPlan, images: Tensor) -> _Recent:
+        rate, device = learning_rate(plan.step, self.per_epoch, self.config), self.setting.device
         set_learning_rate(self.optimizer, rate)
         # Whatever a network draws by itself (stochastic depth) is decided by the step, so nothing has to be saved.
         torch.manual_seed(plan.seed)
-        batch = self._prepare(plan, images)
+        made = gradient(
+            StepInputs(
+                images, to_device(plan.rows[: plan.count], device), to_device(plan.draws.packed().numpy(), device)
+            )
+        )
+        parameters = list(parameters_of(self.optimizer))
+        if self.config.clip_norm:
+            self._scaler.unscale_(self.optimizer)
+        norm, losses = None, made.losses
+        if self.config.clip_norm or "gradient" in self._loss_names:
+            norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+        if norm is not None and self.config.clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
+        if norm is not None and "gradient" in self._loss_names:
+            losses = torch.cat([losses, norm.float().unsqueeze(0)])
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        if self.average is not None:
+            self.average.update(plan.step)
+        if self._model_config.kind != "baseline" and self.setting.place.leader:
+            # Only kept here, and worked out at the epoch's end: selecting rows now would make the device wait.
+            self._seen.append(made.seen)
+        return _Recent(plan, rate, mean_over_processes(losses) if self.setting.place.size > 1 else losses)
+
+    def _gradient(self, forward: nn.Module, given: StepInputs) -> StepResults:
+        batch = self._prepare(given)
         self.optimizer.zero_grad(set_to_none=True)
         parts, output = backward(
             forward,
             batch,
             self._loss,
+            loss_function=self._total_loss,
             precision=self._precision,
             pieces=self.config.accumulate,
             gather=self.config.gather and self.setting.place.size > 1,
             scale=self._scaler.scale,
         )
-        parameters = list(parameters_of(self.optimizer))
-        if self.config.clip_norm:
-            self._scaler.unscale_(self.optimizer)
-        scaled = self._scaler.is_enabled()
-        norm = None
-        if self.config.clip_norm or not scaled:
-            norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
-        if norm is not None and self.config.clip_norm:
-            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm, norm)
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
-        if self.average is not None:
-            self.average.update(plan.step)
-        self._note_visibility(batch, output)
-        losses = parts.named()
-        if norm is not None and not scaled:
-            # With fp16 a gradient that overflows is no fault: the scaler leaves that step out.
-            losses["gradient"] = norm
-        self._loss_names = tuple(losses)
-        together = torch.stack([value.float() for value in losses.values()])
-        return _Recent(plan, rate, mean_over_processes(together) if self.setting.place.size > 1 else together)
+        seen = SeenParts(output.visibility, (batch.parts * 255).to(torch.uint8), batch.has_mask)
+        return StepResults(parts.stacked(), seen)
 
-    def _prepare(self, plan: StepPlan, images: Tensor) -> Batch:
-        targets, device = self.setting.targets, self.setting.device
-        rows = to_device(plan.rows[: plan.count], device)
-        normal, parts, whole = augment(images, targets.parts[rows], targets.whole[rows], plan.draws.to(device))
+    def _prepare(self, given: StepInputs) -> Batch:
+        targets, rows = self.setting.targets, given.rows
+        draws = Draws.unpacked(given.draws, self._used)
+        normal, parts, whole = self._augment(given.images, targets.parts[rows], targets.whole[rows], draws)
         if not self.config.channels_last:
             normal = normal.contiguous()
         return Batch(normal, targets.labels[rows], whole, parts, targets.has_mask[rows], targets.given)
-
-    def _note_visibility(self, batch: Batch, output: Output) -> None:
-        if self._model_config.kind == "baseline" or not self.setting.place.leader:
-            return
-        # Only kept here, and worked out at the epoch's end: selecting rows now would make the device wait.
-        self._seen.append(_Seen(output.visibility, (batch.parts * 255).to(torch.uint8), batch.has_mask))
 
     def time_to_look(self) -> bool:
         """Whether losses should be read back now: after each step on a CPU, now and then on a GPU."""
@@ -404,29 +459,3 @@ class Loop:
             hint=f"train.accumulate={2 * config.accumulate} takes the same batches in smaller forwards; train.amp=bf16 "
             "or a smaller backbone needs less, too. A changed configuration trains from the start",
         )
-
-
-def compiled(
-    model: nn.Module, example: Callable[[], Tensor], progress: Progress, precision: Context = nullcontext
-) -> nn.Module:
-    """`torch.compile` of the model, or the model itself with a message where compiling fails.
-
-    Compiling happens at the first call, so one forward and backward pass is tried; running statistics and gradients
-    are put back.
-    """
-    before = {name: value.clone() for name, value in model.named_buffers()}
-    try:
-        made = cast(nn.Module, torch.compile(model))
-        # In the precision of the steps: another one would be compiled anew, and could fail then.
-        with precision():
-            output: Output = made(example())
-        output.whole.float().sum().backward()  # type: ignore[no-untyped-call]
-    except Exception as error:
-        # Any failure of the compiler, in whatever layer of it, leaves a model that works without.
-        progress.warn(f"torch.compile failed, going on without it: {str(error).strip().splitlines()[0][:200]}")
-        made = model
-    with torch.no_grad():
-        for name, value in model.named_buffers():
-            value.copy_(before[name])
-    model.zero_grad(set_to_none=True)
-    return made

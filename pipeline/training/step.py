@@ -27,6 +27,8 @@ from pipeline.training.distributed import gather_rows, unsynchronised
 from pipeline.training.tree import joined, tensors_of, with_tensors
 
 Context = Callable[[], AbstractContextManager[object]]
+LossFunction = Callable[[Output, Tensor, Tensor, Tensor, Tensor, LossConfig, Tensor | None], LossParts]
+"""`total_loss`, or its compiled form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,7 @@ def backward(
     batch: Batch,
     loss: LossConfig,
     *,
+    loss_function: LossFunction = total_loss,
     precision: Context = nullcontext,
     pieces: int = 1,
     gather: bool = False,
@@ -65,7 +68,8 @@ def backward(
     Args:
         model: In training mode; replicated (`distributed.replicate`) where there are several processes.
         batch: This process's images.
-        loss: The loss.
+        loss: The loss's weights and choices.
+        loss_function: What computes it.
         precision: Makes the context of forward passes (autocast).
         pieces: Forwards that the batch is split into; it must divide the batch's size.
         gather: Take the loss over the images of all processes. The gradient is then that of a single process with
@@ -87,7 +91,7 @@ def backward(
     # Leaves in float32: the loss is computed outside of autocast.
     leaves = [_leaf(tensor) for tensor in tensors_of(output)]
     detached = with_tensors(output, leaves)
-    parts = _loss(detached, batch, loss, gather)
+    parts = _loss(detached, batch, loss, loss_function, gather)
     total = parts.total * dist.get_world_size() if gather else parts.total
     (total if scale is None else scale(total)).backward()  # type: ignore[no-untyped-call]
     # An output that the loss does not touch passes zeros on: every parameter has a gradient in every process.
@@ -110,7 +114,7 @@ def _leaf(tensor: Tensor) -> Tensor:
     return tensor.float().requires_grad_() if tensor.is_floating_point() else tensor
 
 
-def _loss(output: Output, batch: Batch, loss: LossConfig, gather: bool) -> LossParts:
+def _loss(output: Output, batch: Batch, loss: LossConfig, function: LossFunction, gather: bool) -> LossParts:
     if gather:
         output = with_tensors(output, [gather_rows(tensor) for tensor in tensors_of(output)])
         batch = Batch(
@@ -121,7 +125,7 @@ def _loss(output: Output, batch: Batch, loss: LossConfig, gather: bool) -> LossP
             gather_rows(batch.has_mask),
             batch.given,
         )
-    return total_loss(output, batch.labels, batch.whole, batch.parts, batch.has_mask, loss, batch.given)
+    return function(output, batch.labels, batch.whole, batch.parts, batch.has_mask, loss, batch.given)
 
 
 def _send_back(outputs: list[Tensor], gradients: list[Tensor] | tuple[Tensor, ...]) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline.config import TrainConfig
 from pipeline.model.normalise import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.training.augment import Draws, Rectangles, augment, draw, overlap
+from pipeline.training.tree import tensors_of
 
 HEIGHT, WIDTH = 64, 32
 
@@ -115,6 +116,16 @@ def test_draws_are_decided_by_the_generator_alone() -> None:
     assert torch.equal(one.dy, two.dy)
     assert torch.equal(one.erase.top, two.erase.top)
     assert not torch.equal(one.dy, other.dy)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 70))
+def test_packed_draws_are_the_same(seed: int, count: int) -> None:
+    draws = draw(torch.Generator().manual_seed(seed), count, 256, 128, everything())
+    again = Draws.unpacked(draws.packed(), draws.used)
+    assert again.used == draws.used
+    for one, two in zip(tensors_of(draws), tensors_of(again), strict=True):
+        assert one.dtype == two.dtype
+        assert torch.equal(one, two)
 
 
 def test_probabilities_and_ranges() -> None:

@@ -7,19 +7,36 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from test_training_step import assert_same_gradients, gradients, make_batch, make_model
 from torch import nn
 from training_helpers import make_masks, make_people, small_model, small_training
 
 from pipeline.config import LossConfig
 from pipeline.model.backbone import Backbone, BackboneInfo
+from pipeline.model.losses import total_loss
 from pipeline.model.network import Baseline
 from pipeline.runtime.progress import SILENT
 from pipeline.training import run
+from pipeline.training.augment import augment
+from pipeline.training.compiling import Compiled
 from pipeline.training.metrics_log import read_metrics
 from pipeline.training.run import train
+from pipeline.training.step import backward
+
+
+class Warnings:
+    """A progress that keeps warnings."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.task, self.note = SILENT.task, SILENT.note
+
+    def warn(self, message: str) -> None:
+        self.said.append(message)
 
 
 def two_convolutions(*_: object) -> nn.Module:
@@ -38,9 +55,14 @@ def test_a_compiled_network_trains_like_the_plain_one(tmp_path: Path, monkeypatc
     called = []
     compile_ = torch.compile
 
-    def watched(model: torch.nn.Module) -> object:
-        made = compile_(model)
-        made.register_forward_hook(lambda *_: called.append(1))
+    functions = []
+
+    def watched(what: Any, **options: object) -> object:
+        made = compile_(what, **options)
+        if isinstance(what, nn.Module):
+            made.register_forward_hook(lambda *_: called.append(1))
+        else:
+            functions.append(what)
         return made
 
     monkeypatch.setattr(torch, "compile", watched)
@@ -57,6 +79,7 @@ def test_a_compiled_network_trains_like_the_plain_one(tmp_path: Path, monkeypatc
     assert not warned, "it went on without compiling"
     # The trial, and four steps.
     assert len(called) == 5
+    assert functions == [augment, total_loss]
     one, two = (
         [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if line["kind"] == "step"]
         for name in ("plain", "compiled")
@@ -64,3 +87,35 @@ def test_a_compiled_network_trains_like_the_plain_one(tmp_path: Path, monkeypatc
     for plain, other in zip(one, two, strict=True):
         # The first steps; from then on rounding grows with every one.
         assert other["loss"] == pytest.approx(plain["loss"], rel=1e-3 if plain["step"] <= 2 else 5e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_compiled_losses_have_the_plain_ones_gradients() -> None:
+    batch, loss = make_batch(), LossConfig(triplet_on="parts")
+    plain, compiled = (make_model(necks=True, whole_dim=8) for _ in range(2))
+    warned = Warnings()
+    function = Compiled(total_loss, "the losses", warned)
+    for step in range(2):
+        one, _ = backward(plain, batch, loss)
+        two, _ = backward(compiled, batch, loss, loss_function=function)
+        torch.testing.assert_close(two.stacked(), one.stacked(), rtol=1e-5, atol=1e-5)
+        # Twice the first step's: the trial adds nothing.
+        assert_same_gradients(gradients(compiled), gradients(plain))
+        assert step == 0 or not warned.said
+
+
+def test_a_function_that_cannot_be_compiled_stays_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(function: object, **options: object) -> object:
+        def call(*_: object) -> object:
+            raise RuntimeError("\nno such kernel\nmore of it")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", broken)
+    warned = Warnings()
+    function = Compiled(torch.square, "the squares", warned)
+    assert function(torch.tensor(3.0)) == 9
+    assert function(torch.tensor(2.0)) == 4
+    assert warned.said == ["torch.compile failed for the squares, going on without it: no such kernel"]

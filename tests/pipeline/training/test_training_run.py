@@ -550,7 +550,7 @@ def test_a_missing_tensorboard_is_explained(
 
 
 def test_a_failing_compiler_only_warns(tmp_path: Path, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(model: object) -> object:
+    def broken(model: object, **options: object) -> object:
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch, "compile", broken)

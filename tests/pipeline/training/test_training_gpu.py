@@ -1,0 +1,247 @@
+"""Training on a GPU: the same augmentation as on a CPU, steps that never wait for it, and runs that end the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_training_augment import HEIGHT as AUGMENT_HEIGHT
+from test_training_augment import WIDTH as AUGMENT_WIDTH
+from test_training_augment import batch_of, everything
+from test_training_run import Notes, assert_equal_weights, at_step
+from training_helpers import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
+
+from pipeline.config import LossConfig, ModelConfig, TrainConfig
+from pipeline.errors import DeviceError
+from pipeline.model.network import build_model
+from pipeline.runtime.distributed import World
+from pipeline.runtime.progress import SILENT
+from pipeline.runtime.seeds import set_deterministic
+from pipeline.training import loop as loop_module
+from pipeline.training import run as run_module
+from pipeline.training.augment import Draws, augment, draw
+from pipeline.training.feeder import Feeder
+from pipeline.training.loop import Loop, Setting
+from pipeline.training.metrics_log import read_metrics
+from pipeline.training.plan import plan_steps
+from pipeline.training.recorded import Recorded
+from pipeline.training.run import train
+from pipeline.training.store import ImageStore, Targets
+
+pytestmark = pytest.mark.gpu
+
+STRONG = {"necks": True, "whole_dim": 8, "strip_pooling": "body"}
+PRESETS = {
+    "strong": (STRONG, {"mask_weight": 5, "balance": 0.5, "triplet_on": "parts"}),
+    "paper": ({}, {}),
+    "baseline": ({"kind": "baseline"}, {}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than training here."""
+    monkeypatch.setattr(run_module, "draw_curves", lambda metrics, out: None)
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("gpu")
+    dataset = make_people(root / "people")
+    return {
+        "dataset": dataset,
+        "masks": make_masks(root / "masks.h5", dataset),
+        "model": small_model(**STRONG),
+        "loss": LossConfig(triplet_on="parts"),
+    }
+
+
+def on_gpu(**changes: object) -> TrainConfig:
+    return small_training(device="cuda", **changes)
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "step"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_augmentation_is_that_of_the_cpu(seed: int) -> None:
+    images, parts, whole = (torch.from_numpy(each) for each in batch_of(seed, 16))
+    config = everything()
+    draws = draw(torch.Generator().manual_seed(seed), 16, AUGMENT_HEIGHT, AUGMENT_WIDTH, config)
+    there = Draws.unpacked(draws.packed().cuda(), draws.used)
+    wanted = augment(images, parts, whole, draws)
+    got = augment(images.cuda(), parts.cuda(), whole.cuda(), there)
+    assert got[0].is_contiguous(memory_format=torch.channels_last)
+    for one, two in zip(wanted, got, strict=True):
+        torch.testing.assert_close(two.cpu(), one, rtol=0, atol=5e-5)
+
+
+def make_loop(folder: Path, model: ModelConfig, loss: LossConfig, config: TrainConfig, *, mapped: bool) -> Loop:
+    """A loop over noise, from images on the device or from ones that are fetched for each batch."""
+    stream, count, device = np.random.default_rng(0), 24, torch.device("cuda")
+    images = stream.integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    if mapped:
+        images.tofile(folder / "images")
+        images = np.memmap(folder / "images", np.uint8, mode="r", shape=images.shape)
+    targets = Targets(
+        labels=torch.arange(count) // 4,
+        parts=torch.from_numpy(stream.integers(0, 256, (count, 4, HEIGHT // 16, WIDTH // 16), dtype=np.uint8)),
+        whole=torch.from_numpy(stream.integers(0, 256, (count, 1, HEIGHT // 4, WIDTH // 4), dtype=np.uint8)),
+        has_mask=torch.arange(count) % 5 > 0,
+        num_classes=count // 4,
+    )
+    set_deterministic(config.deterministic)
+    torch.manual_seed(0)
+    network = build_model(model, targets.num_classes).to(device).to(memory_format=torch.channels_last)
+    store = ImageStore(images, tuple(str(i) for i in range(count)))
+    setting = Setting(
+        names=store.names,
+        feeder=Feeder(store, device),
+        targets=targets.to(device),
+        size=(HEIGHT, WIDTH),
+        device=device,
+        place=World(),
+        folder=folder,
+        identity={},
+    )
+    return Loop(network, setting, model, loss, config, SILENT)
+
+
+@pytest.fixture
+def forbid_waiting() -> Iterator[None]:
+    """Let any operation that makes the host wait for the GPU fail."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.usefixtures("forbid_waiting")
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_step_never_waits_for_the_gpu(tmp_path: Path, preset: str, amp: str, mapped: bool, graph: bool) -> None:
+    model, loss = PRESETS[preset]
+    config = on_gpu(amp=amp, epochs=10, cuda_graph=graph)
+    loop = make_loop(tmp_path, small_model(**model), LossConfig.model_validate(loss), config, mapped=mapped)
+    assert loop.setting.feeder.resident is not mapped
+    gradient = loop.gradient_of(loop.forward_model())
+    labels = loop.setting.targets.labels.tolist()
+    plans = plan_steps(labels, config, (HEIGHT, WIDTH), start=0, stop=8, place=World())
+    for plan, images in loop.setting.feeder.batches(plans, lambda plan: plan.rows):
+        # The first steps choose kernels, take memory and are recorded, which may wait.
+        torch.cuda.set_sync_debug_mode("error" if plan.step >= 5 else "default")
+        loop.advance(gradient, plan, images)
+    torch.cuda.set_sync_debug_mode("default")
+    assert loop.look(None)["steps"] == 8
+    assert isinstance(gradient, Recorded) is graph
+    assert not isinstance(gradient, Recorded) or gradient.recorded
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_a_recorded_step_is_the_plain_one_to_the_bit(
+    tmp_path: Path, arguments: dict[str, Any], amp: str, accumulate: int
+) -> None:
+    notes = Notes()
+    for graph in (False, True):
+        config = on_gpu(amp=amp, accumulate=accumulate, epochs=5, cuda_graph=graph)
+        train(tmp_path / str(graph), **arguments, config=config, progress=notes)
+    assert not [said for said in notes.said if "CUDA graph" in said]
+    assert losses(tmp_path / "True") == losses(tmp_path / "False")
+    assert_equal_weights(tmp_path / "False", tmp_path / "True")
+
+
+def test_what_cannot_be_recorded_goes_on_without(
+    tmp_path: Path, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = loop_module.backward
+
+    def waiting(*given: Any, **options: Any) -> Any:
+        parts, output = plain(*given, **options)
+        parts.total.item()
+        return parts, output
+
+    train(tmp_path / "plain", **arguments, config=on_gpu(epochs=5, cuda_graph=False))
+    monkeypatch.setattr(loop_module, "backward", waiting)
+    notes = Notes()
+    train(tmp_path / "waiting", **arguments, config=on_gpu(epochs=5), progress=notes)
+    assert len([said for said in notes.said if "cannot be recorded as a CUDA graph" in said]) == 1
+    assert_equal_weights(tmp_path / "plain", tmp_path / "waiting")
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path, arguments: dict[str, Any], amp: str) -> None:
+    dataset = arguments["dataset"]
+    config = on_gpu(amp=amp, epochs=4, eval_every=2, checkpoint_minutes=0)
+    report = train(tmp_path / "straight", **arguments, config=config, tests=[dataset])
+    assert report.peak_memory_gb is not None
+    assert report.peak_memory_gb > 0
+    assert report.best is not None
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "resumed", **arguments, config=config, tests=[dataset])
+    notes = Notes()
+    train(tmp_path / "resumed", **arguments, config=config, tests=[dataset], progress=notes)
+    assert any("training goes on from step 5 of 8" in said for said in notes.said)
+    assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
+    assert_equal_weights(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_images_that_do_not_fit_give_the_same_bits(
+    tmp_path: Path, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "resident", **arguments, config=on_gpu())
+    train(tmp_path / "mapped", **arguments, config=on_gpu(image_budget_gb=1e-6))
+    monkeypatch.setattr("pipeline.training.feeder._SHARE_OF_DEVICE", 0.0)
+    train(tmp_path / "fetched", **arguments, config=on_gpu())
+    assert_equal_weights(tmp_path / "resident", tmp_path / "mapped")
+    assert_equal_weights(tmp_path / "resident", tmp_path / "fetched")
+
+
+def test_the_losses_are_those_of_the_cpu(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    train(tmp_path / "cpu", **arguments, config=small_training(epochs=1))
+    train(tmp_path / "gpu", **arguments, config=on_gpu(epochs=1))
+    one, two = losses(tmp_path / "cpu"), losses(tmp_path / "gpu")
+    assert two[0] == pytest.approx(one[0], rel=1e-2)  # convolutions there have TF32's ten bits
+    assert two == pytest.approx(one, rel=5e-2)  # Rounding grows with every step.
+
+
+def test_pieces_have_the_loss_of_the_whole_batch(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    train(tmp_path / "pieces", **arguments, config=on_gpu(epochs=1, accumulate=3, amp="bf16"))
+    assert len(losses(tmp_path / "pieces")) == 2
+    assert np.isfinite(losses(tmp_path / "pieces")).all()
+
+
+@pytest.mark.timeout(900)
+def test_compiled_it_trains_as_plain(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    model = arguments | {"model": small_model(backbone="resnet18", **STRONG)}
+    notes = Notes()
+    for name in ("plain", "compiled"):
+        config = on_gpu(compile=name == "compiled", amp="bf16")
+        train(tmp_path / name, **model, config=config, progress=notes)
+    assert not [said for said in notes.said if "compile" in said]
+    one, two = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
+    assert two[0] == pytest.approx(one[0], rel=2e-2)
+    assert two == pytest.approx(one, rel=0.1)
+
+
+def test_too_little_memory_ends_with_advice(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 60e6) / total)
+    try:
+        big = {"model": small_model(height=512, width=256), "config": on_gpu(identities=6)}
+        with pytest.raises(DeviceError, match="memory of cuda") as caught:
+            train(tmp_path, **arguments | big)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+    assert "train.accumulate=2" in (caught.value.hint or "")
