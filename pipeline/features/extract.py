@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 from pipeline.artifacts.place import file_place
 from pipeline.config import ExtractConfig
@@ -22,7 +21,7 @@ from pipeline.features.network import FeatureNetwork
 from pipeline.matching.featurefile import FeatureFile, FeatureHeader, Features, FeatureWriter
 from pipeline.model.weights import read_meta
 from pipeline.runtime.device import device_label
-from pipeline.runtime.distributed import World, together, world
+from pipeline.runtime.distributed import World, together, wait_for_all, world
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.progress import SILENT, Progress, Task
 
@@ -172,10 +171,10 @@ def _extract(
     with progress.task("extract", total=len(records[mine]), done=resumed) as task:
         work.run(task, config.batch_size)
     if place.size > 1:
-        dist.barrier()
+        wait_for_all()
         if place.leader:
             _join(out, dataset, records, network, origin, config.batch_size, place)
-        dist.barrier()
+        wait_for_all()
     failed = work.failed if place.size == 1 or not place.leader else _rejected_in(out)
     if place.leader:
         if place.size == 1:

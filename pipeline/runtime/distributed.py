@@ -124,6 +124,14 @@ def together(function: Callable[..., R], own: dict[str, Any] | None = None, /, *
     return function(**arguments, **(own or {}))
 
 
+def wait_for_all() -> None:
+    """Return once every process of the run has called this.
+
+    Unlike `torch.distributed.barrier`, which takes the GPU that happens to be current, it needs none.
+    """
+    dist.all_reduce(torch.zeros(1))
+
+
 class _Board:
     """Torchrun's key-value store, used as a notice board from the leader to the others."""
 

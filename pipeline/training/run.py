@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
@@ -21,7 +20,7 @@ from pipeline.model.network import Network, build_model
 from pipeline.model.weights import CheckpointMeta, knows_people, load_backbone_weights, save_checkpoint, start_from
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import device_label, resolve_device
-from pipeline.runtime.distributed import World, together, world
+from pipeline.runtime.distributed import World, together, wait_for_all, world
 from pipeline.runtime.files import read_json, sha256_bytes, sha256_file, write_json
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.runtime.seeds import derive, set_deterministic
@@ -266,9 +265,9 @@ def _images(
     # The leader decodes, the others wait and then read what it wrote.
     if place.leader:
         store = load()
-        dist.barrier()
+        wait_for_all()
         return store
-    dist.barrier()
+    wait_for_all()
     return load()
 
 
