@@ -59,6 +59,20 @@ RESULTS = Path(__file__).parent / "results"
 PUBLISHED_EPOCHS = 120
 
 
+class Strict:
+    """A progress for which any warning is an error: a loop that goes on without its compiler must not be compared."""
+
+    def __init__(self) -> None:
+        self.task, self.note = SILENT.task, SILENT.note
+
+    def warn(self, message: str) -> None:
+        """Refuse to go on."""
+        raise SystemExit(message)
+
+
+STRICT = Strict()
+
+
 def stand_in_store(count: int, identities: int, height: int, width: int) -> tuple[ImageStore, Targets]:
     """Noise for images: neither the loop nor the network is faster or slower on it."""
     stream = np.random.default_rng(0)
@@ -108,11 +122,11 @@ class Bare:
         self.forward: nn.Module = self.model
         self.total_loss: LossFunction = total_loss
         if run.train.compile:
-            self.forward = compile_network(self.model, lambda: self.images, SILENT, self.precision)
-            self.total_loss = Compiled(total_loss, "the losses", SILENT)
+            self.forward = compile_network(self.model, lambda: self.images, STRICT, self.precision)
+            self.total_loss = Compiled(total_loss, "the losses", STRICT)
         self.work: Callable[[Nothing], Total] = self.gradient
         if device.type == "cuda" and run.train.cuda_graph:
-            self.work = Recorded(self.gradient, SILENT)
+            self.work = Recorded(self.gradient, device, STRICT)
 
     def gradient(self, _: Nothing) -> Total:
         """Losses and gradients of the batch."""
@@ -155,7 +169,7 @@ class Real:
     def new_loop(self, identities: int, config: TrainConfig) -> Loop:
         """A loop over the store, with a network of its own."""
         model = network(self.run.model, identities, self.setting.device)
-        return Loop(model, self.setting, self.run.model, self.run.loss, config, SILENT)
+        return Loop(model, self.setting, self.run.model, self.run.loss, config, STRICT)
 
     def steps(self, count: int) -> None:
         """Take the next steps of the run."""
@@ -196,10 +210,12 @@ def epoch_seconds(real: Real, identities: int, epochs: int) -> list[float]:
     return [round(after - before, 3) for before, after in itertools.pairwise(log.ends)][1:]
 
 
-def host_milliseconds(real: Real, device: torch.device, count: int) -> float | None:
+def host_milliseconds(real: Real, device: torch.device) -> float | None:
     """Time the host needs to hand a step to the GPU: what limits small networks there. None on a CPU."""
     if device.type != "cuda":
         return None
+    # So few that the GPU's queue has room for them.
+    count = 5
     wait(device)
     started = time.perf_counter()
     real.steps(count)
@@ -235,6 +251,8 @@ def measure(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
     }
     values = run.model_dump()
     run = RunConfig.model_validate(values | {section: values[section] | changed[section] for section in changed})
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     set_deterministic(run.train.deterministic)
     torch._dynamo.reset()
     identities = max(arguments.identities, run.train.identities)
@@ -246,14 +264,15 @@ def measure(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
     wait(device)
     held = 0
     if device.type == "cuda":
-        held = torch.cuda.memory_allocated()
+        torch.cuda.empty_cache()
+        held = torch.cuda.memory_reserved()
         torch.cuda.reset_peak_memory_stats()
     real = Real(run, arguments.images, identities, device)
     real.steps(warmup)
     wait(device)
     prepared = time.perf_counter() - started
-    # The real loop's own; what is recorded takes no more memory later.
-    peak = torch.cuda.max_memory_allocated() - held if device.type == "cuda" else 0
+    # The real loop's own, with what it leaves unused.
+    peak = torch.cuda.max_memory_reserved() - held if device.type == "cuda" else 0
     pairs = [
         (seconds_of(bare.steps, arguments.steps, device), seconds_of(real.steps, arguments.steps, device))
         for _ in range(arguments.rounds)
@@ -267,7 +286,7 @@ def measure(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
         "efficiency": round(bare_seconds / real_seconds, 4),
         "efficiency_of_rounds": [round(b / r, 4) for b, r in pairs],
         "efficiency_median": round(statistics.median(b / r for b, r in pairs), 4),
-        "host_ms_a_step": host_milliseconds(real, device, arguments.steps),
+        "host_ms_a_step": host_milliseconds(real, device),
         "peak_gb": round(
             peak / 2**30 if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3
         ),
@@ -277,7 +296,6 @@ def measure(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
         result["recorded"] = real.gradient.recorded
     if epochs:
         result |= {
-            "images": arguments.images,
             "seconds_of_epochs": epochs,
             f"minutes_of_{PUBLISHED_EPOCHS}_epochs": round(statistics.median(epochs) * PUBLISHED_EPOCHS / 60, 2),
         }
@@ -318,10 +336,14 @@ def main() -> None:
         "amp": arguments.amp,
         "compile": arguments.compile,
         "deterministic": arguments.deterministic,
+        "cuda_graph": arguments.cuda_graph,
+        **{name: getattr(arguments, name) for name in ("images", "identities", "steps", "rounds")},
         "measured": [measure(arguments, batch) for batch in arguments.batch],
     }
-    name = f"training-{device.type}-{arguments.backbone}-{arguments.amp}{'-compile' if arguments.compile else ''}.json"
-    out = arguments.out or RESULTS / name
+    words = [device.type, arguments.backbone, arguments.preset, arguments.amp]
+    words += ["compile"] * arguments.compile + ["free"] * (not arguments.deterministic)
+    words += ["nograph"] * (device.type == "cuda" and not arguments.cuda_graph)
+    out = arguments.out or RESULTS / f"training-{'-'.join(words)}.json"
     write_json(out, result)
     print(json.dumps(result, indent=2))
     print(f"written to {out}")

@@ -275,7 +275,9 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, description="Seed of weights, batches and augmentation.")
     deterministic: bool = Field(True, description="Ask for deterministic kernels, so that a resumed run is bit-equal.")
     channels_last: bool = Field(True, description="Memory layout of images and weights.", json_schema_extra=_EXECUTION)
-    compile: bool = Field(False, description="torch.compile the network.", json_schema_extra=_EXECUTION)
+    compile: bool = Field(
+        False, description="torch.compile the network, the losses and the augmentation.", json_schema_extra=_EXECUTION
+    )
     cuda_graph: bool = Field(
         True,
         description="On a single GPU, record a step's work once and start it as a whole from then on.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ from pipeline.errors import DeviceError
 
 if TYPE_CHECKING:
     from pipeline.config import Precision
+
+Context = Callable[[], contextlib.AbstractContextManager[object]]
+"""Makes the context that something runs in, such as `autocast`."""
 
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Of the allocators of torch (the processor's, also on Windows; CUDA's, MPS's and cuBLAS's), ONNX Runtime and C++.

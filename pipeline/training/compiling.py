@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.network import Output
-from pipeline.runtime.device import constant
+from pipeline.runtime.device import Context, constant
 from pipeline.runtime.progress import Progress
-from pipeline.training.step import Context
+from pipeline.training.step import running_statistics_kept
 from pipeline.training.tree import tensors_of
 
 P = ParamSpec("P")
@@ -20,12 +20,17 @@ R = TypeVar("R")
 
 
 def compile_network(
-    model: nn.Module, example: Callable[[], Tensor], progress: Progress, precision: Context = nullcontext
+    model: nn.Module,
+    example: Callable[[], Tensor],
+    progress: Progress,
+    precision: Context = nullcontext,
+    *,
+    pieces: int = 1,
 ) -> nn.Module:
     """`torch.compile` of the model, or the model itself with a message where compiling fails.
 
-    Compiling happens at the first call, so one forward and backward pass is tried; running statistics and gradients
-    are put back.
+    Compiling happens at the first call, so all passes that steps make are tried; running statistics and gradients are
+    put back.
 
     Args:
         model: In training mode.
@@ -33,6 +38,8 @@ def compile_network(
         progress: Where to report a failure.
         precision: Makes the context of the steps' forward passes. In another one the network would be compiled anew,
             and could fail then.
+        pieces: Forwards that a batch is split into; more than one are preceded by passes without a graph, which are
+            compiled for themselves.
     """
     before = {name: value.clone() for name, value in model.named_buffers()}
     made = model
@@ -41,6 +48,9 @@ def compile_network(
         with precision():
             output: Output = made(example())
         output.whole.float().sum().backward()  # type: ignore[no-untyped-call]
+        if pieces > 1:
+            with torch.no_grad(), running_statistics_kept(made), precision():
+                made(example())
     except Exception as error:
         # Any failure of the compiler, in whatever layer of it, leaves a model that works without.
         _warn(error, "", progress)
@@ -87,7 +97,8 @@ class Compiled(Generic[P, R]):
 
 
 def _compile(what: Callable[..., object]) -> Callable[..., object]:
-    # Made anew within compiled code, constants would be copied to the device at every call.
+    # Made anew within compiled code, constants would be copied to the device at every call. Said here, because it
+    # imports the compiler, which takes a second that only those should wait who compile.
     torch.compiler.assume_constant_result(constant)  # type: ignore[no-untyped-call]
     # All batches of a run are of one size; kernels for any size would be slower.
     return torch.compile(what, dynamic=False)

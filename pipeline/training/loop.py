@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -255,7 +256,9 @@ class Loop:
         self.model.train()
         model = self.model
         if self.config.compile:
-            model = compile_network(model, self._example, self._progress, self._precision)
+            model = compile_network(
+                model, self._example, self._progress, self._precision, pieces=self.config.accumulate
+            )
             if model is not self.model:
                 self._augment = Compiled(augment, "the augmentation", self._progress)
                 self._total_loss = Compiled(total_loss, "the losses", self._progress)
@@ -276,7 +279,7 @@ class Loop:
         # Several processes talk to each other within it.
         if self.setting.device.type != "cuda" or not self.config.cuda_graph or self.setting.place.size > 1:
             return work
-        return Recorded(work, self._progress)
+        return Recorded(work, self.setting.device, self._progress)
 
     def advance(self, gradient: Callable[[StepInputs], StepResults], plan: StepPlan, images: Tensor) -> None:
         """Take one step.
@@ -287,11 +290,16 @@ class Loop:
             images: The images of `plan.rows` on the device.
 
         Raises:
-            DeviceError: Out of memory.
+            DeviceError: Out of memory, or the step cannot be recorded.
         """
-        try:
+        with self._memory_watched():
             self._recent.append(self._take_step(gradient, plan, images))
             self.step += 1
+
+    @contextmanager
+    def _memory_watched(self) -> Iterator[None]:
+        try:
+            yield
         except (RuntimeError, MemoryError) as error:
             if not memory_exhausted(error):
                 raise
@@ -407,7 +415,8 @@ class Loop:
         self._epoch_losses, self._seen = [], []
         every = self.config.eval_every
         if tester is not None and log is not None and every and epoch % every == 0:
-            tested = tester.test(self.trained.eval())
+            with self._memory_watched():
+                tested = tester.test(self.trained.eval())
             log.write("evaluation", step=self.step, epoch=epoch, values=tested)
             log.flush()
             self._progress.note(
@@ -453,9 +462,13 @@ class Loop:
         kept = (
             f"the state at step {self._saved_step:,} is kept" if self.state_file.is_file() else "no state was saved yet"
         )
+        recording = ""
+        if config.cuda_graph and self.setting.device.type == "cuda":
+            recording = "train.cuda_graph=false shares memory between steps and evaluations, and the run goes on; "
         return DeviceError(
             f"the memory of {self.setting.device} is exhausted at step {self.step + 1:,}; {kept}",
             expected=f"memory for {images} images of {self.setting.size[0]}x{self.setting.size[1]} a forward",
-            hint=f"train.accumulate={2 * config.accumulate} takes the same batches in smaller forwards; train.amp=bf16 "
+            hint=recording
+            + f"train.accumulate={2 * config.accumulate} takes the same batches in smaller forwards; train.amp=bf16 "
             "or a smaller backbone needs less, too. A changed configuration trains from the start",
         )

@@ -61,7 +61,8 @@ class TrainReport:
         thresholds: Calibrated tau of the seven parts.
         visibility_accuracy: Share of training images on which tau tells rightly whether a part is visible, by part.
         best: Epoch and mAP of the best evaluation during training; None without evaluations.
-        peak_memory_gb: Peak of the GPU's memory; None on other devices.
+        peak_memory_gb: Most of the GPU's memory that was taken at once, unused parts of it included; None on other
+            devices.
     """
 
     images: int
@@ -371,5 +372,5 @@ def _report(
         thresholds=result.thresholds,
         visibility_accuracy=result.accuracy,
         best=loop.best,
-        peak_memory_gb=round(torch.cuda.max_memory_allocated() / 2**30, 3) if device.type == "cuda" else None,
+        peak_memory_gb=round(torch.cuda.max_memory_reserved() / 2**30, 3) if device.type == "cuda" else None,
     )

@@ -10,7 +10,7 @@ normalisation sees each piece by itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,10 +23,10 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config import LossConfig
 from pipeline.model.losses import LossParts, total_loss
 from pipeline.model.network import Output
+from pipeline.runtime.device import Context
 from pipeline.training.distributed import gather_rows, unsynchronised
 from pipeline.training.tree import joined, tensors_of, with_tensors
 
-Context = Callable[[], AbstractContextManager[object]]
 LossFunction = Callable[[Output, Tensor, Tensor, Tensor, Tensor, LossConfig, Tensor | None], LossParts]
 """`total_loss`, or its compiled form."""
 
@@ -85,7 +85,7 @@ def backward(
             attached = model(batch.images)
         output = attached
     else:
-        with torch.no_grad(), _running_statistics_kept(model), precision():
+        with torch.no_grad(), running_statistics_kept(model), precision():
             output = joined([_bare(model)(chunk) for chunk in chunks])
     output = cast(Output, output)
     # Leaves in float32: the loss is computed outside of autocast.
@@ -139,7 +139,7 @@ def _bare(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _running_statistics_kept(model: nn.Module) -> Iterator[None]:
+def running_statistics_kept(model: nn.Module) -> Iterator[None]:
     """Forwards inside use the batch's statistics but leave the running ones alone, lest they be counted twice."""
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [layer.momentum for layer in layers]

@@ -252,8 +252,8 @@ def test_a_process_without_one_readable_image_leaves_the_others_theirs(
 ) -> None:
     for record in dataset.records[:8]:
         dataset.path_of(record).write_bytes(b"")
-    # Two processes, one after the other; the barrier is where they would wait.
-    monkeypatch.setattr(extract_module.dist, "barrier", lambda: None)
+    # Two processes, one after the other; here they would wait for each other.
+    monkeypatch.setattr(extract_module, "wait_for_all", lambda: None)
     for rank in (1, 0):
         monkeypatch.setattr(extract_module, "world", lambda rank=rank: World(rank, 2))
         report = run(tmp_path / "f.h5", dataset, checkpoint)
@@ -269,7 +269,7 @@ def test_several_processes_without_one_readable_image_leave_nothing_behind(
     contents = {record: dataset.path_of(record).read_bytes() for record in dataset.records}
     for record in dataset.records:
         dataset.path_of(record).write_bytes(b"")
-    monkeypatch.setattr(extract_module.dist, "barrier", lambda: None)
+    monkeypatch.setattr(extract_module, "wait_for_all", lambda: None)
     monkeypatch.setattr(extract_module, "world", lambda: World(1, 2))
     run(tmp_path / "f.h5", dataset, checkpoint)
     monkeypatch.setattr(extract_module, "world", lambda: World(0, 2))

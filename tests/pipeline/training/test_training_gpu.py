@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from test_training_augment import HEIGHT as AUGMENT_HEIGHT
 from test_training_augment import WIDTH as AUGMENT_WIDTH
 from test_training_augment import batch_of, everything
 from test_training_run import Notes, assert_equal_weights, at_step
+from torch import nn
+from torch.nn import functional as F
 from training_helpers import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
@@ -144,42 +148,94 @@ def test_a_step_never_waits_for_the_gpu(tmp_path: Path, preset: str, amp: str, m
     assert not isinstance(gradient, Recorded) or gradient.recorded
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Recorded[Any, Any]]:
+    """What the loops of a test recorded, or were to record."""
+    made: list[Recorded[Any, Any]] = []
+
+    def watched(*given: Any) -> Recorded[Any, Any]:
+        made.append(Recorded(*given))
+        return made[-1]
+
+    monkeypatch.setattr(loop_module, "Recorded", watched)
+    return made
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 3}, {"clip_norm": 0, "ema": 0}], ids=str)
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_a_recorded_step_is_the_plain_one_to_the_bit(
-    tmp_path: Path, arguments: dict[str, Any], amp: str, accumulate: int
+    tmp_path: Path, arguments: dict[str, Any], recordings: list[Recorded[Any, Any]], amp: str, changes: dict[str, Any]
 ) -> None:
-    notes = Notes()
     for graph in (False, True):
-        config = on_gpu(amp=amp, accumulate=accumulate, epochs=5, cuda_graph=graph)
-        train(tmp_path / str(graph), **arguments, config=config, progress=notes)
-    assert not [said for said in notes.said if "CUDA graph" in said]
+        train(tmp_path / str(graph), **arguments, config=on_gpu(amp=amp, epochs=5, cuda_graph=graph, **changes))
+    assert [each.recorded for each in recordings] == [True]
     assert losses(tmp_path / "True") == losses(tmp_path / "False")
     assert_equal_weights(tmp_path / "False", tmp_path / "True")
 
 
-def test_what_cannot_be_recorded_goes_on_without(
-    tmp_path: Path, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_network_that_draws_draws_the_same_when_recorded(
+    tmp_path: Path,
+    arguments: dict[str, Any],
+    recordings: list[Recorded[Any, Any]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    plain = loop_module.backward
+    build = run_module.build_model
 
-    def waiting(*given: Any, **options: Any) -> Any:
-        parts, output = plain(*given, **options)
-        parts.total.item()
-        return parts, output
+    def forgetful(*given: Any, **options: Any) -> nn.Module:
+        network = build(*given, **options)
+        network.backbone.late.register_forward_hook(lambda module, _, out: F.dropout(out, 0.5, module.training))
+        return network
 
-    train(tmp_path / "plain", **arguments, config=on_gpu(epochs=5, cuda_graph=False))
-    monkeypatch.setattr(loop_module, "backward", waiting)
-    notes = Notes()
-    train(tmp_path / "waiting", **arguments, config=on_gpu(epochs=5), progress=notes)
-    assert len([said for said in notes.said if "cannot be recorded as a CUDA graph" in said]) == 1
-    assert_equal_weights(tmp_path / "plain", tmp_path / "waiting")
+    monkeypatch.setattr(run_module, "build_model", forgetful)
+    for graph in (False, True):
+        train(tmp_path / str(graph), **arguments, config=on_gpu(epochs=5, cuda_graph=graph))
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "resumed", **arguments, config=on_gpu(epochs=5))
+    train(tmp_path / "resumed", **arguments, config=on_gpu(epochs=5))
+    assert [each.recorded for each in recordings] == [True, True, True]
+    assert len(set(losses(tmp_path / "True"))) == 10
+    assert losses(tmp_path / "True") == losses(tmp_path / "False") == losses(tmp_path / "resumed")
+    assert_equal_weights(tmp_path / "False", tmp_path / "True")
+    assert_equal_weights(tmp_path / "False", tmp_path / "resumed")
+
+
+_WAITING = """
+import torch
+from pipeline.errors import DeviceError
+from pipeline.runtime.progress import SILENT
+from pipeline.training.recorded import Recorded
+
+def work(given):
+    given.sum().item()
+    return given * 2
+
+device = torch.device("cuda", 0)
+recorded = Recorded(work, device, SILENT)
+try:
+    for _ in range(4):
+        recorded(torch.ones(3, device=device))
+except DeviceError as error:
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    print(error)
+"""
+
+
+def test_work_that_waits_cannot_be_recorded_and_the_cause_is_named() -> None:
+    # In a process of its own: torch may take the failed recording for under way as long as it lives.
+    done = subprocess.run([sys.executable, "-c", _WAITING], capture_output=True, text=True, check=True)
+    assert "cannot be recorded as a CUDA graph: " in done.stdout
+    assert "not permitted" in done.stdout
+    assert "train.cuda_graph=false" in done.stdout
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
-def test_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path, arguments: dict[str, Any], amp: str) -> None:
+def test_stopped_and_resumed_ends_with_the_same_bits(
+    tmp_path: Path, arguments: dict[str, Any], recordings: list[Recorded[Any, Any]], amp: str
+) -> None:
     dataset = arguments["dataset"]
-    config = on_gpu(amp=amp, epochs=4, eval_every=2, checkpoint_minutes=0)
+    config = on_gpu(amp=amp, epochs=6, eval_every=2, checkpoint_minutes=0)
     report = train(tmp_path / "straight", **arguments, config=config, tests=[dataset])
     assert report.peak_memory_gb is not None
     assert report.peak_memory_gb > 0
@@ -190,7 +246,8 @@ def test_stopped_and_resumed_ends_with_the_same_bits(tmp_path: Path, arguments: 
             train(tmp_path / "resumed", **arguments, config=config, tests=[dataset])
     notes = Notes()
     train(tmp_path / "resumed", **arguments, config=config, tests=[dataset], progress=notes)
-    assert any("training goes on from step 5 of 8" in said for said in notes.said)
+    assert any("training goes on from step 5 of 12" in said for said in notes.said)
+    assert [each.recorded for each in recordings] == [True, True, True]
     assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
     assert_equal_weights(tmp_path / "straight", tmp_path / "resumed")
 
@@ -221,16 +278,20 @@ def test_pieces_have_the_loss_of_the_whole_batch(tmp_path: Path, arguments: dict
 
 
 @pytest.mark.timeout(900)
-def test_compiled_it_trains_as_plain(tmp_path: Path, arguments: dict[str, Any]) -> None:
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_compiled_it_trains_as_plain(
+    tmp_path: Path, arguments: dict[str, Any], recordings: list[Recorded[Any, Any]], accumulate: int
+) -> None:
     model = arguments | {"model": small_model(backbone="resnet18", **STRONG)}
     notes = Notes()
     for name in ("plain", "compiled"):
-        config = on_gpu(compile=name == "compiled", amp="bf16")
+        config = on_gpu(compile=name == "compiled", amp="bf16", accumulate=accumulate, epochs=3)
         train(tmp_path / name, **model, config=config, progress=notes)
     assert not [said for said in notes.said if "compile" in said]
+    assert [each.recorded for each in recordings] == [True, True]
     one, two = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
     assert two[0] == pytest.approx(one[0], rel=2e-2)
-    assert two == pytest.approx(one, rel=0.1)
+    assert two == pytest.approx(one, rel=0.2)
 
 
 def test_too_little_memory_ends_with_advice(tmp_path: Path, arguments: dict[str, Any]) -> None:
