@@ -13,17 +13,21 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.datasets.records import Dataset, Record, unique_names
 from pipeline.errors import DataError
 from pipeline.runtime.files import atomic_write, read_json, sha256_file
+from pipeline.runtime.progress import SILENT, Progress
 
 _CACHE_FORMAT = 1
 _THREADS = 8
+_MANY = 2_000
+"""Images whose hashing takes long enough, on a slow disk at least, to be shown."""
 # A file that changes twice within the clock's grain keeps its time of change; files this young are not remembered.
 _SETTLED_NS = 2_000_000_000
 
@@ -44,13 +48,16 @@ class _Entry(NamedTuple):
         return self[:4] == (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
-def image_hashes(root: Path, names: Iterable[str], *, cache: Path | None) -> dict[str, str]:
+def image_hashes(
+    root: Path, names: Iterable[str], *, cache: Path | None, progress: Progress = SILENT
+) -> dict[str, str]:
     """SHA-256 of the content of each image.
 
     Args:
         root: Folder that the names are relative to.
         names: Image names.
         cache: The stat cache, made if it is missing; None hashes everything. Several roots may share one.
+        progress: Told of images hashed, where there are many.
 
     Returns:
         The hash of each name, in the order given.
@@ -73,26 +80,33 @@ def image_hashes(root: Path, names: Iterable[str], *, cache: Path | None) -> dic
 
     fresh: dict[str, _Entry] = {}
     unreadable: list[str] = []
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as pool:
-        for name, result in zip(changed, pool.map(_hash, [root / name for name in changed]), strict=True):
-            if isinstance(result, OSError):
-                unreadable.append(f"{name} ({result.strerror or result})")
-                continue
-            hashes[name] = result.sha256
-            if started - max(result.modified, result.changed) > _SETTLED_NS:
-                fresh[name] = result
+    shown = progress if len(changed) >= _MANY else SILENT
+    try:
+        with shown.task("hash", total=len(changed)) as task, closing(_hashed(root, changed)) as results:
+            for name, result in zip(changed, results, strict=True):
+                task.advance()
+                if isinstance(result, OSError):
+                    unreadable.append(f"{name} ({result.strerror or result})")
+                    continue
+                hashes[name] = result.sha256
+                if started - max(result.modified, result.changed) > _SETTLED_NS:
+                    fresh[name] = result
+    finally:
+        # Also what was hashed before a Ctrl-C or an unreadable file.
+        if cache and fresh:
+            _store(cache, key, fresh)
     if unreadable:
         more = f" and {len(unreadable) - 5:,} more" if len(unreadable) > 5 else ""
         raise DataError(
             f"{len(unreadable):,} of {len(names):,} images cannot be read: {', '.join(unreadable[:5])}{more}",
             where=root,
         )
-    if cache and fresh:
-        _store(cache, key, fresh)
     return {name: hashes[name] for name in names}
 
 
-def dataset_fingerprint(dataset: Dataset, records: Sequence[Record], cache: Path | None) -> str:
+def dataset_fingerprint(
+    dataset: Dataset, records: Sequence[Record], cache: Path | None, progress: Progress = SILENT
+) -> str:
     """SHA-256 over the records in their order: relative path, identity, camera, split and content of the image.
 
     Neither the place of the data set nor a time of change has a part in it.
@@ -100,7 +114,7 @@ def dataset_fingerprint(dataset: Dataset, records: Sequence[Record], cache: Path
     Raises:
         DataError: Some of the images cannot be read.
     """
-    hashes = image_hashes(dataset.root, unique_names(records), cache=cache)
+    hashes = image_hashes(dataset.root, unique_names(records), cache=cache, progress=progress)
     digest = hashlib.sha256()
     for record in records:
         row = [record.path, record.pid, record.camid, record.split, hashes[record.path]]
@@ -114,6 +128,15 @@ def _is_still(path: Path, remembered: _Entry) -> bool:
         return remembered.matches(path.stat())
     except OSError:
         return False
+
+
+def _hashed(root: Path, names: Sequence[str]) -> Generator[_Entry | OSError, None, None]:
+    """The hashes of images, in order. Closed early, it waits for those that are being read and no others."""
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="hash")
+    try:
+        yield from pool.map(_hash, [root / name for name in names])
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _hash(path: Path) -> _Entry | OSError:

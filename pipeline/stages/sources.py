@@ -137,7 +137,7 @@ class Sources:
         if key not in self._prints:
             dataset = self.open(spec)
             cache = self.config.artifacts / _CACHE
-            self._prints[key] = dataset_fingerprint(dataset, dataset.split(*splits), cache)
+            self._prints[key] = dataset_fingerprint(dataset, dataset.split(*splits), cache, self.progress)
         return self._prints[key]
 
     def contents(self, spec: str, *splits: Split) -> str:
@@ -152,7 +152,9 @@ class Sources:
         if key not in self._prints:
             dataset = self.open(spec)
             names = sorted(unique_names(dataset.split(*splits)))
-            self._prints[key] = fingerprint(image_hashes(dataset.root, names, cache=self.config.artifacts / _CACHE))
+            self._prints[key] = fingerprint(
+                image_hashes(dataset.root, names, cache=self.config.artifacts / _CACHE, progress=self.progress)
+            )
         return self._prints[key]
 
     def attributes(self, spec: str) -> str | None:
@@ -179,7 +181,7 @@ class Sources:
             for path in folder.rglob("*")
             if path.is_file() and (not suffixes or path.suffix.lower() in suffixes)
         )
-        return fingerprint(image_hashes(folder, names, cache=self.config.artifacts / _CACHE))
+        return fingerprint(image_hashes(folder, names, cache=self.config.artifacts / _CACHE, progress=self.progress))
 
     @staticmethod
     def file(path: Path, what: str, error: type[UserError]) -> str:

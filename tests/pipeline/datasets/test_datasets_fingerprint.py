@@ -181,3 +181,57 @@ def test_the_fingerprint_covers_records_and_content_but_not_the_place(root: Path
     assert dataset_fingerprint(moved, records, None) == first
     (moved.root / NAMES[0]).write_bytes(b"other")
     assert dataset_fingerprint(moved, records, None) != first
+
+
+class Counting:
+    """A progress that counts, and is stopped by Ctrl-C at some number."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.totals: list[int | None] = []
+        self.done, self.stop = 0, stop
+        self.note = self.warn = lambda message: None
+
+    def task(self, label: str, *, total: int | None, done: int = 0, unit: str = "images") -> "Counting":
+        self.totals.append(total)
+        return self
+
+    def advance(self, count: int = 1, /, **fields: float | str) -> None:
+        self.done += count
+        if self.done == self.stop:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> "Counting":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_the_hashing_of_many_images_is_shown(root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few, many, again = Counting(), Counting(), Counting()
+    image_hashes(root, NAMES, cache=None, progress=few)
+    monkeypatch.setattr(fingerprint, "_MANY", 1)
+    image_hashes(root, NAMES, cache=cache, progress=many)
+    image_hashes(root, NAMES, cache=cache, progress=again)
+    assert (few.totals, many.totals, again.totals) == ([], [20], [])
+    assert many.done == 20
+
+
+def test_a_stopped_hashing_keeps_what_it_has_and_reads_no_more(
+    root: Path, cache: Path, hashed: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprint, "_MANY", 1)
+    monkeypatch.setattr(fingerprint, "_THREADS", 1)
+    reading = fingerprint.sha256_file
+
+    def slowly(path: Path) -> str:
+        time.sleep(0.02)
+        return reading(path)
+
+    monkeypatch.setattr(fingerprint, "sha256_file", slowly)
+    with pytest.raises(KeyboardInterrupt):
+        image_hashes(root, NAMES, cache=cache, progress=Counting(stop=6))
+    assert 6 <= len(hashed) < 15
+    before = len(hashed)
+    assert len(image_hashes(root, NAMES, cache=cache)) == 20
+    assert len(hashed) == before + 20 - 5, "the five that were counted are remembered"
