@@ -172,7 +172,7 @@ def guard() -> Iterator[None]:
         if errors is None or not isinstance(error, errors.SgsfaError):
             raise
         if isinstance(error, errors.UserError):
-            _show_user_error(error)
+            show_user_error(error)
         elif isinstance(error, errors.RejectedInputs):
             _show_rejected(error)
         else:
@@ -180,7 +180,8 @@ def guard() -> Iterator[None]:
         raise typer.Exit(error.exit_code) from error
 
 
-def _show_user_error(error: UserError) -> None:
+def show_user_error(error: UserError) -> None:
+    """Print an error as a panel."""
     _panel(error.found, error.details())
 
 

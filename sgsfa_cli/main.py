@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sgsfa_cli import console
+from sgsfa_cli import console, torchrun
 from sgsfa_cli.options import examples
 
 
@@ -133,7 +133,11 @@ def run() -> None:
     """Entry point of the `sgsfa` command."""
     try:
         app(prog_name="sgsfa")
+    except SystemExit as stop:
+        torchrun.end(stop.code if isinstance(stop.code, int) else 0)
+        raise
     except Exception:
         traceback.print_exc()
         sys.stderr.write("\nThis is a defect of sgsfa. Please report it with the lines above.\n")
+        torchrun.end(1)
         sys.exit(1)

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 
 
 def joined() -> bool:
     """In all processes but the first: work along until the first one ends, then say True.
 
-    A command begins with `if joined(): return`, before it prints or touches anything.
+    A command begins with `if joined(): return`, before it prints or touches anything. Of errors only defects are
+    shown here; all others are the first process's to tell.
     """
     if os.environ.get("RANK", "0") == "0":
         return False
+    from pipeline.errors import SgsfaError
     from pipeline.runtime.distributed import serve
 
-    serve()
+    try:
+        serve()
+    except SgsfaError as error:
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        from sgsfa_cli.console import EXIT_INTERRUPTED
+
+        sys.exit(EXIT_INTERRUPTED)
     return True
 
 
@@ -24,5 +34,19 @@ def leading() -> contextlib.AbstractContextManager[None]:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return contextlib.nullcontext()
     from pipeline.runtime import distributed
+    from sgsfa_cli.console import show_user_error
 
-    return distributed.leading()
+    return distributed.leading(show_user_error)
+
+
+def end(code: int) -> None:
+    """End a process of a group that fell apart, at once: the usual end would wait for the others.
+
+    Returns where there is no such group.
+    """
+    loaded = sys.modules.get("torch.distributed")
+    if os.environ.get("WORLD_SIZE", "1") == "1" or loaded is None or not loaded.is_initialized():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -58,8 +58,12 @@ class FeatureNetwork:
         whole_dim: W.
     """
 
-    def __init__(self, model: nn.Module, meta: CheckpointMeta, device: torch.device, config: ExtractConfig) -> None:
+    def __init__(
+        self, model: nn.Module, meta: CheckpointMeta, device: torch.device, config: ExtractConfig, place: World
+    ) -> None:
         self.meta, self.device = meta, device
+        # The processes of a machine share its cores.
+        self._threads = max(1, worker_count(-1) // place.local_size)
         self._model, self._config = model, config
         size = (1, meta.model.height, meta.model.width, 3)
         probe = embed(model, torch.zeros(size, dtype=torch.uint8, device=device))
@@ -77,8 +81,10 @@ class FeatureNetwork:
         """
         tune_allocator()
         device = place.device(resolve_device(config.device))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         model, meta = load_checkpoint(checkpoint)
-        return cls(model.to(device).to(memory_format=torch.channels_last), meta, device, config)
+        return cls(model.to(device).to(memory_format=torch.channels_last), meta, device, config, place)
 
     def batches(self, paths: Sequence[Path]) -> Iterator[FeatureBatch]:
         """Features of images in batches of `extract.batch_size`; the next batches are decoded meanwhile.
@@ -88,7 +94,7 @@ class FeatureNetwork:
             WeightsError: The network gives features that are not finite.
         """
         shape, size = self.meta.model, self._config.batch_size
-        for batch in decode_batches(paths, shape.height, shape.width, batch=size, threads=worker_count(-1)):
+        for batch in decode_batches(paths, shape.height, shape.width, batch=size, threads=self._threads):
             if len(batch.index):
                 found = self._look(torch.from_numpy(batch.images).to(self.device))
                 arrays = [

@@ -11,10 +11,12 @@ import functools
 import importlib
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -27,8 +29,16 @@ from pipeline.errors import DeviceError
 R = TypeVar("R")
 
 _PATIENCE = timedelta(hours=2)
-"""How long a process waits for a silent one, which may be testing the network. A dead one is noticed at once: its
-connections close."""
+"""How long a process waits for a silent one, which may be testing the network."""
+
+_PIECE = 4 * 2**20
+"""Bytes; torch's store breaks the connection over a value of more than 8 MiB, and the records of large data sets take
+more."""
+
+_LOOK_SECONDS = 1.0
+_GRACE_SECONDS = 10.0
+"""How long a process that must end, because another one failed, may take to notice that by itself. With gloo it does,
+because connections break. With NCCL it waits within a kernel that never ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +49,13 @@ class World:
         rank: 0 for the leader.
         size: Number of processes; 1 when torchrun did not start us.
         local_rank: Number of the process on its machine, which is also its GPU's number.
+        local_size: Number of processes on its machine.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
     @property
     def leader(self) -> bool:
@@ -51,10 +63,24 @@ class World:
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """The device of this process: its own GPU, by its number, where `cuda` was asked for without one."""
-        if str(device) == "cuda":
-            return torch.device("cuda", self.local_rank)
-        return device
+        """The device of this process: its own GPU, by its number, where `cuda` was asked for without one.
+
+        Raises:
+            DeviceError: There are more processes than GPUs, or all were to share one; in every process alike.
+        """
+        if device.type != "cuda":
+            return device
+        if self.local_size > 1 and device.index is not None:
+            raise DeviceError(
+                f"{self.local_size} processes cannot share {device}",
+                hint="use `cuda` or `auto`: each process takes its own GPU; CUDA_VISIBLE_DEVICES says which there are",
+            )
+        if self.local_size > 1 and self.local_size > torch.cuda.device_count():
+            raise DeviceError(
+                f"{self.local_size} processes were started here, and there are {torch.cuda.device_count()} GPUs",
+                hint=f"torchrun --nproc-per-node={torch.cuda.device_count()}",
+            )
+        return device if device.index is not None else torch.device("cuda", self.local_rank)
 
 
 def world() -> World:
@@ -63,47 +89,71 @@ def world() -> World:
         rank=int(os.environ.get("RANK", "0")),
         size=int(os.environ.get("WORLD_SIZE", "1")),
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
     )
 
 
 @contextlib.contextmanager
-def leading() -> Iterator[None]:
+def leading(tell: Callable[[DeviceError], None] | None = None) -> Iterator[None]:
     """The leader's block: inside, `together` calls all processes; at its end they are sent home.
 
-    In a single process it does nothing.
+    In a single process it does nothing. After an error the process has to end by `os._exit`: taking down a group of
+    processes that has lost one waits for it, even at the interpreter's own end.
+
+    Args:
+        tell: Tells the user of another process's error where this one cannot raise it, because it waits for the other
+            within a GPU's kernel. The process ends after it.
     """
     if world().size == 1:
         yield
         return
     board = _Board()
-    try:
-        yield
-    except RuntimeError as error:
-        raise _lost_peer(error, board) from error
-    finally:
-        with contextlib.suppress(RuntimeError):
-            board.post(None)
+
+    def end() -> None:
+        if tell is not None:
+            tell(_lost(board))
+
+    with _Watch("trouble", end, DeviceError.exit_code):
+        try:
+            yield
+        except BaseException as error:
+            # First of all, because the others may wait for this process within a kernel.
+            with contextlib.suppress(RuntimeError):
+                board.fail()
+                board.post(None)
+            if isinstance(error, RuntimeError) and _tells_of_a_loss(error):
+                raise _lost(board, error) from error
+            raise
+        board.post(None)
         _leave()
 
 
 def serve() -> None:
     """What all processes but the leader do: wait for calls and join in, until the leader sends them home.
 
+    After an error the process has to end by `os._exit`, as after one of `leading`.
+
     Raises:
+        DeviceError: Another process ended; that one tells why.
         Exception: Whatever the joint work raised; its text is left for the leader to tell.
     """
     board = _Board()
-    try:
-        while (call := board.wait()) is not None:
-            module, name, arguments = call
-            _join(board)
-            getattr(importlib.import_module(module), name)(**arguments)
-    except BaseException as error:
-        with contextlib.suppress(RuntimeError):
-            board.tell(f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        _leave()
+    with _Watch("failed", lambda: None, DeviceError.exit_code):
+        try:
+            while (call := board.wait()) is not None:
+                module, name, arguments = call
+                _join(board)
+                getattr(importlib.import_module(module), name)(**arguments)
+        except RuntimeError as error:
+            if _tells_of_a_loss(error):
+                raise _lost(board, error) from error
+            board.tell(error)
+            raise
+        except BaseException as error:
+            board.tell(error)
+            raise
+        if not board.failed():
+            _leave()
 
 
 def together(function: Callable[..., R], own: dict[str, Any] | None = None, /, **arguments: Any) -> R:
@@ -132,6 +182,15 @@ def wait_for_all() -> None:
     dist.all_reduce(torch.zeros(1))
 
 
+def same_everywhere(number: int) -> bool:
+    """Whether all processes of the run call this with the same number."""
+    if world().size == 1:
+        return True
+    most = torch.tensor([number, -number])
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return bool(most[0] == -most[1])
+
+
 class _Board:
     """Torchrun's key-value store, used as a notice board from the leader to the others."""
 
@@ -141,8 +200,12 @@ class _Board:
 
     def post(self, call: tuple[str, str, dict[str, Any]] | None) -> None:
         number = self._store.add("calls", 1) - 1
-        # The stubs say text; the store takes and gives bytes.
-        self._store.set(f"call-{number}", pickle.dumps(call))  # type: ignore[arg-type]
+        text = pickle.dumps(call)
+        pieces = [text[start : start + _PIECE] for start in range(0, len(text), _PIECE)]
+        for i, piece in enumerate(pieces):
+            # The stubs say text; the store takes and gives bytes.
+            self._store.set(f"call-{number}-{i}", piece)  # type: ignore[arg-type]
+        self._store.set(f"call-{number}", str(len(pieces)))
 
     def wait(self) -> tuple[str, str, dict[str, Any]] | None:
         # Polled, because the leader may first render or parse for hours, longer than any timeout of the store.
@@ -150,18 +213,63 @@ class _Board:
         while not self._store.check([key]):
             time.sleep(0.1)
         self._read += 1
-        call: tuple[str, str, dict[str, Any]] | None = pickle.loads(self._store.get(key))
+        pieces = range(int(self._store.get(key)))
+        call: tuple[str, str, dict[str, Any]] | None = pickle.loads(
+            b"".join(self._store.get(f"{key}-{i}") for i in pieces)
+        )
         return call
 
-    def tell(self, trouble: str) -> None:
-        self._store.set("trouble", f"process {world().rank} of {world().size} stopped with {trouble}")
+    def tell(self, error: BaseException) -> None:
+        """Leave an error for the leader to tell."""
+        with contextlib.suppress(RuntimeError):
+            text = f"process {world().rank} of {world().size} stopped with {type(error).__name__}: {error}"
+            self._store.set("trouble", text)
 
     def trouble(self) -> str | None:
-        return self._store.get("trouble").decode() if self._store.check(["trouble"]) else None
+        """What another process told."""
+        with contextlib.suppress(RuntimeError):
+            return self._store.get("trouble").decode() if self._store.check(["trouble"]) else None
+        return None
+
+    def fail(self) -> None:
+        """Say that the leader ends by an error."""
+        self._store.set("failed", "1")
+
+    def failed(self) -> bool:
+        """Whether the leader ended by an error."""
+        return self._store.check(["failed"])
 
     @property
     def store(self) -> Store:
         return self._store
+
+
+class _Watch:
+    """A thread that ends this process some time after another one has written `key` on the board.
+
+    Within the grace the process may end by itself, with a better message.
+    """
+
+    def __init__(self, key: str, last: Callable[[], None], code: int) -> None:
+        self._key, self._last, self._code = key, last, code
+        self._over = threading.Event()
+
+    def __enter__(self) -> None:
+        # A connection of its own: the other one may be waiting.
+        store = PrefixStore("sgsfa", _store().clone())
+        threading.Thread(target=self._look, args=(store,), name="watch", daemon=True).start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+
+    def _look(self, store: Store) -> None:
+        with contextlib.suppress(RuntimeError):
+            while not self._over.wait(_LOOK_SECONDS):
+                if store.check([self._key]) and not self._over.wait(_GRACE_SECONDS):
+                    self._last()
+                    os._exit(self._code)
 
 
 @functools.cache
@@ -176,13 +284,19 @@ def _join(board: _Board) -> None:
         return
     place = world()
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    dist.init_process_group(
-        backend,
-        store=PrefixStore("group", board.store),
-        rank=place.rank,
-        world_size=place.size,
-        timeout=_PATIENCE,
-    )
+    try:
+        dist.init_process_group(
+            backend,
+            store=PrefixStore("group", board.store),
+            rank=place.rank,
+            world_size=place.size,
+            timeout=_PATIENCE,
+        )
+    except RuntimeError as error:
+        raise DeviceError(
+            f"the {place.size} processes cannot connect: {_first_line(error)}",
+            hint="between machines, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network interface (eth0, ...)",
+        ) from error
 
 
 def _leave() -> None:
@@ -191,16 +305,19 @@ def _leave() -> None:
             dist.destroy_process_group()
 
 
-def _lost_peer(error: RuntimeError, board: _Board) -> Exception:
+def _tells_of_a_loss(error: RuntimeError) -> bool:
     """Tell a lost connection, whose cause lies in another process, from a defect of our own."""
-    lost = isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error)
-    if not lost:
-        return error
-    reason = None
-    with contextlib.suppress(RuntimeError):
-        reason = board.trouble()
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error)
+
+
+def _lost(board: _Board, error: RuntimeError | None = None) -> DeviceError:
+    found = board.trouble() or "another process of this run ended, or was killed"
     return DeviceError(
-        reason or "another process of this run ended, or was killed",
+        found if error is None or board.trouble() else f"{found} ({_first_line(error)})",
         expected=f"all {world().size} processes alive until the end",
         hint="start the same command again; it goes on from the last saved state",
     )
+
+
+def _first_line(error: RuntimeError) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
@@ -20,7 +21,7 @@ from pipeline.model.network import Network, build_model
 from pipeline.model.weights import CheckpointMeta, knows_people, load_backbone_weights, save_checkpoint, start_from
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import device_label, resolve_device
-from pipeline.runtime.distributed import World, together, wait_for_all, world
+from pipeline.runtime.distributed import World, same_everywhere, together, world
 from pipeline.runtime.files import read_json, sha256_bytes, sha256_file, write_json
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.runtime.seeds import derive, set_deterministic
@@ -30,7 +31,7 @@ from pipeline.training.feeder import Feeder
 from pipeline.training.loop import STATE_FILE, Loop, Setting
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.sampler import check_batches
-from pipeline.training.store import ImageStore, Targets, load_images, load_targets
+from pipeline.training.store import ImageStore, Targets, cached_images, load_targets, open_images
 from pipeline.training.validate import TestSet
 
 MODEL_FILE = "model.safetensors"
@@ -40,6 +41,7 @@ CURVES_FILE = "curves.png"
 REPORT_FILE = "training.json"
 STATE_FOLDER = "state"
 _DISCARDED = f"{STATE_FOLDER}.discarded"
+_SHARE = "machines that train together need the artifact folder on a disk that they share, under the same path"
 
 
 @dataclass(frozen=True)
@@ -124,14 +126,13 @@ def train(
         return report
     return together(
         _train,
-        {"progress": progress},
+        {"progress": progress, "tests": tests},
         workdir=workdir,
         dataset=dataset,
         masks=masks if model.kind == "sgsfa" else None,
         model=model,
         loss=loss,
         config=config,
-        tests=tests,
     )
 
 
@@ -143,7 +144,7 @@ def _train(
     model: ModelConfig,
     loss: LossConfig,
     config: TrainConfig,
-    tests: Sequence[Dataset],
+    tests: Sequence[Dataset] = (),
     progress: Progress = SILENT,
 ) -> TrainReport:
     tune_allocator()
@@ -190,6 +191,8 @@ def _train(
         identity=_identity(model, loss, config, targets.num_classes, store.names),
     )
     loop = Loop(network, setting, model, loss, config, progress)
+    if not same_everywhere(loop.step):
+        raise DataError("the processes would go on from different steps", where=state, hint=_SHARE)
 
     def calibrated(trained: nn.Module) -> Calibration:
         batch = config.identities * config.instances // config.accumulate
@@ -250,26 +253,24 @@ def _images(
     place: World,
     progress: Progress,
 ) -> ImageStore:
-    def load() -> ImageStore:
-        return load_images(
-            dataset,
-            sorted(records),
-            height=model.height,
-            width=model.width,
-            cache=cache,
-            budget_gb=config.image_budget_gb,
-            progress=progress,
+    def made() -> Path:
+        return cached_images(
+            dataset, sorted(records), height=model.height, width=model.width, cache=cache, progress=progress
         )
 
+    # Each process of a machine holds the images for itself.
+    budget = config.image_budget_gb / place.local_size
     if place.size == 1:
-        return load()
+        return open_images(made(), budget)
     # The leader decodes, the others wait and then read what it wrote.
-    if place.leader:
-        store = load()
-        wait_for_all()
-        return store
-    wait_for_all()
-    return load()
+    found = [str(made()) if place.leader else ""]
+    dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
+    path = Path(found[0])
+    if not path.is_file():
+        raise DataError(
+            f"process {place.rank} of {place.size} does not see what the first process wrote", where=path, hint=_SHARE
+        )
+    return open_images(path, budget)
 
 
 def _announce(

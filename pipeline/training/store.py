@@ -50,31 +50,23 @@ class ImageStore:
         return not isinstance(self.images, np.memmap)
 
 
-def load_images(
-    dataset: Dataset,
-    names: Sequence[str],
-    *,
-    height: int,
-    width: int,
-    cache: Path,
-    budget_gb: float,
-    progress: Progress,
-) -> ImageStore:
-    """Decode and resize images once, into an HDF5 file; later runs over the same contents only read that.
+def cached_images(
+    dataset: Dataset, names: Sequence[str], *, height: int, width: int, cache: Path, progress: Progress
+) -> Path:
+    """Decode and resize images into an HDF5 file, unless it is there.
 
     Args:
         dataset: Where the images lie.
         names: Which images, each once.
         height: Their new height in pixels.
         width: Their new width in pixels.
-        cache: Folder of the cache file. The file's name holds a hash of the images' names and contents and of the
-            size, so that a stale file is never taken; other files of this kind in the folder are removed.
-        budget_gb: Up to this size the images are read into memory, above it mapped; the values are the same.
+        cache: Folder of the file. The file's name holds a hash of the images' names and contents and of the size, so
+            that a stale file is never taken; other files of this kind in the folder are removed.
         progress: Where to report.
 
     Raises:
         DataError: Not a single image can be read.
-        ArtifactError: The cache file cannot be written.
+        ArtifactError: The file cannot be written.
     """
     path = cache / f"images-{_content_key(dataset.root, names, height, width)}.h5"
     if not path.is_file():
@@ -91,7 +83,7 @@ def load_images(
                 where=path,
                 hint=f"make room: they need {needed / 1e6:,.0f} MB" if is_no_space(error) else None,
             ) from error
-    return _open(path, budget_gb)
+    return path
 
 
 def _content_key(root: Path, names: Sequence[str], height: int, width: int) -> str:
@@ -134,7 +126,13 @@ def _decode_into(
     temporary.replace(path)
 
 
-def _open(path: Path, budget_gb: float) -> ImageStore:
+def open_images(path: Path, budget_gb: float) -> ImageStore:
+    """Open a file of `cached_images`.
+
+    Args:
+        path: The file.
+        budget_gb: Up to this size the images are read into memory, above it mapped; the values are the same.
+    """
     with h5py.File(path, "r") as file:
         contents = json.loads(file["contents"][()].tobytes())
         count = len(contents["names"])

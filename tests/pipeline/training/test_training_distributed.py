@@ -223,3 +223,27 @@ def test_when_a_process_is_killed_all_end_and_the_run_goes_on_later(tmp_path: Pa
         done.wait()
         assert done.stderr is not None
         done.stderr.close()
+
+
+@pytest.mark.parametrize("kind", ["user", "defect"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_in_one_process_ends_all_even_where_the_others_cannot_notice(
+    tmp_path: Path, rank: int, kind: str
+) -> None:
+    make_csv(tmp_path)
+    command = training_command(tmp_path, processes=2)
+    place = command.index("-m", 3)
+    command[place : place + 2] = [str(HERE / "failing_worker.py"), str(rank), kind]
+    begun = time.monotonic()
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert time.monotonic() - begun < 90
+    said = " ".join(done.stderr.split())
+    if kind == "user":
+        assert said.count("planted for users") == 1
+        assert said.count("Traceback") == 1, "torchrun's"
+        assert "defect of sgsfa" not in said
+    else:
+        assert "ValueError: planted as a defect" in said
+        assert "defect of sgsfa" in said
+    assert ("process 1 of 2 stopped with" in said) is (rank == 1)

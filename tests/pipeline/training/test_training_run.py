@@ -498,6 +498,32 @@ def test_exhausted_memory_ends_with_advice_and_a_state_to_go_on_from(tmp_path: P
     assert_equal_weights(work["folder"], tmp_path)
 
 
+def test_machines_without_a_common_folder_are_told(
+    tmp_path: Path, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(found: list[str], **_: object) -> None:
+        found[0] = str(tmp_path / "on-another-machine.h5")
+
+    monkeypatch.setattr(run_module.dist, "broadcast_object_list", elsewhere)
+    arguments = work["arguments"]
+    dataset: Dataset = arguments["dataset"]
+    records = {record.path: record for record in dataset.split("train")}
+    place = World(rank=1, size=2)
+    with pytest.raises(DataError, match="process 1 of 2 does not see") as caught:
+        run_module._images(records, dataset, arguments["model"], arguments["config"], tmp_path / "cache", place, SILENT)
+    assert "a disk that they share" in (caught.value.hint or "")
+    assert not (tmp_path / "cache").exists(), "only the first process decodes"
+
+
+def test_processes_at_different_steps_are_stopped(
+    tmp_path: Path, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "same_everywhere", lambda number: False)
+    with pytest.raises(DataError, match="different steps"):
+        train(tmp_path, **work["arguments"])
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_accumulation_trains(tmp_path: Path, work: dict[str, Any]) -> None:
     config = small_training(epochs=1, accumulate=3)
     train(tmp_path, **work["arguments"] | {"config": config})

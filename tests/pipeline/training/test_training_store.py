@@ -18,13 +18,14 @@ from pipeline.datasets.records import Dataset
 from pipeline.errors import ArtifactError, DataError, FormatError
 from pipeline.runtime.progress import SILENT
 from pipeline.training.feeder import Feeder
-from pipeline.training.store import ImageStore, load_images, load_targets
+from pipeline.training.store import ImageStore, cached_images, load_targets, open_images
 from pipeline.training.tree import joined, tensors_of, with_tensors
 
 
 def load(dataset: Dataset, cache: Path, *, budget: float = 1.0, size: tuple[int, int] = (HEIGHT, WIDTH)) -> ImageStore:
     names = sorted(record.path for record in dataset.split("train"))
-    return load_images(dataset, names, height=size[0], width=size[1], cache=cache, budget_gb=budget, progress=SILENT)
+    path = cached_images(dataset, names, height=size[0], width=size[1], cache=cache, progress=SILENT)
+    return open_images(path, budget)
 
 
 @pytest.mark.parametrize("budget", [1.0, 1e-9])
