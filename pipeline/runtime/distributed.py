@@ -11,12 +11,13 @@ import functools
 import importlib
 import os
 import pickle
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -115,7 +116,8 @@ def leading(tell: Callable[[DeviceError], None] | None = None) -> Iterator[None]
 
     with _Watch("trouble", end, DeviceError.exit_code):
         try:
-            yield
+            with _told_to_stop():
+                yield
         except BaseException as error:
             # First of all, because the others may wait for this process within a kernel.
             with contextlib.suppress(RuntimeError):
@@ -242,6 +244,29 @@ class _Board:
     @property
     def store(self) -> Store:
         return self._store
+
+
+@contextlib.contextmanager
+def _told_to_stop() -> Iterator[None]:
+    """Inside, SIGTERM is as good as Ctrl-C.
+
+    Torchrun sends it as soon as one process has died. Once something is wrong here it changes nothing any more, so
+    that there is time to tell what.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except BaseException:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
+    signal.signal(signal.SIGTERM, before)
 
 
 class _Watch:
