@@ -134,7 +134,11 @@ def run() -> None:
     try:
         app(prog_name="sgsfa")
     except SystemExit as stop:
-        torchrun.end(stop.code if isinstance(stop.code, int) else 0)
+        if stop.code is None or isinstance(stop.code, int):
+            torchrun.end(stop.code or 0)
+        raise
+    except KeyboardInterrupt:
+        torchrun.end(console.EXIT_INTERRUPTED)
         raise
     except Exception:
         traceback.print_exc()

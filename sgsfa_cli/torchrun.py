@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.errors import DeviceError
 
 
 def joined() -> bool:
@@ -34,9 +38,14 @@ def leading() -> contextlib.AbstractContextManager[None]:
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return contextlib.nullcontext()
     from pipeline.runtime import distributed
-    from sgsfa_cli.console import show_user_error
+    from sgsfa_cli.console import err, show_user_error
 
-    return distributed.leading(show_user_error)
+    def tell(error: DeviceError) -> None:
+        # Bars, which nobody will end any more, have hidden it.
+        err().show_cursor(True)
+        show_user_error(error)
+
+    return distributed.leading(tell)
 
 
 def end(code: int) -> None:
@@ -47,6 +56,7 @@ def end(code: int) -> None:
     loaded = sys.modules.get("torch.distributed")
     if os.environ.get("WORLD_SIZE", "1") == "1" or loaded is None or not loaded.is_initialized():
         return
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)

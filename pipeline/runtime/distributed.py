@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import json
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from pipeline.errors import DeviceError
+from pipeline.errors import DeviceError, UserError
 
 R = TypeVar("R")
 
@@ -98,8 +100,9 @@ def world() -> World:
 def leading(tell: Callable[[DeviceError], None] | None = None) -> Iterator[None]:
     """The leader's block: inside, `together` calls all processes; at its end they are sent home.
 
-    In a single process it does nothing. After an error the process has to end by `os._exit`: taking down a group of
-    processes that has lost one waits for it, even at the interpreter's own end.
+    In a single process it does nothing. To be used once in a process, as `serve` is. After an error the process has to
+    end by `os._exit`: taking down a group of processes that has lost one waits for it, even at the interpreter's own
+    end.
 
     Args:
         tell: Tells the user of another process's error where this one cannot raise it, because it waits for the other
@@ -110,9 +113,9 @@ def leading(tell: Callable[[DeviceError], None] | None = None) -> Iterator[None]
         return
     board = _Board()
 
-    def end() -> None:
+    def end(told: str) -> None:
         if tell is not None:
-            tell(_lost(board))
+            tell(_lost(told))
 
     with _Watch("trouble", end, DeviceError.exit_code):
         try:
@@ -123,8 +126,12 @@ def leading(tell: Callable[[DeviceError], None] | None = None) -> Iterator[None]
             with contextlib.suppress(RuntimeError):
                 board.fail()
                 board.post(None)
+            told = board.trouble()
+            if isinstance(error, KeyboardInterrupt) and told is not None:
+                # Torchrun's SIGTERM, which follows the other one's end.
+                raise _lost(told) from error
             if isinstance(error, RuntimeError) and _tells_of_a_loss(error):
-                raise _lost(board, error) from error
+                raise _lost(told, error) from error
             raise
         board.post(None)
         _leave()
@@ -140,18 +147,17 @@ def serve() -> None:
         Exception: Whatever the joint work raised; its text is left for the leader to tell.
     """
     board = _Board()
-    with _Watch("failed", lambda: None, DeviceError.exit_code):
+    with _Watch("failed", lambda told: None, DeviceError.exit_code):
         try:
             while (call := board.wait()) is not None:
                 module, name, arguments = call
                 _join(board)
                 getattr(importlib.import_module(module), name)(**arguments)
-        except RuntimeError as error:
-            if _tells_of_a_loss(error):
-                raise _lost(board, error) from error
-            board.tell(error)
-            raise
+        except KeyboardInterrupt:
+            raise  # the leader is stopped as well
         except BaseException as error:
+            if isinstance(error, RuntimeError) and _tells_of_a_loss(error):
+                raise _lost(None, error) from error
             board.tell(error)
             raise
         if not board.failed():
@@ -223,9 +229,13 @@ class _Board:
 
     def tell(self, error: BaseException) -> None:
         """Leave an error for the leader to tell."""
+        place = world()
+        facts = {"found": str(error), "where": None, "expected": None, "hint": None}
+        if isinstance(error, UserError):
+            facts = {name: getattr(error, name) for name in facts}
+        facts["found"] = f"process {place.rank} of {place.size} stopped with {type(error).__name__}: {facts['found']}"
         with contextlib.suppress(RuntimeError):
-            text = f"process {world().rank} of {world().size} stopped with {type(error).__name__}: {error}"
-            self._store.set("trouble", text)
+            self._store.set("trouble", json.dumps(facts))
 
     def trouble(self) -> str | None:
         """What another process told."""
@@ -238,8 +248,10 @@ class _Board:
         self._store.set("failed", "1")
 
     def failed(self) -> bool:
-        """Whether the leader ended by an error."""
-        return self._store.check(["failed"])
+        """Whether the leader ended by an error, or is gone with the store."""
+        with contextlib.suppress(RuntimeError):
+            return self._store.check(["failed"])
+        return True
 
     @property
     def store(self) -> Store:
@@ -273,9 +285,14 @@ class _Watch:
     """A thread that ends this process some time after another one has written `key` on the board.
 
     Within the grace the process may end by itself, with a better message.
+
+    Args:
+        key: What to look for.
+        last: What to do before the end, with the text that was written.
+        code: To end with.
     """
 
-    def __init__(self, key: str, last: Callable[[], None], code: int) -> None:
+    def __init__(self, key: str, last: Callable[[str], None], code: int) -> None:
         self._key, self._last, self._code = key, last, code
         self._over = threading.Event()
 
@@ -293,8 +310,12 @@ class _Watch:
         with contextlib.suppress(RuntimeError):
             while not self._over.wait(_LOOK_SECONDS):
                 if store.check([self._key]) and not self._over.wait(_GRACE_SECONDS):
-                    self._last()
-                    os._exit(self._code)
+                    try:
+                        # Not asked of the board, whose connection the main thread may be waiting in.
+                        self._last(store.get(self._key).decode())
+                        sys.stderr.flush()
+                    finally:
+                        os._exit(self._code)
 
 
 @functools.cache
@@ -335,12 +356,19 @@ def _tells_of_a_loss(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection" in str(error)
 
 
-def _lost(board: _Board, error: RuntimeError | None = None) -> DeviceError:
-    found = board.trouble() or "another process of this run ended, or was killed"
+def _lost(told: str | None, error: RuntimeError | None = None) -> DeviceError:
+    """What to say when another process has ended: what it told, or else what was noticed of it."""
+    again = "start the same command again; it goes on from the last saved state"
+    if told is not None:
+        facts = json.loads(told)
+        return DeviceError(
+            facts["found"], where=facts["where"], expected=facts["expected"], hint=facts["hint"] or again
+        )
+    noticed = "" if error is None else f" ({_first_line(error)})"
     return DeviceError(
-        found if error is None or board.trouble() else f"{found} ({_first_line(error)})",
+        f"another process of this run ended, or was killed{noticed}",
         expected=f"all {world().size} processes alive until the end",
-        hint="start the same command again; it goes on from the last saved state",
+        hint=again,
     )
 
 

@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -186,9 +187,9 @@ def test_the_fingerprint_covers_records_and_content_but_not_the_place(root: Path
 class Counting:
     """A progress that counts, and is stopped by Ctrl-C at some number."""
 
-    def __init__(self, stop: int | None = None) -> None:
+    def __init__(self, stop: int | None = None, stopped: threading.Event | None = None) -> None:
         self.totals: list[int | None] = []
-        self.done, self.stop = 0, stop
+        self.done, self.stop, self.stopped = 0, stop, stopped or threading.Event()
         self.note = self.warn = lambda message: None
 
     def task(self, label: str, *, total: int | None, done: int = 0, unit: str = "images") -> "Counting":
@@ -198,6 +199,7 @@ class Counting:
     def advance(self, count: int = 1, /, **fields: float | str) -> None:
         self.done += count
         if self.done == self.stop:
+            self.stopped.set()
             raise KeyboardInterrupt
 
     def __enter__(self) -> "Counting":
@@ -222,16 +224,18 @@ def test_a_stopped_hashing_keeps_what_it_has_and_reads_no_more(
 ) -> None:
     monkeypatch.setattr(fingerprint, "_MANY", 1)
     monkeypatch.setattr(fingerprint, "_THREADS", 1)
-    reading = fingerprint.sha256_file
+    reading, stopped = fingerprint.sha256_file, threading.Event()
 
-    def slowly(path: Path) -> str:
-        time.sleep(0.02)
+    def waiting_at_the_tenth(path: Path) -> str:
+        if len(hashed) == 9:
+            assert stopped.wait(60)
+            time.sleep(0.2)  # until those that wait for their turn are called off
         return reading(path)
 
-    monkeypatch.setattr(fingerprint, "sha256_file", slowly)
+    monkeypatch.setattr(fingerprint, "sha256_file", waiting_at_the_tenth)
     with pytest.raises(KeyboardInterrupt):
-        image_hashes(root, NAMES, cache=cache, progress=Counting(stop=6))
-    assert 6 <= len(hashed) < 15
+        image_hashes(root, NAMES, cache=cache, progress=Counting(stop=6, stopped=stopped))
     before = len(hashed)
+    assert before < 20
     assert len(image_hashes(root, NAMES, cache=cache)) == 20
     assert len(hashed) == before + 20 - 5, "the five that were counted are remembered"

@@ -42,17 +42,34 @@ def test_processes_do_not_share_a_gpu(rank: int, monkeypatch: pytest.MonkeyPatch
         place.device(torch.device("cuda:0"))
 
 
-@pytest.mark.slow
-def test_calls_of_any_size_reach_the_others() -> None:
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     path = os.pathsep.join([str(HERE.parents[2]), str(HERE)])
-    done = subprocess.run(
-        [*command, str(HERE / "posting_worker.py")],
+    return subprocess.run(
+        [*command, str(HERE / arguments[0]), *arguments[1:]],
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=200,
         check=False,
     )
+
+
+@pytest.mark.slow
+def test_calls_of_any_size_reach_the_others() -> None:
+    done = launch("posting_worker.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "done\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["joining", "working"])
+def test_the_others_error_is_told_whatever_the_leader_does(mode: str) -> None:
+    done = launch("ending_worker.py", mode)
+    assert done.returncode != 0
+    said = " ".join(done.stderr.split())
+    assert said.count("process 1 of 2 stopped with WeightsError: planted") == 1, done.stderr
+    assert "pull it out" in said
+    assert "Stopped." not in said
+    assert "start the same command again" not in said, "the other's advice, and no other"
+    assert said.count("Traceback") == 1, "torchrun's"
