@@ -122,3 +122,15 @@ class RejectedInputs(SgsfaError):
 
 def _rebuild_rejected(stage: str, rejected: tuple[Rejected, ...], total: int) -> RejectedInputs:
     return RejectedInputs(stage, rejected, total=total)
+
+
+def first_line(error: Exception, limit: int = 200) -> str:
+    """What a library's exception says, in one line; the exception's name, where it says nothing.
+
+    Args:
+        error: Of another library, whose further lines are for its developers.
+        limit: Most characters.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # "backend='inductor' raised:" alone says nothing.
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:limit]

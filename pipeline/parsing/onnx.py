@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError, DeviceError, FormatError, WeightsError
+from pipeline.errors import ConfigError, DeviceError, FormatError, WeightsError, first_line
 from pipeline.parsing.files import weights_hash
 from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import LabelSet
@@ -120,8 +120,7 @@ def load_onnx(path: Path, *, label_set: str | None = None, device: str = "auto")
         session = onnxruntime.InferenceSession(path, sess_options=options, providers=providers)
     # ONNX Runtime's exceptions share no base of their own.
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"the ONNX model cannot be loaded: {first}", where=path) from error
+        raise WeightsError(f"the ONNX model cannot be loaded: {first_line(error)}", where=path) from error
     # ONNX Runtime goes on without a provider that does not start, which here would be a hundred times slower.
     if device.startswith("cuda") and _CUDA not in session.get_providers():
         raise DeviceError(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError, FormatError, WeightsError
+from pipeline.errors import ConfigError, FormatError, WeightsError, first_line
 from pipeline.parsing.files import sidecar_path
 from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import LabelSet
@@ -102,6 +102,5 @@ def load_torchscript(path: Path, *, label_set: str | None = None, device: str = 
             warnings.simplefilter("ignore", FutureWarning)
             module = torch.jit.load(str(path), map_location=target).eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"the TorchScript file cannot be loaded: {first}", where=path) from error
+        raise WeightsError(f"the TorchScript file cannot be loaded: {first_line(error)}", where=path) from error
     return TorchScriptParser(module, path, sidecar, labels, target)

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from pipeline.errors import DeviceError, UserError
+from pipeline.errors import DeviceError, UserError, first_line
 
 R = TypeVar("R")
 
@@ -340,7 +340,7 @@ def _join(board: _Board) -> None:
         )
     except RuntimeError as error:
         raise DeviceError(
-            f"the {place.size} processes cannot connect: {_first_line(error)}",
+            f"the {place.size} processes cannot connect: {first_line(error)}",
             hint="between machines, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the network interface (eth0, ...)",
         ) from error
 
@@ -364,13 +364,9 @@ def _lost(told: str | None, error: RuntimeError | None = None) -> DeviceError:
         return DeviceError(
             facts["found"], where=facts["where"], expected=facts["expected"], hint=facts["hint"] or again
         )
-    noticed = "" if error is None else f" ({_first_line(error)})"
+    noticed = "" if error is None else f" ({first_line(error)})"
     return DeviceError(
         f"another process of this run ended, or was killed{noticed}",
         expected=f"all {world().size} processes alive until the end",
         hint=again,
     )
-
-
-def _first_line(error: RuntimeError) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

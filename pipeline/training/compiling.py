@@ -9,6 +9,7 @@ from typing import Generic, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import first_line
 from pipeline.model.network import Output
 from pipeline.runtime.device import Context, constant
 from pipeline.runtime.progress import Progress
@@ -105,7 +106,4 @@ def _compile(what: Callable[..., object]) -> Callable[..., object]:
 
 
 def _warn(error: Exception, where: str, progress: Progress) -> None:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # "backend='inductor' raised:" alone says nothing.
-    said = " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:200]
-    progress.warn(f"torch.compile failed{where}, going on without it: {said}")
+    progress.warn(f"torch.compile failed{where}, going on without it: {first_line(error)}")

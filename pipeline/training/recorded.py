@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from pipeline.errors import DeviceError
+from pipeline.errors import DeviceError, first_line
 from pipeline.runtime.device import memory_exhausted
 from pipeline.runtime.progress import Progress
 from pipeline.training.tree import tensors_of, with_tensors
@@ -91,9 +91,8 @@ class Recorded(Generic[Given, Made]):
                 self._progress.warn("there is no memory to record the steps as a CUDA graph; going on without")
                 return
             # Torch's generators and allocator may still take a recording for under way, so nothing can go on.
-            said = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
             raise DeviceError(
-                f"a training step cannot be recorded as a CUDA graph: {said}",
+                f"a training step cannot be recorded as a CUDA graph: {first_line(cause)}",
                 expected="a network whose forward and backward pass never wait for the GPU",
                 hint="set train.cuda_graph=false and start again; the result is the same",
             ) from error
