@@ -150,7 +150,6 @@ class Real:
     def __init__(self, run: RunConfig, images: int, identities: int, device: torch.device) -> None:
         store, targets = stand_in_store(images, identities, run.model.height, run.model.width)
         self.run, self.size = run, (run.model.height, run.model.width)
-        self.labels = targets.labels.tolist()
         self.folder = tempfile.TemporaryDirectory()
         self.setting = Setting(
             names=store.names,
@@ -164,7 +163,10 @@ class Real:
         )
         self.loop = self.new_loop(identities, run.train)
         self.gradient = self.loop.gradient_of(self.loop.forward_model())
-        self.done = 0
+        plans = plan_steps(
+            targets.labels.tolist(), run.train, self.size, start=0, stop=self.loop.total, place=self.setting.place
+        )
+        self.batches = self.setting.feeder.batches(plans, lambda plan: plan.rows)
 
     def new_loop(self, identities: int, config: TrainConfig) -> Loop:
         """A loop over the store, with a network of its own."""
@@ -173,14 +175,10 @@ class Real:
 
     def steps(self, count: int) -> None:
         """Take the next steps of the run."""
-        plans = plan_steps(
-            self.labels, self.run.train, self.size, start=self.done, stop=self.done + count, place=self.setting.place
-        )
-        for plan, images in self.setting.feeder.batches(plans, lambda plan: plan.rows):
+        for plan, images in itertools.islice(self.batches, count):
             self.loop.advance(self.gradient, plan, images)
             if self.loop.time_to_look():
                 self.loop.look(None)
-        self.done += count
 
 
 def network(model: ModelConfig, identities: int, device: torch.device) -> nn.Module:
@@ -214,9 +212,10 @@ def host_milliseconds(real: Real, device: torch.device) -> float | None:
     """Time the host needs to hand a step to the GPU: what limits small networks there. None on a CPU."""
     if device.type != "cuda":
         return None
-    # So few that the GPU's queue has room for them.
+    # So few that the GPU's queue has room for them, and none at which losses are read back.
     count = 5
     wait(device)
+    real.loop.look(None)
     started = time.perf_counter()
     real.steps(count)
     taken = time.perf_counter() - started
@@ -236,7 +235,7 @@ def measure(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
     run = load_config(preset=arguments.preset)
     if batch % run.train.instances:
         raise SystemExit(f"a batch has {run.train.instances} images of each person; {batch} is no multiple of that")
-    device = World().device(resolve_device(arguments.device))
+    device = World().take_device(arguments.device)
     changed = {
         "model": {"backbone": arguments.backbone, "weights": arguments.weights},
         "train": {
@@ -251,8 +250,6 @@ def measure(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
     }
     values = run.model_dump()
     run = RunConfig.model_validate(values | {section: values[section] | changed[section] for section in changed})
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     set_deterministic(run.train.deterministic)
     torch._dynamo.reset()
     identities = max(arguments.identities, run.train.identities)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from pipeline.config import ExtractConfig
 from pipeline.datasets.images import decode_batches
-from pipeline.errors import DeviceError, Rejected, WeightsError
+from pipeline.errors import Rejected, WeightsError
 from pipeline.model.embed import Embedded, embed
 from pipeline.model.weights import CheckpointMeta, load_checkpoint
 from pipeline.parts import NUM_PARTS
 from pipeline.runtime.allocator import tune_allocator
-from pipeline.runtime.device import memory_exhausted, resolve_device
+from pipeline.runtime.device import memory_watched, no_room
 from pipeline.runtime.distributed import World
 from pipeline.runtime.parallel import worker_count
 
@@ -77,14 +77,13 @@ class FeatureNetwork:
 
         Raises:
             WeightsError: The checkpoint is missing or damaged.
-            DeviceError: The device is not there.
+            DeviceError: The device is not there or too full for the network.
         """
         tune_allocator()
-        device = place.device(resolve_device(config.device))
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
+        device = place.take_device(config.device)
         model, meta = load_checkpoint(checkpoint)
-        return cls(model.to(device).to(memory_format=torch.channels_last), meta, device, config, place)
+        with memory_watched(lambda: no_room(device, "the network does")):
+            return cls(model.to(device).to(memory_format=torch.channels_last), meta, device, config, place)
 
     def batches(self, paths: Sequence[Path]) -> Iterator[FeatureBatch]:
         """Features of images in batches of `extract.batch_size`; the next batches are decoded meanwhile.
@@ -96,7 +95,7 @@ class FeatureNetwork:
         shape, size = self.meta.model, self._config.batch_size
         for batch in decode_batches(paths, shape.height, shape.width, batch=size, threads=self._threads):
             if len(batch.index):
-                found = self._look(torch.from_numpy(batch.images).to(self.device))
+                found = self._look(torch.from_numpy(batch.images))
                 arrays = [
                     tensor.cpu().numpy()
                     for tensor in (found.parts[:, :, : self.part_dim], found.whole, found.visibility)
@@ -107,15 +106,9 @@ class FeatureNetwork:
             yield FeatureBatch(batch.index, arrays[0], arrays[1], arrays[2], batch.failed, batch.failed_index)
 
     def _look(self, images: Tensor) -> Embedded:
-        try:
-            found = embed(self._model, images, flip=self._config.flip, amp=self._config.amp)
-        except (RuntimeError, MemoryError) as error:
-            if not memory_exhausted(error):
-                raise
-            raise DeviceError(
-                f"the memory of {self.device} is exhausted by a batch of {len(images)} images",
-                hint=f"set extract.batch_size={max(1, self._config.batch_size // 2)}",
-            ) from error
+        smaller = f"set extract.batch_size={max(1, self._config.batch_size // 2)}"
+        with memory_watched(lambda: no_room(self.device, f"{len(images)} images a batch do", hint=smaller)):
+            found = embed(self._model, images.to(self.device), flip=self._config.flip, amp=self._config.amp)
         if not all(bool(torch.isfinite(each).all()) for each in (found.parts, found.whole)):
             raise WeightsError(
                 "the network gives features that are not finite numbers",

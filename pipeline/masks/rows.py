@@ -20,7 +20,7 @@ from pipeline.parsing.labelmaps import LabelMaps
 from pipeline.parsing.labels import Grouping, LabelSet, group_soft
 from pipeline.parsing.parser import Parser, load_parser, parse_flipped
 from pipeline.runtime.allocator import tune_allocator
-from pipeline.runtime.device import memory_exhausted
+from pipeline.runtime.device import memory_watched
 
 BATCH_SIZE = "masks.batch_size"
 """Key of the configuration that an error about too large a batch names."""
@@ -111,16 +111,15 @@ def parse(parser: Parser, images: Bytes, *, flip: bool) -> Tensor:
 
 
 def _parse(parser: Parser, images: Bytes, *, flip: bool) -> Tensor:
-    try:
-        return parse(parser, images, flip=flip)
-    except (RuntimeError, MemoryError) as error:
-        if not memory_exhausted(error):
-            raise
-        raise DeviceError(
+    def too_many() -> DeviceError:
+        return DeviceError(
             f"{len(images)} images a batch do not fit into the memory of {parser.info.device or 'the device'}",
             where=BATCH_SIZE,
             expected="a smaller number; on a GPU also `auto`, which tries before the build begins what fits",
-        ) from error
+        )
+
+    with memory_watched(too_many):
+        return parse(parser, images, flip=flip)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,14 +37,13 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
         WeightsError: Its weights cannot be used.
         DeviceError: The device is not there, or its memory is too small for one image.
     """
-    from pipeline.runtime.device import memory_exhausted
+    from pipeline.runtime.device import memory_watched
 
-    try:
+    def too_large() -> DeviceError:
+        return DeviceError(f"the parser {spec} does not fit into the memory of the device ({device})")
+
+    with memory_watched(too_large):
         return _load(spec, label_set, device)
-    except (RuntimeError, MemoryError) as error:
-        if not memory_exhausted(error):
-            raise
-        raise DeviceError(f"the parser {spec} does not fit into the memory of the device ({device})") from error
 
 
 def _load(spec: str, label_set: str | None, device: str) -> Parser:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,6 +82,39 @@ def memory_exhausted(error: Exception) -> bool:
         return True
     text = str(error).lower()
     return any(words in text for words in _OUT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def memory_watched(told: Callable[[], DeviceError]) -> Iterator[None]:
+    """Turn an error that means that the device's memory is exhausted into one that says what to do.
+
+    Args:
+        told: Makes the error to raise instead.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not memory_exhausted(error):
+            raise
+        raise told() from error
+
+
+def no_room(device: torch.device, wanted: str, *, hint: str | None = None) -> DeviceError:
+    """The error for a device without memory for what is wanted.
+
+    Args:
+        device: The device.
+        wanted: What there is no memory for, with its verb: `the network does`, `images of 256x128 do`.
+        hint: What helps besides freeing memory.
+    """
+    left = ""
+    if device.type == "cuda":
+        # Where not even a context fits, nothing can be asked.
+        with contextlib.suppress(RuntimeError):
+            free, total = torch.cuda.mem_get_info(device)
+            left = f", of which {free / 1e9:.1f} of {total / 1e9:.1f} GB are free"
+        hint = "; ".join(filter(None, (hint, "nvidia-smi shows which other programs hold memory of the GPU")))
+    return DeviceError(f"{wanted} not fit into the memory of {device}{left}", hint=hint)
 
 
 def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:

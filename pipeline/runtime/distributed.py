@@ -28,6 +28,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import DeviceError, UserError, first_line
+from pipeline.runtime.device import memory_watched, no_room, resolve_device
 
 R = TypeVar("R")
 
@@ -84,6 +85,18 @@ class World:
                 hint=f"torchrun --nproc-per-node={torch.cuda.device_count()}",
             )
         return device if device.index is not None else torch.device("cuda", self.local_rank)
+
+    def take_device(self, name: str) -> torch.device:
+        """The device of this process by its name in the configuration; a GPU becomes the current one.
+
+        Raises:
+            DeviceError: It is not there, cannot be shared so, or has no memory left at all.
+        """
+        device = self.device(resolve_device(name))
+        if device.type == "cuda":
+            with memory_watched(lambda: no_room(device, "an empty program does")):
+                torch.cuda.set_device(device)
+        return device
 
 
 def world() -> World:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.errors import DataError, DeviceError
 from pipeline.model.losses import LOSS_NAMES, total_loss
-from pipeline.runtime.device import autocast, memory_exhausted
+from pipeline.runtime.device import autocast, memory_watched
 from pipeline.runtime.distributed import World
 from pipeline.runtime.files import write_json
 from pipeline.runtime.progress import Progress
@@ -213,13 +212,12 @@ class Loop:
         plans = plan_steps(
             self._labels, self.config, self.setting.size, start=self.step, stop=self.total, place=self.setting.place
         )
-        feed = self.setting.feeder.batches(plans, lambda plan: plan.rows)
         with (
             Interrupts() as interrupts,
             self._progress.task("train", total=self.total * batch, done=self.step * batch) as task,
         ):
             self._looked = time.monotonic()
-            for plan, images in feed:
+            for plan, images in self._fetched(plans):
                 self.advance(gradient, plan, images)
                 ends_epoch = self.step % self.per_epoch == 0
                 # The other processes go on until they miss the leader, which alone knows that the state is safe.
@@ -235,6 +233,15 @@ class Loop:
                     self.save()
                 if stopping:
                     raise KeyboardInterrupt
+
+    def _fetched(self, plans: Iterator[StepPlan]) -> Iterator[tuple[StepPlan, Tensor]]:
+        feed = self.setting.feeder.batches(plans, lambda plan: plan.rows)
+        while True:
+            with memory_watched(self._out_of_memory):
+                fetched = next(feed, None)
+            if fetched is None:
+                return
+            yield fetched
 
     def save(self) -> None:
         """Save the resumable state, in the leader."""
@@ -292,18 +299,9 @@ class Loop:
         Raises:
             DeviceError: Out of memory, or the step cannot be recorded.
         """
-        with self._memory_watched():
+        with memory_watched(self._out_of_memory):
             self._recent.append(self._take_step(gradient, plan, images))
             self.step += 1
-
-    @contextmanager
-    def _memory_watched(self) -> Iterator[None]:
-        try:
-            yield
-        except (RuntimeError, MemoryError) as error:
-            if not memory_exhausted(error):
-                raise
-            raise self._out_of_memory() from error
 
     def _take_step(self, gradient: Callable[[StepInputs], StepResults], plan: StepPlan, images: Tensor) -> _Recent:
         rate, device = learning_rate(plan.step, self.per_epoch, self.config), self.setting.device
@@ -415,7 +413,7 @@ class Loop:
         self._epoch_losses, self._seen = [], []
         every = self.config.eval_every
         if tester is not None and log is not None and every and epoch % every == 0:
-            with self._memory_watched():
+            with memory_watched(self._out_of_memory):
                 tested = tester.test(self.trained.eval())
             log.write("evaluation", step=self.step, epoch=epoch, values=tested)
             log.flush()

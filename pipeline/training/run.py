@@ -20,7 +20,7 @@ from pipeline.errors import DataError, Rejected, WeightsError
 from pipeline.model.network import Network, build_model
 from pipeline.model.weights import CheckpointMeta, knows_people, load_backbone_weights, save_checkpoint, start_from
 from pipeline.runtime.allocator import tune_allocator
-from pipeline.runtime.device import device_label, resolve_device
+from pipeline.runtime.device import device_label, memory_watched, no_room
 from pipeline.runtime.distributed import World, same_everywhere, together, world
 from pipeline.runtime.files import read_json, sha256_bytes, sha256_file, write_json
 from pipeline.runtime.progress import SILENT, Progress
@@ -41,6 +41,7 @@ CURVES_FILE = "curves.png"
 REPORT_FILE = "training.json"
 STATE_FOLDER = "state"
 _DISCARDED = f"{STATE_FOLDER}.discarded"
+_TRAINED = "the trained network is kept, and the same command goes on from there"
 _SHARE = "machines that train together need the artifact folder on a disk that they share, under the same path"
 
 
@@ -150,9 +151,8 @@ def _train(
     tune_allocator()
     set_deterministic(config.deterministic)
     place = world()
-    device = place.device(resolve_device(config.device))
+    device = place.take_device(config.device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         torch.cuda.reset_peak_memory_stats()
     state = workdir / STATE_FOLDER
     records = {record.path: record for record in dataset.split("train")}
@@ -175,22 +175,23 @@ def _train(
     network = _network(model, config, targets)
     if config.start is not None:
         meta = _begin(config.start, network, meta, progress, resumed=(state / STATE_FILE).exists())
-    network = network.to(device)
-    if config.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    targets_there = targets.to(device)
-    feeder = Feeder(store, device)
-    setting = Setting(
-        names=store.names,
-        feeder=feeder,
-        targets=targets_there,
-        size=(model.height, model.width),
-        device=device,
-        place=place,
-        folder=state,
-        identity=_identity(model, loss, config, targets.num_classes, store.names),
-    )
-    loop = Loop(network, setting, model, loss, config, progress)
+    with memory_watched(lambda: no_room(device, "the network, its optimiser and the images do")):
+        network = network.to(device)
+        if config.channels_last:
+            network = network.to(memory_format=torch.channels_last)
+        targets_there = targets.to(device)
+        feeder = Feeder(store, device)
+        setting = Setting(
+            names=store.names,
+            feeder=feeder,
+            targets=targets_there,
+            size=(model.height, model.width),
+            device=device,
+            place=place,
+            folder=state,
+            identity=_identity(model, loss, config, targets.num_classes, store.names),
+        )
+        loop = Loop(network, setting, model, loss, config, progress)
     if not same_everywhere(loop.step):
         raise DataError("the processes would go on from different steps", where=state, hint=_SHARE)
 
@@ -210,7 +211,8 @@ def _train(
         with MetricsLog(workdir / METRICS_FILE, step=loop.step, tensorboard=board) as log:
             loop.run(log, tester)
             loop.save()
-            result = calibrated(loop.trained)
+            with memory_watched(lambda: no_room(device, "images to calibrate thresholds do", hint=_TRAINED)):
+                result = calibrated(loop.trained)
             log.write(
                 "calibration",
                 step=loop.step,

@@ -101,6 +101,15 @@ def test_the_processors_memory_may_be_too_small(
     assert (type(caught.value) is DeviceError) == ("extract.batch_size=" in str(caught.value))
 
 
+def test_a_network_that_does_not_fit_is_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(network_module, "embed", failing)
+    with pytest.raises(DeviceError, match="the network does not fit into the memory of cpu"):
+        FeatureNetwork.load(checkpoint, config(), World())
+
+
 class _Killed(BaseException):
     pass
 

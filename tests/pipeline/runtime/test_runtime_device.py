@@ -3,7 +3,15 @@ import torch
 
 from pipeline.errors import DeviceError
 from pipeline.runtime.allocator import tune_allocator
-from pipeline.runtime.device import autocast, constant, device_label, memory_exhausted, resolve_device
+from pipeline.runtime.device import (
+    autocast,
+    constant,
+    device_label,
+    memory_exhausted,
+    memory_watched,
+    no_room,
+    resolve_device,
+)
 
 
 def test_auto_is_a_device_that_computes():
@@ -42,6 +50,30 @@ def test_what_the_processors_allocator_says_is_known() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)  # 4 exabytes
     assert memory_exhausted(caught.value)
+
+
+def test_exhausted_memory_is_told_and_other_faults_pass() -> None:
+    told = DeviceError("too small")
+    with pytest.raises(DeviceError, match="too small") as caught, memory_watched(lambda: told):
+        torch.empty(2**60)
+    assert memory_exhausted(caught.value.__cause__)
+    with pytest.raises(RuntimeError, match="shapes"), memory_watched(lambda: told):
+        raise RuntimeError("shapes")
+
+
+def test_what_has_no_room_on_a_gpu_is_told_with_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(0.3e9), int(85e9)))
+    error = no_room(gpu, "5 images do", hint="take 4")
+    assert error.found == "5 images do not fit into the memory of cuda:1, of which 0.3 of 85.0 GB are free"
+    assert error.hint == "take 4; nvidia-smi shows which other programs hold memory of the GPU"
+
+    def too_full(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", too_full)
+    assert no_room(gpu, "5 images do").found == "5 images do not fit into the memory of cuda:1"
+    assert no_room(torch.device("cpu"), "5 images do").details() == []
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "meta", "tpu:0"])

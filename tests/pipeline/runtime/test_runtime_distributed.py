@@ -31,6 +31,25 @@ def test_a_gpu_always_has_its_number(place: World, asked: str, given: str, monke
     assert place.device(torch.device(asked)) == torch.device(given)
 
 
+def test_the_device_of_a_process_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    place = World(rank=5, size=8, local_rank=1, local_size=4)
+    assert place.take_device("auto") == torch.device("cuda:1")
+    assert place.take_device("cpu") == torch.device("cpu")
+    assert current == [torch.device("cuda:1")]
+
+    def full(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "set_device", full)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    with pytest.raises(DeviceError, match="an empty program does not fit into the memory of cuda:1"):
+        place.take_device("cuda")
+
+
 @pytest.mark.parametrize("rank", range(3))
 def test_processes_do_not_share_a_gpu(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -295,14 +296,34 @@ def test_compiled_it_trains_as_plain(
 
 
 def test_too_little_memory_ends_with_advice(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    big = {"model": small_model(height=512, width=256), "config": on_gpu(identities=6)}
+    with pytest.MonkeyPatch.context() as patch, restored_memory():
+        # A step needs more; how much was taken before it depends on the tests before this one.
+        at_step(patch, 0, lambda: leave(30e6))
+        with pytest.raises(DeviceError, match="the memory of cuda:0 is exhausted at step 1") as caught:
+            train(tmp_path, **arguments | big)
+    assert "train.accumulate=2" in (caught.value.hint or "")
+
+
+def test_a_gpu_that_is_full_before_training_is_told(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    with restored_memory():
+        leave(0)
+        with pytest.raises(DeviceError, match="the network, its optimiser and the images do not fit") as caught:
+            train(tmp_path, **arguments | {"model": small_model(height=512, width=256), "config": on_gpu()})
+    assert "nvidia-smi" in (caught.value.hint or "")
+
+
+def leave(left: float) -> None:
+    """Let this process take no more of the GPU's memory than it has and so many bytes."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 60e6) / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + left) / total)
+
+
+@contextmanager
+def restored_memory() -> Iterator[None]:
     try:
-        big = {"model": small_model(height=512, width=256), "config": on_gpu(identities=6)}
-        with pytest.raises(DeviceError, match="memory of cuda") as caught:
-            train(tmp_path, **arguments | big)
+        yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
-    assert "train.accumulate=2" in (caught.value.hint or "")

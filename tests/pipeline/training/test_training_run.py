@@ -30,6 +30,7 @@ from pipeline.runtime.progress import SILENT
 from pipeline.training import loop as loop_module
 from pipeline.training import run as run_module
 from pipeline.training.calibrate import NEVER
+from pipeline.training.feeder import Feeder
 from pipeline.training.metrics_log import MetricsLog, read_metrics
 from pipeline.training.run import train
 
@@ -495,6 +496,44 @@ def test_exhausted_memory_ends_with_advice_and_a_state_to_go_on_from(tmp_path: P
             train(tmp_path, **work["arguments"])
     assert "train.accumulate=2" in (caught.value.hint or "")
     train(tmp_path, **work["arguments"])
+    assert_equal_weights(work["folder"], tmp_path)
+
+
+def out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("no memory")
+
+
+def test_images_that_cannot_be_fetched_for_want_of_memory_are_told(tmp_path: Path, work: dict[str, Any]) -> None:
+    fetch = Feeder.batches
+
+    def fetched(self: Feeder, plans: Any, rows: Any) -> Any:
+        feed = fetch(self, plans, rows)
+        yield next(feed)
+        out_of_memory()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Feeder, "batches", fetched)
+        with pytest.raises(DeviceError, match="the memory of cpu is exhausted at step 2"):
+            train(tmp_path, **work["arguments"])
+
+
+def test_a_network_without_room_is_told(tmp_path: Path, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module.Targets, "to", out_of_memory)
+    with pytest.raises(DeviceError, match="the network, its optimiser and the images do not fit into the memory"):
+        train(tmp_path, **work["arguments"])
+
+
+def test_a_calibration_without_room_keeps_what_was_trained(
+    tmp_path: Path, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "calibrate", out_of_memory)
+        with pytest.raises(DeviceError, match="calibrate thresholds") as caught:
+            train(tmp_path, **work["arguments"] | {"tests": ()})
+    assert "goes on from there" in (caught.value.hint or "")
+    # From there: no step is taken again.
+    monkeypatch.setattr(loop_module.Loop, "advance", out_of_memory)
+    train(tmp_path, **work["arguments"] | {"tests": ()})
     assert_equal_weights(work["folder"], tmp_path)
 
 
