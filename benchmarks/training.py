@@ -4,7 +4,8 @@ The bare loop has no data: one batch that lies on the device, normalised, in cha
 backward, optimiser; with the same precision, the same fused optimiser and the same allocator settings, on a GPU as a
 CUDA graph. What the real loop adds is everything else: choosing the batch, fetching, augmenting and normalising it,
 masks, clipping and averaging where the preset asks for them, logs. Both run in this process, in turns, so that a
-machine whose speed changes changes both.
+machine whose speed changes changes both. Images that do not lie on the device are fetched ahead, at most two batches of
+them during the bare loop's turn.
 
     python -m benchmarks.training --backbone mobilenet_v2 --device cpu
     python -m benchmarks.training --backbone resnet50 --device cuda --amp bf16 --compile --batch 64 256 \

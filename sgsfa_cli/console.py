@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 EXIT_INTERRUPTED = 130
 _LISTED = 20
+_MEMORY_HINT = (
+    "use a device with more memory (--device cpu), a smaller batch or less data, or close other programs; what was "
+    "finished is kept"
+)
 _LINE_SECONDS = 10.0
 _WINDOW_SECONDS = 30.0
 _EXPLAINED_OS_ERRORS = frozenset(
@@ -170,6 +174,11 @@ def guard() -> Iterator[None]:
         # Where the module was never loaded, nobody can have raised from it; help must not load the library.
         errors = sys.modules.get("pipeline.errors")
         if errors is None or not isinstance(error, errors.SgsfaError):
+            if _memory_exhausted(error):
+                # Where it happened nobody had better advice.
+                said = [("it says", errors.first_line(error))] if errors is not None else []
+                _panel("The memory is exhausted.", [*said, ("to do", _MEMORY_HINT)])
+                raise typer.Exit(2) from error
             raise
         if isinstance(error, errors.UserError):
             show_user_error(error)
@@ -178,6 +187,12 @@ def guard() -> Iterator[None]:
         else:
             _panel(str(error), [])
         raise typer.Exit(error.exit_code) from error
+
+
+def _memory_exhausted(error: Exception) -> bool:
+    # Where torch was never loaded, only Python's own error can mean it.
+    devices = sys.modules.get("pipeline.runtime.device")
+    return isinstance(error, MemoryError) if devices is None else bool(devices.memory_exhausted(error))
 
 
 def show_user_error(error: UserError) -> None:

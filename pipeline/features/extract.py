@@ -16,8 +16,8 @@ from pipeline.artifacts.place import file_place
 from pipeline.config import ExtractConfig
 from pipeline.datasets.images import read_image
 from pipeline.datasets.records import Dataset, Record
-from pipeline.errors import DataError, FormatError, ImageError, Rejected
-from pipeline.features.network import FeatureNetwork
+from pipeline.errors import DataError, DeviceError, FormatError, ImageError, Rejected
+from pipeline.features.network import BATCH_SIZE, FeatureNetwork
 from pipeline.matching.featurefile import FeatureFile, FeatureHeader, Features, FeatureWriter
 from pipeline.model.weights import read_meta
 from pipeline.runtime.device import device_label
@@ -101,16 +101,28 @@ def extract(
         # By the leader alone, because the processes must agree on who does which batches.
         kept = _begun(out, origin)
         config = config.model_copy(update={"batch_size": kept.get("batch_size", config.batch_size)})
-        return together(
-            _extract,
-            {"progress": progress},
-            out=out,
-            dataset=dataset,
-            records=tuple(records),
-            checkpoint=checkpoint,
-            config=config,
-            origin=origin | kept,
-        )
+        try:
+            return together(
+                _extract,
+                {"progress": progress},
+                out=out,
+                dataset=dataset,
+                records=tuple(records),
+                checkpoint=checkpoint,
+                config=config,
+                origin=origin | kept,
+            )
+        except DeviceError as error:
+            begun = _begun_files(out)
+            if error.where != BATCH_SIZE or not any(opened.done for opened in begun.values()):
+                raise
+            raise DeviceError(
+                error.found,
+                where=error.where,
+                expected=error.expected,
+                hint=f"delete {', '.join(map(str, begun))} to begin anew: as it is, it goes on in batches of "
+                f"{config.batch_size}",
+            ) from error
 
 
 def embed(paths: Sequence[Path], checkpoint: Path, config: ExtractConfig) -> Features:
@@ -214,20 +226,32 @@ def _origin(dataset: Dataset, checkpoint: Path, config: ExtractConfig) -> dict[s
 def _begun(out: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What unfinished files of the same work say of themselves that a continuation keeps; nothing where none is.
 
+    Files without a row bind nobody and are cleared away: a batch that was too large for the device leaves such ones.
+
     Raises:
         FormatError: One is of another checkpoint or other settings; it would be cleared away at the end.
     """
     kept: dict[str, Any] = {}
-    pattern = glob.escape(out.name)
-    for path in sorted((*out.parent.glob(f"{pattern}.partial"), *out.parent.glob(f"{pattern}.part*-of-*.partial"))):
-        try:
-            attributes = FeatureFile.open(path, allow_partial=True).attributes
-        except FormatError:
-            continue  # damaged; whoever goes on with it says so
-        if (difference := _difference(attributes, origin)) is not None:
+    begun = _begun_files(out)
+    for path, opened in begun.items():
+        if (difference := _difference(opened.attributes, origin)) is not None:
             raise _in_the_way(path, f"unfinished, begun with {difference}")
-        kept = kept or {key: attributes[key] for key in _KEPT if key in attributes}
+        kept = kept or {key: opened.attributes[key] for key in _KEPT if key in opened.attributes}
+    if not any(opened.done or _lost(opened) for opened in begun.values()):
+        for path in begun:
+            path.unlink()
+        return {}
     return kept
+
+
+def _begun_files(out: Path) -> dict[Path, FeatureFile]:
+    """The unfinished files beside `out`; without damaged ones, of which whoever goes on with them says so."""
+    pattern = glob.escape(out.name)
+    found = {}
+    for path in sorted((*out.parent.glob(f"{pattern}.partial"), *out.parent.glob(f"{pattern}.part*-of-*.partial"))):
+        with contextlib.suppress(FormatError):
+            found[path] = FeatureFile.open(path, allow_partial=True)
+    return found
 
 
 def _meaning(attributes: Mapping[str, Any]) -> dict[str, Any]:

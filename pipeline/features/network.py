@@ -10,12 +10,12 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.config import ExtractConfig
 from pipeline.datasets.images import decode_batches
-from pipeline.errors import Rejected, WeightsError
-from pipeline.model.embed import Embedded, embed
+from pipeline.errors import DeviceError, Rejected, WeightsError
+from pipeline.model.embed import embed
 from pipeline.model.weights import CheckpointMeta, load_checkpoint
 from pipeline.parts import NUM_PARTS
 from pipeline.runtime.allocator import tune_allocator
@@ -25,6 +25,9 @@ from pipeline.runtime.parallel import worker_count
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
+
+BATCH_SIZE = "extract.batch_size"
+"""Where the size of a batch is set, as errors name it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class FeatureNetwork:
         tune_allocator()
         device = place.take_device(config.device)
         model, meta = load_checkpoint(checkpoint)
-        with memory_watched(lambda: no_room(device, "the network does")):
+        with memory_watched(device, lambda: no_room(device, "the network does not fit")):
             return cls(model.to(device).to(memory_format=torch.channels_last), meta, device, config, place)
 
     def batches(self, paths: Sequence[Path]) -> Iterator[FeatureBatch]:
@@ -95,24 +98,33 @@ class FeatureNetwork:
         shape, size = self.meta.model, self._config.batch_size
         for batch in decode_batches(paths, shape.height, shape.width, batch=size, threads=self._threads):
             if len(batch.index):
-                found = self._look(torch.from_numpy(batch.images))
-                arrays = [
-                    tensor.cpu().numpy()
-                    for tensor in (found.parts[:, :, : self.part_dim], found.whole, found.visibility)
-                ]
+                arrays = self._look(batch.images)
             else:
                 shapes = ((0, NUM_PARTS, self.part_dim), (0, self.whole_dim), (0, NUM_PARTS))
                 arrays = [np.empty(each, np.float32) for each in shapes]
             yield FeatureBatch(batch.index, arrays[0], arrays[1], arrays[2], batch.failed, batch.failed_index)
 
-    def _look(self, images: Tensor) -> Embedded:
-        smaller = f"set extract.batch_size={max(1, self._config.batch_size // 2)}"
-        with memory_watched(lambda: no_room(self.device, f"{len(images)} images a batch do", hint=smaller)):
-            found = embed(self._model, images.to(self.device), flip=self._config.flip, amp=self._config.amp)
-        if not all(bool(torch.isfinite(each).all()) for each in (found.parts, found.whole)):
+    def _look(self, images: npt.NDArray[np.uint8]) -> list[Floats]:
+        with memory_watched(self.device, self._too_many):
+            there = torch.from_numpy(images).to(self.device)
+            found = embed(self._model, there, flip=self._config.flip, amp=self._config.amp)
+            finite = all(bool(torch.isfinite(each).all()) for each in (found.parts, found.whole))
+            looked = (found.parts[:, :, : self.part_dim], found.whole, found.visibility)
+            arrays = [tensor.cpu().numpy() for tensor in looked]
+        if not finite:
             raise WeightsError(
                 "the network gives features that are not finite numbers",
                 hint="the training diverged; look at its metrics.jsonl"
                 + (", or set extract.amp=bf16" if self._config.amp == "fp16" else ""),
             )
-        return found
+        return arrays
+
+    def _too_many(self) -> DeviceError:
+        size = self._config.batch_size
+        error = no_room(self.device, f"{size} images a batch do not fit" if size > 1 else "a single image does not fit")
+        return DeviceError(
+            error.found,
+            where=BATCH_SIZE,
+            expected="a smaller number" if size > 1 else None,
+            hint=error.hint if size > 1 else "use --device cpu",
+        )

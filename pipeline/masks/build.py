@@ -34,7 +34,7 @@ from pipeline.masks.rows import (
     Recipe,
     Rows,
     SharedWorker,
-    parse,
+    fits,
     parse_chunks,
 )
 from pipeline.parsing import versions
@@ -43,7 +43,7 @@ from pipeline.parsing.labelmaps import LabelMaps
 from pipeline.parsing.labels import LabelSet, load_grouping, load_label_set
 from pipeline.parsing.parser import Parser, load_parser
 from pipeline.runtime.allocator import tune_allocator
-from pipeline.runtime.device import memory_exhausted
+from pipeline.runtime.device import memory_watched
 from pipeline.runtime.files import at_home, atomic_write, fsync_path, sha256_file
 from pipeline.runtime.parallel import parallel_map, worker_count
 from pipeline.runtime.progress import SILENT, Progress
@@ -200,7 +200,7 @@ def _source(config: MasksConfig, names: Sequence[str], own_maps: Path | None) ->
         hard=config.hard,
         backend=info.backend,
         precision=info.precision,
-        batch_size=_batch_size(parser, device, config),
+        batch_size=_batch_size(parser, device, config, recipe),
         rules_sha256=_rules_hash(info.label_set, recipe, kind, argument),
     )
     return _Source(meta, recipe, parser=parser, on_cpu=device.type == "cpu")
@@ -273,11 +273,15 @@ def _device(parser: Parser) -> torch.device:
     """Where a parser computes: what it says, or where its output lies."""
     if parser.info.device:
         return torch.device(parser.info.device)
-    with torch.inference_mode():
+
+    def told() -> DeviceError:
+        return DeviceError("not even one image fits into the memory of the parser's device", hint="use --device cpu")
+
+    with torch.inference_mode(), memory_watched(None, told):
         return parser.parse(np.zeros((1, *parser.input_size, 3), np.uint8)).device
 
 
-def _batch_size(parser: Parser, device: torch.device, config: MasksConfig) -> int:
+def _batch_size(parser: Parser, device: torch.device, config: MasksConfig, recipe: Recipe) -> int:
     """Images a forward: what was asked for, or what suits the device and fits into its memory."""
     if config.batch_size != "auto":
         return config.batch_size
@@ -286,22 +290,11 @@ def _batch_size(parser: Parser, device: torch.device, config: MasksConfig) -> in
     count = min(_LARGEST_BATCH, 1 << max(0, (pixels // (height * width)).bit_length() - 1))
     if device.type == "cpu":
         return count
-    while not _fits(parser, count, flip=config.flip):
+    while not fits(parser, count, recipe):
         if count == 1:
             raise DeviceError(f"not even one image fits into the memory of {device}", hint="use --device cpu")
         count //= 2
     return count
-
-
-def _fits(parser: Parser, count: int, *, flip: bool) -> bool:
-    images = np.zeros((count, *parser.input_size, 3), np.uint8)
-    try:
-        parse(parser, images, flip=flip)
-    except (RuntimeError, MemoryError) as error:
-        if memory_exhausted(error):
-            return False
-        raise
-    return True
 
 
 # Which rows are still to do ---------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from pipeline.parsing.labelmaps import LabelMaps
 from pipeline.parsing.labels import Grouping, LabelSet, group_soft
 from pipeline.parsing.parser import Parser, load_parser, parse_flipped
 from pipeline.runtime.allocator import tune_allocator
-from pipeline.runtime.device import memory_watched
+from pipeline.runtime.device import memory_exhausted, memory_watched
 
 BATCH_SIZE = "masks.batch_size"
 """Key of the configuration that an error about too large a batch names."""
@@ -95,12 +95,13 @@ def parse_chunks(
     offset = 0
     for chunk, batch in zip(chunks, decoded, strict=True):
         images, areas, good = _whole_batch(batch, len(chunk.names), offset)
-        soft = _parse(parser, images, flip=recipe.flip)
         failed = tuple(
             Rejected(chunk.names[int(position) - offset], rejected.reason)
             for position, rejected in zip(batch.failed_index, batch.failed, strict=True)
         )
-        yield _rows(chunk.start, checked(soft, len(images), parser), parser.info.label_set, recipe, areas, good, failed)
+        with memory_watched(_device(parser), functools.partial(_too_many, parser, len(images))):
+            rows = _parsed(parser, chunk.start, images, recipe, areas, good, failed)
+        yield rows
         offset += len(chunk.names)
 
 
@@ -110,16 +111,41 @@ def parse(parser: Parser, images: Bytes, *, flip: bool) -> Tensor:
     return parse_flipped(parser, images) if flip else parser.parse(images)
 
 
-def _parse(parser: Parser, images: Bytes, *, flip: bool) -> Tensor:
-    def too_many() -> DeviceError:
-        return DeviceError(
-            f"{len(images)} images a batch do not fit into the memory of {parser.info.device or 'the device'}",
-            where=BATCH_SIZE,
-            expected="a smaller number; on a GPU also `auto`, which tries before the build begins what fits",
-        )
+def fits(parser: Parser, count: int, recipe: Recipe) -> bool:
+    """Whether the device has memory for so many images a batch: tried, with black ones."""
+    images = np.zeros((count, *parser.input_size, 3), np.uint8)
+    try:
+        _parsed(parser, 0, images, recipe, np.tile(np.array(WHOLE_AREA), (count, 1)), np.ones(count, bool), ())
+    except (RuntimeError, MemoryError) as error:
+        if memory_exhausted(error):
+            return False
+        raise
+    return True
 
-    with memory_watched(too_many):
-        return parse(parser, images, flip=flip)
+
+def _parsed(
+    parser: Parser,
+    start: int,
+    images: Bytes,
+    recipe: Recipe,
+    areas: NDArray[np.float64],
+    good: NDArray[np.bool_],
+    failed: tuple[Rejected, ...],
+) -> Rows:
+    soft = checked(parse(parser, images, flip=recipe.flip), len(images), parser)
+    return _rows(start, soft, parser.info.label_set, recipe, areas, good, failed)
+
+
+def _device(parser: Parser) -> torch.device | None:
+    return torch.device(parser.info.device) if parser.info.device else None
+
+
+def _too_many(parser: Parser, count: int) -> DeviceError:
+    return DeviceError(
+        f"{count} images a batch do not fit into the memory of {parser.info.device or 'the device'}",
+        where=BATCH_SIZE,
+        expected="a smaller number; on a GPU also `auto`, which tries before the build begins what fits",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +266,7 @@ def _rows(
     return Rows(start, parts, whole, quality, done, failed)
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def _worker_parser(spec: str, label_set: str | None, device: str) -> Parser:
     tune_allocator()
     return load_parser(spec, label_set=label_set, device=device)

@@ -120,6 +120,8 @@ def load_onnx(path: Path, *, label_set: str | None = None, device: str = "auto")
         session = onnxruntime.InferenceSession(path, sess_options=options, providers=providers)
     # ONNX Runtime's exceptions share no base of their own.
     except Exception as error:
+        if memory_exhausted(error):
+            raise torch.OutOfMemoryError(first_line(error)) from error
         raise WeightsError(f"the ONNX model cannot be loaded: {first_line(error)}", where=path) from error
     # ONNX Runtime goes on without a provider that does not start, which here would be a hundred times slower.
     if device.startswith("cuda") and _CUDA not in session.get_providers():

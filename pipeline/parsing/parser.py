@@ -40,9 +40,10 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
     from pipeline.runtime.device import memory_watched
 
     def too_large() -> DeviceError:
-        return DeviceError(f"the parser {spec} does not fit into the memory of the device ({device})")
+        where = "the device" if device == "auto" else device
+        return DeviceError(f"the parser {spec} does not fit into the memory of {where}", hint="use --device cpu")
 
-    with memory_watched(too_large):
+    with memory_watched(None, too_large):
         return _load(spec, label_set, device)
 
 

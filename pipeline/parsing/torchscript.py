@@ -102,5 +102,7 @@ def load_torchscript(path: Path, *, label_set: str | None = None, device: str = 
             warnings.simplefilter("ignore", FutureWarning)
             module = torch.jit.load(str(path), map_location=target).eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
+        if memory_exhausted(error):
+            raise
         raise WeightsError(f"the TorchScript file cannot be loaded: {first_line(error)}", where=path) from error
     return TorchScriptParser(module, path, sidecar, labels, target)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.errors import DeviceError
+from pipeline.errors import DeviceError, first_line
 
 if TYPE_CHECKING:
     from pipeline.config import Precision
@@ -20,11 +20,15 @@ Context = Callable[[], contextlib.AbstractContextManager[object]]
 """Makes the context that something runs in, such as `autocast`."""
 
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Of the allocators of torch (the processor's, also on Windows; CUDA's, MPS's and cuBLAS's), ONNX Runtime and C++.
+# Of torch's allocator for the processor, also on Windows, and of C++.
+_OUT_OF_HOST_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
+# And of those for CUDA and MPS, of cuBLAS and cuDNN, and of ONNX Runtime.
 _OUT_OF_MEMORY = (
-    "can't allocate memory", "not enough memory", "out of memory", "cublas_status_alloc_failed",
-    "failed to allocate memory", "bad_alloc", "bad allocation",
+    *_OUT_OF_HOST_MEMORY, "out of memory", "alloc_failed", "allocation_failed", "failed to allocate memory",
 )  # fmt: skip
+_CONTEXT_BYTES = 2e9
+"""A program's kernels and libraries take less than that of a GPU, besides what torch counts."""
+
 _CUDA_HINT = "use `auto` or `cpu`, or install a build of PyTorch for your GPU"
 
 
@@ -85,36 +89,52 @@ def memory_exhausted(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def memory_watched(told: Callable[[], DeviceError]) -> Iterator[None]:
-    """Turn an error that means that the device's memory is exhausted into one that says what to do.
+def memory_watched(device: torch.device | None, told: Callable[[], DeviceError]) -> Iterator[None]:
+    """Turn an error that means that memory is exhausted into one that says what to do.
 
     Args:
-        told: Makes the error to raise instead.
+        device: Where the work is done; None where that is not known.
+        told: Makes the error to raise instead, if the memory is the device's.
+
+    Raises:
+        DeviceError: What `told` made, or that the memory of the computer is exhausted, where the device has its own.
     """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not memory_exhausted(error):
             raise
+        if device is not None and device.type != "cpu" and _is_of_the_host(error):
+            raise DeviceError(
+                f"the memory of the computer is exhausted, not that of {device}: {first_line(error)}",
+                hint="close other programs, or use a machine with more memory",
+            ) from error
         raise told() from error
 
 
-def no_room(device: torch.device, wanted: str, *, hint: str | None = None) -> DeviceError:
-    """The error for a device without memory for what is wanted.
+def _is_of_the_host(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_HOST_MEMORY)
+
+
+def no_room(device: torch.device, what: str, *, hint: str | None = None) -> DeviceError:
+    """The error for a device without memory for something.
 
     Args:
         device: The device.
-        wanted: What there is no memory for, with its verb: `the network does`, `images of 256x128 do`.
+        what: The beginning of the sentence, as in `the network does not fit`.
         hint: What helps besides freeing memory.
     """
-    left = ""
+    held = ""
     if device.type == "cuda":
         # Where not even a context fits, nothing can be asked.
         with contextlib.suppress(RuntimeError):
             free, total = torch.cuda.mem_get_info(device)
-            left = f", of which {free / 1e9:.1f} of {total / 1e9:.1f} GB are free"
-        hint = "; ".join(filter(None, (hint, "nvidia-smi shows which other programs hold memory of the GPU")))
-    return DeviceError(f"{wanted} not fit into the memory of {device}{left}", hint=hint)
+            own = torch.cuda.memory_reserved(device)
+            others = total - free - own
+            held = f" ({total / 1e9:.1f} GB: {own / 1e9:.1f} taken by this program, {others / 1e9:.1f} by others)"
+            if others > _CONTEXT_BYTES:
+                hint = "; ".join(filter(None, (hint, "nvidia-smi shows the other programs on the GPU")))
+    return DeviceError(f"{what} into the memory of {device}{held}", hint=hint)
 
 
 def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:

@@ -90,11 +90,12 @@ class World:
         """The device of this process by its name in the configuration; a GPU becomes the current one.
 
         Raises:
-            DeviceError: It is not there, cannot be shared so, or has no memory left at all.
+            DeviceError: It is not there or cannot be shared so, in every process alike; or it has no memory left for
+                any program.
         """
         device = self.device(resolve_device(name))
         if device.type == "cuda":
-            with memory_watched(lambda: no_room(device, "an empty program does")):
+            with memory_watched(device, lambda: no_room(device, "not even an empty program fits")):
                 torch.cuda.set_device(device)
         return device
 

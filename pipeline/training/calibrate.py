@@ -8,6 +8,7 @@ typically sees of it. The centre of a part is the mean of its feature over the i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from pipeline.model.embed import embed
 from pipeline.model.losses import shown_parts
 from pipeline.model.network import SGSFA
 from pipeline.parts import NUM_PARTS, PARTS
+from pipeline.runtime.progress import SILENT, Progress
 from pipeline.training.feeder import Feeder
 from pipeline.training.store import Targets
 
@@ -54,6 +56,8 @@ def calibrate(
     batch: int,
     device: torch.device,
     amp: Precision = "off",
+    progress: Progress = SILENT,
+    pause: Callable[[], None] = lambda: None,
 ) -> Calibration:
     """Calibrate on training images, without augmentation.
 
@@ -68,6 +72,8 @@ def calibrate(
         batch: Images a forward.
         device: Where the network is.
         amp: Precision of the forward.
+        progress: Where to report.
+        pause: Called before each forward; an exception of it ends the calibration.
     """
     if not isinstance(model, SGSFA):
         return Calibration((0.0,) * NUM_PARTS, {}, 0)
@@ -78,17 +84,20 @@ def calibrate(
     centres = _Means(device)
     model.uncentre()
     pieces = [chosen[start : start + batch].numpy() for start in range(0, len(chosen), batch)]
-    for rows, images in feeder.batches(pieces, lambda rows: rows):
-        found = embed(model, images, amp=amp)
-        place = torch.from_numpy(rows).to(targets.parts.device)
-        if masked:
-            shown = true_visibility(targets.parts[place].float() / 255, config).to(device)
-        else:
-            shown = torch.ones_like(found.visibility, dtype=torch.bool)
-        # What the network takes for empty is zero, whatever the masks show.
-        centres.add(found.parts, found.whole, shown & found.parts.any(2))
-        predicted.append(found.visibility)
-        true.append(shown)
+    with progress.task("calibrate", total=len(chosen)) as task:
+        for rows, images in feeder.batches(pieces, lambda rows: rows):
+            pause()
+            found = embed(model, images, amp=amp)
+            place = torch.from_numpy(rows).to(targets.parts.device)
+            if masked:
+                shown = true_visibility(targets.parts[place].float() / 255, config).to(device)
+            else:
+                shown = torch.ones_like(found.visibility, dtype=torch.bool)
+            # What the network takes for empty is zero, whatever the masks show.
+            centres.add(found.parts, found.whole, shown & found.parts.any(2))
+            predicted.append(found.visibility)
+            true.append(shown)
+            task.advance(len(rows))
     model.centre(*centres.result())
     return from_samples(torch.cat(predicted), torch.cat(true)) if masked else Calibration((0.0,) * NUM_PARTS, {}, 0)
 

@@ -36,6 +36,7 @@ class Facts:
         scaler: State of the fp16 loss scaler; empty without one.
         best: Best evaluation so far: epoch and mAP; None before the first.
         seconds: Time spent in steps so far.
+        untested: Whether the evaluation that is due after the last step is still to come: a stop fell into it.
     """
 
     step: int
@@ -43,6 +44,7 @@ class Facts:
     scaler: dict[str, Any]
     best: tuple[int, float] | None = None
     seconds: float = 0.0
+    untested: bool = False
 
 
 def save_state(
@@ -67,6 +69,7 @@ def save_state(
         "scaler": facts.scaler,
         "best": facts.best,
         "seconds": facts.seconds,
+        "untested": facts.untested,
     }
     try:
         with atomic_write(path) as temporary:
@@ -121,6 +124,8 @@ def load_state(
         scaler=header["scaler"],
         best=None if best is None else (int(best[0]), float(best[1])),
         seconds=float(header["seconds"]),
+        # States of before there was such a stop have no word of it.
+        untested=bool(header.get("untested", False)),
     )
 
 

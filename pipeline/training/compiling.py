@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.errors import first_line
 from pipeline.model.network import Output
-from pipeline.runtime.device import Context, constant
+from pipeline.runtime.device import Context, constant, memory_exhausted
 from pipeline.runtime.progress import Progress
 from pipeline.training.step import running_statistics_kept
 from pipeline.training.tree import tensors_of
@@ -53,7 +53,10 @@ def compile_network(
             with torch.no_grad(), running_statistics_kept(made), precision():
                 made(example())
     except Exception as error:
-        # Any failure of the compiler, in whatever layer of it, leaves a model that works without.
+        # Any failure of the compiler, in whatever layer of it, leaves a model that works without; but a device that is
+        # full for it is full for the steps.
+        if memory_exhausted(error):
+            raise
         _warn(error, "", progress)
         made = model
     with torch.no_grad():
@@ -92,6 +95,8 @@ class Compiled(Generic[P, R]):
                 # Not `backward`, which would add to the gradients that lie there.
                 torch.autograd.grad(results, given, [torch.ones_like(each) for each in results], allow_unused=True)
         except Exception as error:
+            if memory_exhausted(error):
+                raise
             _warn(error, f" for {self._what}", self._progress)
             return self._plain
         return made

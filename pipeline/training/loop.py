@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.errors import DataError, DeviceError
 from pipeline.model.losses import LOSS_NAMES, total_loss
-from pipeline.runtime.device import autocast, memory_watched
+from pipeline.runtime.device import autocast, memory_watched, no_room
 from pipeline.runtime.distributed import World
 from pipeline.runtime.files import write_json
 from pipeline.runtime.progress import Progress
@@ -49,8 +49,13 @@ _LEAST_SHARE = 0.1
 class Tester(Protocol):
     """What an evaluation during training needs."""
 
-    def test(self, model: nn.Module) -> dict[str, float]:
-        """Metrics of a network in evaluation mode, `rank1` and `mAP` among them."""
+    def test(self, model: nn.Module, pause: Callable[[], None]) -> dict[str, float]:
+        """Metrics of a network in evaluation mode, `rank1` and `mAP` among them.
+
+        Args:
+            model: The network.
+            pause: To be called every few seconds; an exception of it ends the test.
+        """
         ...
 
     def keep(self, model: nn.Module, epoch: int) -> None:
@@ -169,6 +174,7 @@ class Loop:
         self.step = 0
         self.seconds = 0.0
         self.best: tuple[int, float] | None = None
+        self._untested = False
         self._precision = functools.partial(autocast, setting.device, config.amp)
         # With fp16 a gradient that overflows is no fault: the scaler leaves that step out.
         self._loss_names = LOSS_NAMES if config.amp == "fp16" else (*LOSS_NAMES, "gradient")
@@ -205,6 +211,13 @@ class Loop:
             DataError: A loss or a gradient was not finite; the batch's names lie beside the state.
             DeviceError: Out of memory.
         """
+        # All of it: memory may end while a batch is fetched or losses are read as well as within a step.
+        with memory_watched(self.setting.device, self._out_of_memory):
+            self._run(log, tester)
+
+    def _run(self, log: MetricsLog | None, tester: Tester | None) -> None:
+        with Interrupts() as interrupts:
+            self._test_if_due(log, tester, interrupts)
         if self.step >= self.total:
             return
         gradient = self.gradient_of(self.forward_model())
@@ -212,12 +225,13 @@ class Loop:
         plans = plan_steps(
             self._labels, self.config, self.setting.size, start=self.step, stop=self.total, place=self.setting.place
         )
+        feed = self.setting.feeder.batches(plans, lambda plan: plan.rows)
         with (
             Interrupts() as interrupts,
             self._progress.task("train", total=self.total * batch, done=self.step * batch) as task,
         ):
             self._looked = time.monotonic()
-            for plan, images in self._fetched(plans):
+            for plan, images in feed:
                 self.advance(gradient, plan, images)
                 ends_epoch = self.step % self.per_epoch == 0
                 # The other processes go on until they miss the leader, which alone knows that the state is safe.
@@ -228,32 +242,33 @@ class Loop:
                     shown = self.look(log)
                     task.advance(shown.pop("steps") * batch, **shown)
                 if ends_epoch:
-                    self._end_epoch(log, tester)
+                    self._end_epoch(log)
+                    self._untested = self._test_is_due(tester)
+                if not stopping:
+                    self._test_if_due(log, tester, interrupts)
                 if saving:
                     self.save()
                 if stopping:
                     raise KeyboardInterrupt
 
-    def _fetched(self, plans: Iterator[StepPlan]) -> Iterator[tuple[StepPlan, Tensor]]:
-        feed = self.setting.feeder.batches(plans, lambda plan: plan.rows)
-        while True:
-            with memory_watched(self._out_of_memory):
-                fetched = next(feed, None)
-            if fetched is None:
-                return
-            yield fetched
-
     def save(self) -> None:
         """Save the resumable state, in the leader."""
         self._saved, self._saved_step = time.monotonic(), self.step
         if self.setting.place.leader:
-            facts = Facts(self.step, self.setting.identity, self._scaler.state_dict(), self.best, self.seconds)
+            facts = Facts(
+                step=self.step,
+                identity=self.setting.identity,
+                scaler=self._scaler.state_dict(),
+                best=self.best,
+                seconds=self.seconds,
+                untested=self._untested,
+            )
             save_state(self.state_file, self.model, self.optimizer, self.average, facts)
 
     def _resume(self) -> None:
         facts = load_state(self.state_file, self.model, self.optimizer, self.average, self.setting.identity)
         self.step, self.best, self.seconds = facts.step, facts.best, facts.seconds
-        self._saved_step = self.step
+        self._saved_step, self._untested = self.step, facts.untested
         if facts.scaler:
             self._scaler.load_state_dict(facts.scaler)
         self._progress.note(f"training goes on from step {self.step:,} of {self.total:,}")
@@ -297,11 +312,10 @@ class Loop:
             images: The images of `plan.rows` on the device.
 
         Raises:
-            DeviceError: Out of memory, or the step cannot be recorded.
+            DeviceError: The step cannot be recorded.
         """
-        with memory_watched(self._out_of_memory):
-            self._recent.append(self._take_step(gradient, plan, images))
-            self.step += 1
+        self._recent.append(self._take_step(gradient, plan, images))
+        self.step += 1
 
     def _take_step(self, gradient: Callable[[StepInputs], StepResults], plan: StepPlan, images: Tensor) -> _Recent:
         rate, device = learning_rate(plan.step, self.per_epoch, self.config), self.setting.device
@@ -398,7 +412,7 @@ class Loop:
         shown.pop("gradient", None)
         return shown | {"lr": recent[-1].rate, "epoch": f"{recent[-1].plan.epoch + 1}/{self.config.epochs}"}
 
-    def _end_epoch(self, log: MetricsLog | None, tester: Tester | None) -> None:
+    def _end_epoch(self, log: MetricsLog | None) -> None:
         epoch = self.step // self.per_epoch
         if log is not None:
             means = torch.tensor(self._epoch_losses).mean(0).tolist()
@@ -411,19 +425,44 @@ class Loop:
             log.write("epoch", step=self.step, epoch=epoch, values=values)
             log.flush()
         self._epoch_losses, self._seen = [], []
-        every = self.config.eval_every
-        if tester is not None and log is not None and every and epoch % every == 0:
-            with memory_watched(self._out_of_memory):
-                tested = tester.test(self.trained.eval())
-            log.write("evaluation", step=self.step, epoch=epoch, values=tested)
-            log.flush()
-            self._progress.note(
-                f"epoch {epoch}: rank-1 {tested['rank1']:.1%}, mAP {tested['mAP']:.1%} on the first test set"
-            )
-            if self.best is None or tested["mAP"] > self.best[1]:
-                self.best = (epoch, tested["mAP"])
-                tester.keep(self.trained, epoch)
-            self.model.train()
+        self._looked = time.monotonic()
+
+    def _test_is_due(self, tester: Tester | None) -> bool:
+        """Whether the epoch that ends with this step is one to test after."""
+        every = self.config.eval_every * self.per_epoch
+        return tester is not None and every > 0 and self.step % every == 0
+
+    def _test_if_due(self, log: MetricsLog | None, tester: Tester | None, interrupts: Interrupts) -> None:
+        """Make the evaluation that is due, in the leader, and keep the network if it is the best so far.
+
+        Raises:
+            KeyboardInterrupt: Stopped meanwhile; the state is saved, and a resumed run makes the evaluation first.
+            DeviceError: Out of memory.
+        """
+        if not self._untested or tester is None or log is None:
+            return
+
+        def pause() -> None:
+            if interrupts.requested:
+                raise KeyboardInterrupt
+
+        epoch = self.step // self.per_epoch
+        try:
+            with memory_watched(self.setting.device, self._no_room_to_test):
+                tested = tester.test(self.trained.eval(), pause)
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        log.write("evaluation", step=self.step, epoch=epoch, values=tested)
+        log.flush()
+        self._progress.note(
+            f"epoch {epoch}: rank-1 {tested['rank1']:.1%}, mAP {tested['mAP']:.1%} on the first test set"
+        )
+        if self.best is None or tested["mAP"] > self.best[1]:
+            self.best = (epoch, tested["mAP"])
+            tester.keep(self.trained, epoch)
+        self._untested = False
+        self.model.train()
         self._looked = time.monotonic()
 
     def _visibility_accuracy(self) -> dict[str, float]:
@@ -455,18 +494,37 @@ class Loop:
         )
 
     def _out_of_memory(self) -> DeviceError:
-        config = self.config
-        images = config.identities * config.instances // self.setting.place.size // config.accumulate
-        kept = (
-            f"the state at step {self._saved_step:,} is kept" if self.state_file.is_file() else "no state was saved yet"
-        )
-        recording = ""
-        if config.cuda_graph and self.setting.device.type == "cuda":
-            recording = "train.cuda_graph=false shares memory between steps and evaluations, and the run goes on; "
+        config, place = self.config, self.setting.place
+        share = config.identities * config.instances // place.size
+        images = share // config.accumulate
+        smaller = next((more for more in range(config.accumulate + 1, share + 1) if share % more == 0), None)
+        helps = []
+        if config.cuda_graph and self.setting.device.type == "cuda" and place.size == 1:
+            helps.append("train.cuda_graph=false shares memory between steps and evaluations, and the run goes on")
+        less = "train.amp=bf16 or a smaller backbone needs less"
+        if smaller is not None:
+            less = f"train.accumulate={smaller} takes the same batches in smaller forwards; {less}, too"
+        helps.append(f"{less}. A changed configuration trains from the start")
+        error = no_room(self.setting.device, f"{images} images of {self._size()} a forward do not fit")
         return DeviceError(
-            f"the memory of {self.setting.device} is exhausted at step {self.step + 1:,}; {kept}",
-            expected=f"memory for {images} images of {self.setting.size[0]}x{self.setting.size[1]} a forward",
-            hint=recording
-            + f"train.accumulate={2 * config.accumulate} takes the same batches in smaller forwards; train.amp=bf16 "
-            "or a smaller backbone needs less, too. A changed configuration trains from the start",
+            f"{error.found}; step {min(self.step + 1, self.total):,} of {self.total:,} could not be finished, and "
+            f"{self._kept()}",
+            hint="; ".join(filter(None, (error.hint, *helps))),
         )
+
+    def _no_room_to_test(self) -> DeviceError:
+        error = no_room(self.setting.device, f"the test images' features and forwards of {self._size()} do not fit")
+        return DeviceError(
+            f"{error.found}, after epoch {self.step // self.per_epoch}; {self._kept()}",
+            hint="train.eval_every=0 does not test while it trains, and trains from the start; or a smaller test set",
+        )
+
+    def _size(self) -> str:
+        return "x".join(map(str, self.setting.size))
+
+    def _kept(self) -> str:
+        if not self.state_file.is_file():
+            return "no state was saved yet"
+        # The others do not know when the leader saved.
+        at = f" at step {self._saved_step:,}" if self.setting.place.leader else ""
+        return f"the last state{at} is kept"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ CURVES_FILE = "curves.png"
 REPORT_FILE = "training.json"
 STATE_FOLDER = "state"
 _DISCARDED = f"{STATE_FOLDER}.discarded"
-_TRAINED = "the trained network is kept, and the same command goes on from there"
+_TRAINED = "the trained network is kept: the same command goes on from there, also with --device cpu"
 _SHARE = "machines that train together need the artifact folder on a disk that they share, under the same path"
 
 
@@ -175,7 +175,7 @@ def _train(
     network = _network(model, config, targets)
     if config.start is not None:
         meta = _begin(config.start, network, meta, progress, resumed=(state / STATE_FILE).exists())
-    with memory_watched(lambda: no_room(device, "the network, its optimiser and the images do")):
+    with memory_watched(device, lambda: no_room(device, "the network and its data do not fit")):
         network = network.to(device)
         if config.channels_last:
             network = network.to(memory_format=torch.channels_last)
@@ -195,9 +195,19 @@ def _train(
     if not same_everywhere(loop.step):
         raise DataError("the processes would go on from different steps", where=state, hint=_SHARE)
 
-    def calibrated(trained: nn.Module) -> Calibration:
+    def calibrated(trained: nn.Module, pause: Callable[[], None] = lambda: None) -> Calibration:
         batch = config.identities * config.instances // config.accumulate
-        return calibrate(trained.eval(), feeder, targets_there, model, batch=batch, device=device, amp=config.amp)
+        return calibrate(
+            trained.eval(),
+            feeder,
+            targets_there,
+            model,
+            batch=batch,
+            device=device,
+            amp=config.amp,
+            progress=progress,
+            pause=pause,
+        )
 
     def keep_best(trained: nn.Module, epoch: int, found: Calibration) -> None:
         best = dataclasses.replace(meta, epochs=epoch, thresholds=found.thresholds)
@@ -206,12 +216,12 @@ def _train(
     if place.leader:
         tester = None
         if tests and config.eval_every:
-            tester = TestSet(tests[0], model, device, config.amp, keep_best, calibrated)
+            tester = TestSet(tests[0], model, device, config.amp, keep_best, calibrated, progress)
         board = workdir / "tensorboard" if config.tensorboard else None
         with MetricsLog(workdir / METRICS_FILE, step=loop.step, tensorboard=board) as log:
             loop.run(log, tester)
             loop.save()
-            with memory_watched(lambda: no_room(device, "images to calibrate thresholds do", hint=_TRAINED)):
+            with memory_watched(device, lambda: no_room(device, "calibration does not fit", hint=_TRAINED)):
                 result = calibrated(loop.trained)
             log.write(
                 "calibration",

@@ -15,6 +15,7 @@ from pipeline.matching.distance import PartSet, distance_blocks
 from pipeline.matching.metrics import RankStream
 from pipeline.model.embed import embed
 from pipeline.runtime.parallel import worker_count
+from pipeline.runtime.progress import Progress, Task
 from pipeline.training.calibrate import Calibration
 
 _BATCH = 64
@@ -29,7 +30,8 @@ class TestSet:
         device: Where the network is.
         amp: Precision of the forwards.
         keep: Keeps the weights of the best network so far, with its thresholds.
-        calibrated: Visibility thresholds for the network as it is now.
+        calibrated: Finds visibility thresholds for the network as it is now; its second argument is `test`'s `pause`.
+        progress: Where to report.
 
     Raises:
         DataError: There are no queries or no gallery.
@@ -44,9 +46,11 @@ class TestSet:
         device: torch.device,
         amp: Precision,
         keep: Callable[[nn.Module, int, Calibration], None],
-        calibrated: Callable[[nn.Module], Calibration],
+        calibrated: Callable[[nn.Module, Callable[[], None]], Calibration],
+        progress: Progress,
     ) -> None:
         self._dataset, self._model, self._device, self._amp = dataset, model, device, amp
+        self._progress = progress
         self._query, self._gallery = dataset.split("query"), dataset.split("gallery")
         if not (self._query and self._gallery):
             raise DataError(
@@ -57,12 +61,18 @@ class TestSet:
         self._calibrated, self._keep = calibrated, keep
         self._calibration: Calibration | None = None
 
-    def test(self, model: nn.Module) -> dict[str, float]:
-        """Rank-1, mAP and mINP as fractions; images that cannot be read are left out."""
-        self._calibration = self._calibrated(model)
+    def test(self, model: nn.Module, pause: Callable[[], None]) -> dict[str, float]:
+        """Rank-1, mAP and mINP as fractions; images that cannot be read are left out.
+
+        Args:
+            model: In evaluation mode.
+            pause: Called now and then; an exception of it ends the test.
+        """
+        self._calibration = self._calibrated(model, pause)
         thresholds = torch.tensor(self._calibration.thresholds, device=self._device)
-        query, queries = self._embed(model, self._query, thresholds)
-        gallery, others = self._embed(model, self._gallery, thresholds)
+        with self._progress.task("test", total=len(self._query) + len(self._gallery)) as task:
+            query, queries = self._embed(model, self._query, thresholds, task, pause)
+            gallery, others = self._embed(model, self._gallery, thresholds, task, pause)
         stream = RankStream(
             [record.pid for record in queries],
             [record.pid for record in others],
@@ -70,6 +80,7 @@ class TestSet:
             [record.camid for record in others],
         )
         for block in distance_blocks(query, gallery):
+            pause()
             stream.update(block)
         result = stream.compute()
         return {"rank1": result.rank(1), "mAP": result.mAP, "mINP": result.mINP}
@@ -80,17 +91,24 @@ class TestSet:
         self._keep(model, epoch, self._calibration)
 
     def _embed(
-        self, model: nn.Module, records: tuple[Record, ...], thresholds: torch.Tensor
+        self,
+        model: nn.Module,
+        records: tuple[Record, ...],
+        thresholds: torch.Tensor,
+        task: Task,
+        pause: Callable[[], None],
     ) -> tuple[PartSet, list[Record]]:
         paths = [self._dataset.path_of(record) for record in records]
         found, kept = [], []
         for batch in decode_batches(
             paths, self._model.height, self._model.width, batch=_BATCH, threads=worker_count(-1)
         ):
+            pause()
             if len(batch.index):
                 images = torch.from_numpy(batch.images).to(self._device)
                 found.append(embed(model, images, amp=self._amp))
                 kept += [records[i] for i in batch.index.tolist()]
+            task.advance(len(batch.index) + len(batch.failed))
         if not found:
             raise DataError("none of the test images can be read", where=self._dataset.root)
         visibility = torch.cat([each.visibility for each in found])

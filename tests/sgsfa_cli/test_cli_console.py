@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from rich.console import Console
 
+import pipeline.runtime.device  # noqa: F401  what knows of exhausted memory
 from pipeline.errors import DataError, Rejected, RejectedInputs, SgsfaError
 from pipeline.runtime.progress import SILENT
 from sgsfa_cli import console
@@ -41,6 +43,19 @@ def test_a_user_error_is_one_panel_and_ends_with_2(capsys):
     for part in ("no images", "/data/x", "some", "look there"):
         assert part in text.err
     assert "Traceback" not in text.err
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("Unable to allocate 8.00 GiB"), torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")]
+)
+def test_exhausted_memory_that_nobody_foresaw_is_no_defect(
+    capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    assert code_of(error) == 2
+    text = capsys.readouterr()
+    assert text.out == ""
+    for part in ("The memory is exhausted", str(error), "--device cpu"):
+        assert part in text.err
 
 
 def test_brackets_in_a_message_are_not_markup(capsys):

@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,7 +99,7 @@ def test_the_processors_memory_may_be_too_small(
     monkeypatch.setattr(network_module, "embed", failing)
     with pytest.raises(expected) as caught:
         next(network.batches([dataset.path_of(record) for record in dataset.records]))
-    assert (type(caught.value) is DeviceError) == ("extract.batch_size=" in str(caught.value))
+    assert (type(caught.value) is DeviceError) == ("where: extract.batch_size" in str(caught.value))
 
 
 def test_a_network_that_does_not_fit_is_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +109,38 @@ def test_a_network_that_does_not_fit_is_told(checkpoint: Path, monkeypatch: pyte
     monkeypatch.setattr(network_module, "embed", failing)
     with pytest.raises(DeviceError, match="the network does not fit into the memory of cpu"):
         FeatureNetwork.load(checkpoint, config(), World())
+
+
+def test_too_large_a_batch_is_no_hindrance_to_a_smaller_one(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the error advises works: a file without rows binds nobody to its size."""
+    see, most = network_module.embed, [2]
+
+    def small(model: Any, images: torch.Tensor, **options: Any) -> Any:
+        if len(images) > most[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return see(model, images, **options)
+
+    monkeypatch.setattr(network_module, "embed", small)
+    out = tmp_path / "f.h5"
+    with pytest.raises(DeviceError, match="4 images a batch do not fit") as caught:
+        run(out, dataset, checkpoint, batch_size=4)
+    assert caught.value.where == "extract.batch_size"
+    assert run(out, dataset, checkpoint, batch_size=2).done == COUNT
+
+
+def test_a_single_image_that_does_not_fit_is_told_where_it_would(
+    checkpoint: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    network = FeatureNetwork.load(checkpoint, config(batch_size=1), World())
+    monkeypatch.setattr(network_module, "embed", exhausted)
+    with pytest.raises(DeviceError, match="a single image does not fit") as caught:
+        next(network.batches([dataset.path_of(dataset.records[0])]))
+    assert caught.value.hint == "use --device cpu"
 
 
 class _Killed(BaseException):
@@ -130,6 +163,28 @@ def killed_once_written(rows: int) -> Iterator[None]:
             yield
 
 
+def test_a_batch_that_does_not_fit_any_more_is_told_how_to_begin_anew(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "f.h5"
+    with killed_once_written(BATCH):
+        run(out, dataset, checkpoint)
+    see = network_module.embed
+
+    def small(model: Any, images: torch.Tensor, **options: Any) -> Any:
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return see(model, images, **options)
+
+    monkeypatch.setattr(network_module, "embed", small)
+    with pytest.raises(DeviceError, match="images a batch do not fit") as caught:
+        run(out, dataset, checkpoint, batch_size=1)
+    partial = tmp_path / "f.h5.partial"
+    assert caught.value.hint == f"delete {partial} to begin anew: as it is, it goes on in batches of {BATCH}"
+    partial.unlink()
+    assert run(out, dataset, checkpoint, batch_size=1).done == COUNT
+
+
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_killed_and_resumed_gives_the_same_bytes(
     tmp_path: Path, dataset: Dataset, checkpoint: Path, after: int
@@ -150,9 +205,10 @@ def test_killed_and_resumed_gives_the_same_bytes(
         with pytest.raises(_Killed):
             run(tmp_path / "killed.h5", dataset, checkpoint)
     assert not (tmp_path / "killed.h5").exists()
-    # The notes and the batch size are those that the work was begun with.
+    # The notes and the batch size are those that the work was begun with; a file without rows binds nobody.
     moved = dataclasses.replace(dataset, notes=("it lies elsewhere",))
-    report = run(tmp_path / "killed.h5", moved, checkpoint, batch_size=BATCH if after == 0 else 3)
+    now, size = (moved, 3) if after else (dataset, BATCH)
+    report = run(tmp_path / "killed.h5", now, checkpoint, batch_size=size)
     assert report.resumed == after * BATCH
     assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "straight.h5").read_bytes()
     assert not list(tmp_path.glob("*.partial"))

@@ -260,7 +260,7 @@ def test_parsers_are_tried_without_gradients(monkeypatch: pytest.MonkeyPatch) ->
             seen.append(torch.is_grad_enabled())
             return super().parse(images)
 
-    build._batch_size(Noting(limit=40), torch.device("meta"), MasksConfig())
+    build._batch_size(Noting(limit=40), torch.device("meta"), MasksConfig(), recipe_of(Noting()))
     build._device(Noting())
     assert seen
     assert not any(seen)
@@ -631,17 +631,21 @@ def test_the_device_is_the_parsers_own_word_or_where_its_output_lies() -> None:
     told, silent = Fake(device="cuda:1"), Fake()
     assert (build._device(told), told.batches) == (torch.device("cuda:1"), [])
     assert (build._device(silent), silent.batches) == (torch.device("cpu"), [1])
-    assert build._batch_size(told, build._device(told), MasksConfig()) == 512
-    assert build._batch_size(silent, build._device(silent), MasksConfig()) == 64
+    for parser, count in ((told, 512), (silent, 64)):
+        assert build._batch_size(parser, build._device(parser), MasksConfig(), recipe_of(parser)) == count
 
 
 def test_the_automatic_batch_shrinks_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     # As on a GPU, where the first guess is large.
     fake = Fake(limit=40)
-    assert build._batch_size(fake, torch.device("meta"), MasksConfig()) == 32
+    assert build._batch_size(fake, torch.device("meta"), MasksConfig(), recipe_of(fake)) == 32
     assert fake.batches == [32]
     with pytest.raises(DeviceError, match="not even one image"):
-        build._batch_size(Fake(limit=0), torch.device("meta"), MasksConfig())
+        build._batch_size(Fake(limit=0), torch.device("meta"), MasksConfig(), recipe_of(fake))
+
+
+def recipe_of(parser: Fake) -> build.Recipe:
+    return build._recipe(MasksConfig(), parser.info.label_set)
 
 
 @pytest.mark.parametrize(

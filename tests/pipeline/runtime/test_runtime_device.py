@@ -53,27 +53,46 @@ def test_what_the_processors_allocator_says_is_known() -> None:
 
 
 def test_exhausted_memory_is_told_and_other_faults_pass() -> None:
-    told = DeviceError("too small")
-    with pytest.raises(DeviceError, match="too small") as caught, memory_watched(lambda: told):
-        torch.empty(2**60)
-    assert memory_exhausted(caught.value.__cause__)
-    with pytest.raises(RuntimeError, match="shapes"), memory_watched(lambda: told):
+    told, cpu, gpu = DeviceError("too small"), torch.device("cpu"), torch.device("cuda:0")
+    for device in (cpu, None):
+        with pytest.raises(DeviceError, match="too small") as caught, memory_watched(device, lambda: told):
+            torch.empty(2**60)
+        assert memory_exhausted(caught.value.__cause__)
+    with pytest.raises(RuntimeError, match="shapes"), memory_watched(cpu, lambda: told):
         raise RuntimeError("shapes")
+    with pytest.raises(DeviceError, match="too small"), memory_watched(gpu, lambda: told):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_what_has_no_room_on_a_gpu_is_told_with_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu = torch.device("cuda:1")
+@pytest.mark.parametrize("error", [MemoryError("1 GB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_the_computers_memory_is_not_taken_for_a_gpus(error: Exception) -> None:
+    gpu, told = torch.device("cuda:0"), DeviceError("too small")
+    with (
+        pytest.raises(DeviceError, match="the memory of the computer is exhausted, not that of cuda:0") as caught,
+        memory_watched(gpu, lambda: told),
+    ):
+        raise error
+    assert caught.value.__cause__ is error
+
+
+def test_what_has_no_room_on_a_gpu_is_told_with_who_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, own = torch.device("cuda:1"), [4.7e9]
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(0.3e9), int(85e9)))
-    error = no_room(gpu, "5 images do", hint="take 4")
-    assert error.found == "5 images do not fit into the memory of cuda:1, of which 0.3 of 85.0 GB are free"
-    assert error.hint == "take 4; nvidia-smi shows which other programs hold memory of the GPU"
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: own[0])
+    error = no_room(gpu, "5 images do not fit", hint="take 4")
+    assert error.found == (
+        "5 images do not fit into the memory of cuda:1 (85.0 GB: 4.7 taken by this program, 80.0 by others)"
+    )
+    assert error.hint == "take 4; nvidia-smi shows the other programs on the GPU"
+    own[0] = 84e9  # Nobody else is to blame.
+    assert no_room(gpu, "5 images do not fit").hint is None
 
     def too_full(device: torch.device) -> None:
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", too_full)
-    assert no_room(gpu, "5 images do").found == "5 images do not fit into the memory of cuda:1"
-    assert no_room(torch.device("cpu"), "5 images do").details() == []
+    assert no_room(gpu, "5 images do not fit").found == "5 images do not fit into the memory of cuda:1"
+    assert no_room(torch.device("cpu"), "5 images do not fit").details() == []
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "", "meta", "tpu:0"])

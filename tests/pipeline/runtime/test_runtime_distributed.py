@@ -46,7 +46,7 @@ def test_the_device_of_a_process_becomes_the_current_one(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(torch.cuda, "set_device", full)
     monkeypatch.setattr(torch.cuda, "mem_get_info", full)
-    with pytest.raises(DeviceError, match="an empty program does not fit into the memory of cuda:1"):
+    with pytest.raises(DeviceError, match="not even an empty program fits into the memory of cuda:1"):
         place.take_device("cuda")
 
 

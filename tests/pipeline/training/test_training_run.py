@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,11 @@ from pipeline.model.network import SGSFA
 from pipeline.model.weights import load_checkpoint, read_meta
 from pipeline.runtime.distributed import World
 from pipeline.runtime.files import sha256_file
-from pipeline.runtime.progress import SILENT
+from pipeline.runtime.progress import SILENT, Task
+from pipeline.training import calibrate as calibrate_module
 from pipeline.training import loop as loop_module
 from pipeline.training import run as run_module
+from pipeline.training import validate as validate_module
 from pipeline.training.calibrate import NEVER
 from pipeline.training.feeder import Feeder
 from pipeline.training.metrics_log import MetricsLog, read_metrics
@@ -155,6 +158,54 @@ def test_stopped_and_resumed_ends_with_the_same_bits(
             assert {k: v for k, v in one.items() if k != "images_per_second"} == {
                 k: v for k, v in two.items() if k != "images_per_second"
             }
+
+
+@pytest.mark.parametrize("module", [calibrate_module, validate_module], ids=["calibration", "test"])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_stopped_within_an_evaluation_makes_it_first_when_resumed(
+    tmp_path: Path, work: dict[str, Any], module: ModuleType, epoch: int
+) -> None:
+    """The stop does not wait for the evaluation's end, and nothing is missing or double afterwards."""
+    looks, embed_one = [], module.embed
+
+    def look(*arguments: Any, **options: Any) -> Any:
+        looks.append(1)
+        if len(looks) == (epoch - 1) * per_evaluation + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return embed_one(*arguments, **options)
+
+    arguments = work["arguments"]
+    # Batches of the calibration, and of queries and gallery.
+    per_evaluation = -(-18 // 6) if module is calibrate_module else 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "embed", look)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, **arguments)
+    assert len(looks) == (epoch - 1) * per_evaluation + 1, "it ends between two batches"
+    lines = list(read_metrics(tmp_path / "metrics.jsonl"))
+    assert [line["kind"] for line in lines].count("evaluation") == epoch - 1
+    train(tmp_path, **arguments)
+    assert_equal_weights(work["folder"], tmp_path)
+    assert (tmp_path / "best.safetensors").read_bytes() == (work["folder"] / "best.safetensors").read_bytes()
+    straight, resumed = (list(read_metrics(folder / "metrics.jsonl")) for folder in (work["folder"], tmp_path))
+    assert [(line["kind"], line["step"], line.get("mAP")) for line in straight] == [
+        (line["kind"], line["step"], line.get("mAP")) for line in resumed
+    ]
+
+
+def test_evaluations_show_how_far_they_are(tmp_path: Path, work: dict[str, Any]) -> None:
+    tasks: list[tuple[str, int | None]] = []
+
+    def begun(label: str, *, total: int | None, done: int = 0, unit: str = "images") -> Task:
+        tasks.append((label, total))
+        return SILENT.task(label, total=total, done=done, unit=unit)
+
+    notes = Notes()
+    notes.task = begun
+    train(tmp_path, **work["arguments"], progress=notes)
+    tests: Dataset = work["arguments"]["tests"][0]
+    each = [("calibrate", 18), ("test", len(tests.split("query")) + len(tests.split("gallery")))]
+    assert [task for task in tasks if task[0] in ("calibrate", "test")] == [*each, *each, each[0]]
 
 
 class _Killed(BaseException):
@@ -492,7 +543,7 @@ def test_exhausted_memory_ends_with_advice_and_a_state_to_go_on_from(tmp_path: P
 
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 3, exhausted)
-        with pytest.raises(DeviceError, match="the state at step 3 is kept") as caught:
+        with pytest.raises(DeviceError, match="the last state at step 3 is kept") as caught:
             train(tmp_path, **work["arguments"])
     assert "train.accumulate=2" in (caught.value.hint or "")
     train(tmp_path, **work["arguments"])
@@ -513,13 +564,56 @@ def test_images_that_cannot_be_fetched_for_want_of_memory_are_told(tmp_path: Pat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Feeder, "batches", fetched)
-        with pytest.raises(DeviceError, match="the memory of cpu is exhausted at step 2"):
+        with pytest.raises(
+            DeviceError, match="step 2 of 4 could not be finished, and the last state at step 1 is kept"
+        ) as caught:
             train(tmp_path, **work["arguments"])
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+    train(tmp_path, **work["arguments"])
+    assert_equal_weights(work["folder"], tmp_path)
+
+
+def test_a_batch_that_the_feeding_thread_has_no_memory_for_is_told(tmp_path: Path, work: dict[str, Any]) -> None:
+    config = small_training(eval_every=1, image_budget_gb=1e-6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Feeder, "_gather", out_of_memory)
+        with pytest.raises(DeviceError, match="step 1 of 4 could not be finished"):
+            train(tmp_path, **work["arguments"] | {"config": config})
+
+
+@pytest.mark.parametrize("what", ["forward_model", "look", "_end_epoch"])
+def test_memory_that_ends_elsewhere_in_the_loop_is_told(
+    tmp_path: Path, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(loop_module.Loop, what, out_of_memory)
+    with pytest.raises(DeviceError, match="could not be finished"):
+        train(tmp_path, **work["arguments"])
+
+
+def test_an_evaluation_without_room_is_told(
+    tmp_path: Path, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validate_module, "embed", out_of_memory)
+    with pytest.raises(DeviceError, match="the test images' features") as caught:
+        train(tmp_path, **work["arguments"])
+    assert "after epoch 1" in caught.value.found
+    assert "train.eval_every=0" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(("size", "accumulate", "images", "advised"), [(1, 1, 18, 2), (1, 2, 9, 3), (3, 2, 3, 3)])
+def test_advice_against_exhausted_memory_can_be_followed(size: int, accumulate: int, images: int, advised: int) -> None:
+    config = small_training(identities=6, instances=3, accumulate=accumulate)
+    setting = SimpleNamespace(place=World(rank=size - 1, size=size), device=torch.device("cuda", 0), size=(64, 32))
+    loop = SimpleNamespace(config=config, setting=setting, step=3, total=4, _size=lambda: "64x32", _kept=lambda: "kept")
+    error = loop_module.Loop._out_of_memory(loop)  # type: ignore[arg-type]
+    assert f"{images} images of 64x32 a forward" in error.found
+    assert f"train.accumulate={advised} " in (error.hint or "")
+    assert ("train.cuda_graph=false" in (error.hint or "")) == (size == 1), "several processes record nothing"
 
 
 def test_a_network_without_room_is_told(tmp_path: Path, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module.Targets, "to", out_of_memory)
-    with pytest.raises(DeviceError, match="the network, its optimiser and the images do not fit into the memory"):
+    with pytest.raises(DeviceError, match="the network and its data do not fit into the memory of cpu"):
         train(tmp_path, **work["arguments"])
 
 
@@ -528,7 +622,7 @@ def test_a_calibration_without_room_keeps_what_was_trained(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "calibrate", out_of_memory)
-        with pytest.raises(DeviceError, match="calibrate thresholds") as caught:
+        with pytest.raises(DeviceError, match="calibration does not fit into the memory of cpu") as caught:
             train(tmp_path, **work["arguments"] | {"tests": ()})
     assert "goes on from there" in (caught.value.hint or "")
     # From there: no step is taken again.
