@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.datasets.faults import Fault, FaultKind
+from pipeline.datasets.faults import NO_CAMERAS, Fault, FaultKind
 from pipeline.datasets.images import decode_image
 from pipeline.datasets.kind import Count, count
-from pipeline.datasets.records import UNKNOWN, Dataset, Record, Split, unique_names
+from pipeline.datasets.records import UNKNOWN, Dataset, Record, Split, lonely_queries, unique_names
 from pipeline.datasets.registry import overruled_kinds, parse_spec, read_logged
 from pipeline.errors import DataError, ImageError, Rejected
 from pipeline.runtime.parallel import worker_count
@@ -165,10 +164,17 @@ def _lonely_queries(dataset: Dataset, notes: list[str]) -> list[Fault]:
     queries, gallery = dataset.split("query"), dataset.split("gallery")
     if queries and not gallery:
         return [Fault(FaultKind.EMPTY, "there are queries but no gallery to search", str(dataset.root))]
-    cameras: dict[int, set[int]] = defaultdict(set)
-    for record in gallery:
-        cameras[record.pid].add(record.camid)
-    lonely = [record for record in queries if not cameras[record.pid] - {record.camid}]
+    lonely = lonely_queries(queries, gallery)
+    if queries and len(lonely) == len(queries):
+        return [
+            Fault(
+                FaultKind.LONELY,
+                f"none of the {len(queries):,} queries has a gallery image of the same identity in another camera",
+                str(dataset.root),
+                expected="another camera than the query's: images of its own camera are not counted as found",
+                hint=NO_CAMERAS,
+            )
+        ]
     if lonely:
         notes.append(
             f"{len(lonely):,} {'query has' if len(lonely) == 1 else 'queries have'} no gallery image of the same "

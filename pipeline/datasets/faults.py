@@ -11,6 +11,7 @@ from pipeline.datasets.records import Split
 from pipeline.errors import DataError
 
 _SHOWN = 5
+NO_CAMERAS = "where cameras are not known, give all queries camera 0 and the gallery camera 1"
 
 
 class FaultKind(StrEnum):
@@ -23,6 +24,7 @@ class FaultKind(StrEnum):
     DUPLICATE = "duplicate"
     COUNTS = "counts differ"
     IDENTITIES = "identity in train and test"
+    LONELY = "no match in another camera"
     IMAGE = "unusable image"
 
 

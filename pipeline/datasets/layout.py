@@ -191,7 +191,12 @@ def read_split(
         try:
             pid, camid = parse(stem)
         except NameFault as error:
-            log.fault(FaultKind.NAME, f"the name {path!r} does not follow the layout: {error}", base / path)
+            log.fault(
+                FaultKind.NAME,
+                f"the name {path!r} does not follow the layout: {error}",
+                base / path,
+                hint="images of your own, whatever their names, can be listed in a CSV file (docs/datasets.md)",
+            )
             continue
         twin = stems.setdefault(stem, path)
         if twin != path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -74,3 +75,11 @@ def unique_names(records: Iterable[Record]) -> list[str]:
 def short_name(text: str) -> str:
     """A name for folders and tables: letters of any script, digits, `-`, `_` and `.` only."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "data"
+
+
+def lonely_queries(queries: Sequence[Record], gallery: Sequence[Record]) -> list[Record]:
+    """Queries whose identity no other camera of the gallery saw: nothing can be found for them."""
+    cameras: dict[int, set[int]] = defaultdict(set)
+    for record in gallery:
+        cameras[record.pid].add(record.camid)
+    return [record for record in queries if not cameras[record.pid] - {record.camid}]

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import get_args
 
 from pipeline.config import suggestion
-from pipeline.datasets.faults import FaultKind, ReadLog
+from pipeline.datasets.faults import NO_CAMERAS, FaultKind, ReadLog
 from pipeline.datasets.kind import KindInfo
 from pipeline.datasets.records import DISTRACTOR_PID, UNKNOWN, Dataset, Record, Split, short_name
 
@@ -118,7 +118,10 @@ def _header_is_sound(header: list[str], path: Path, log: ReadLog) -> bool:
         log.fault(FaultKind.ROW, f"the column {doubled[0]!r} stands twice in the header", f"{path}, line 1")
     if missing:
         separators = [mark for mark in ";\t|" if any(mark in name for name in header)]
-        near = next((hint for name in missing if (hint := suggestion(name, header))), None)
+        others = [name for name in header if name not in COLUMNS]
+        near = next((hint for name in missing if (hint := suggestion(name, others))), None)
+        if near is None and missing == ["camid"]:
+            near = NO_CAMERAS
         log.fault(
             FaultKind.ROW,
             f"the column{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing; there are: "

@@ -163,6 +163,7 @@ def measure(
             "flip": bool(sides.file.attributes.get("flip", False)),
             "visible_fraction": fraction_from,
             "sgsfa": __version__,
+            "torch": torch.__version__,
         },
         counts=_counts(sides),
         origin=dict(sides.file.attributes),

@@ -155,7 +155,7 @@ def embed(paths: Sequence[Path], checkpoint: Path, config: ExtractConfig) -> Fea
         pids=np.full(len(paths), -1, np.int64),
         camids=np.full(len(paths), -1, np.int64),
         splits=np.full(len(paths), "all", dtype=np.str_),
-        attributes={"checkpoint_sha256": sha256_file(checkpoint)},
+        attributes={"checkpoint_sha256": sha256_file(checkpoint), "flip": config.flip},
     )
 
 
@@ -215,6 +215,8 @@ def _origin(dataset: Dataset, checkpoint: Path, config: ExtractConfig) -> dict[s
         "model": meta.model.kind,
         "backbone": meta.model.backbone,
         "trained_on": meta.trained_on,
+        "epochs": meta.epochs,
+        "seed": meta.seed,
         "data": f"{dataset.kind}:{dataset.name}",
         "flip": config.flip,
         "amp": config.amp,

@@ -57,6 +57,10 @@ _CPU_PIXELS = 64 * 256 * 128
 _GPU_PIXELS = 512 * 256 * 128
 _LARGEST_BATCH = 512
 _LABEL_MAP_CHUNK = 64
+DEFAULT_LABEL_SET = "lip-20"
+"""How label maps are read whose numbers nobody named."""
+
+_MANY_EMPTY = 0.2  # Share of images in which nobody is found that is worth a warning.
 _SAMPLE = 64  # Label maps by which a folder of them is known again.
 
 
@@ -146,7 +150,7 @@ def _build(
     progress: Progress,
     begun: float,
 ) -> MaskReport:
-    source = _source(config, ordered, label_maps)
+    source = _source(config, ordered, label_maps, progress)
     writer = _open(out, ordered, source, root, progress)
     if writer is None:
         masks = MaskFile.open(out).load()
@@ -175,13 +179,39 @@ def _build(
     return MaskReport(len(ordered), done, rejected, resumed, time.monotonic() - begun, rate)
 
 
+class _Nobody:
+    """Counts the images in which nobody is found: with a wrong label set, or of the wrong images, that is many."""
+
+    def __init__(self) -> None:
+        self._good, self._empty, self._first = 0, 0, ""
+
+    def add(self, names: Sequence[str], made: Rows) -> None:
+        """Count rows; `names` are those of all."""
+        good = made.done == DONE
+        empty = good & ~made.whole.any(axis=(1, 2))
+        self._good += int(good.sum())
+        self._empty += int(empty.sum())
+        if empty.any() and not self._first:
+            self._first = names[made.start + int(empty.argmax())]
+
+    def tell(self, source: _Source, progress: Progress) -> None:
+        """Warn if they are many."""
+        if self._empty <= _MANY_EMPTY * self._good:
+            return
+        hint = "`sgsfa masks preview` draws them"
+        if source.maps is not None:
+            hint += f"; the labels were read as {source.meta.label_set}, and a pixel of 255 as one without a label"
+        progress.warn(f"nobody is found in {self._empty:,} of {self._good:,} images, {self._first} among them; {hint}")
+
+
 # What is made, and from what --------------------------------------------------------------------------------------
 
 
-def _source(config: MasksConfig, names: Sequence[str], own_maps: Path | None) -> _Source:
+def _source(config: MasksConfig, names: Sequence[str], own_maps: Path | None, progress: Progress) -> _Source:
     kind, _, argument = config.parser.partition(":")
     if kind == LABEL_MAPS:
-        return _label_map_source(config, at_home(argument) if argument else own_maps, names)
+        folder = at_home(argument) if argument else own_maps
+        return _label_map_source(config, folder, names, progress, own=not argument)
     tune_allocator()
     parser = load_parser(config.parser, label_set=config.label_set, device=config.device)
     info = parser.info
@@ -206,7 +236,9 @@ def _source(config: MasksConfig, names: Sequence[str], own_maps: Path | None) ->
     return _Source(meta, recipe, parser=parser, on_cpu=device.type == "cpu")
 
 
-def _label_map_source(config: MasksConfig, folder: Path | None, names: Sequence[str]) -> _Source:
+def _label_map_source(
+    config: MasksConfig, folder: Path | None, names: Sequence[str], progress: Progress, *, own: bool
+) -> _Source:
     if folder is None:
         raise ConfigError(
             "this data set comes without label maps",
@@ -215,7 +247,12 @@ def _label_map_source(config: MasksConfig, folder: Path | None, names: Sequence[
         )
     if config.flip:
         raise ConfigError("finished label maps cannot be averaged over mirror images", where="masks.flip")
-    label_set = load_label_set(config.label_set or "lip-20")
+    if config.label_set is None and not own:
+        progress.warn(
+            f"the label maps are read as {DEFAULT_LABEL_SET}, for no label set was named; --label-set says what the "
+            "numbers in them mean"
+        )
+    label_set = load_label_set(config.label_set or DEFAULT_LABEL_SET)
     recipe = _recipe(config, label_set)
     maps = LabelMaps(folder, names, label_set)
     meta = MaskMeta(
@@ -413,6 +450,7 @@ def _run(
     progress: Progress,
 ) -> tuple[Rejected, ...]:
     failed: list[Rejected] = []
+    nobody = _Nobody()
     total = len(writer.names)
     warned = not source.on_cpu
     parsed = 0
@@ -421,12 +459,14 @@ def _run(
         for made in rows:
             writer.write(made.start, made.parts, made.whole, made.quality, made.done)
             failed += made.failed
+            nobody.add(writer.names, made)
             parsed += len(made.done)
             task.advance(len(made.done))
             estimate = (total - resumed - parsed) * (time.monotonic() - begun) / parsed
             if not warned and parsed >= _ESTIMATE_AFTER and estimate > _LONG_BUILD:
                 warned = True
                 progress.warn(_advice(estimate, config))
+    nobody.tell(source, progress)
     return tuple(failed)
 
 

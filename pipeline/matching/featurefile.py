@@ -413,7 +413,7 @@ class FeatureWriter:
 
 
 def require_comparable(query: Features, gallery: FeatureFile) -> None:
-    """Refuse to compare features of different lengths or, where both name one, of different checkpoints.
+    """Refuse to compare features of different lengths or, where both say so, of different checkpoints or views.
 
     Raises:
         FormatError: They cannot be compared.
@@ -425,6 +425,15 @@ def require_comparable(query: Features, gallery: FeatureFile) -> None:
             where=gallery.path,
             expected=f"checkpoint {str(ours)[:8]}, which the queries' features come from",
             hint="features of two checkpoints lie in different spaces; extract both with the same one",
+        )
+    flips = query.attributes.get("flip"), gallery.attributes.get("flip")
+    if None not in flips and flips[0] != flips[1]:
+        ways = ["one view", "the mean of both mirror images"]
+        raise FormatError(
+            f"the gallery's features are of {ways[bool(flips[1])]} of each image",
+            where=gallery.path,
+            expected=f"{ways[bool(flips[0])]}, as the queries' are",
+            hint=f"extract.flip={str(bool(flips[1])).lower()} for the queries",
         )
     lengths = query.parts.shape[2], query.whole.shape[1]
     if lengths != (gallery.part_dim, gallery.whole_dim):

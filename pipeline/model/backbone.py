@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from pipeline.config import BACKBONES, suggestion
-from pipeline.errors import ConfigError, WeightsError
+from pipeline.errors import ConfigError, WeightsError, first_line
 
 REFERENCE_LENGTH = 2048
 """Length of the feature that learning rates of linear maps on it are known for: ResNet-50's."""
@@ -80,6 +80,7 @@ def build_backbone(name: str, weights: Mapping[str, Tensor] | None = None) -> Ba
 
 def _load(network: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
     own = network.state_dict()
+    weights = _without_prefix(weights, own)
     needed = {key for key in own if not key.startswith(("fc.", "classifier."))}
     # BatchNorm's counters are missing from files of old PyTorch versions and play no part in the result.
     missing = sorted(key for key in needed - set(weights) if not key.endswith("num_batches_tracked"))
@@ -90,9 +91,21 @@ def _load(network: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
         raise WeightsError(
             f"these weights are not those of {name}: {first!r} {problem}",
             expected=f"{tuple(own[first].shape)} for {first!r}, and {len(needed)} entries as its package names them",
-            hint="name the file's own network as model.backbone",
+            hint=f"the file has {', '.join(sorted(weights)[:3])}, ...; name its own network as model.backbone",
         )
     network.load_state_dict({key: weights[key] for key in needed if key in weights}, strict=False)
+
+
+def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Entries as the network names them, where a file of a larger model has them under a prefix of their own.
+
+    Trainers of re-identification and of self-supervision write `backbone.`, `base.` or `encoder_q.` before them.
+    """
+    first = next(iter(own))
+    prefixes = [name.removesuffix(first) for name in weights if name.endswith("." + first)]
+    if first in weights or len(prefixes) != 1:
+        return weights
+    return {name.removeprefix(prefixes[0]): value for name, value in weights.items() if name.startswith(prefixes[0])}
 
 
 def _resnet(network: nn.Module) -> Backbone:
@@ -119,6 +132,12 @@ def _out_channels(module: nn.Module) -> int:
     return [part for part in module.modules() if isinstance(part, nn.Conv2d)][-1].out_channels
 
 
+_TIMM_EXPECTED = (
+    "a convolutional network whose stages follow each other, with features at strides 4 and 16 (docs/training.md names "
+    "some); no transformers"
+)
+
+
 class _TimmLate(nn.Module):
     """The part of a timm feature extractor after its stride-4 features, as a module of its own."""
 
@@ -141,23 +160,32 @@ def _timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
         ) from None
     try:
         network: Any = timm.create_model(name, features_only=True, output_stride=16, pretrained=False)
-    except (RuntimeError, TypeError, NotImplementedError, AssertionError) as error:
+    # timm's models fail in many ways where they cannot do that.
+    except Exception as error:
         raise ConfigError(
-            f"timm cannot build {name!r} with features at output stride 16: {error}", where="model.backbone"
+            f"timm cannot build {name!r} with features at output stride 16: {first_line(error)}",
+            where="model.backbone",
+            expected=_TIMM_EXPECTED,
         ) from error
     info: Any = network.feature_info
     reductions = list(info.reduction())
     if 4 not in reductions or reductions[-1] != 16 or not isinstance(network, nn.ModuleDict):
         raise ConfigError(
-            f"timm's {name!r} has features at strides {reductions}",
-            where="model.backbone",
-            expected="a plain sequence of stages with strides 4 and 16",
+            f"timm's {name!r} has features at strides {reductions}", where="model.backbone", expected=_TIMM_EXPECTED
         )
     if weights is not None:
         _load(network, weights, f"timm:{name}")
     index = len(reductions) - 1 - reductions[::-1].index(4)
-    boundary = info[index]["module"].split(".")[0]
+    # Where a network's stages lie within another module, timm names the flattened ones by an underscore.
+    module = info[index]["module"]
     names = list(network.keys())
+    boundary = next((name for name in (module.replace(".", "_"), module.split(".")[0]) if name in names), None)
+    if boundary is None:
+        raise ConfigError(
+            f"timm's {name!r} cannot be cut after its stride-4 features",
+            where="model.backbone",
+            expected=_TIMM_EXPECTED,
+        )
     cut = names.index(boundary) + 1
     channels = info.channels()
     return Backbone(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.config import RunConfig, Section
+from pipeline.config import Precision, RunConfig, Section
 from pipeline.errors import ConfigError, FormatError, WeightsError
 from pipeline.parsing.files import parser_files
 from pipeline.parsing.versions import version_of
@@ -228,18 +228,54 @@ def _check_tests(config: RunConfig, sources: Sources) -> None:
             sources.test_records(test.spec)
 
 
+def _check_masks(config: RunConfig, sources: Sources) -> None:
+    _check_training(config, sources)
+    _check_device(config.masks.device)
+
+
 def _check_train(config: RunConfig, sources: Sources) -> None:
     _check_training(config, sources)
     if config.train.eval_every:
         _check_tests(config, sources)
+    _check_device(config.train.device, config.train.amp)
+    # PyTorch is imported only here, and in a run that is going to train.
+    from pipeline.runtime.distributed import world
+    from pipeline.training.run import check_network
+    from pipeline.training.sampler import check_batches
+
+    check_network(config.model)
+    if config.data.source != RENDERED:
+        people = {record.path: record.pid for record in sources.training().split("train")}
+        check_batches(list(people.values()), config.train, processes=world().size)
+
+
+def _check_extract(config: RunConfig, sources: Sources) -> None:
+    _check_tests(config, sources)
+    _check_device(config.extract.device, config.extract.amp)
+
+
+def _check_eval(config: RunConfig, sources: Sources) -> None:
+    _check_device(config.matching.device)
+    if config.matching.features is None:
+        for test in sources.tests():
+            if test.spec != RENDERED:
+                sources.require_matches(test.spec)
+
+
+def _check_device(name: str, amp: Precision = "off") -> None:
+    """See that a device is there and computes in that precision; without PyTorch where nothing can be wrong."""
+    if name != "auto" or amp == "fp16":
+        from pipeline.runtime.device import autocast, resolve_device
+
+        autocast(resolve_device(name), amp)
 
 
 STAGES: tuple[Stage, ...] = (
     Stage("synth", 3, _synth_decisive, _synth_inputs, bodies.synth),
-    Stage("masks", 3, _masks_decisive, _masks_inputs, bodies.masks, _check_training),
+    Stage("masks", 3, _masks_decisive, _masks_inputs, bodies.masks, _check_masks),
     Stage("train", 4, _train_decisive, _train_inputs, bodies.train, _check_train),
-    Stage("extract", 2, _extract_decisive, _extract_inputs, bodies.extract, _check_tests),
-    Stage("eval", 2, _eval_decisive, _eval_inputs, bodies.evaluate),
+    Stage("extract", 2, _extract_decisive, _extract_inputs, bodies.extract, _check_extract),
+    Stage("eval", 2, _eval_decisive, _eval_inputs, bodies.evaluate, _check_eval),
 )
 """All stages, in order."""
 

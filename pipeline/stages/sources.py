@@ -8,8 +8,9 @@ from pathlib import Path
 from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.artifacts.store import Artifact
 from pipeline.config import RunConfig
+from pipeline.datasets.faults import NO_CAMERAS
 from pipeline.datasets.fingerprint import dataset_fingerprint, image_hashes
-from pipeline.datasets.records import Dataset, Record, Split, short_name, unique_names
+from pipeline.datasets.records import Dataset, Record, Split, lonely_queries, short_name, unique_names
 from pipeline.errors import ArtifactError, DataError, UserError
 from pipeline.runtime.files import at_home, sha256_file
 from pipeline.runtime.progress import Progress
@@ -124,6 +125,22 @@ class Sources:
                     f"the data set has no {split} images", where=spec, expected="a query and a gallery to test on"
                 )
         return dataset.split("query", "gallery")
+
+    def require_matches(self, spec: str) -> None:
+        """See that something can be found at all.
+
+        Raises:
+            DataError: No query's identity was seen by another camera of the gallery.
+        """
+        dataset = self.open(spec)
+        queries = dataset.split("query")
+        if queries and len(lonely_queries(queries, dataset.split("gallery"))) == len(queries):
+            raise DataError(
+                "no query has a gallery image of the same identity in another camera",
+                where=spec,
+                expected="another camera than the query's: images of its own camera are not counted as found",
+                hint=NO_CAMERAS,
+            )
 
     def images(self, spec: str, *splits: Split) -> str:
         """Fingerprint of the images of a data set in some splits: names, identities, cameras and contents.

@@ -313,6 +313,26 @@ def _announce(
     if model.kind == "sgsfa" and absent:
         strips = "; without a head there are no strips either" if "head" in absent else ""
         progress.warn(f"the masks cannot tell of {', '.join(absent)}: left out of training and matching{strips}")
+    seen = targets.parts.any(dim=3).any(dim=2).any(dim=0) | ~targets.given
+    never = [name for name, shown in zip(PART_NAMES, seen.tolist(), strict=True) if not shown]
+    if model.kind == "sgsfa" and targets.has_mask.any() and never:
+        progress.warn(
+            f"no mask shows {', '.join(never)}, although the labels have it: is their label set the right one? "
+            "`sgsfa masks stats` counts, `sgsfa masks preview` draws"
+        )
+    alone = int((torch.bincount(targets.labels) == 1).sum())
+    if alone:
+        progress.warn(f"{alone:,} of {targets.num_classes:,} identities have a single image: their batches repeat it")
+
+
+def check_network(model: ModelConfig) -> None:
+    """See that there is such a network, without making it.
+
+    Raises:
+        ConfigError: There is no such backbone, or it gives no features of the needed strides.
+    """
+    with torch.device("meta"):
+        build_model(model, 2)
 
 
 def _network(model: ModelConfig, config: TrainConfig, targets: Targets) -> Network:

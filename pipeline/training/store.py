@@ -198,7 +198,7 @@ def load_targets(
 
     Raises:
         FormatError: The mask file is damaged or of another kind.
-        DataError: The mask file holds fewer than half of these images, or tells of no part at all.
+        DataError: The mask file holds fewer than half of these images, tells of no part at all, or shows nobody.
     """
     pids = [records[name].pid for name in names]
     classes = {pid: label for label, pid in enumerate(sorted(set(pids)))}
@@ -229,6 +229,12 @@ def load_targets(
                 hint="it was built for another data set; build one with `sgsfa masks build`",
             )
         has_mask = (rows >= 0) & (stored.done[np.maximum(rows, 0)] == DONE)
+        if has_mask.any() and not stored.parts[rows[has_mask]].any():
+            raise DataError(
+                f"the masks show nobody: those of all {int(has_mask.sum()):,} training images are empty",
+                where=masks,
+                hint="label maps of 0 and 255, or a wrong label set, look like that; `sgsfa masks preview` draws them",
+            )
         parts[has_mask] = stored.parts[rows[has_mask]]
         whole[has_mask, 0] = stored.whole[rows[has_mask]]
     return Targets(

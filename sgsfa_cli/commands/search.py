@@ -59,6 +59,7 @@ def search(
     """
     from pipeline.evaluation.explain import find
     from pipeline.features.extract import embed
+    from pipeline.matching.featurefile import FeatureFile
 
     options: dict[str, Any] = {
         "matching.rule": rule,
@@ -68,7 +69,9 @@ def search(
         "extract.device": device,
     }
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
-    query = embed(images, checkpoint, settings.extract)
+    flip = FeatureFile.open(gallery).attributes.get("flip", settings.extract.flip)
+    # Features of one view and of both lie apart; the gallery's are there already.
+    query = embed(images, checkpoint, settings.extract.model_copy(update={"flip": bool(flip)}))
     found = find(query, gallery, k=top, config=settings.matching, progress=console.progress(quiet=quiet))
     console.emit({"found": found}, json=json, draw=lambda: _draw(found))
 

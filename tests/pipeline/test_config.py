@@ -128,6 +128,13 @@ def test_files_that_cannot_be_read(tmp_path):
         load_config(broken)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    """Notepad begins files with one."""
+    path = tmp_path / "a.toml"
+    path.write_text('name = "mine"\n', encoding="utf-8-sig")
+    assert load_config(path).name == "mine"
+
+
 @pytest.mark.parametrize("preset", [None, *PRESETS])
 @pytest.mark.parametrize("comments", [False, True])
 def test_written_toml_reads_back_equal(tmp_path, preset, comments):

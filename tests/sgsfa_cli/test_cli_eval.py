@@ -204,6 +204,26 @@ def test_search_and_compare(features: Path) -> None:
     assert "distance" in run("compare", "0.jpg", "12.jpg", "--checkpoint", "m.safetensors", "--rule", "mean").output
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_search_looks_at_its_images_as_the_gallery_was_looked_at(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flip: bool
+) -> None:
+    gallery = tmp_path / "gallery.h5"
+    shutil.copy(features, gallery)
+    with h5py.File(gallery, "r+") as file:
+        attributes = json.loads(file.attrs["attributes"])
+        file.attrs["attributes"] = json.dumps(attributes | {"flip": flip})
+    asked = []
+
+    def embed(paths: Any, checkpoint: Path, config: Any) -> Any:
+        asked.append(config.flip)
+        raise DataError("seen")
+
+    monkeypatch.setattr("pipeline.features.extract.embed", embed)
+    run("search", "0.jpg", "--gallery", gallery, "--checkpoint", "m.safetensors", "-q", code=2)
+    assert asked == [flip]
+
+
 def test_intervals_have_a_table_of_their_own(features: Path) -> None:
     text = run("eval", "-f", features, "-q", "--no-breakdown", "--bootstrap", "50").output
     assert "95 % interval" in text

@@ -49,10 +49,11 @@ def folder(tmp_path, monkeypatch, rejected):
     rows = ["path,pid,camid,split"]
     for number, split in enumerate(("train", "train", "query", "gallery")):
         cv2.imwrite(f"{number}.png", np.full((32, 16, 3), number, np.uint8))
-        rows.append(f"{number}.png,{1 + number // 2},{number % 2 + 1},{split}")
+        rows.append(f"{number}.png,{min(number, 2)},{number % 2 + 1},{split}")
     (tmp_path / "people.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "parser.onnx").write_bytes(b"1")
-    text = 'name = "mine"\n[data]\nsource = "csv:people.csv"\n[masks]\nparser = "onnx:parser.onnx"\n'
+    text = 'name = "mine"\n[data]\nsource = "csv:people.csv"\n[train]\nidentities = 2\n'
+    text += '[masks]\nparser = "onnx:parser.onnx"\n'
     (tmp_path / "sgsfa.toml").write_text(text)
     return tmp_path
 

@@ -138,7 +138,7 @@ def test_an_image_with_two_identities_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "parts"),
     [
-        ("path,pid,split\n", ["column camid missing", "path, pid, split"]),
+        ("path,pid,split\n", ["column camid missing", "path, pid, split", "give all queries camera 0"]),
         ("path,id,camera,split\n", ["columns pid, camid missing"]),
         ("path;pid;camid;split\n", ["separate the columns by commas, not ';'"]),
         ("path,pid,camid,split,pid\n", ["'pid' stands twice"]),

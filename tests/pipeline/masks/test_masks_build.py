@@ -276,6 +276,41 @@ def test_faulty_label_maps_are_listed(tmp_path: Path, people: People) -> None:
     assert report.failed[1].reason == "there is no label map"
 
 
+def test_label_maps_in_which_nobody_is_found_are_told(tmp_path: Path, people: People) -> None:
+    """Binary masks are often written as 0 and 255, and 255 means that a pixel has no label."""
+    root, names = people
+    for number, name in enumerate(names):
+        path = (tmp_path / "maps" / name).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((64, 32), 255 if number < 30 else 1, np.uint8)).save(path)
+    notes = Notes()
+    config = MasksConfig(parser=f"label-maps:{tmp_path / 'maps'}")
+    build_masks(tmp_path / "masks.h5", root=root, names=names, config=config, progress=notes)
+    assert any("read as lip-20, for no label set was named" in said for said in notes.said)
+    (empty,) = [said for said in notes.said if said.startswith("nobody is found in 30 of 40 images")]
+    assert min(names) in empty
+    assert "a pixel of 255 as one without a label" in empty
+
+    quiet = Notes()
+    write_maps(tmp_path / "good", names)
+    named = MasksConfig(parser=f"label-maps:{tmp_path / 'good'}", label_set="lip-20")
+    build_masks(tmp_path / "named.h5", root=root, names=names, config=named, progress=quiet)
+    assert quiet.said == []
+
+
+class Notes:
+    """A progress that keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.task = SILENT.task
+
+    def note(self, message: str) -> None:
+        self.said.append(message)
+
+    warn = note
+
+
 def test_label_maps_of_an_own_set_in_own_parts(tmp_path: Path, people: People) -> None:
     _, names = people
     write_maps(tmp_path / "maps", names[:4], classes=4)

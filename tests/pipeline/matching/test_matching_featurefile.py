@@ -307,6 +307,11 @@ class TestRefused:
         other = FeatureFile.open(write(tmp_path / "o.h5", header(attributes={"checkpoint_sha256": "b" * 64}))).load()
         with pytest.raises(FormatError, match="checkpoint aaaaaaaa"):
             require_comparable(other, gallery)
+        flipped = {"checkpoint_sha256": "a" * 64, "flip": True}
+        both = FeatureFile.open(write(tmp_path / "b.h5", header(attributes=flipped))).load()
+        with pytest.raises(FormatError, match="of one view of each image") as caught:
+            require_comparable(both, gallery)
+        assert caught.value.hint == "extract.flip=false for the queries"
 
 
 WRITER = """

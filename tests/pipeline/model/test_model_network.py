@@ -42,23 +42,25 @@ def test_backbones_give_strides_4_and_16(name: str, early: int, late: int) -> No
     assert_strides_4_and_16(name, early, late)
 
 
-@pytest.mark.parametrize(("name", "early", "late"), [("resnet18", 64, 512), ("regnetx_002", 24, 368)])
+@pytest.mark.parametrize(
+    ("name", "early", "late"), [("resnet18", 64, 512), ("regnetx_002", 24, 368), ("convnext_atto", 40, 320)]
+)
 def test_a_timm_model_gives_strides_4_and_16(name: str, early: int, late: int) -> None:
     pytest.importorskip("timm", reason="an extra")
     assert_strides_4_and_16(f"timm:{name}", early, late)
 
 
-def test_a_timm_model_equals_timm_itself_and_takes_its_weights() -> None:
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_a_timm_model_equals_timm_itself_and_takes_its_weights(name: str) -> None:
     timm = pytest.importorskip("timm", reason="an extra")
     torch.manual_seed(0)
-    own = timm.create_model("resnet18", pretrained=False).eval()
-    backbone = build_backbone("timm:resnet18", own.state_dict()).eval()
-    wanted = timm.create_model("resnet18", features_only=True, output_stride=16, pretrained=False).eval()
-    wanted.load_state_dict(own.state_dict(), strict=False)
+    wanted = timm.create_model(name, features_only=True, output_stride=16, pretrained=False).eval()
+    backbone = build_backbone(f"timm:{name}", wanted.state_dict()).eval()
     images = torch.randn(1, 3, 64, 32)
+    early = wanted.feature_info.reduction().index(4)
     with torch.no_grad():
         features = wanted(images)
-        torch.testing.assert_close(backbone.early(images), features[1])
+        torch.testing.assert_close(backbone.early(images), features[early])
         torch.testing.assert_close(backbone.late(backbone.early(images)), features[-1])
     with pytest.raises(WeightsError, match="timm:resnet18"):
         build_backbone("timm:resnet18", {})
@@ -68,8 +70,10 @@ def test_a_timm_model_that_cannot_is_refused() -> None:
     pytest.importorskip("timm", reason="an extra")
     with pytest.raises(ConfigError, match="cannot build"):
         build_backbone("timm:no_such_model")
-    with pytest.raises(ConfigError, match="stride"):
-        build_backbone("timm:vit_tiny_patch16_224")
+    for name in ("vit_tiny_patch16_224", "hrnet_w18_small", "xception41"):
+        with pytest.raises(ConfigError, match="cannot b") as caught:
+            build_backbone(f"timm:{name}")
+        assert "no transformers" in (caught.value.expected or "")
 
 
 def test_an_unknown_backbone_is_refused_with_the_nearest_name() -> None:

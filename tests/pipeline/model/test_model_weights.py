@@ -129,6 +129,14 @@ def test_backbone_weights_from_a_file_start_the_network(tmp_path: Path) -> None:
     network = build_model(SMALL, 3, backbone_weights=start)
     assert torch.equal(network.backbone.early[0][0].weight, source.features[0][0].weight)
     assert weights.load_backbone_weights("none", "mobilenet_v2") is None
+    # Trainers of whole models write the backbone's entries under a name of theirs, beside others.
+    for prefix in ("backbone.", "module.encoder_q."):
+        larger = {f"{prefix}{key}": value for key, value in start.items()} | {"heads.weight": torch.ones(2)}
+        again = build_model(SMALL, 3, backbone_weights=larger)
+        assert torch.equal(again.backbone.late[-1][0].weight, source.features[18][0].weight)
+    with pytest.raises(WeightsError, match="not those of resnet18") as caught:
+        build_model(ModelConfig(backbone="resnet18"), 3, backbone_weights={"stem.conv.weight": torch.ones(1)})
+    assert "the file has stem.conv.weight" in (caught.value.hint or "")
     with pytest.raises(WeightsError, match="not those of resnet18"):
         build_model(ModelConfig(backbone="resnet18"), 3, backbone_weights=start)
     wrong = {key: value[..., :1] if key.endswith("0.0.weight") else value for key, value in start.items()}

@@ -56,6 +56,7 @@ def configure(tmp_path, people, weights):
             f"artifacts={tmp_path / 'artifacts'}",
             f"masks.parser=onnx:{weights}",
             "name=small",
+            "train.identities=2",
         ]
         return load_config(overrides=[*base, *overrides])
 

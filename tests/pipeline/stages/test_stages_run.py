@@ -10,6 +10,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from pipeline.artifacts.store import ArtifactStore
 from pipeline.config import load_config
@@ -22,6 +23,7 @@ from pipeline.errors import (
     FormatError,
     LockedError,
     RejectedInputs,
+    UserError,
     WeightsError,
 )
 from pipeline.parsing import versions
@@ -554,6 +556,39 @@ def test_files_that_do_not_exist_are_named(configure, tmp_path):
         with pytest.raises(kind) as caught:
             plan(configure(override))
         assert str(nowhere) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("masks.device=cuda", "no CUDA device"),
+        ("train.device=cuda", "no CUDA device"),
+        ("train.amp=fp16", "fp16 does not work on the CPU"),
+        ("extract.device=cuda", "no CUDA device"),
+        ("matching.device=cuda", "no CUDA device"),
+        ("train.identities=3", "has 2 identities, a batch needs 3"),
+        ("model.backbone=timm:no_such_model", "timm"),
+    ],
+)
+def test_what_a_later_stage_cannot_do_is_told_before_the_first(configure, run, fakes, monkeypatch, override, said):
+    """Not after a night of parsing."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=said):
+        run(configure(override))
+    assert fakes.took() == []
+
+
+def test_a_set_in_which_nobody_can_be_found_is_told_before_the_first_stage(configure, people, run, fakes):
+    people.write_text(people.read_text().replace(",2,gallery", ",1,gallery"))
+    with pytest.raises(
+        DataError, match="no query has a gallery image of the same identity in another camera"
+    ) as caught:
+        run(configure())
+    assert "camera 0" in caught.value.hint
+    assert fakes.took() == []
+    # Features are of use all the same.
+    assert run(configure(), until="extract")[0] == ["masks", "train", "extract"]
 
 
 def test_a_data_set_without_training_or_query_images(configure, people, run, fakes):

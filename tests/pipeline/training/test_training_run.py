@@ -305,6 +305,27 @@ def test_a_part_that_the_masks_cannot_tell_of_is_left_out(tmp_path: Path, work: 
         train(tmp_path / "none", **arguments | {"masks": everything})
 
 
+def test_masks_that_show_nobody_are_refused(tmp_path: Path, work: dict[str, Any]) -> None:
+    """As of label maps written as 0 and 255, or read with a wrong label set."""
+    dataset = work["arguments"]["dataset"]
+    masks = make_masks(tmp_path / "masks.h5", dataset, empty=PART_NAMES)
+    with pytest.raises(DataError, match="the masks show nobody: those of all 18 training images are empty"):
+        train(tmp_path / "run", **work["arguments"] | {"masks": masks})
+
+
+def test_a_part_that_no_mask_shows_and_single_images_are_told(tmp_path: Path, work: dict[str, Any]) -> None:
+    dataset: Dataset = work["arguments"]["dataset"]
+    masks = make_masks(tmp_path / "masks.h5", dataset, empty=("head", "shoes"))
+    first = dataset.split("train")[0].pid
+    taken = [record for record in dataset.records if record.split == "train" and record.pid == first][1:]
+    fewer = dataclasses.replace(dataset, records=tuple(each for each in dataset.records if each not in taken))
+    notes = Notes()
+    arguments = work["arguments"] | {"dataset": fewer, "masks": masks, "config": small_training(epochs=1)}
+    train(tmp_path / "run", **arguments, progress=notes)
+    assert any("no mask shows head, shoes, although the labels have it" in said for said in notes.said)
+    assert any("1 of 6 identities have a single image" in said for said in notes.said)
+
+
 def test_no_masks_at_all_and_the_baseline(tmp_path: Path, work: dict[str, Any]) -> None:
     config = small_training(epochs=1, ema=0)
     bare = train(tmp_path / "bare", **work["arguments"] | {"masks": None, "config": config})

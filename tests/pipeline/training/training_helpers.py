@@ -37,12 +37,17 @@ def make_people(root: Path, *, train: int = 6, test: int = 4, shots: int = 3) ->
     return Dataset("folder", "people", root, tuple(records))
 
 
-def make_masks(path: Path, dataset: Dataset, *, failed: int = 0, absent: tuple[str, ...] = ()) -> Path:
-    """True-looking masks of the training images; the first `failed` are marked as failed, `absent` parts are empty."""
+def make_masks(
+    path: Path, dataset: Dataset, *, failed: int = 0, absent: tuple[str, ...] = (), empty: tuple[str, ...] = ()
+) -> Path:
+    """True-looking masks of the training images; the first `failed` are marked as failed.
+
+    The `absent` parts are empty because the parser cannot tell of them, the `empty` ones are although it could.
+    """
     names = sorted(record.path for record in dataset.split("train"))
     parts = np.zeros((4, 16, 8), np.uint8)
     for i, (top, bottom) in enumerate(((1, 4), (4, 9), (9, 14), (14, 15))):
-        parts[i, top:bottom, 2:6] = 0 if PART_NAMES[i] in absent else 255
+        parts[i, top:bottom, 2:6] = 0 if PART_NAMES[i] in (*absent, *empty) else 255
     whole = np.zeros((64, 32), np.uint8)
     whole[6:60, 7:25] = 255
     meta = MaskMeta("test", "1", "", "lip-20", "spreid", absent, "area", (64, 32), False, False, "torch", "float32", 1)
