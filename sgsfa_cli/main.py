@@ -46,6 +46,7 @@ ENTRIES = (
     Entry("masks", "Images and masks", "Build part masks and look at them.", group=True),
     Entry("train", "Single stages", "Train a network."),
     Entry("extract", "Single stages", "Compute the features of a data set."),
+    Entry("export", "Single stages", "Write a checkpoint as an ONNX model."),
     Entry("eval", "Single stages", "Compute CMC, mAP and mINP from features."),
     Entry("search", "Looking at people", "Find the gallery images that show the person of an image."),
     Entry("compare", "Looking at people", "Compare two images, part by part."),

@@ -28,7 +28,6 @@ class Embedded:
     visibility: Tensor
 
 
-@torch.inference_mode()
 def embed(model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precision = "off") -> Embedded:
     """Look at images.
 
@@ -38,6 +37,12 @@ def embed(model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precisio
         flip: Average over each image and its mirror image. Parts are symmetric, so nothing has to be swapped.
         amp: Precision of the forward pass.
     """
+    with torch.inference_mode():
+        return look(model, images, flip=flip, amp=amp)
+
+
+def look(model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precision = "off") -> Embedded:
+    """As `embed`, without its inference mode: for what records the work instead of doing it."""
     straight = _forward(model, images, amp)
     if not flip:
         return straight

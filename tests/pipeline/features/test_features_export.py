@@ -1,0 +1,136 @@
+"""ONNX models give the features of the network and of `sgsfa extract`, or are not written."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import ExtractConfig, ModelConfig
+from pipeline.errors import ConfigError, FormatError, WeightsError
+from pipeline.features import export as export_module
+from pipeline.features.export import METADATA, export
+from pipeline.features.network import FeatureNetwork
+from pipeline.model.network import SGSFA, build_model
+from pipeline.model.weights import CheckpointMeta, save_checkpoint
+from pipeline.parts import PARTS
+from pipeline.runtime.distributed import World
+
+HEIGHT, WIDTH = 64, 32
+
+
+def checkpoint(path: Path, **changes: object) -> Path:
+    torch.manual_seed(0)
+    config = ModelConfig.model_validate(
+        {"backbone": "mobilenet_v2", "weights": "none", "height": HEIGHT, "width": WIDTH, "part_dim": 8} | changes
+    )
+    network = build_model(config, 4).eval()
+    if isinstance(network, SGSFA):
+        network.centre(
+            torch.randn(7, 8) / 10, torch.randn(network(torch.zeros(1, 3, HEIGHT, WIDTH)).whole.shape[1]) / 10
+        )
+    save_checkpoint(path, network, CheckpointMeta(config, 4, (0.1, 0.2, 0.3, 0.05, 0.1, 0.1, 0.1), trained_on="toy"))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("changes", "flip"),
+    [
+        ({"necks": True, "whole_dim": 8, "strip_pooling": "body"}, True),
+        ({}, False),
+        ({"kind": "baseline", "whole_dim": 0}, False),
+    ],
+    ids=["strong", "paper", "baseline"],
+)
+def test_it_gives_what_extraction_writes(tmp_path: Path, changes: dict[str, Any], flip: bool) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="an extra")
+    pytest.importorskip("onnxscript", reason="an extra")
+    file, out = checkpoint(tmp_path / "m.safetensors", **changes), tmp_path / "made" / "m.onnx"
+    report = export(out, file, flip=flip)
+    assert [path.name for path in out.parent.iterdir()] == ["m.onnx"], "one file, and nothing beside it"
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    assert names == list(report.outputs) == list(report.differences)
+    assert all(difference < 1e-3 for difference in report.differences.values())
+    network = FeatureNetwork.load(file, ExtractConfig(device="cpu", flip=flip), World())
+    for count in (1, 4):
+        images = np.random.default_rng(count).integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8)
+        parts, whole, visibility = network._look(images)
+        given = dict(zip(names, session.run(None, {"images": images}), strict=True))
+        np.testing.assert_allclose(given["whole"], whole, rtol=1e-4, atol=1e-5)
+        if "kind" in changes:
+            assert names == ["whole"]
+            continue
+        np.testing.assert_allclose(given["parts"], parts, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(given["visibility"], visibility, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(given["visible"], visibility > network.meta.threshold_array())
+    said = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
+    assert (said["height"], said["width"], said["flip"], said["parts"]) == (HEIGHT, WIDTH, flip, list(PARTS))
+    assert said["thresholds"] == pytest.approx([0.1, 0.2, 0.3, 0.05, 0.1, 0.1, 0.1])
+    # The network is as good as before: nothing of the export is left in constants that others share.
+    assert np.isfinite(network._look(images)[1]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_model_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript", reason="an extra")
+    program = export_module._program
+
+    def spoilt(model: Any, example: torch.Tensor) -> Any:
+        for parameter in model.network.parameters():
+            parameter.data.mul_(1.01)
+        return program(model, example)
+
+    monkeypatch.setattr(export_module, "_program", spoilt)
+    file = checkpoint(tmp_path / "m.safetensors", kind="baseline", whole_dim=0)
+    with pytest.raises(WeightsError, match="computes another `whole`"):
+        export(tmp_path / "m.onnx", file)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="an extra")
+    out = tmp_path / "m.onnx"
+    out.write_text("mine")
+    with pytest.raises(FormatError, match="there is a file already"):
+        export(out, tmp_path / "m.safetensors")
+    assert out.read_text() == "mine"
+    with pytest.raises(WeightsError):
+        export(tmp_path / "other.onnx", tmp_path / "m.safetensors")
+    with pytest.raises(FormatError, match="this is a folder"):
+        export(tmp_path, tmp_path / "m.safetensors")
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "onnxscript":
+            raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
+        return imported(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match="is not installed") as caught:
+        export(tmp_path / "m.onnx", tmp_path / "m.safetensors")
+    assert caught.value.hint == "pip install 'sgsfa[onnx]'"
+
+
+def test_a_network_that_cannot_be_expressed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript", reason="an extra")
+
+    def failing(*arguments: Any, **options: Any) -> None:
+        raise NotImplementedError("no such operator: aten::frobnicate\nmany lines")
+
+    monkeypatch.setattr(torch.onnx, "export", failing)
+    file = checkpoint(tmp_path / "m.safetensors", kind="baseline", whole_dim=0)
+    with pytest.raises(ConfigError, match=r"cannot be written as ONNX: no such operator: aten::frobnicate$"):
+        export(tmp_path / "m.onnx", file)
+    assert not (tmp_path / "m.onnx").exists()
