@@ -329,7 +329,7 @@ class MatchingConfig(Section):
     metric: Literal["cosine", "euclidean"] = Field("cosine", description="Distance of two part features.")
     visibility: Literal["hard", "soft"] = Field(
         "hard",
-        description="hard: 0/1 by the calibrated threshold (eq. 5); soft: the mask mean by its usual size, at most 1.",
+        description="hard: 0/1 by the calibrated threshold (eq. 5); soft: below the threshold in proportion.",
     )
     average_precision: Literal["mean", "trapezoid"] = Field("mean", description="Rule of AP (docs/protocols.md).")
     max_rank: Positive = Field(50, description="Length of the CMC curve.")

@@ -89,7 +89,7 @@ def as_error(faults: Sequence[Fault], spec: str) -> DataError:
     if len(faults) > _SHOWN:
         lines.append(f"  ... and {len(faults) - _SHOWN} more")
     everything = f"`sgsfa data check {spec}` lists everything that is wrong"
-    return DataError("\n".join(lines), where=spec, hint=first.hint or everything)
+    return DataError("\n".join(lines), where=spec, hint="; ".join(filter(None, (first.hint, everything))))
 
 
 def _expected(fault: Fault) -> str:

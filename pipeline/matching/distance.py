@@ -155,9 +155,9 @@ def visibility_weights(
 ) -> npt.NDArray[np.float32]:
     """Visibility from mask means.
 
-    `hard` is eq. 5: 1 above the part's threshold, else 0. `soft` divides by twice the threshold, which is the median
-    over the images that show the part, and stops at 1: raw means of a small part (shoes) would count for little
-    however well it is seen.
+    `hard` is eq. 5: 1 above the part's threshold, else 0. `soft` divides by the threshold and stops at 1, so that what
+    `hard` drops counts by how little is missing: raw means of a small part (shoes) would count for little however well
+    it is seen.
 
     Args:
         visibility: (N,P) mask means in [0, 1].
@@ -169,9 +169,9 @@ def visibility_weights(
     """
     if kind == "hard":
         return (visibility > thresholds).astype(np.float32)
-    typical = np.maximum(2 * thresholds, np.finfo(np.float32).tiny)
+    least = np.maximum(thresholds, np.finfo(np.float32).tiny)
     # A threshold of 1 marks a part that the training data never show; it never counts.
-    return np.where(thresholds >= 1, 0.0, np.minimum(visibility / typical, 1.0)).astype(np.float32)
+    return np.where(thresholds >= 1, 0.0, np.minimum(visibility / least, 1.0)).astype(np.float32)
 
 
 def part_set(

@@ -41,12 +41,22 @@ def embed(model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precisio
         return look(model, images, flip=flip, amp=amp)
 
 
-def look(model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precision = "off") -> Embedded:
-    """As `embed`, without its inference mode: for what records the work instead of doing it."""
-    straight = _forward(model, images, amp)
+def look(
+    model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precision = "off", normal: bool = False
+) -> Embedded:
+    """As `embed`, without its inference mode: for what records the work instead of doing it.
+
+    Args:
+        model: As for `embed`.
+        images: Likewise; (B, 3, H, W) if `normal`.
+        flip: Likewise.
+        amp: Likewise.
+        normal: Whether the images are normalised already.
+    """
+    straight = _forward(model, images, amp, normal)
     if not flip:
         return straight
-    mirrored = _forward(model, images.flip(2), amp)
+    mirrored = _forward(model, images.flip(3 if normal else 2), amp, normal)
     return Embedded(
         (straight.parts + mirrored.parts) / 2,
         (straight.whole + mirrored.whole) / 2,
@@ -54,7 +64,7 @@ def look(model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precision
     )
 
 
-def _forward(model: nn.Module, images: Tensor, amp: Precision) -> Embedded:
+def _forward(model: nn.Module, images: Tensor, amp: Precision, normal: bool) -> Embedded:
     with autocast(images.device, amp):
-        output: Output = model(normalise(images))
+        output: Output = model(images if normal else normalise(images))
     return Embedded(output.parts().float(), output.matched_whole.float(), output.visibility.float())

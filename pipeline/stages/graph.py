@@ -273,9 +273,9 @@ def _check_device(name: str, amp: Precision = "off") -> None:
 STAGES: tuple[Stage, ...] = (
     Stage("synth", 3, _synth_decisive, _synth_inputs, bodies.synth),
     Stage("masks", 3, _masks_decisive, _masks_inputs, bodies.masks, _check_masks),
-    Stage("train", 4, _train_decisive, _train_inputs, bodies.train, _check_train),
+    Stage("train", 5, _train_decisive, _train_inputs, bodies.train, _check_train),
     Stage("extract", 2, _extract_decisive, _extract_inputs, bodies.extract, _check_extract),
-    Stage("eval", 2, _eval_decisive, _eval_inputs, bodies.evaluate, _check_eval),
+    Stage("eval", 3, _eval_decisive, _eval_inputs, bodies.evaluate, _check_eval),
 )
 """All stages, in order."""
 

@@ -206,7 +206,7 @@ def test_part_distances_explain_a_pair() -> None:
 
 
 def test_visibility_weights() -> None:
-    means = np.array([[0.0, 0.1, 0.2, 0.9]], dtype=np.float32)
+    means = np.array([[0.0, 0.05, 0.2, 0.9]], dtype=np.float32)
     tau = np.array([0.1, 0.1, 0.1, 0.0], dtype=np.float32)
     np.testing.assert_array_equal(visibility_weights(means, tau, "hard"), [[0, 0, 1, 1]])
     np.testing.assert_allclose(visibility_weights(means, tau, "soft"), [[0, 0.5, 1, 1]])

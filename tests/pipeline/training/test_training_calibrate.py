@@ -25,12 +25,23 @@ def test_thresholds_equal_a_literal_version(seed: int, count: int) -> None:
     got = from_samples(torch.from_numpy(predicted), torch.from_numpy(true))
     for i, part in enumerate(PARTS):
         shown = sorted(predicted[true[:, i], i].tolist())
-        # The lower of the two middle values where their number is even.
-        threshold = shown[(len(shown) - 1) // 2] / 2 if shown else NEVER
+        # Between two values in proportion, as quantiles are.
+        place = 0.03 * (len(shown) - 1)
+        low = int(place)
+        between = shown[low : low + 2]
+        threshold = between[0] + (place - low) * (between[-1] - between[0]) if shown else NEVER
         assert got.thresholds[i] == pytest.approx(threshold)
-        right = sum((predicted[n, i] > threshold) == true[n, i] for n in range(count))
+        # Whatever is at the threshold is still visible.
+        right = sum((predicted[n, i] >= np.float32(threshold)) == true[n, i] for n in range(count))
         # Of a part that nothing shows there is nothing to be right about.
         assert got.accuracy.get(part) == (pytest.approx(right / count) if shown else None)
+
+
+def test_equal_means_are_all_visible() -> None:
+    found = from_samples(torch.full((5, 7), 0.25), torch.ones(5, 7, dtype=torch.bool))
+    assert set(found.accuracy.values()) == {1.0}
+    nothing = from_samples(torch.zeros(5, 7), torch.ones(5, 7, dtype=torch.bool))
+    assert nothing.thresholds == (0.0,) * 7
 
 
 def person(head: bool, feet: bool) -> torch.Tensor:
