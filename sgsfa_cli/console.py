@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130
 _LISTED = 20
 _MEMORY_HINT = (
-    "use a device with more memory (--device cpu), a smaller batch or less data, or close other programs; what was "
-    "finished is kept"
+    "take a smaller batch or less data, close other programs, or use a device (--device, where there is the option) or "
+    "a machine with more memory; what was finished is kept"
 )
 _LINE_SECONDS = 10.0
 _WINDOW_SECONDS = 30.0
@@ -48,6 +48,8 @@ _EXPLAINED_OS_ERRORS = frozenset(
         errno.EEXIST,
         errno.ENAMETOOLONG,
         errno.ELOOP,
+        # Memory, which the system refuses to a new process or a mapped file in this way.
+        errno.ENOMEM,
     }
 )
 
@@ -435,4 +437,10 @@ class _BarTask(_Task):
     def finished(self, failed: bool) -> None:
         self.show()
         if self.bars is not None:
+            if self.owner.open > 1:
+                # Work within other work, which goes on: its bars would pile up.
+                self.bars.remove_task(self.bar)
+                if not failed:
+                    took = duration(time.monotonic() - self.count.begun)
+                    self.owner.note(f"{self.count.label}: {self.count.counts()} in {took}")
             self.owner.end()

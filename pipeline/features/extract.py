@@ -32,6 +32,9 @@ _KEPT = ("batch_size", "notes")
 """Attributes that a resumed extraction takes from its file: sums round differently in other batches, and notes may
 name the place where a data set lay. They do not say what the features are."""
 
+_TOLD = ("epochs", "seed")
+"""Attributes that say more of the checkpoint, which its hash tells apart already."""
+
 _BLOCK = 4096
 
 
@@ -114,7 +117,7 @@ def extract(
             )
         except DeviceError as error:
             begun = _begun_files(out)
-            if error.where != BATCH_SIZE or not any(opened.done for opened in begun.values()):
+            if error.where != BATCH_SIZE or not _bind(begun):
                 raise
             raise DeviceError(
                 error.found,
@@ -239,11 +242,16 @@ def _begun(out: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
         if (difference := _difference(opened.attributes, origin)) is not None:
             raise _in_the_way(path, f"unfinished, begun with {difference}")
         kept = kept or {key: opened.attributes[key] for key in _KEPT if key in opened.attributes}
-    if not any(opened.done or _lost(opened) for opened in begun.values()):
+    if not _bind(begun):
         for path in begun:
             path.unlink()
         return {}
     return kept
+
+
+def _bind(begun: Mapping[Path, FeatureFile]) -> bool:
+    """Whether unfinished files hold work, which was done in batches of their size."""
+    return any(opened.done or _lost(opened) for opened in begun.values())
 
 
 def _begun_files(out: Path) -> dict[Path, FeatureFile]:
@@ -257,7 +265,7 @@ def _begun_files(out: Path) -> dict[Path, FeatureFile]:
 
 
 def _meaning(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in attributes.items() if key not in (*_KEPT, _REJECTED)}
+    return {key: value for key, value in attributes.items() if key not in (*_KEPT, *_TOLD, _REJECTED)}
 
 
 def _difference(attributes: Mapping[str, Any], origin: Mapping[str, Any]) -> str | None:

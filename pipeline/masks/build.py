@@ -196,7 +196,7 @@ class _Nobody:
 
     def tell(self, source: _Source, progress: Progress) -> None:
         """Warn if they are many."""
-        if self._empty <= _MANY_EMPTY * self._good:
+        if self._good < _ESTIMATE_AFTER or self._empty <= _MANY_EMPTY * self._good:
             return
         hint = "`sgsfa masks preview` draws them"
         if source.maps is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +80,8 @@ def build_backbone(name: str, weights: Mapping[str, Tensor] | None = None) -> Ba
 
 def _load(network: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
     own = network.state_dict()
-    weights = _without_prefix(weights, own)
     needed = {key for key in own if not key.startswith(("fc.", "classifier."))}
+    weights = _without_prefix(weights, {key: own[key] for key in sorted(needed)})
     # BatchNorm's counters are missing from files of old PyTorch versions and play no part in the result.
     missing = sorted(key for key in needed - set(weights) if not key.endswith("num_batches_tracked"))
     wrong = sorted(key for key in needed & set(weights) if own[key].shape != weights[key].shape)
@@ -100,12 +100,33 @@ def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
     """Entries as the network names them, where a file of a larger model has them under a prefix of their own.
 
     Trainers of re-identification and of self-supervision write `backbone.`, `base.` or `encoder_q.` before them.
+
+    Args:
+        weights: The file's entries.
+        own: The network's that are needed.
+
+    Raises:
+        WeightsError: The file has several such networks, and none is known for the trained one.
     """
-    first = next(iter(own))
-    prefixes = [name.removesuffix(first) for name in weights if name.endswith("." + first)]
-    if first in weights or len(prefixes) != 1:
+    counted = [key for key in own if not key.endswith("num_batches_tracked")]
+
+    def fits(prefix: str) -> bool:
+        return all(prefix + key in weights and weights[prefix + key].shape == own[key].shape for key in counted)
+
+    first = counted[0]
+    found = sorted(name.removesuffix(first) for name in weights if name.endswith(first))
+    fitting = [prefix for prefix in found if fits(prefix)]
+    if not fitting or "" in fitting:
         return weights
-    return {name.removeprefix(prefixes[0]): value for name, value in weights.items() if name.startswith(prefixes[0])}
+    # Of two encoders that self-supervision trains, one follows the other and is not the result.
+    known = [prefix for prefix in fitting if prefix.endswith(_TRAINED)]
+    if len(fitting) > 1 and len(known) != 1:
+        raise WeightsError(
+            f"the file has several networks of this kind: {', '.join(fitting)}",
+            hint="keep the entries of one of them in a file of their own",
+        )
+    prefix = (known or fitting)[0]
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def _resnet(network: nn.Module) -> Backbone:
@@ -131,6 +152,9 @@ def _mobilenet(network: nn.Module) -> Backbone:
 def _out_channels(module: nn.Module) -> int:
     return [part for part in module.modules() if isinstance(part, nn.Conv2d)][-1].out_channels
 
+
+_TRAINED = ("encoder_q.", "student.backbone.", "online_network.")
+"""Beginnings of entries of the network that was trained, where another one followed it."""
 
 _TIMM_EXPECTED = (
     "a convolutional network whose stages follow each other, with features at strides 4 and 16 (docs/training.md names "
@@ -174,7 +198,7 @@ def _timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
             f"timm's {name!r} has features at strides {reductions}", where="model.backbone", expected=_TIMM_EXPECTED
         )
     if weights is not None:
-        _load(network, weights, f"timm:{name}")
+        _load(network, _flattened(weights, list(network.keys())), f"timm:{name}")
     index = len(reductions) - 1 - reductions[::-1].index(4)
     # Where a network's stages lie within another module, timm names the flattened ones by an underscore.
     module = info[index]["module"]
@@ -193,6 +217,20 @@ def _timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
         _TimmLate(network, names[cut:]),
         BackboneInfo(int(channels[index]), int(channels[-1])),
     )
+
+
+def _flattened(weights: Mapping[str, Tensor], children: Sequence[str]) -> dict[str, Tensor]:
+    """A whole timm network's entries as its extractor of features names them: `stages.0.` becomes `stages_0.`."""
+    moved = {}
+    for child in children:
+        head, _, number = child.rpartition("_")
+        if head and number.isdigit():
+            moved[f"{head}.{number}."] = f"{child}."
+    renamed = {}
+    for name, value in weights.items():
+        old = next((old for old in moved if name.startswith(old)), "")
+        renamed[moved.get(old, "") + name.removeprefix(old)] = value
+    return renamed
 
 
 def initialise(module: nn.Module) -> None:

@@ -212,22 +212,35 @@ def load_backbone_weights(spec: str, backbone: str) -> Mapping[str, Tensor] | No
     Raises:
         WeightsError: No download, no such file, or a file that would have to be unpickled as code.
     """
+    require_weights_for(spec, backbone)
     if spec == "none":
         return None
     if spec == "imagenet":
         return _imagenet(backbone)
     if spec == "builtin":
-        return _builtin(backbone)
+        return _builtin()
     return read_state_dict(at_home(spec))
 
 
-def _imagenet(backbone: str) -> Mapping[str, Tensor]:
-    if backbone.startswith("timm:"):
+def require_weights_for(spec: str, backbone: str) -> None:
+    """See that named weights are of a backbone, without loading them.
+
+    Raises:
+        WeightsError: They are of another one.
+    """
+    if spec == "imagenet" and backbone.startswith("timm:"):
         raise WeightsError(
             f"`imagenet` is torchvision's; for {backbone} name a file",
             where="model.weights",
             hint="--weights FILE, or --weights none",
         )
+    if spec == "builtin" and backbone != "mobilenet_v2":
+        raise WeightsError(
+            f"`builtin` has no weights for {backbone}", where="model.weights", expected="model.backbone = mobilenet_v2"
+        )
+
+
+def _imagenet(backbone: str) -> Mapping[str, Tensor]:
     weights = torchvision.models.get_model_weights(backbone)
     # V1 is what the published re-identification results start from.
     chosen = weights["IMAGENET1K_V1"]
@@ -242,12 +255,8 @@ def _imagenet(backbone: str) -> Mapping[str, Tensor]:
     return state
 
 
-def _builtin(backbone: str) -> Mapping[str, Tensor]:
+def _builtin() -> Mapping[str, Tensor]:
     """MobileNetV2's ImageNet weights, which lie in this package (`imagenet/card.md`)."""
-    if backbone != "mobilenet_v2":
-        raise WeightsError(
-            f"`builtin` has no weights for {backbone}", where="model.weights", expected="model.backbone = mobilenet_v2"
-        )
     with resources.as_file(resources.files("pipeline.model") / "imagenet" / "mobilenet_v2.safetensors") as path:
         stored = read_state_dict(path)
     return {key: value.float() for key, value in stored.items()}

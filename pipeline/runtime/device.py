@@ -113,7 +113,11 @@ def memory_watched(device: torch.device | None, told: Callable[[], DeviceError])
 
 
 def _is_of_the_host(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _OUT_OF_HOST_MEMORY)
+    text = str(error).lower()
+    # Libraries of CUDA also throw C++'s exception.
+    return isinstance(error, MemoryError) or (
+        "cuda" not in text and any(words in text for words in _OUT_OF_HOST_MEMORY)
+    )
 
 
 def no_room(device: torch.device, what: str, *, hint: str | None = None) -> DeviceError:
@@ -131,7 +135,9 @@ def no_room(device: torch.device, what: str, *, hint: str | None = None) -> Devi
             free, total = torch.cuda.mem_get_info(device)
             own = torch.cuda.memory_reserved(device)
             others = total - free - own
-            held = f" ({total / 1e9:.1f} GB: {own / 1e9:.1f} taken by this program, {others / 1e9:.1f} by others)"
+            held = (
+                f" ({total / 1e9:.1f} GB: {own / 1e9:.1f} for this program's numbers, {others / 1e9:.1f} for all else)"
+            )
             if others > _CONTEXT_BYTES:
                 hint = "; ".join(filter(None, (hint, "nvidia-smi shows the other programs on the GPU")))
     return DeviceError(f"{what} into the memory of {device}{held}", hint=hint)

@@ -9,6 +9,7 @@ of that, the content of its file is: a moved file makes nothing stale.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -230,15 +231,19 @@ def _check_tests(config: RunConfig, sources: Sources) -> None:
 
 def _check_masks(config: RunConfig, sources: Sources) -> None:
     _check_training(config, sources)
-    _check_device(config.masks.device)
+    # Finished label maps need no device, and parsers of other packages may have names of their own for theirs.
+    if config.masks.parser.partition(":")[0] in ("builtin", "schp", "onnx", "torchscript"):
+        _check_device(config.masks.device)
 
 
 def _check_train(config: RunConfig, sources: Sources) -> None:
     _check_training(config, sources)
     if config.train.eval_every:
         _check_tests(config, sources)
-    _check_device(config.train.device, config.train.amp)
-    # PyTorch is imported only here, and in a run that is going to train.
+        first = sources.tests()[0]
+        if first.spec != RENDERED:
+            sources.require_matches(first.spec)
+    _check_device(config.train.device, config.train.amp, together=True)
     from pipeline.runtime.distributed import world
     from pipeline.training.run import check_network
     from pipeline.training.sampler import check_batches
@@ -251,7 +256,7 @@ def _check_train(config: RunConfig, sources: Sources) -> None:
 
 def _check_extract(config: RunConfig, sources: Sources) -> None:
     _check_tests(config, sources)
-    _check_device(config.extract.device, config.extract.amp)
+    _check_device(config.extract.device, config.extract.amp, together=True)
 
 
 def _check_eval(config: RunConfig, sources: Sources) -> None:
@@ -262,12 +267,18 @@ def _check_eval(config: RunConfig, sources: Sources) -> None:
                 sources.require_matches(test.spec)
 
 
-def _check_device(name: str, amp: Precision = "off") -> None:
-    """See that a device is there and computes in that precision; without PyTorch where nothing can be wrong."""
-    if name != "auto" or amp == "fp16":
-        from pipeline.runtime.device import autocast, resolve_device
+def _check_device(name: str, amp: Precision = "off", *, together: bool = False) -> None:
+    """See that a device is there, for all processes if `together`, and computes in that precision.
 
-        autocast(resolve_device(name), amp)
+    PyTorch is left alone where nothing can be wrong.
+    """
+    processes = together and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if name != "auto" or amp == "fp16" or processes:
+        from pipeline.runtime.device import autocast, resolve_device
+        from pipeline.runtime.distributed import world
+
+        device = resolve_device(name)
+        autocast(world().device(device) if together else device, amp)
 
 
 STAGES: tuple[Stage, ...] = (

@@ -56,7 +56,7 @@ class Stage:
         decisive: What it reads of the configuration, by dotted key, as JSON values.
         inputs: Fingerprints of what it reads besides, by a name for people.
         build: Its body.
-        check: Looks whether its data sets have the images it is for, before hours of the stages before it.
+        check: Looks whether it can do its work (data sets, devices, the network), before hours of the stages before it.
     """
 
     name: str

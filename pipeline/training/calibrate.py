@@ -105,7 +105,8 @@ def calibrate(
                 draws = draw(stream, len(rows), images.shape[1], images.shape[2], PASTED)
                 there = Draws.unpacked(draws.packed().to(device), draws.used)
                 hidden, left, _ = augment(images, parts.to(device), whole.to(device), there)
-                predicted.append(look(model, hidden, amp=amp, normal=True).visibility)
+                with torch.inference_mode():
+                    predicted.append(look(model, hidden, amp=amp, normal=True).visibility)
                 true.append(true_visibility(left, config))
             else:
                 shown = torch.ones_like(found.visibility, dtype=torch.bool)

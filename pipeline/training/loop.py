@@ -42,6 +42,8 @@ BAD_BATCH_FILE = "non-finite-batch.json"
 _GPU_LOOK_SECONDS = 0.5
 """How often losses are read back from a GPU; each time it has to finish what it was given."""
 
+_TEST_LESS = "train.eval_every=0 tests nothing while it trains, and trains from the start; or take a smaller test set"
+
 _LEAST_SHARE = 0.1
 """An epoch's end saves a state only when this share of `checkpoint_minutes` has passed since the last one."""
 
@@ -190,6 +192,11 @@ class Loop:
             self._resume()
 
     @property
+    def untested(self) -> bool:
+        """Whether the evaluation after the last step is still to be made."""
+        return self._untested
+
+    @property
     def state_file(self) -> Path:
         """Where the resumable state lies."""
         return self.setting.folder / STATE_FILE
@@ -218,6 +225,9 @@ class Loop:
     def _run(self, log: MetricsLog | None, tester: Tester | None) -> None:
         with Interrupts() as interrupts:
             self._test_if_due(log, tester, interrupts)
+            if interrupts.requested:
+                self.save()
+                raise KeyboardInterrupt
         if self.step >= self.total:
             return
         gradient = self.gradient_of(self.forward_model())
@@ -244,8 +254,10 @@ class Loop:
                 if ends_epoch:
                     self._end_epoch(log)
                     self._untested = self._test_is_due(tester)
-                if not stopping:
+                if self._untested and not stopping:
                     self._test_if_due(log, tester, interrupts)
+                    # The state was saved before, but a stop may have come since the last pause.
+                    stopping = saving = interrupts.requested and self.setting.place.leader
                 if saving:
                     self.save()
                 if stopping:
@@ -316,6 +328,7 @@ class Loop:
         """
         self._recent.append(self._take_step(gradient, plan, images))
         self.step += 1
+        self._untested = False
 
     def _take_step(self, gradient: Callable[[StepInputs], StepResults], plan: StepPlan, images: Tensor) -> _Recent:
         rate, device = learning_rate(plan.step, self.per_epoch, self.config), self.setting.device
@@ -447,12 +460,10 @@ class Loop:
                 raise KeyboardInterrupt
 
         epoch = self.step // self.per_epoch
-        try:
-            with memory_watched(self.setting.device, self._no_room_to_test):
-                tested = tester.test(self.trained.eval(), pause)
-        except KeyboardInterrupt:
-            self.save()
-            raise
+        # Now, so that neither a stop nor a test that fails costs the steps before it.
+        self.save()
+        with memory_watched(self.setting.device, self._no_room_to_test):
+            tested = tester.test(self.trained.eval(), pause)
         log.write("evaluation", step=self.step, epoch=epoch, values=tested)
         log.flush()
         self._progress.note(
@@ -498,26 +509,30 @@ class Loop:
         share = config.identities * config.instances // place.size
         images = share // config.accumulate
         smaller = next((more for more in range(config.accumulate + 1, share + 1) if share % more == 0), None)
-        helps = []
-        if config.cuda_graph and self.setting.device.type == "cuda" and place.size == 1:
-            helps.append("train.cuda_graph=false shares memory between steps and evaluations, and the run goes on")
-        less = "train.amp=bf16 or a smaller backbone needs less"
+        less = f"{'train.amp=bf16 or ' if config.amp == 'off' else ''}a smaller backbone needs less"
         if smaller is not None:
             less = f"train.accumulate={smaller} takes the same batches in smaller forwards; {less}, too"
-        helps.append(f"{less}. A changed configuration trains from the start")
         error = no_room(self.setting.device, f"{images} images of {self._size()} a forward do not fit")
         return DeviceError(
             f"{error.found}; step {min(self.step + 1, self.total):,} of {self.total:,} could not be finished, and "
             f"{self._kept()}",
-            hint="; ".join(filter(None, (error.hint, *helps))),
+            hint="; ".join(
+                filter(None, (error.hint, self._unrecorded(), f"{less}. A changed configuration trains from the start"))
+            ),
         )
 
     def _no_room_to_test(self) -> DeviceError:
         error = no_room(self.setting.device, f"the test images' features and forwards of {self._size()} do not fit")
         return DeviceError(
             f"{error.found}, after epoch {self.step // self.per_epoch}; {self._kept()}",
-            hint="train.eval_every=0 does not test while it trains, and trains from the start; or a smaller test set",
+            hint="; ".join(filter(None, (error.hint, self._unrecorded(), _TEST_LESS))),
         )
+
+    def _unrecorded(self) -> str | None:
+        """Advice to do without a recording, where there is one."""
+        if not self.config.cuda_graph or self.setting.device.type != "cuda" or self.setting.place.size > 1:
+            return None
+        return "train.cuda_graph=false shares memory between steps and evaluations, and the run goes on"
 
     def _size(self) -> str:
         return "x".join(map(str, self.setting.size))

@@ -26,14 +26,17 @@ class MetricsLog:
     Args:
         path: The file. Lines after `step`, which a killed run wrote and the resumed one writes again, are dropped.
         step: Steps that the state being resumed has done.
+        untested: Whether the evaluation after that step is to be made again; its line is dropped then.
         tensorboard: Also write TensorBoard logs into this folder.
 
     Raises:
         ConfigError: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, path: Path, *, step: int = 0, tensorboard: Path | None = None) -> None:
+    def __init__(self, path: Path, *, step: int = 0, untested: bool = False, tensorboard: Path | None = None) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+        if untested:
+            kept = [line for line in kept if line["kind"] != "evaluation" or line["step"] < step]
         with atomic_write(path) as temporary:
             temporary.write_text("".join(_line(line) for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")

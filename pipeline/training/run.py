@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,14 @@ from pipeline.datasets.maskfile import PART_NAMES
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import DataError, Rejected, WeightsError
 from pipeline.model.network import Network, build_model
-from pipeline.model.weights import CheckpointMeta, knows_people, load_backbone_weights, save_checkpoint, start_from
+from pipeline.model.weights import (
+    CheckpointMeta,
+    knows_people,
+    load_backbone_weights,
+    require_weights_for,
+    save_checkpoint,
+    start_from,
+)
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import device_label, memory_watched, no_room
 from pipeline.runtime.distributed import World, same_everywhere, together, world
@@ -218,7 +226,7 @@ def _train(
         if tests and config.eval_every:
             tester = TestSet(tests[0], model, device, config.amp, keep_best, calibrated, progress)
         board = workdir / "tensorboard" if config.tensorboard else None
-        with MetricsLog(workdir / METRICS_FILE, step=loop.step, tensorboard=board) as log:
+        with MetricsLog(workdir / METRICS_FILE, step=loop.step, untested=loop.untested, tensorboard=board) as log:
             loop.run(log, tester)
             loop.save()
             with memory_watched(device, lambda: no_room(device, "calibration does not fit", hint=_TRAINED)):
@@ -326,12 +334,15 @@ def _announce(
 
 
 def check_network(model: ModelConfig) -> None:
-    """See that there is such a network, without making it.
+    """See that there is such a network, and `model.weights` for it where they are no file.
 
     Raises:
         ConfigError: There is no such backbone, or it gives no features of the needed strides.
+        WeightsError: There are no such weights for it.
     """
-    with torch.device("meta"):
+    require_weights_for(model.weights, model.backbone)
+    # Some of timm's networks look at their own numbers while they are made.
+    with nullcontext() if model.backbone.startswith("timm:") else torch.device("meta"):
         build_model(model, 2)
 
 

@@ -229,7 +229,8 @@ def load_targets(
                 hint="it was built for another data set; build one with `sgsfa masks build`",
             )
         has_mask = (rows >= 0) & (stored.done[np.maximum(rows, 0)] == DONE)
-        if has_mask.any() and not stored.parts[rows[has_mask]].any():
+        taught = rows[has_mask]
+        if has_mask.any() and not (stored.parts[taught].any() or stored.whole[taught].any()):
             raise DataError(
                 f"the masks show nobody: those of all {int(has_mask.sum()):,} training images are empty",
                 where=masks,

@@ -54,7 +54,7 @@ def test_exhausted_memory_that_nobody_foresaw_is_no_defect(
     assert code_of(error) == 2
     text = capsys.readouterr()
     assert text.out == ""
-    for part in ("The memory is exhausted", str(error), "--device cpu"):
+    for part in ("The memory is exhausted", str(error), "--device"):
         assert part in text.err
 
 
@@ -229,3 +229,15 @@ def test_slow_work_is_told_as_time_each():
     count.advance(2, {})
     assert "30 s each" in count.details()
     assert "4 min 00 s left" in count.details()
+
+
+def test_bars_of_work_within_other_work_do_not_pile_up(terminal):
+    """An evaluation within a training draws two of them each time."""
+    progress = console._Terminal()
+    with progress.task("train", total=10) as task:
+        for _ in range(5):
+            with progress.task("test", total=3) as inner:
+                inner.advance(3)
+            task.advance(2)
+        assert [bar.description for bar in progress.bars.tasks] == ["train"]
+    assert progress.bars is None

@@ -96,6 +96,21 @@ def test_a_model_that_computes_something_else_is_not_kept(tmp_path: Path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_wrong_threshold_of_one_part_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript", reason="an extra")
+    program = export_module._program
+
+    def spoilt(model: Any, example: torch.Tensor) -> Any:
+        model.thresholds[3] = 1.0
+        return program(model, example)
+
+    monkeypatch.setattr(export_module, "_program", spoilt)
+    with pytest.raises(WeightsError, match="computes another `visible`"):
+        export(tmp_path / "m.onnx", checkpoint(tmp_path / "m.safetensors"))
+
+
 def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="an extra")
     out = tmp_path / "m.onnx"

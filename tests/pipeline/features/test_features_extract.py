@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -128,6 +130,15 @@ def test_too_large_a_batch_is_no_hindrance_to_a_smaller_one(
         run(out, dataset, checkpoint, batch_size=4)
     assert caught.value.where == "extract.batch_size"
     assert run(out, dataset, checkpoint, batch_size=2).done == COUNT
+
+
+def test_a_file_of_before_epochs_were_named_is_complete(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
+    out = tmp_path / "f.h5"
+    run(out, dataset, checkpoint)
+    with h5py.File(out, "r+") as file:
+        attributes = json.loads(file.attrs["attributes"])
+        file.attrs["attributes"] = json.dumps({k: v for k, v in attributes.items() if k not in ("epochs", "seed")})
+    assert run(out, dataset, checkpoint).resumed == COUNT
 
 
 def test_a_single_image_that_does_not_fit_is_told_where_it_would(

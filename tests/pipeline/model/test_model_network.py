@@ -54,8 +54,12 @@ def test_a_timm_model_gives_strides_4_and_16(name: str, early: int, late: int) -
 def test_a_timm_model_equals_timm_itself_and_takes_its_weights(name: str) -> None:
     timm = pytest.importorskip("timm", reason="an extra")
     torch.manual_seed(0)
+    own = timm.create_model(name, pretrained=False).eval()
     wanted = timm.create_model(name, features_only=True, output_stride=16, pretrained=False).eval()
-    backbone = build_backbone(f"timm:{name}", wanted.state_dict()).eval()
+    flat = {key.replace("stages_", "stages.").replace("stem_", "stem."): key for key in wanted.state_dict()}
+    state = own.state_dict()
+    wanted.load_state_dict({key: state[plain] for plain, key in flat.items()})
+    backbone = build_backbone(f"timm:{name}", state).eval()
     images = torch.randn(1, 3, 64, 32)
     early = wanted.feature_info.reduction().index(4)
     with torch.no_grad():

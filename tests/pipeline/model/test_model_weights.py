@@ -134,6 +134,20 @@ def test_backbone_weights_from_a_file_start_the_network(tmp_path: Path) -> None:
         larger = {f"{prefix}{key}": value for key, value in start.items()} | {"heads.weight": torch.ones(2)}
         again = build_model(SMALL, 3, backbone_weights=larger)
         assert torch.equal(again.backbone.late[-1][0].weight, source.features[18][0].weight)
+    # ResNet's first name ends those of its later layers, too.
+    resnet = torchvision.models.resnet18(weights=None).state_dict()
+    other = {key: torch.zeros_like(value) for key, value in resnet.items()}
+    small = SMALL.model_copy(update={"backbone": "resnet18"})
+    for files in (
+        {"backbone.": resnet},
+        {"module.encoder_k.": other, "module.encoder_q.": resnet},
+    ):
+        both = {prefix + key: value for prefix, state in files.items() for key, value in state.items()}
+        found = build_model(small, 3, backbone_weights=both)
+        assert torch.equal(found.backbone.early[0].weight, resnet["conv1.weight"])
+    two = {prefix + key: value for prefix in ("a.", "b.") for key, value in resnet.items()}
+    with pytest.raises(WeightsError, match=r"several networks of this kind: a\., b\."):
+        build_model(small, 3, backbone_weights=two)
     with pytest.raises(WeightsError, match="not those of resnet18") as caught:
         build_model(ModelConfig(backbone="resnet18"), 3, backbone_weights={"stem.conv.weight": torch.ones(1)})
     assert "the file has stem.conv.weight" in (caught.value.hint or "")

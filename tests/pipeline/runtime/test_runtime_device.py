@@ -81,7 +81,7 @@ def test_what_has_no_room_on_a_gpu_is_told_with_who_has_it(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: own[0])
     error = no_room(gpu, "5 images do not fit", hint="take 4")
     assert error.found == (
-        "5 images do not fit into the memory of cuda:1 (85.0 GB: 4.7 taken by this program, 80.0 by others)"
+        "5 images do not fit into the memory of cuda:1 (85.0 GB: 4.7 for this program's numbers, 80.0 for all else)"
     )
     assert error.hint == "take 4; nvidia-smi shows the other programs on the GPU"
     own[0] = 84e9  # Nobody else is to blame.

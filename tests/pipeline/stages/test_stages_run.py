@@ -568,6 +568,8 @@ def test_files_that_do_not_exist_are_named(configure, tmp_path):
         ("matching.device=cuda", "no CUDA device"),
         ("train.identities=3", "has 2 identities, a batch needs 3"),
         ("model.backbone=timm:no_such_model", "timm"),
+        ("model.backbone=timm:resnet18", "`imagenet` is torchvision's"),
+        ("model.weights=builtin", "`builtin` has no weights for resnet50"),
     ],
 )
 def test_what_a_later_stage_cannot_do_is_told_before_the_first(configure, run, fakes, monkeypatch, override, said):
@@ -577,6 +579,19 @@ def test_what_a_later_stage_cannot_do_is_told_before_the_first(configure, run, f
     with pytest.raises(UserError, match=said):
         run(configure(override))
     assert fakes.took() == []
+
+
+def test_what_no_stage_of_the_run_needs_is_not_asked_for(configure, run, fakes, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    # Finished label maps are computed nowhere; nobody trains until the masks are there, or where a checkpoint is given.
+    parser = (f"masks.parser=label-maps:{maps}", "masks.device=cuda", "train.device=cuda")
+    assert run(configure(*parser), until="masks")[0] == ["masks"]
+    (tmp_path / "m.safetensors").write_bytes(b"1")
+    given = (f"extract.checkpoint={tmp_path / 'm.safetensors'}", "train.device=cuda", "train.identities=100")
+    assert run(configure(*given))[0] == ["extract", "eval"]
+    assert run(configure(*given, "extract.device=cuda"))[0] == [], "fresh features need no device"
 
 
 def test_a_set_in_which_nobody_can_be_found_is_told_before_the_first_stage(configure, people, run, fakes):

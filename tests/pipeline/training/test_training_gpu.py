@@ -311,7 +311,7 @@ def test_a_gpu_that_is_full_before_training_is_told(tmp_path: Path, arguments: d
         with pytest.raises(DeviceError, match="the network and its data do not fit") as caught:
             # 28 MB of images: more than fits into what torch has left over of its blocks.
             train(tmp_path, **arguments | {"model": small_model(height=1024, width=512), "config": on_gpu()})
-    assert "taken by this program" in caught.value.found
+    assert "for this program's numbers" in caught.value.found
 
 
 def leave(left: float) -> None:

@@ -193,6 +193,51 @@ def test_stopped_within_an_evaluation_makes_it_first_when_resumed(
     ]
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_stop_at_the_very_end_of_an_evaluation_is_not_lost(tmp_path: Path, work: dict[str, Any], epoch: int) -> None:
+    keep, kept = run_module.TestSet.keep, []
+
+    def kept_then_stopped(self: Any, model: Any, number: int) -> None:
+        keep(self, model, number)
+        kept.append(number)
+        if number == epoch:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    best = {line["epoch"]: line["mAP"] for line in read_metrics(work["folder"] / "metrics.jsonl") if "mAP" in line}
+    if epoch == 2 and best[2] <= best[1]:
+        pytest.skip("the second evaluation is no better than the first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module.TestSet, "keep", kept_then_stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, **work["arguments"])
+    train(tmp_path, **work["arguments"])
+    assert_equal_weights(work["folder"], tmp_path)
+    kinds = [[line["kind"] for line in read_metrics(folder / "metrics.jsonl")] for folder in (work["folder"], tmp_path)]
+    assert kinds[0] == kinds[1]
+
+
+def test_an_evaluation_that_fails_costs_no_steps_and_is_logged_once(tmp_path: Path, work: dict[str, Any]) -> None:
+    """The state is saved before it, however short ago the last one was."""
+    arguments = work["arguments"] | {"config": small_training(eval_every=1, checkpoint_minutes=60)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validate_module, "embed", out_of_memory)
+        with pytest.raises(DeviceError, match="the last state at step 2 is kept"):
+            train(tmp_path, **arguments)
+
+    def die() -> None:
+        raise _Killed
+
+    # Killed in the first step after the evaluation that was made up for: it is made again, and not told twice.
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 2, die)
+        with pytest.raises(_Killed):
+            train(tmp_path, **arguments)
+    train(tmp_path, **arguments)
+    assert_equal_weights(work["folder"], tmp_path)
+    kinds = [[line["kind"] for line in read_metrics(folder / "metrics.jsonl")] for folder in (work["folder"], tmp_path)]
+    assert kinds[0] == kinds[1]
+
+
 def test_evaluations_show_how_far_they_are(tmp_path: Path, work: dict[str, Any]) -> None:
     tasks: list[tuple[str, int | None]] = []
 
@@ -626,6 +671,7 @@ def test_advice_against_exhausted_memory_can_be_followed(size: int, accumulate: 
     config = small_training(identities=6, instances=3, accumulate=accumulate)
     setting = SimpleNamespace(place=World(rank=size - 1, size=size), device=torch.device("cuda", 0), size=(64, 32))
     loop = SimpleNamespace(config=config, setting=setting, step=3, total=4, _size=lambda: "64x32", _kept=lambda: "kept")
+    loop._unrecorded = lambda: loop_module.Loop._unrecorded(loop)  # type: ignore[arg-type]
     error = loop_module.Loop._out_of_memory(loop)  # type: ignore[arg-type]
     assert f"{images} images of 64x32 a forward" in error.found
     assert f"train.accumulate={advised} " in (error.hint or "")

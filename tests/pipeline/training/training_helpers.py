@@ -49,7 +49,7 @@ def make_masks(
     for i, (top, bottom) in enumerate(((1, 4), (4, 9), (9, 14), (14, 15))):
         parts[i, top:bottom, 2:6] = 0 if PART_NAMES[i] in (*absent, *empty) else 255
     whole = np.zeros((64, 32), np.uint8)
-    whole[6:60, 7:25] = 255
+    whole[6:60, 7:25] = 0 if set(empty) == set(PART_NAMES) else 255
     meta = MaskMeta("test", "1", "", "lip-20", "spreid", absent, "area", (64, 32), False, False, "torch", "float32", 1)
     count = len(names)
     done = np.full(count, DONE, np.uint8)
