@@ -41,7 +41,8 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
 
     def too_large() -> DeviceError:
         where = "the device" if device == "auto" else device
-        return DeviceError(f"the parser {spec} does not fit into the memory of {where}", hint="use --device cpu")
+        hint = None if device == "cpu" else "use --device cpu"
+        return DeviceError(f"the parser {spec} does not fit into the memory of {where}", hint=hint)
 
     with memory_watched(None, too_large):
         return _load(spec, label_set, device)
