@@ -118,7 +118,7 @@ def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
     fitting = [prefix for prefix in found if fits(prefix)]
     if not fitting or "" in fitting:
         return weights
-    # Of two encoders that self-supervision trains, one follows the other and is not the result.
+    # Of MoCo's two encoders one follows the other and is not the result. In other methods it is.
     known = [prefix for prefix in fitting if prefix.endswith(_TRAINED)]
     if len(fitting) > 1 and len(known) != 1:
         raise WeightsError(
@@ -153,8 +153,8 @@ def _out_channels(module: nn.Module) -> int:
     return [part for part in module.modules() if isinstance(part, nn.Conv2d)][-1].out_channels
 
 
-_TRAINED = ("encoder_q.", "student.backbone.", "online_network.")
-"""Beginnings of entries of the network that was trained, where another one followed it."""
+_TRAINED = ("encoder_q.", "base_encoder.")
+"""Beginnings of entries of the network that MoCo trained; another one followed it."""
 
 _TIMM_EXPECTED = (
     "a convolutional network whose stages follow each other, with features at strides 4 and 16 (docs/training.md names "
@@ -228,8 +228,12 @@ def _flattened(weights: Mapping[str, Tensor], children: Sequence[str]) -> dict[s
             moved[f"{head}.{number}."] = f"{child}."
     renamed = {}
     for name, value in weights.items():
-        old = next((old for old in moved if name.startswith(old)), "")
-        renamed[moved.get(old, "") + name.removeprefix(old)] = value
+        # At the beginning, or behind a larger model's prefix.
+        old = next((old for old in moved if f".{name}".find(f".{old}") >= 0), None)
+        if old is not None:
+            head, _, tail = f".{name}".partition(f".{old}")
+            name = f"{head}.{moved[old]}{tail}".removeprefix(".")
+        renamed[name] = value
     return renamed
 
 

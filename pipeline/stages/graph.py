@@ -248,7 +248,7 @@ def _check_train(config: RunConfig, sources: Sources) -> None:
     from pipeline.training.run import check_network
     from pipeline.training.sampler import check_batches
 
-    check_network(config.model)
+    check_network(config.model, from_weights=config.train.start is None)
     if config.data.source != RENDERED:
         people = {record.path: record.pid for record in sources.training().split("train")}
         check_batches(list(people.values()), config.train, processes=world().size)

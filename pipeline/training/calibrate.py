@@ -10,7 +10,7 @@ its feature over the images, as they are, that show it; see `pipeline.model.netw
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ def calibrate(
     masked = bool(targets.has_mask.any())
     usable = (targets.has_mask if masked else torch.ones_like(targets.has_mask)).nonzero()[:, 0].cpu()
     chosen = usable[torch.linspace(0, len(usable) - 1, min(len(usable), MOST_IMAGES)).round().long()]
-    predicted, true = [], []
+    predicted, true, plain = [], [], []
     centres = _Means(device)
     model.uncentre()
     pieces = [chosen[start : start + batch].numpy() for start in range(0, len(chosen), batch)]
@@ -101,6 +101,7 @@ def calibrate(
             parts, whole = targets.parts[place], targets.whole[place]
             if masked:
                 shown = true_visibility(parts.float() / 255, config).to(device)
+                plain.append((found.visibility, shown))
                 stream = generator(0, "calibrate", int(rows[0]))
                 draws = draw(stream, len(rows), images.shape[1], images.shape[2], PASTED)
                 there = Draws.unpacked(draws.packed().to(device), draws.used)
@@ -114,7 +115,15 @@ def calibrate(
             centres.add(found.parts, found.whole, shown & found.parts.any(2))
             task.advance(len(rows))
     model.centre(*centres.result())
-    return from_samples(torch.cat(predicted), torch.cat(true)) if masked else Calibration((0.0,) * NUM_PARTS, {}, 0)
+    if not masked:
+        return Calibration((0.0,) * NUM_PARTS, {}, 0)
+    result = from_samples(torch.cat(predicted), torch.cat(true))
+    # A rare part may be covered by a patch in every image that shows it.
+    as_they_are = from_samples(*(torch.cat(each) for each in zip(*plain, strict=True)))
+    thresholds = tuple(
+        other if mine == NEVER else mine for mine, other in zip(result.thresholds, as_they_are.thresholds, strict=True)
+    )
+    return replace(result, thresholds=thresholds)
 
 
 class _Means:

@@ -225,9 +225,7 @@ class Loop:
     def _run(self, log: MetricsLog | None, tester: Tester | None) -> None:
         with Interrupts() as interrupts:
             self._test_if_due(log, tester, interrupts)
-            if interrupts.requested:
-                self.save()
-                raise KeyboardInterrupt
+            self._stop_if(interrupts)
         if self.step >= self.total:
             return
         gradient = self.gradient_of(self.forward_model())
@@ -262,6 +260,13 @@ class Loop:
                     self.save()
                 if stopping:
                     raise KeyboardInterrupt
+            # One that came after the last step asked.
+            self._stop_if(interrupts)
+
+    def _stop_if(self, interrupts: Interrupts) -> None:
+        if interrupts.requested and self.setting.place.leader:
+            self.save()
+            raise KeyboardInterrupt
 
     def save(self) -> None:
         """Save the resumable state, in the leader."""

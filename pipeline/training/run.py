@@ -70,7 +70,8 @@ class TrainReport:
         device: Where.
         processes: How many processes.
         thresholds: Calibrated tau of the seven parts.
-        visibility_accuracy: Share of training images on which tau tells rightly whether a part is visible, by part.
+        visibility_accuracy: Share of training images, with patches pasted onto them, on which tau tells rightly whether
+            a part is visible, by part.
         best: Epoch and mAP of the best evaluation during training; None without evaluations.
         peak_memory_gb: Most of the GPU's memory that was taken at once, unused parts of it included; None on other
             devices.
@@ -333,14 +334,19 @@ def _announce(
         progress.warn(f"{alone:,} of {targets.num_classes:,} identities have a single image: their batches repeat it")
 
 
-def check_network(model: ModelConfig) -> None:
+def check_network(model: ModelConfig, *, from_weights: bool = True) -> None:
     """See that there is such a network, and `model.weights` for it where they are no file.
+
+    Args:
+        model: The network's configuration.
+        from_weights: Whether training begins with `model.weights`, and not with a checkpoint.
 
     Raises:
         ConfigError: There is no such backbone, or it gives no features of the needed strides.
         WeightsError: There are no such weights for it.
     """
-    require_weights_for(model.weights, model.backbone)
+    if from_weights:
+        require_weights_for(model.weights, model.backbone)
     # Some of timm's networks look at their own numbers while they are made.
     with nullcontext() if model.backbone.startswith("timm:") else torch.device("meta"):
         build_model(model, 2)

@@ -59,7 +59,8 @@ def test_a_timm_model_equals_timm_itself_and_takes_its_weights(name: str) -> Non
     flat = {key.replace("stages_", "stages.").replace("stem_", "stem."): key for key in wanted.state_dict()}
     state = own.state_dict()
     wanted.load_state_dict({key: state[plain] for plain, key in flat.items()})
-    backbone = build_backbone(f"timm:{name}", state).eval()
+    backbone = build_backbone(f"timm:{name}", {f"model.backbone.{key}": each for key, each in state.items()}).eval()
+    assert torch.equal(next(build_backbone(f"timm:{name}", state).parameters()), next(backbone.parameters()))
     images = torch.randn(1, 3, 64, 32)
     early = wanted.feature_info.reduction().index(4)
     with torch.no_grad():

@@ -236,6 +236,38 @@ def test_an_evaluation_that_fails_costs_no_steps_and_is_logged_once(tmp_path: Pa
     assert kinds[0] == kinds[1]
 
 
+def test_a_stop_after_the_last_step_is_not_lost(tmp_path: Path, work: dict[str, Any]) -> None:
+    end, arguments = loop_module.Loop._end_epoch, work["arguments"] | {"config": small_training(checkpoint_minutes=60)}
+
+    def ended(self: Any, log: Any) -> None:
+        end(self, log)
+        if self.step == self.total:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop_module.Loop, "_end_epoch", ended)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, **arguments)
+    assert not (tmp_path / "model.safetensors").exists()
+    train(tmp_path, **arguments)
+    assert_equal_weights(work["folder"], tmp_path)
+
+
+def test_a_part_that_patches_cover_everywhere_has_a_threshold_all_the_same(
+    tmp_path: Path, work: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paste = calibrate_module.augment
+
+    def covered(*given: Any) -> Any:
+        images, parts, whole = paste(*given)
+        parts[:, 3] = 0
+        return images, parts, whole
+
+    monkeypatch.setattr(calibrate_module, "augment", covered)
+    report = train(tmp_path, **work["arguments"] | {"tests": (), "config": small_training(epochs=1)})
+    assert 0 < report.thresholds[3] < NEVER
+
+
 def test_evaluations_show_how_far_they_are(tmp_path: Path, work: dict[str, Any]) -> None:
     tasks: list[tuple[str, int | None]] = []
 
