@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pipeline.artifacts.lock import locked
-from pipeline.errors import ArtifactError, FormatError, LockedError
+from pipeline.errors import ArtifactError, DeviceError, FormatError, LockedError
 from pipeline.runtime.progress import Progress
 
 
@@ -39,6 +39,32 @@ def file_place(out: Path, what: str, example: str, progress: Progress) -> Iterat
     # HDF5's own lock begins only when the file is there.
     with alone(out.with_name(out.name + ".lock"), out, what, progress):
         yield
+
+
+@contextlib.contextmanager
+def smaller_batches_advised(key: str, size: int, holding: Callable[[], Iterable[Path]]) -> Iterator[None]:
+    """Add to an error about too large a batch what to do with unfinished files, which keep their batch size.
+
+    Args:
+        key: Where the size is set, as the error names it.
+        size: The files' size.
+        holding: Names the unfinished files, if they hold work; else the next run takes the size that is set then.
+
+    Raises:
+        DeviceError: As it came, or with that advice.
+    """
+    try:
+        yield
+    except DeviceError as error:
+        files = list(holding()) if error.where == key else []
+        if not files:
+            raise
+        raise DeviceError(
+            error.found,
+            where=error.where,
+            expected=error.expected,
+            hint=f"delete {', '.join(map(str, files))} to begin anew: as it is, it goes on in batches of {size}",
+        ) from error
 
 
 @contextlib.contextmanager

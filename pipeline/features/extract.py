@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artifacts.place import file_place
+from pipeline.artifacts.place import file_place, smaller_batches_advised
 from pipeline.config import ExtractConfig
 from pipeline.datasets.images import read_image
 from pipeline.datasets.records import Dataset, Record
-from pipeline.errors import DataError, DeviceError, FormatError, ImageError, Rejected
+from pipeline.errors import DataError, FormatError, ImageError, Rejected
 from pipeline.features.network import BATCH_SIZE, FeatureNetwork
 from pipeline.matching.featurefile import FeatureFile, FeatureHeader, Features, FeatureWriter
 from pipeline.model.weights import read_meta
@@ -104,7 +104,12 @@ def extract(
         # By the leader alone, because the processes must agree on who does which batches.
         kept = _begun(out, origin)
         config = config.model_copy(update={"batch_size": kept.get("batch_size", config.batch_size)})
-        try:
+
+        def holding() -> Iterable[Path]:
+            begun = _begun_files(out)
+            return begun if _bind(begun) else ()
+
+        with smaller_batches_advised(BATCH_SIZE, config.batch_size, holding):
             return together(
                 _extract,
                 {"progress": progress},
@@ -115,17 +120,6 @@ def extract(
                 config=config,
                 origin=origin | kept,
             )
-        except DeviceError as error:
-            begun = _begun_files(out)
-            if error.where != BATCH_SIZE or not _bind(begun):
-                raise
-            raise DeviceError(
-                error.found,
-                where=error.where,
-                expected=error.expected,
-                hint=f"delete {', '.join(map(str, begun))} to begin anew: as it is, it goes on in batches of "
-                f"{config.batch_size}",
-            ) from error
 
 
 def embed(paths: Sequence[Path], checkpoint: Path, config: ExtractConfig) -> Features:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.artifacts.place import file_place
+from pipeline.artifacts.place import file_place, smaller_batches_advised
 from pipeline.config import MasksConfig
 from pipeline.datasets.images import read_image
 from pipeline.datasets.maskfile import DONE, FAILED, PENDING, MaskFile, MaskMeta, MaskWriter, has_rows
@@ -165,7 +164,10 @@ def _build(
             progress.note(f"going on after {resumed} of {len(ordered)} images in {writer.path}")
         earlier = _explain(_outside(writer, chunks), ordered, root, source)
         loaded = time.monotonic()
-        with _advised(writer):
+        # Without rows the file binds nobody.
+        with smaller_batches_advised(
+            BATCH_SIZE, writer.meta.batch_size, lambda: [writer.path] if writer.done.any() else []
+        ):
             failed = earlier + _run(writer, source, _rows(source, chunks, config, root), resumed, config, progress)
         seconds = time.monotonic() - loaded
         writer.finish()
@@ -468,23 +470,6 @@ def _run(
                 progress.warn(_advice(estimate, config))
     nobody.tell(source, progress)
     return tuple(failed)
-
-
-@contextlib.contextmanager
-def _advised(writer: MaskWriter) -> Iterator[None]:
-    """Add to an error about too large a batch what to do with the unfinished file, which keeps its batch size."""
-    try:
-        yield
-    except DeviceError as error:
-        # Without rows the file binds nobody: the next build takes the size that is configured then.
-        if error.where != BATCH_SIZE or not writer.done.any():
-            raise
-        raise DeviceError(
-            error.found,
-            where=error.where,
-            expected=error.expected,
-            hint=f"delete {writer.path} to begin anew: as it is, it goes on in batches of {writer.meta.batch_size}",
-        ) from error
 
 
 def _advice(seconds: float, config: MasksConfig) -> str:

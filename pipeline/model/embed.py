@@ -41,22 +41,12 @@ def embed(model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precisio
         return look(model, images, flip=flip, amp=amp)
 
 
-def look(
-    model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precision = "off", normal: bool = False
-) -> Embedded:
-    """As `embed`, without its inference mode: for what records the work instead of doing it.
-
-    Args:
-        model: As for `embed`.
-        images: Likewise; (B, 3, H, W) if `normal`.
-        flip: Likewise.
-        amp: Likewise.
-        normal: Whether the images are normalised already.
-    """
-    straight = _forward(model, images, amp, normal)
+def look(model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precision = "off") -> Embedded:
+    """As `embed`, without its inference mode: for what records the work instead of doing it."""
+    straight = look_at_normal(model, normalise(images), amp)
     if not flip:
         return straight
-    mirrored = _forward(model, images.flip(3 if normal else 2), amp, normal)
+    mirrored = look_at_normal(model, normalise(images.flip(2)), amp)
     return Embedded(
         (straight.parts + mirrored.parts) / 2,
         (straight.whole + mirrored.whole) / 2,
@@ -64,7 +54,8 @@ def look(
     )
 
 
-def _forward(model: nn.Module, images: Tensor, amp: Precision, normal: bool) -> Embedded:
+def look_at_normal(model: nn.Module, images: Tensor, amp: Precision) -> Embedded:
+    """As `look`, at images that are normalised already: (B, 3, H, W) float32."""
     with autocast(images.device, amp):
-        output: Output = model(images if normal else normalise(images))
+        output: Output = model(images)
     return Embedded(output.parts().float(), output.matched_whole.float(), output.visibility.float())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, Precision, TrainConfig
 from pipeline.model import spatial
-from pipeline.model.embed import embed, look
+from pipeline.model.embed import embed, look_at_normal
 from pipeline.model.losses import shown_parts
 from pipeline.model.network import SGSFA
 from pipeline.parts import NUM_PARTS, PARTS
@@ -107,7 +107,7 @@ def calibrate(
                 there = Draws.unpacked(draws.packed().to(device), draws.used)
                 hidden, left, _ = augment(images, parts.to(device), whole.to(device), there)
                 with torch.inference_mode():
-                    predicted.append(look(model, hidden, amp=amp, normal=True).visibility)
+                    predicted.append(look_at_normal(model, hidden, amp).visibility)
                 true.append(true_visibility(left, config))
             else:
                 shown = torch.ones_like(found.visibility, dtype=torch.bool)

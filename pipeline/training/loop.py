@@ -176,7 +176,7 @@ class Loop:
         self.step = 0
         self.seconds = 0.0
         self.best: tuple[int, float] | None = None
-        self._untested = False
+        self.untested = False
         self._precision = functools.partial(autocast, setting.device, config.amp)
         # With fp16 a gradient that overflows is no fault: the scaler leaves that step out.
         self._loss_names = LOSS_NAMES if config.amp == "fp16" else (*LOSS_NAMES, "gradient")
@@ -190,11 +190,6 @@ class Loop:
         self._saved_step = 0
         if self.state_file.is_file():
             self._resume()
-
-    @property
-    def untested(self) -> bool:
-        """Whether the evaluation after the last step is still to be made."""
-        return self._untested
 
     @property
     def state_file(self) -> Path:
@@ -251,8 +246,8 @@ class Loop:
                     task.advance(shown.pop("steps") * batch, **shown)
                 if ends_epoch:
                     self._end_epoch(log)
-                    self._untested = self._test_is_due(tester)
-                if self._untested and not stopping:
+                    self.untested = self._test_is_due(tester)
+                if self.untested and not stopping:
                     self._test_if_due(log, tester, interrupts)
                     # The state was saved before, but a stop may have come since the last pause.
                     stopping = saving = interrupts.requested and self.setting.place.leader
@@ -278,14 +273,14 @@ class Loop:
                 scaler=self._scaler.state_dict(),
                 best=self.best,
                 seconds=self.seconds,
-                untested=self._untested,
+                untested=self.untested,
             )
             save_state(self.state_file, self.model, self.optimizer, self.average, facts)
 
     def _resume(self) -> None:
         facts = load_state(self.state_file, self.model, self.optimizer, self.average, self.setting.identity)
         self.step, self.best, self.seconds = facts.step, facts.best, facts.seconds
-        self._saved_step, self._untested = self.step, facts.untested
+        self._saved_step, self.untested = self.step, facts.untested
         if facts.scaler:
             self._scaler.load_state_dict(facts.scaler)
         self._progress.note(f"training goes on from step {self.step:,} of {self.total:,}")
@@ -333,7 +328,7 @@ class Loop:
         """
         self._recent.append(self._take_step(gradient, plan, images))
         self.step += 1
-        self._untested = False
+        self.untested = False
 
     def _take_step(self, gradient: Callable[[StepInputs], StepResults], plan: StepPlan, images: Tensor) -> _Recent:
         rate, device = learning_rate(plan.step, self.per_epoch, self.config), self.setting.device
@@ -457,7 +452,7 @@ class Loop:
             KeyboardInterrupt: Stopped meanwhile; the state is saved, and a resumed run makes the evaluation first.
             DeviceError: Out of memory.
         """
-        if not self._untested or tester is None or log is None:
+        if not self.untested or tester is None or log is None:
             return
 
         def pause() -> None:
@@ -477,7 +472,7 @@ class Loop:
         if self.best is None or tested["mAP"] > self.best[1]:
             self.best = (epoch, tested["mAP"])
             tester.keep(self.trained, epoch)
-        self._untested = False
+        self.untested = False
         self.model.train()
         self._looked = time.monotonic()
 

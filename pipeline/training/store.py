@@ -236,8 +236,8 @@ def load_targets(
                 where=masks,
                 hint="label maps of 0 and 255, or a wrong label set, look like that; `sgsfa masks preview` draws them",
             )
-        parts[has_mask] = stored.parts[rows[has_mask]]
-        whole[has_mask, 0] = stored.whole[rows[has_mask]]
+        parts[has_mask] = stored.parts[taught]
+        whole[has_mask, 0] = stored.whole[taught]
     return Targets(
         labels=torch.tensor([classes[pid] for pid in pids]),
         parts=_fit(torch.from_numpy(parts), height // 16, width // 16),

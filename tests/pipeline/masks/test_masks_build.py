@@ -14,6 +14,7 @@ import masks_builder
 import numpy as np
 import pytest
 import torch
+from kept_notes import Notes
 from PIL import Image
 from tiny_models import write_onnx, write_people
 from torch import Tensor
@@ -296,19 +297,6 @@ def test_label_maps_in_which_nobody_is_found_are_told(tmp_path: Path, people: Pe
     named = MasksConfig(parser=f"label-maps:{tmp_path / 'good'}", label_set="lip-20")
     build_masks(tmp_path / "named.h5", root=root, names=names, config=named, progress=quiet)
     assert quiet.said == []
-
-
-class Notes:
-    """A progress that keeps what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.task = SILENT.task
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
-
-    warn = note
 
 
 def test_label_maps_of_an_own_set_in_own_parts(tmp_path: Path, people: People) -> None:

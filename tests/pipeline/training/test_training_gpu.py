@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kept_notes import Notes
 from test_training_augment import HEIGHT as AUGMENT_HEIGHT
 from test_training_augment import WIDTH as AUGMENT_WIDTH
 from test_training_augment import batch_of, everything
-from test_training_run import Notes, assert_equal_weights, at_step
+from test_training_run import assert_equal_weights, at_step
 from torch import nn
 from torch.nn import functional as F
 from training_helpers import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training

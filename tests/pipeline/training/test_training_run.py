@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kept_notes import Notes
 from training_helpers import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
 
 from pipeline.config import LossConfig
@@ -50,19 +51,6 @@ def assert_equal_weights(one: Path, two: Path) -> None:
 
 def by_path(record: Record) -> str:
     return record.path
-
-
-class Notes:
-    """A progress that keeps what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.task = SILENT.task
-
-    def note(self, message: str) -> None:
-        self.said.append(message)
-
-    warn = note
 
 
 @pytest.fixture(scope="module")
