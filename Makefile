@@ -49,7 +49,7 @@ bench: $(SETUP)  ## measure masks, rendering, training and matching, some 30 min
 clean:  ## remove caches and build folders; artifacts and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov
 	rm -f .coverage .coverage.*
-	find pipeline sgsfa_cli tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find pipeline sgsfa_cli sgsfa_synth tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## also remove .venv
 	rm -rf $(VENV)

@@ -1,4 +1,4 @@
-"""What each piece of the method is worth: presets, whole-body attention, dynamic features, lambda, matching rules.
+"""What each piece of the method is worth: presets, body attention, dynamic features, lambda, matching rules.
 
     python -m benchmarks.ablation
     python -m benchmarks.ablation --data csv:mine/dataset.csv --height 256 --width 128 --epochs 60 --seeds 0 1 2
@@ -43,7 +43,7 @@ RULES = ("shrunk", "mean", "sum", "query", "all")
 
 TITLES = {
     "presets": "Presets",
-    "attention": "Whole-body attention (Table 5)",
+    "attention": "Body attention (Table 5)",
     "matching": "Matching rules",
     "dynamic": "Choice of spatial features (eq. 3)",
     "balance": "lambda of eq. 11 (Fig. 6)",
@@ -77,7 +77,7 @@ def cells_of(group: str, bases: Sequence[str]) -> tuple[Cell, ...]:
     for base in bases:
         if group == "attention":
             made += [
-                Cell(group, f"{base}, attention {word}", base, (f"model.whole_attention={value}",))
+                Cell(group, f"{base}, attention {word}", base, (f"model.body_attention={value}",))
                 for word, value in (("on", "true"), ("off", "false"))
             ]
         elif group == "dynamic":

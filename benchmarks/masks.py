@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from pipeline.config import MasksConfig
-from pipeline.datasets.maskfile import MaskFile
+from pipeline.formats.masks import MaskFile
 from pipeline.masks.build import build_masks
 from pipeline.parsing.parser import Parser, load_parser
 from pipeline.parsing.schp import SchpNet
@@ -79,7 +79,7 @@ def measure(root: Path, names: list[str], spec: str, device: str, rounds: int) -
     tune_allocator()
     config = MasksConfig(parser=spec, device=device)
     parser = load_parser(spec, device=device)
-    built, bare, whole, by_processor = [], [], [], []
+    built, bare, body, by_processor = [], [], [], []
     batch = 0
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(rounds + 1):
@@ -96,7 +96,7 @@ def measure(root: Path, names: list[str], spec: str, device: str, rounds: int) -
             if turn:
                 built.append(report.images_per_second)
                 bare.append(1 / clock)
-                whole.append(report.total / report.seconds)
+                body.append(report.total / report.seconds)
                 # The build loads a parser too, which its rate does not count either.
                 working = marks[2] - marks[1] - (marks[1] - marks[0])
                 by_processor.append(busy * len(chosen) / working)
@@ -107,7 +107,7 @@ def measure(root: Path, names: list[str], spec: str, device: str, rounds: int) -
         "images": len(names),
         "rounds": rounds,
         "built_images_per_second": statistics.median(built),
-        "built_with_loading_images_per_second": statistics.median(whole),
+        "built_with_loading_images_per_second": statistics.median(body),
         "bare_images_per_second": statistics.median(bare),
         "ratio": statistics.median(one / other for one, other in zip(built, bare, strict=True)),
         "ratio_of_processor_time": statistics.median(by_processor),

@@ -77,7 +77,7 @@ def market_distances(ids: tuple[Any, Any, Any, Any]) -> Any:
     return distances
 
 
-def made_up_parts(count: int, whole_dim: int, seed: int) -> Any:
+def made_up_parts(count: int, global_dim: int, seed: int) -> Any:
     """Part features of `count` images of 1,500 people, 7 x 256 and the whole body."""
     import torch
 
@@ -87,9 +87,9 @@ def made_up_parts(count: int, whole_dim: int, seed: int) -> Any:
     people = torch.randn(1500, 7, 256, generator=torch.Generator().manual_seed(7))
     who = torch.randint(0, len(people), (count,), generator=draw)
     parts = torch.randn(count, 7, 256, generator=draw).add_(people[who])
-    whole = torch.randn(count, whole_dim, generator=draw)
+    global_feature = torch.randn(count, global_dim, generator=draw)
     visible = (torch.rand(count, 7, generator=draw) < 0.7).float()
-    return PartSet(parts, whole, visible)
+    return PartSet(parts, global_feature, visible)
 
 
 def metrics(_: argparse.Namespace) -> dict[str, Any]:
@@ -178,8 +178,8 @@ def distance(options: argparse.Namespace) -> dict[str, Any]:
     from pipeline.matching.metrics import RankStream
 
     ids = market_ids()
-    query = made_up_parts(NUM_QUERY, options.whole, 1)
-    gallery = made_up_parts(NUM_GALLERY, options.whole, 2)
+    query = made_up_parts(NUM_QUERY, options.global_feature, 1)
+    gallery = made_up_parts(NUM_GALLERY, options.global_feature, 2)
     before = peak_mb()
     rule = Rule(options.rule)
 
@@ -196,7 +196,7 @@ def distance(options: argparse.Namespace) -> dict[str, Any]:
     streamed()
     peak = peak_mb()
     # `mean` forms the whole-body product too: among millions of pairs some share nothing.
-    columns = 7 * 256 + options.whole
+    columns = 7 * 256 + options.global_feature
     left, right = torch.randn(NUM_QUERY, columns), torch.randn(NUM_GALLERY, columns)
     few, many = torch.rand(NUM_QUERY, 8), torch.rand(NUM_GALLERY, 8)
 
@@ -211,7 +211,7 @@ def distance(options: argparse.Namespace) -> dict[str, Any]:
     used = {name: min(one[name]["processor"] for one in rounds) for name in timed}
     return {
         "rule": options.rule,
-        "features": f"7 x 256 and whole {options.whole}",
+        "features": f"7 x 256 and whole {options.global_feature}",
         "seconds": best,
         "processor_seconds": used,
         "streamed_over_bare": best["streamed"] / best["bare"],
@@ -228,12 +228,12 @@ def rerank(options: argparse.Namespace) -> dict[str, Any]:
 
     from pipeline.matching.rerank import k_reciprocal
 
-    query = made_up_parts(NUM_QUERY, options.whole, 1)
-    gallery = made_up_parts(NUM_GALLERY, options.whole, 2)
+    query = made_up_parts(NUM_QUERY, options.global_feature, 1)
+    gallery = made_up_parts(NUM_GALLERY, options.global_feature, 2)
     ours = best_of(lambda: k_reciprocal(query, gallery), 1)
     peak = peak_mb()
     total = NUM_QUERY + NUM_GALLERY
-    block = torch.randn(2816, 7 * 256 + options.whole)
+    block = torch.randn(2816, 7 * 256 + options.global_feature)
     product = best_of(lambda: block @ block.T, 3)
     # One triangle of the matrix of all against all is the least that exact neighbours need.
     times = total * (total + 2816) / 2 / 2816**2
@@ -250,7 +250,7 @@ def write_gallery(path: Path, rows: int, dim: int, *, spread: float) -> None:
     """A features file of made-up people, ten images each."""
     import numpy as np
 
-    from pipeline.matching.featurefile import FeatureHeader, FeatureWriter
+    from pipeline.formats.features import FeatureHeader, FeatureWriter
 
     rng = np.random.default_rng(0)
     header = FeatureHeader(
@@ -259,7 +259,7 @@ def write_gallery(path: Path, rows: int, dim: int, *, spread: float) -> None:
         camids=np.arange(rows) % 6,
         splits=["gallery"] * rows,
         part_dim=dim,
-        whole_dim=dim,
+        global_dim=dim,
         thresholds=np.full(7, 0.1),
     )
     with FeatureWriter.begin(path, header) as writer:
@@ -277,8 +277,8 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
     """One gallery size: exact top-50 and exact metrics of 500 queries from disk; time and memory."""
     import numpy as np
 
+    from pipeline.formats.features import FeatureFile
     from pipeline.matching.distance import SHRUNK, distances, part_set, prepare
-    from pipeline.matching.featurefile import FeatureFile
     from pipeline.matching.search import block_rows, rank_on_disk, search
 
     file = FeatureFile.open(Path(options.file))
@@ -331,8 +331,8 @@ def turns(options: argparse.Namespace) -> dict[str, Any]:
     """The search of all gallery sizes by turns in one process, so that their ratios hold on a shared machine."""
     import numpy as np
 
+    from pipeline.formats.features import FeatureFile
     from pipeline.matching.distance import part_set
-    from pipeline.matching.featurefile import FeatureFile
     from pipeline.matching.search import search
 
     files = [FeatureFile.open(Path(path)) for path in options.files]
@@ -358,9 +358,9 @@ def faiss(options: argparse.Namespace) -> dict[str, Any]:
     """Candidates from an inverted file and exact re-scoring, against exact search: recall and time."""
     import numpy as np
 
+    from pipeline.formats.features import FeatureFile
     from pipeline.matching.approximate import build_index, measure_recall
     from pipeline.matching.distance import part_set
-    from pipeline.matching.featurefile import FeatureFile
     from pipeline.matching.search import search
 
     file = FeatureFile.open(Path(options.file))
@@ -388,7 +388,7 @@ def faiss(options: argparse.Namespace) -> dict[str, Any]:
         )
     return {
         "rows": file.total,
-        "features": f"7 x {file.part_dim} and whole {file.whole_dim}",
+        "features": f"7 x {file.part_dim} and whole {file.global_dim}",
         "exact_seconds": exact_seconds,
         "build_seconds": building,
         "tried": tried,
@@ -473,8 +473,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 path.unlink()
             elif part == "distance":
                 found[part] = [
-                    in_a_process(part, options, rule=rule, whole=whole)
-                    for rule, whole in (("shrunk", 256), ("mean", 2048))
+                    in_a_process(part, options, rule=rule, global_feature=global_feature)
+                    for rule, global_feature in (("shrunk", 256), ("mean", 2048))
                 ]
             else:
                 found[part] = in_a_process(part, options)
@@ -488,7 +488,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="BLAS threads (default 2)")
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 200_000, 2_000_000], help="gallery sizes")
     parser.add_argument("--dim", type=int, default=64, help="numbers a part in the made-up galleries (default 64)")
-    parser.add_argument("--whole", type=int, default=256, help="numbers of the whole-body feature (default 256)")
+    parser.add_argument("--whole", type=int, default=256, help="numbers of the global feature (default 256)")
     parser.add_argument("--faiss-rows", type=int, default=1_000_000, help="gallery of the approximate search")
     parser.add_argument(
         "--lists", type=int, default=None, help="lists of the inverted file; default: twice the root of the rows"

@@ -25,8 +25,8 @@ from pipeline.datasets.records import Dataset, Record
 from pipeline.datasets.registry import open_dataset
 from pipeline.evaluation.histogram import histogram_baseline
 from pipeline.matching.metrics import rank_metrics
-from pipeline.synthesis.dataset import render_dataset
-from pipeline.synthesis.difficulty import ClassColours, class_colours, oracle_distances, without_cameras
+from sgsfa_synth.dataset import render_dataset
+from sgsfa_synth.difficulty import ClassColours, class_colours, oracle_distances, without_cameras
 
 RANDOM_DRAWS = 40
 

@@ -15,9 +15,9 @@ import sys
 import time
 
 from pipeline.runtime.parallel import limit_threads
-from pipeline.synthesis.plan import plan_images
-from pipeline.synthesis.presets import PRESETS
-from pipeline.synthesis.scene import SceneSettings, render
+from sgsfa_synth.plan import plan_images
+from sgsfa_synth.presets import PRESETS
+from sgsfa_synth.scene import SceneSettings, render
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def stand_in_store(count: int, identities: int, height: int, width: int) -> tupl
     targets = Targets(
         labels=torch.arange(count) % identities,
         parts=torch.randint(0, 256, (count, 4, height // 16, width // 16), dtype=torch.uint8),
-        whole=torch.randint(0, 256, (count, 1, height // 4, width // 4), dtype=torch.uint8),
+        body=torch.randint(0, 256, (count, 1, height // 4, width // 4), dtype=torch.uint8),
         has_mask=torch.ones(count, dtype=torch.bool),
         num_classes=identities,
     )
@@ -116,7 +116,7 @@ class Bare:
         self.images = normalise(torch.from_numpy(store.images).to(device))
         self.labels = torch.arange(run.train.identities, device=device).repeat_interleave(run.train.instances)
         self.parts = targets.parts.to(device).float() / 255
-        self.whole = targets.whole.to(device).float() / 255
+        self.body = targets.body.to(device).float() / 255
         self.has_mask = targets.has_mask.to(device)
         self.optimizer = build_optimizer(self.model, run.train)
         self.precision = functools.partial(autocast, device, run.train.amp)
@@ -134,7 +134,7 @@ class Bare:
         self.optimizer.zero_grad(set_to_none=True)
         with self.precision():
             output = self.forward(self.images)
-        parts = self.total_loss(output, self.labels, self.whole, self.parts, self.has_mask, self.run.loss, None)
+        parts = self.total_loss(output, self.labels, self.body, self.parts, self.has_mask, self.run.loss, None)
         parts.total.backward()
         return Total(parts.total.detach())
 

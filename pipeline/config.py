@@ -151,8 +151,8 @@ class ModelConfig(Section):
     )
     height: Annotated[int, Field(ge=64)] = Field(256, description="Input height in pixels, a multiple of 16.")
     width: Annotated[int, Field(ge=32)] = Field(128, description="Input width in pixels, a multiple of 16.")
-    whole_attention: bool = Field(True, description="Whole-body attention after stage 1 (paper, Table 5).")
-    whole_reduction: Positive = Field(8, description="gamma of Fig. 3.")
+    body_attention: bool = Field(True, description="Body attention after stage 1 (paper, Table 5).")
+    body_reduction: Positive = Field(8, description="gamma of Fig. 3.")
     local_reduction: Positive = Field(2, description="gamma_1 of Fig. 4.")
     part_dim: Positive = Field(256, description="Length of each of the seven part features.")
     pooling: Literal["masked", "average"] = Field(
@@ -177,10 +177,10 @@ class ModelConfig(Section):
         description="Strips divide the rows under the head row, or a body 1/0.15 times the head's height.",
     )
     strips: tuple[float, float, float] = Field((0.15, 0.23, 0.62), description="Top, middle and bottom (Sec. 3.2).")
-    whole_dim: int = Field(
+    global_dim: int = Field(
         0,
         ge=0,
-        description="Length of a trained whole-body feature; 0: the untrained global average of stage 4.",
+        description="Length of a trained global feature; 0: the untrained global average of stage 4.",
     )
     necks: bool = Field(False, description="BNNeck and identity classifier for each semantic feature (strong).")
 
@@ -214,8 +214,8 @@ class LossConfig(Section):
     )
     dynamic: bool = Field(True, description="Choose the spatial features that train by eq. 3; off: always all five.")
     mask_weight: float = Field(1.0, ge=0, description="Factor of L_se inside eq. 11.")
-    whole_weight: float = Field(
-        1.0, ge=0, description="Factor of the whole-body feature's own losses, where `model.whole_dim` > 0."
+    global_weight: float = Field(
+        1.0, ge=0, description="Factor of the global feature's own losses, where `model.global_dim` > 0."
     )
 
 
@@ -321,10 +321,10 @@ class MatchingConfig(Section):
     rule: Literal["shrunk", "mean", "sum", "query", "all"] = Field(
         "shrunk", description="How part distances become one (docs/matching.md)."
     )
-    shrink: float = Field(1.0, ge=0, description="m of the shrunk rule: weight of the whole-body distance.")
-    whole_term: bool = Field(
+    shrink: float = Field(1.0, ge=0, description="m of the shrunk rule: weight of the global distance.")
+    global_term: bool = Field(
         True,
-        description="Use the whole-body distance (in `shrunk`, and where nothing is shared); off: they rank last.",
+        description="Use the global distance (in `shrunk`, and where nothing is shared); off: they rank last.",
     )
     metric: Literal["cosine", "euclidean"] = Field("cosine", description="Distance of two part features.")
     visibility: Literal["hard", "soft"] = Field(

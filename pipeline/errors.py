@@ -21,7 +21,7 @@ class UserError(SgsfaError):
     """Something that the user can put right.
 
     Args:
-        found: What is wrong, as a plain sentence.
+        message: What is wrong, as a plain sentence.
         where: The file, folder, option or configuration key concerned.
         expected: What would have been right.
         hint: What to do about it.
@@ -31,35 +31,37 @@ class UserError(SgsfaError):
 
     def __init__(
         self,
-        found: str,
+        message: str,
         *,
         where: str | Path | None = None,
         expected: str | None = None,
         hint: str | None = None,
     ) -> None:
-        self.found = found
+        self.message = message
         self.where = None if where is None else str(where)
         self.expected = expected
         self.hint = hint
-        super().__init__(found, self.where, expected, hint)
+        super().__init__(message, self.where, expected, hint)
 
     def __str__(self) -> str:
-        lines = [self.found]
+        lines = [self.message]
         lines += [f"{label}: {text}" for label, text in self.details()]
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments are lost by the default pickling, and workers send these errors home.
-        return (_rebuild, (type(self), self.found, self.where, self.expected, self.hint))
+        return (_rebuild, (type(self), self.message, self.where, self.expected, self.hint))
 
     def details(self) -> list[tuple[str, str]]:
         """The labelled lines under the headline, those that are known."""
-        known = (("where", self.where), ("expected", self.expected), ("to do", self.hint))
+        known = (("where", self.where), ("expected", self.expected), ("hint", self.hint))
         return [(label, text) for label, text in known if text]
 
 
-def _rebuild(kind: type[UserError], found: str, where: str | None, expected: str | None, hint: str | None) -> UserError:
-    return kind(found, where=where, expected=expected, hint=hint)
+def _rebuild(
+    kind: type[UserError], message: str, where: str | None, expected: str | None, hint: str | None
+) -> UserError:
+    return kind(message, where=where, expected=expected, hint=hint)
 
 
 class ConfigError(UserError):

@@ -199,7 +199,7 @@ def _memory_exhausted(error: Exception) -> bool:
 
 def show_user_error(error: UserError) -> None:
     """Print an error as a panel."""
-    _panel(error.found, error.details())
+    _panel(error.message, error.details())
 
 
 def _show_rejected(error: RejectedInputs) -> None:

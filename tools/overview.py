@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.datasets.maskfile import MaskFile
+from pipeline.formats.masks import MaskFile
 from pipeline.masks.preview import mask_sheet, spread_names
 
 WIDTH = 1400

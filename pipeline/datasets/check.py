@@ -85,7 +85,7 @@ class DatasetReport:
     @property
     def rejected(self) -> tuple[Rejected, ...]:
         """The images that cannot be used."""
-        return tuple(Rejected(fault.where, fault.found) for fault in self.faults if fault.kind == FaultKind.IMAGE)
+        return tuple(Rejected(fault.where, fault.message) for fault in self.faults if fault.kind == FaultKind.IMAGE)
 
 
 def check_dataset(
@@ -113,7 +113,7 @@ def check_dataset(
     notes = list(dataset.notes)
     overruled = overruled_kinds(parsed.info, expect_counts) if dataset.records else frozenset()
     faults = [fault for fault in log.faults if fault.kind not in overruled]
-    notes += [f"{fault.where}: {fault.found}" for fault in log.faults if fault.kind in overruled]
+    notes += [f"{fault.where}: {fault.message}" for fault in log.faults if fault.kind in overruled]
     faults += _lonely_queries(dataset, notes)
     names = unique_names(dataset.records)
     images = _decode_all(dataset, names, threads or worker_count(-1), progress) if decode else _Decoded()
@@ -206,7 +206,7 @@ def _decode_all(dataset: Dataset, names: Sequence[str], threads: int, progress: 
             some = names[start : start + 512]
             for name, result in zip(some, pool.map(look, some), strict=True):
                 if isinstance(result, ImageError):
-                    decoded.faults.append(Fault(FaultKind.IMAGE, result.found, name, result.expected))
+                    decoded.faults.append(Fault(FaultKind.IMAGE, result.message, name, result.expected))
                 else:
                     decoded.hashes[name], size = result
                     decoded.sizes.append(size)

@@ -34,14 +34,14 @@ class Fault:
 
     Attributes:
         kind: Its family.
-        found: What is wrong, as a plain sentence.
+        message: What is wrong, as a plain sentence.
         where: The file, folder or line concerned.
         expected: What would have been right.
         hint: What to do about it.
     """
 
     kind: FaultKind
-    found: str
+    message: str
     where: str
     expected: str | None = None
     hint: str | None = None
@@ -83,9 +83,9 @@ def as_error(faults: Sequence[Fault], spec: str) -> DataError:
     first = faults[0]
     if len(faults) == 1:
         # The list would say this one thing again.
-        return DataError(first.found, where=first.where, expected=first.expected, hint=first.hint)
+        return DataError(first.message, where=first.where, expected=first.expected, hint=first.hint)
     lines = [f"{len(faults)} faults in the data set"]
-    lines += [f"  {fault.where}: {fault.found}{_expected(fault)}" for fault in faults[:_SHOWN]]
+    lines += [f"  {fault.where}: {fault.message}{_expected(fault)}" for fault in faults[:_SHOWN]]
     if len(faults) > _SHOWN:
         lines.append(f"  ... and {len(faults) - _SHOWN} more")
     everything = f"`sgsfa data check {spec}` lists everything that is wrong"

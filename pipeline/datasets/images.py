@@ -247,7 +247,7 @@ class _Pending:
                     image, self._areas[row] = on_square(image)
                 self._images[row] = resize(image, height, width)
             except ImageError as error:
-                failed.append((row, error.found))
+                failed.append((row, error.message))
         return failed
 
     def result(self) -> DecodedBatch:

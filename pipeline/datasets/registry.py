@@ -118,7 +118,7 @@ def open_dataset(spec: str, *, expect_counts: bool = True) -> Dataset:
     fatal = [fault for fault in log.faults if fault.kind not in tolerated]
     if fatal or not dataset.records:
         raise as_error(fatal or log.faults, spec)
-    overruled = tuple(f"{fault.where}: {fault.found}" for fault in log.faults)
+    overruled = tuple(f"{fault.where}: {fault.message}" for fault in log.faults)
     return replace(dataset, notes=dataset.notes + overruled)
 
 

@@ -19,9 +19,9 @@ from pipeline.evaluation.histogram import HistogramBaseline, histogram_baseline
 from pipeline.evaluation.pictures import RankedQuery, draw_sheets
 from pipeline.evaluation.queries import QueryTable
 from pipeline.evaluation.result import RANKS, EvalResult
+from pipeline.formats.features import FeatureFile, FeatureRows
 from pipeline.matching import breakdown
 from pipeline.matching.distance import PartSet, Rule, distance_blocks, distance_matrix, part_set, prepare
-from pipeline.matching.featurefile import FeatureFile, FeatureRows
 from pipeline.matching.intervals import Interval, bootstrap_mean
 from pipeline.matching.metrics import Ranking, RankMetrics, RankStream, Relatives
 from pipeline.matching.rerank import expand_queries, k_reciprocal
@@ -184,7 +184,7 @@ def measure(
 
 def rule_of(config: MatchingConfig) -> Rule:
     """The distance rule that a configuration names."""
-    return Rule(config.rule, config.shrink, config.whole_term, config.metric)
+    return Rule(config.rule, config.shrink, config.global_term, config.metric)
 
 
 def _read(path: Path, config: MatchingConfig) -> _Sides:
@@ -207,7 +207,7 @@ def _read(path: Path, config: MatchingConfig) -> _Sides:
             )
     raw = _rows_at(file, query_rows)
     query = part_set(raw, file.thresholds, config.visibility, device)
-    row_bytes = 4 * (len(PARTS) * file.part_dim + file.whole_dim)
+    row_bytes = 4 * (len(PARTS) * file.part_dim + file.global_dim)
     gallery = None
     if len(gallery_rows) * row_bytes <= MEMORY_BYTES:
         gallery = part_set(_rows_at(file, gallery_rows), file.thresholds, config.visibility, device)
@@ -277,7 +277,7 @@ def _without_visibility(sides: _Sides, rule: Rule, config: MatchingConfig, progr
         return None
     stream = RankStream(*sides.ids, config.max_rank, config.average_precision)
     query, gallery = (
-        PartSet(side.parts, side.whole, torch.ones_like(side.visible)) for side in (sides.query, sides.gallery)
+        PartSet(side.parts, side.global_feature, torch.ones_like(side.visible)) for side in (sides.query, sides.gallery)
     )
     with progress.task("rank, visibility ignored", total=len(query), unit="queries") as task:
         for block in distance_blocks(query, gallery, rule=rule):

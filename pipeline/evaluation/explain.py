@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from pipeline.config import MatchingConfig
 from pipeline.evaluation.evaluate import rule_of
+from pipeline.formats.features import FeatureFile, Features, require_comparable
 from pipeline.matching.distance import PartSet, Rule, distance_matrix, part_distances, part_set
-from pipeline.matching.featurefile import FeatureFile, Features, require_comparable
 from pipeline.matching.search import search
 from pipeline.parts import PARTS
 from pipeline.runtime.device import resolve_device
@@ -161,8 +161,8 @@ def _counting(query: PartSet, gallery: PartSet, rule: Rule) -> npt.NDArray[np.bo
         shared[:] = True
     elif rule.name == "query":
         shared[:] = query.visible[0].numpy() > 0
-    has_whole = rule.whole_term and query.whole.shape[1] > 0
-    always = has_whole and rule.name == "shrunk" and rule.shrink > 0
-    alone = has_whole and (rule.name != "sum" or query.parts.shape[2] == 0)
-    whole = ~shared.any(axis=1, keepdims=True) & alone | always
-    return np.concatenate([shared, whole], axis=1)
+    has_global = rule.global_term and query.global_feature.shape[1] > 0
+    always = has_global and rule.name == "shrunk" and rule.shrink > 0
+    alone = has_global and (rule.name != "sum" or query.parts.shape[2] == 0)
+    global_feature = ~shared.any(axis=1, keepdims=True) & alone | always
+    return np.concatenate([shared, global_feature], axis=1)

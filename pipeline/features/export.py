@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline.artifacts.place import file_place
 from pipeline.errors import ConfigError, FormatError, WeightsError, first_line
 from pipeline.model.embed import look
 from pipeline.model.weights import CheckpointMeta, load_checkpoint
 from pipeline.parts import PARTS
 from pipeline.runtime.files import atomic_write, sha256_file
 from pipeline.runtime.progress import SILENT, Progress
+from pipeline.store.place import file_place
 
 FORMAT = 1
 METADATA = "sgsfa"
@@ -113,14 +113,18 @@ class _Exported(nn.Module):
     def __init__(self, network: nn.Module, meta: CheckpointMeta, *, flip: bool) -> None:
         super().__init__()
         self.network, self.flip = network, flip
-        self.names = ("whole",) if meta.model.kind == "baseline" else ("parts", "whole", "visibility", "visible")
+        self.names = (
+            ("global_feature",)
+            if meta.model.kind == "baseline"
+            else ("parts", "global_feature", "visibility", "visible")
+        )
         self.register_buffer("thresholds", torch.from_numpy(meta.threshold_array()))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         found = look(self.network, images, flip=self.flip)
         if len(self.names) == 1:
-            return (found.whole,)
-        return found.parts, found.whole, found.visibility, found.visibility > self.thresholds
+            return (found.global_feature,)
+        return found.parts, found.global_feature, found.visibility, found.visibility > self.thresholds
 
     def as_arrays(self, images: Tensor) -> list[npt.NDArray[Any]]:
         """The outputs for a batch."""

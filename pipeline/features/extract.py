@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artifacts.place import file_place, smaller_batches_advised
 from pipeline.config import ExtractConfig
 from pipeline.datasets.images import read_image
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import DataError, FormatError, ImageError, Rejected
 from pipeline.features.network import BATCH_SIZE, FeatureNetwork
-from pipeline.matching.featurefile import FeatureFile, FeatureHeader, Features, FeatureWriter
+from pipeline.formats.features import FeatureFile, FeatureHeader, Features, FeatureWriter
 from pipeline.model.weights import read_meta
 from pipeline.runtime.device import device_label
 from pipeline.runtime.distributed import World, together, wait_for_all, world
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.progress import SILENT, Progress, Task
+from pipeline.store.place import file_place, smaller_batches_advised
 
 _REJECTED = "rejected"
 """Attribute of a features file that lists the images which have no row."""
@@ -145,7 +145,7 @@ def embed(paths: Sequence[Path], checkpoint: Path, config: ExtractConfig) -> Fea
         raise DataError(f"{len(failed)} of {len(paths)} images cannot be used: {listed}")
     return Features(
         parts=np.concatenate([each.parts for each in found]),
-        whole=np.concatenate([each.whole for each in found]),
+        global_feature=np.concatenate([each.global_feature for each in found]),
         visibility=np.concatenate([each.visibility for each in found]),
         thresholds=network.meta.threshold_array(),
         names=np.array([str(path) for path in paths], dtype=np.str_),
@@ -282,7 +282,7 @@ def _finished(
     try:
         opened = FeatureFile.open(out)
     except FormatError as error:
-        raise _in_the_way(out, f"that cannot be gone on with: {error.found}") from error
+        raise _in_the_way(out, f"that cannot be gone on with: {error.message}") from error
     if (difference := _difference(opened.attributes, origin)) is not None:
         raise _in_the_way(out, f"made with {difference}")
     if not _is_of(opened, records):
@@ -397,7 +397,7 @@ class _Work:
                     self._rejected |= new
                     break
                 fresh = batch.index + start >= following
-                writer.append(batch.parts[fresh], batch.whole[fresh], batch.visibility[fresh])
+                writer.append(batch.parts[fresh], batch.global_feature[fresh], batch.visibility[fresh])
                 task.advance(int(fresh.sum()))
             else:
                 writer.finish()
@@ -415,7 +415,7 @@ class _Work:
         fresh.unlink(missing_ok=True)
         with FeatureWriter.begin(fresh, self._header(kept)) as writer:
             for block in FeatureFile.open(self._path, allow_partial=True).blocks(_BLOCK):
-                writer.append(block.parts, block.whole, block.visibility)
+                writer.append(block.parts, block.global_feature, block.visibility)
         fresh.replace(self._path)
 
     def _header(self, kept: Sequence[int]) -> FeatureHeader:
@@ -432,7 +432,7 @@ def _header(
         camids=np.array([record.camid for record in records], dtype=np.int64),
         splits=[record.split for record in records],
         part_dim=network.part_dim,
-        whole_dim=network.whole_dim,
+        global_dim=network.global_dim,
         thresholds=network.meta.threshold_array(),
         attributes={**origin, _REJECTED: [list(each) for each in rejected]},
     )
@@ -474,7 +474,7 @@ def _join(
     with FeatureWriter.begin(path, _header(kept, network, origin, rejected)) as writer:
         for file in files:
             for block in file.blocks(_BLOCK):
-                writer.append(block.parts, block.whole, block.visibility)
+                writer.append(block.parts, block.global_feature, block.visibility)
         writer.finish()
     path.replace(out)
     _remove_parts(out)

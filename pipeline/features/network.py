@@ -37,7 +37,7 @@ class FeatureBatch:
     Attributes:
         index: (B,) position of each image in the list of paths.
         parts: (B, 7, D).
-        whole: (B, W).
+        global_feature: (B, W).
         visibility: (B, 7).
         failed: The images that could not be read.
         failed_index: Their positions.
@@ -45,7 +45,7 @@ class FeatureBatch:
 
     index: Ints
     parts: Floats
-    whole: Floats
+    global_feature: Floats
     visibility: Floats
     failed: tuple[Rejected, ...]
     failed_index: Ints
@@ -58,7 +58,7 @@ class FeatureNetwork:
         meta: What the checkpoint says of itself.
         device: Where the network is.
         part_dim: D; 0 for a model without part features.
-        whole_dim: W.
+        global_dim: W.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class FeatureNetwork:
         probe = embed(model, torch.zeros(size, dtype=torch.uint8, device=device))
         # A model without parts fills them with nothing; a length of zero says so in the file.
         self.part_dim = 0 if meta.model.kind == "baseline" else probe.parts.shape[2]
-        self.whole_dim = probe.whole.shape[1]
+        self.global_dim = probe.global_feature.shape[1]
 
     @classmethod
     def load(cls, checkpoint: Path, config: ExtractConfig, place: World) -> Self:
@@ -100,7 +100,7 @@ class FeatureNetwork:
             if len(batch.index):
                 arrays = self._look(batch.images)
             else:
-                shapes = ((0, NUM_PARTS, self.part_dim), (0, self.whole_dim), (0, NUM_PARTS))
+                shapes = ((0, NUM_PARTS, self.part_dim), (0, self.global_dim), (0, NUM_PARTS))
                 arrays = [np.empty(each, np.float32) for each in shapes]
             yield FeatureBatch(batch.index, arrays[0], arrays[1], arrays[2], batch.failed, batch.failed_index)
 
@@ -108,8 +108,8 @@ class FeatureNetwork:
         with memory_watched(self.device, self._too_many):
             there = torch.from_numpy(images).to(self.device)
             found = embed(self._model, there, flip=self._config.flip, amp=self._config.amp)
-            finite = all(bool(torch.isfinite(each).all()) for each in (found.parts, found.whole))
-            looked = (found.parts[:, :, : self.part_dim], found.whole, found.visibility)
+            finite = all(bool(torch.isfinite(each).all()) for each in (found.parts, found.global_feature))
+            looked = (found.parts[:, :, : self.part_dim], found.global_feature, found.visibility)
             arrays = [tensor.cpu().numpy() for tensor in looked]
         if not finite:
             raise WeightsError(
@@ -123,7 +123,7 @@ class FeatureNetwork:
         size = self._config.batch_size
         error = no_room(self.device, f"{size} images a batch do not fit" if size > 1 else "a single image does not fit")
         return DeviceError(
-            error.found,
+            error.message,
             where=BATCH_SIZE,
             expected="a smaller number" if size > 1 else None,
             hint=error.hint if size > 1 else "use --device cpu",

@@ -11,11 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.artifacts.place import file_place, smaller_batches_advised
 from pipeline.config import MasksConfig
 from pipeline.datasets.images import read_image
-from pipeline.datasets.maskfile import DONE, FAILED, PENDING, MaskFile, MaskMeta, MaskWriter, has_rows
 from pipeline.errors import (
     ConfigError,
     DataError,
@@ -24,6 +21,7 @@ from pipeline.errors import (
     ImageError,
     Rejected,
 )
+from pipeline.formats.masks import DONE, FAILED, PENDING, MaskFile, MaskMeta, MaskWriter, has_rows
 from pipeline.masks.occupancy import RESIZE_RULE
 from pipeline.masks.rows import (
     BATCH_SIZE,
@@ -46,6 +44,8 @@ from pipeline.runtime.device import memory_watched
 from pipeline.runtime.files import at_home, atomic_write, fsync_path, sha256_file
 from pipeline.runtime.parallel import parallel_map, worker_count
 from pipeline.runtime.progress import SILENT, Progress
+from pipeline.store.fingerprint import fingerprint
+from pipeline.store.place import file_place, smaller_batches_advised
 
 LABEL_MAPS = "label-maps"
 
@@ -190,7 +190,7 @@ class _Nobody:
     def add(self, names: Sequence[str], made: Rows) -> None:
         """Count rows; `names` are those of all."""
         good = made.done == DONE
-        empty = good & ~made.whole.any(axis=(1, 2))
+        empty = good & ~made.body.any(axis=(1, 2))
         self._good += int(good.sum())
         self._empty += int(empty.sum())
         if empty.any() and not self._first:
@@ -403,7 +403,7 @@ def _fault(name: str, root: Path, source: _Source) -> str | None:
         else:
             read_image(root / name)
     except (ImageError, FormatError) as error:
-        return error.found
+        return error.message
     return None
 
 
@@ -459,7 +459,7 @@ def _run(
     with progress.task("masks", total=total, done=resumed) as task:
         begun = time.monotonic()
         for made in rows:
-            writer.write(made.start, made.parts, made.whole, made.quality, made.done)
+            writer.write(made.start, made.parts, made.body, made.quality, made.done)
             failed += made.failed
             nobody.add(writer.names, made)
             parsed += len(made.done)

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config import suggestion
-from pipeline.datasets.maskfile import DONE, PART_NAMES, MaskFile, Masks
 from pipeline.errors import ConfigError, FormatError
+from pipeline.formats.masks import DONE, PART_NAMES, MaskFile, Masks
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.progress import SILENT, Progress
 
@@ -106,7 +106,7 @@ def _write_npz(masks: Masks, out: Path) -> None:
             names=np.array(masks.names),
             part_names=np.array(PART_NAMES),
             parts=masks.parts,
-            whole=masks.whole,
+            body=masks.body,
             quality=masks.quality,
             done=masks.done,
         )
@@ -117,7 +117,7 @@ def _png(masks: Masks, folder: Path) -> Callable[[int], None]:
 
     def write(row: int) -> None:
         name = f"{masks.names[row]}.png"
-        grey = {"whole": masks.whole[row]} | {PART_NAMES[part]: masks.parts[row, part] for part in given}
+        grey = {"body": masks.body[row]} | {PART_NAMES[part]: masks.parts[row, part] for part in given}
         for kind, mask in grey.items():
             path = folder / kind / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import suggestion
-from pipeline.datasets.maskfile import DONE, FAILED, PART_NAMES, PENDING, MaskFile, MaskMeta
 from pipeline.errors import FormatError
-from pipeline.masks.occupancy import centroid_rows, part_area, plausible_order, whole_area
+from pipeline.formats.masks import DONE, FAILED, PART_NAMES, PENDING, MaskFile, MaskMeta
+from pipeline.masks.occupancy import body_area, centroid_rows, part_area, plausible_order
 
 _STATES = {PENDING: "pending", DONE: "done", FAILED: "failed"}
 _LETTERS = "HULS"
@@ -155,19 +155,19 @@ def describe_image(path: Path, name: str) -> ImageDescription:
     full = resolve_name(file, name)
     row = file.index(full)
     masks = file.load()
-    parts, whole = masks.parts[row : row + 1], masks.whole[row : row + 1]
+    parts, body = masks.parts[row : row + 1], masks.body[row : row + 1]
     areas, heights = part_area(parts)[0], centroid_rows(parts)[0]
     return ImageDescription(
         name=full,
         state=_STATES[int(masks.done[row])],
         quality=float(masks.quality[row]),
-        area=float(whole_area(whole)[0]),
+        area=float(body_area(body)[0]),
         parts=tuple(
             PartDescription(part, float(area), float(height))
             for part, area, height in zip(PART_NAMES, areas, heights, strict=True)
         ),
         ordered=bool(plausible_order(parts)[0] == 1),
-        picture=_picture(parts[0], whole[0]),
+        picture=_picture(parts[0], body[0]),
     )
 
 
@@ -192,9 +192,9 @@ def resolve_name(file: MaskFile, name: str) -> str:
     return found[0]
 
 
-def _picture(parts: np.ndarray, whole: np.ndarray) -> tuple[str, ...]:
+def _picture(parts: np.ndarray, body: np.ndarray) -> tuple[str, ...]:
     rows, columns = parts.shape[1:]
-    body = whole.reshape(rows, whole.shape[0] // rows, columns, whole.shape[1] // columns).mean(axis=(1, 3))
+    body = body.reshape(rows, body.shape[0] // rows, columns, body.shape[1] // columns).mean(axis=(1, 3))
     leading = parts.argmax(axis=0)
     covered = (np.maximum(body, parts.sum(axis=0, dtype=np.int64)) >= 127.5) & (parts.max(axis=0) > 0)
     return tuple(

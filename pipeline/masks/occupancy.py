@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.datasets.images import WHOLE_AREA, Area
-from pipeline.datasets.maskfile import PARTS_SIZE
+from pipeline.formats.masks import PARTS_SIZE
 
 RESIZE_RULE = "area"
 """Recorded in mask files: each cell is the mean of the label map over the cell's exact area."""
@@ -72,7 +72,7 @@ def quantise(occupancy: Tensor) -> Bytes:
     return torch.floor(occupancy * 255 + 0.5).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
-def confidence(soft: Tensor, whole: Tensor) -> Floats:
+def confidence(soft: Tensor, body: Tensor) -> Floats:
     """How sure a parser is of its labels on the person.
 
     conf = sum_x w(x) max_c p_c(x) / sum_x w(x), with w the whole-body occupancy of pixel x; 0 where nobody was found.
@@ -85,15 +85,15 @@ def confidence(soft: Tensor, whole: Tensor) -> Floats:
         (B,) float32 in [0, 1].
     """
     best = soft.amax(dim=1)
-    weights = whole[:, 0]
+    weights = body[:, 0]
     total = weights.sum(dim=(1, 2))
     mean = (weights * best).sum(dim=(1, 2)) / total.clamp(min=1e-6)
     return mean.clamp(0, 1).float().cpu().numpy()
 
 
-def whole_area(whole: Bytes) -> NDArray[np.float64]:
-    """(N,) share of each image that its whole-body mask (N, 64, 32) covers."""
-    return np.asarray(whole.mean(axis=(1, 2), dtype=np.float64) / 255)
+def body_area(body: Bytes) -> NDArray[np.float64]:
+    """(N,) share of each image that its body mask (N, 64, 32) covers."""
+    return np.asarray(body.mean(axis=(1, 2), dtype=np.float64) / 255)
 
 
 def part_area(parts: Bytes) -> NDArray[np.float64]:
@@ -121,7 +121,7 @@ def plausible_order(parts: Bytes) -> NDArray[np.float64]:
     return ordered
 
 
-def plausibility(parts: Bytes, whole: Bytes) -> Floats:
+def plausibility(parts: Bytes, body: Bytes) -> Floats:
     """How much masks look like a person in a person's crop.
 
     The product of two factors. Area: 1 where the whole body covers 12 to 75 % of the image, falling linearly to 0 at
@@ -135,6 +135,6 @@ def plausibility(parts: Bytes, whole: Bytes) -> Floats:
         (N,) float32 in [0, 1].
     """
     low, high = PLAUSIBLE_AREA
-    area = whole_area(whole)
+    area = body_area(body)
     factor = np.clip(np.minimum(area / low, (1 - area) / (1 - high)), 0, 1)
     return (factor * plausible_order(parts)).astype(np.float32)

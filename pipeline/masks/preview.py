@@ -1,4 +1,4 @@
-"""Contact sheets of masks: the image, its whole-body mask, and its four parts laid over it."""
+"""Contact sheets of masks: the image, its body mask, and its four parts laid over it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.datasets.images import RgbImage, read_image, resize
-from pipeline.datasets.maskfile import DONE, PART_NAMES, MaskFile, Masks
 from pipeline.errors import DataError, ImageError
+from pipeline.formats.masks import DONE, PART_NAMES, MaskFile, Masks
 from pipeline.runtime.lettering import write_text
 
 HEIGHT, WIDTH = 192, 96
@@ -39,7 +39,7 @@ def mask_sheet(file: MaskFile, root: Path, names: Sequence[str], *, columns: int
         columns: Images a row.
 
     Returns:
-        The sheet, uint8 RGB. Each image takes three panels: as it is, its whole-body mask, and its parts over it.
+        The sheet, uint8 RGB. Each image takes three panels: as it is, its body mask, and its parts over it.
 
     Raises:
         DataError: There are no images to draw or too many, or none of them is below `root`.
@@ -121,15 +121,15 @@ def _draw_cell(
         draw_note = "unreadable"
     else:
         draw_note = "" if masks.done[row] == DONE else "no masks"
-    whole = np.repeat(_enlarge(masks.whole[row], (HEIGHT, WIDTH))[:, :, None], 3, axis=2)
-    for panel, pixels in enumerate((image, whole, overlay(image, masks.parts[row]))):
+    body = np.repeat(_enlarge(masks.body[row], (HEIGHT, WIDTH))[:, :, None], 3, axis=2)
+    for panel, pixels in enumerate((image, body, overlay(image, masks.parts[row]))):
         sheet.paste(Image.fromarray(pixels), (left + panel * (WIDTH + _GAP), top))
     if draw_note:
         draw.text((left + 8, top + HEIGHT // 2), draw_note, fill=_INK, font=small)
     name = PurePosixPath(masks.names[row]).name
     shown = name if len(name) <= 44 else f"{name[:20]}...{name[-21:]}"
     write_text(sheet, (left, top + HEIGHT + 1), shown, 11, _INK, 3 * WIDTH + 2 * _GAP)
-    area = masks.whole[row].mean() / 255
+    area = masks.body[row].mean() / 255
     draw.text((left, top + HEIGHT + 14), f"quality {masks.quality[row]:.2f}  area {area:.0%}", fill=_FAINT, font=small)
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.datasets.images import WHOLE_AREA, DecodedBatch, decode_batches
-from pipeline.datasets.maskfile import DONE, FAILED, PARTS_SIZE, WHOLE_SIZE
 from pipeline.errors import DeviceError, FormatError, Rejected
+from pipeline.formats.masks import BODY_SIZE, DONE, FAILED, PARTS_SIZE
 from pipeline.masks.occupancy import area_average, confidence, plausibility, quantise
 from pipeline.parsing.labelmaps import LabelMaps
 from pipeline.parsing.labels import Grouping, LabelSet, group_soft
@@ -47,7 +47,7 @@ class Rows:
 
     start: int
     parts: Bytes
-    whole: Bytes
+    body: Bytes
     quality: NDArray[np.float32]
     done: Bytes
     failed: tuple[Rejected, ...]
@@ -190,7 +190,7 @@ class LabelMapWorker:
         return Rows(
             chunk.start,
             np.concatenate([row.parts for row in made]),
-            np.concatenate([row.whole for row in made]),
+            np.concatenate([row.body for row in made]),
             np.concatenate([row.quality for row in made]),
             np.concatenate([row.done for row in made]),
             tuple(rejected for row in made for rejected in row.failed),
@@ -202,7 +202,7 @@ class LabelMapWorker:
         try:
             soft = self.maps.read(name)
         except FormatError as error:
-            reason = error.found + (f" (expected {error.expected})" if error.expected else "")
+            reason = error.message + (f" (expected {error.expected})" if error.expected else "")
             blank = torch.zeros((1, label_set.count, *PARTS_SIZE))
             return _rows(start, blank, label_set, self.recipe, areas, np.array([False]), (Rejected(name, reason),))
         return _rows(start, soft, label_set, self.recipe, areas, np.array([True]), ())
@@ -257,13 +257,13 @@ def _rows(
     if recipe.hard:
         best = soft.argmax(dim=1)
         soft = torch.nn.functional.one_hot(best, soft.shape[1]).permute(0, 3, 1, 2).to(soft.dtype)
-    part_maps, whole_map = group_soft(soft, label_set, recipe.grouping)
+    part_maps, body_map = group_soft(soft, label_set, recipe.grouping)
     parts = quantise(area_average(part_maps, PARTS_SIZE, areas))
-    whole = quantise(area_average(whole_map, WHOLE_SIZE, areas)[:, 0])
-    quality = confidence(soft, whole_map) * plausibility(parts, whole)
-    parts[~good], whole[~good], quality[~good] = 0, 0, 0
+    body = quantise(area_average(body_map, BODY_SIZE, areas)[:, 0])
+    quality = confidence(soft, body_map) * plausibility(parts, body)
+    parts[~good], body[~good], quality[~good] = 0, 0, 0
     done = np.where(good, DONE, FAILED).astype(np.uint8)
-    return Rows(start, parts, whole, quality, done, failed)
+    return Rows(start, parts, body, quality, done, failed)
 
 
 @functools.lru_cache(maxsize=1)

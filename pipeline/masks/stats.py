@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.datasets.maskfile import DONE, FAILED, PART_NAMES, PENDING, WHOLE_SIZE, Masks
+from pipeline.formats.masks import BODY_SIZE, DONE, FAILED, PART_NAMES, PENDING, Masks
 from pipeline.masks.occupancy import (
     PLAUSIBLE_AREA,
+    body_area,
     centroid_rows,
     part_area,
     plausible_order,
-    whole_area,
 )
 
 WORST = 50
 
-EMPTY = 1.0 / (WHOLE_SIZE[0] * WHOLE_SIZE[1])
-"""Nobody was found where the whole-body mask covers less than one cell."""
+EMPTY = 1.0 / (BODY_SIZE[0] * BODY_SIZE[1])
+"""Nobody was found where the body mask covers less than one cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ def mask_stats(masks: Masks, *, worst: int = WORST) -> MaskStats:
         worst: How many of the worst images to name.
     """
     good = np.flatnonzero(masks.done == DONE)
-    parts, whole, quality = masks.parts[good], masks.whole[good], masks.quality[good]
-    areas, heights, body = part_area(parts), centroid_rows(parts), whole_area(whole)
+    parts, body, quality = masks.parts[good], masks.body[good], masks.quality[good]
+    areas, heights, body = part_area(parts), centroid_rows(parts), body_area(body)
     present = ~np.isnan(heights)
     sound_area = (body >= PLAUSIBLE_AREA[0]) & (body <= PLAUSIBLE_AREA[1])
     sound_order = np.asarray(plausible_order(parts) == 1)

@@ -6,9 +6,9 @@ numerator over the root of the product of each side's own weight, where the rule
 only proposes, `candidates` of them a query, and the exact distance decides; `measure_recall` tells how often the
 right ones were among those proposed.
 
-The lists of the inverted file are learned from the whole-body feature alone, where it takes part in the distance.
+The lists of the inverted file are learned from the global feature alone, where it takes part in the distance.
 Images of one person whose visible parts differ are far apart in the concatenation, and more lists would have to be
-looked through; the whole-body feature is there in every image.
+looked through; the global feature is there in every image.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.errors import ConfigError, FormatError
+from pipeline.formats.features import FeatureFile, FeatureRows, MappedRows
 from pipeline.matching.distance import (
     SHRUNK,
     PartSet,
@@ -32,7 +33,6 @@ from pipeline.matching.distance import (
     part_set,
     prepare,
 )
-from pipeline.matching.featurefile import FeatureFile, FeatureRows, MappedRows
 from pipeline.matching.search import Hits, block_rows
 
 Floats = npt.NDArray[np.float32]
@@ -57,7 +57,7 @@ class CandidateIndex:
         visibility: How mask means become visibility.
         lengths: Length of each feature that the rule uses; queries must have the same.
         probes: Lists that a search looks through unless told otherwise: two of five where they are learned from the
-            whole-body feature, else half of them.
+            global feature, else half of them.
     """
 
     index: Any
@@ -151,8 +151,8 @@ def build_index(
     learned_from = _prepared(mapped.at(some), gallery, rule, visibility)
     sample = _unit(learned_from)
     dimensions = sample.shape[1]
-    by_whole = _whole_takes_part(learned_from)
-    told_by = _whole_body(learned_from) if by_whole else slice(0, dimensions)
+    by_global = _global_takes_part(learned_from)
+    told_by = _whole_body(learned_from) if by_global else slice(0, dimensions)
     quantizer = _quantizer(faiss, sample, told_by, count, seed)
     index: Any = faiss.IndexIVFPQFastScan(
         quantizer, dimensions, count, dimensions // _SUB, 4, faiss.METRIC_INNER_PRODUCT
@@ -166,7 +166,7 @@ def build_index(
     for block in gallery.blocks(block_rows(gallery, 1), reuse=True):
         index.add(_unit(_prepared(block, gallery, rule, visibility)))
     # Images of one person lie in fewer lists where what is hidden has no say in it.
-    probes = max(1, count * 2 // 5 if by_whole else count // 2)
+    probes = max(1, count * 2 // 5 if by_global else count // 2)
     return CandidateIndex(index, gallery, mapped, rule, visibility, _lengths(learned_from), probes)
 
 
@@ -182,7 +182,7 @@ def _prepared(raw: FeatureRows, gallery: FeatureFile, rule: Rule, visibility: Vi
 
 def _lengths(side: Prepared) -> tuple[int, ...]:
     """Of all features that a distance may need, the whole body's among them where it decides pairs sharing nothing."""
-    return side.lengths if side.whole is None else (*side.lengths, side.whole.shape[1])
+    return side.lengths if side.global_feature is None else (*side.lengths, side.global_feature.shape[1])
 
 
 def _count_lists(lists: int | None, rows: int, learned_from: int) -> int:
@@ -200,13 +200,13 @@ def _count_lists(lists: int | None, rows: int, learned_from: int) -> int:
     return lists
 
 
-def _whole_takes_part(side: Prepared) -> bool:
-    """Whether the whole-body feature is part of every distance."""
+def _global_takes_part(side: Prepared) -> bool:
+    """Whether the global feature is part of every distance."""
     return len(side.lengths) > side.num_parts
 
 
 def _whole_body(side: Prepared) -> slice:
-    """Where the whole-body feature stands in the concatenation."""
+    """Where the global feature stands in the concatenation."""
     stop = sum(side.lengths)
     return slice(stop - side.lengths[-1], stop)
 

@@ -6,7 +6,7 @@ d_i = 1 - q_i.g_i never need to be formed part by part:
     sum_i o_i     = (Vq Vg^T)
     sum_i o_i d_i = (Vq Vg^T) - (Vq*Q)(Vg*G)^T
 
-The whole-body distance d0 with weight m joins both products as one more part that everybody shows with visibility
+The global distance d0 with weight m joins both products as one more part that everybody shows with visibility
 sqrt(m). Rules (paper, eq. 6 and 7; docs/matching.md tells why the letter of it is not the default):
 
     shrunk   (sum_i o_i d_i + m d0) / (sum_i o_i + m)
@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import FormatError
-from pipeline.matching.featurefile import FeatureRows, Features
+from pipeline.formats.features import FeatureRows, Features
 
 RuleName = Literal["shrunk", "mean", "sum", "query", "all"]
 Metric = Literal["cosine", "euclidean"]
@@ -46,8 +46,8 @@ class Rule:
 
     Attributes:
         name: See the module's text.
-        shrink: m, the weight of the whole-body distance in `shrunk`.
-        whole_term: Use the whole-body distance d0: in `shrunk`, and alone where `mean` finds nothing shared or
+        shrink: m, the weight of the global distance in `shrunk`.
+        global_term: Use the global distance d0: in `shrunk`, and alone where `mean` finds nothing shared or
             `query` finds nothing visible. Off, or where the features have none: such pairs get `NOTHING_SHARED`.
             `sum` keeps the letter of eq. 7, where they get 0; `all` never uses d0.
         metric: cosine distance, in [0, 2], or the Euclidean distance of L2-normalised features, in [0, 2].
@@ -55,7 +55,7 @@ class Rule:
 
     name: RuleName = "shrunk"
     shrink: float = 1.0
-    whole_term: bool = True
+    global_term: bool = True
     metric: Metric = "cosine"
 
     @property
@@ -73,19 +73,19 @@ class PartSet:
 
     Attributes:
         parts: (N,P,D) part features of any length; D = 0 for a model without parts, which leaves the whole body.
-        whole: (N,W) whole-body features; W = 0 for a model without.
+        global_feature: (N,W) global features; W = 0 for a model without.
         visible: (N,P) visibility of each part in [0, 1]: 0 or 1, or a weight.
     """
 
     parts: Tensor
-    whole: Tensor
+    global_feature: Tensor
     visible: Tensor
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def __getitem__(self, rows: slice | Tensor) -> PartSet:
-        return PartSet(self.parts[rows], self.whole[rows], self.visible[rows])
+        return PartSet(self.parts[rows], self.global_feature[rows], self.visible[rows])
 
     def take(self, rows: npt.NDArray[np.int64]) -> PartSet:
         """The rows picked by an index array."""
@@ -93,7 +93,7 @@ class PartSet:
 
     def to(self, device: torch.device | str) -> PartSet:
         """The same on another device."""
-        return PartSet(self.parts.to(device), self.whole.to(device), self.visible.to(device))
+        return PartSet(self.parts.to(device), self.global_feature.to(device), self.visible.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +103,14 @@ class Prepared:
     Attributes:
         units: (N,K) what is multiplied: the L2-normalised features, each times its visibility, side by side.
         weights: (N,P) or (N,P+1) visibilities, the last column sqrt(m) where the whole body takes part.
-        whole: (N,W) L2-normalised whole-body features where they decide pairs that share nothing, else None.
+        global_feature: (N,W) L2-normalised global features where they decide pairs that share nothing, else None.
         lengths: Length of each feature inside `units`; one more than parts where the whole body takes part.
         num_parts: P.
     """
 
     units: Tensor
     weights: Tensor
-    whole: Tensor | None
+    global_feature: Tensor | None
     lengths: tuple[int, ...]
     num_parts: int
 
@@ -121,7 +121,7 @@ class Prepared:
         return Prepared(
             self.units[rows],
             self.weights[rows],
-            None if self.whole is None else self.whole[rows],
+            None if self.global_feature is None else self.global_feature[rows],
             self.lengths,
             self.num_parts,
         )
@@ -182,9 +182,9 @@ def part_set(
 ) -> PartSet:
     """Wrap features of a file (without copying on the CPU)."""
     weights = visibility_weights(features.visibility, thresholds, kind)
-    return PartSet(torch.from_numpy(features.parts), torch.from_numpy(features.whole), torch.from_numpy(weights)).to(
-        device
-    )
+    return PartSet(
+        torch.from_numpy(features.parts), torch.from_numpy(features.global_feature), torch.from_numpy(weights)
+    ).to(device)
 
 
 def prepare(side: PartSet, rule: Rule = SHRUNK, *, is_query: bool, space: Workspace | None = None) -> Prepared:
@@ -200,26 +200,26 @@ def prepare(side: PartSet, rule: Rule = SHRUNK, *, is_query: bool, space: Worksp
         FormatError: The arrays do not fit each other, or there is no feature at all.
     """
     count, num_parts, part_dim = side.parts.shape
-    whole_dim = side.whole.shape[1]
-    if side.visible.shape != (count, num_parts) or len(side.whole) != count:
+    global_dim = side.global_feature.shape[1]
+    if side.visible.shape != (count, num_parts) or len(side.global_feature) != count:
         raise FormatError(
-            f"parts {tuple(side.parts.shape)}, whole {tuple(side.whole.shape)} and visibility "
+            f"parts {tuple(side.parts.shape)}, whole {tuple(side.global_feature.shape)} and visibility "
             f"{tuple(side.visible.shape)} do not belong together"
         )
-    if part_dim == 0 and (whole_dim == 0 or not rule.whole_term):
-        raise FormatError("there is nothing to compare: no part features, and the whole-body feature is missing or off")
+    if part_dim == 0 and (global_dim == 0 or not rule.global_term):
+        raise FormatError("there is nothing to compare: no part features, and the global feature is missing or off")
     dtype = _working_type(rule, side.parts.device)
     visible = side.visible.to(dtype)
     if part_dim == 0:
         visible = torch.zeros_like(visible)
     elif rule.name == "all" or (rule.name == "query" and not is_query):
         visible = torch.ones_like(visible)
-    has_whole = rule.whole_term and whole_dim > 0
-    in_mean = has_whole and rule.name == "shrunk" and rule.shrink > 0
-    as_fallback = has_whole and not in_mean and (rule.name != "sum" or part_dim == 0)
+    has_global = rule.global_term and global_dim > 0
+    in_mean = has_global and rule.name == "shrunk" and rule.shrink > 0
+    as_fallback = has_global and not in_mean and (rule.name != "sum" or part_dim == 0)
 
     # Both L2 norms and visibilities scale whole feature vectors, so one factor a part does both.
-    units = (space or Workspace()).take("units", (count, num_parts * part_dim + whole_dim * in_mean), visible)
+    units = (space or Workspace()).take("units", (count, num_parts * part_dim + global_dim * in_mean), visible)
     scale = visible / torch.linalg.vector_norm(side.parts, dim=2, dtype=dtype).clamp_min(_TINY)
     flat = units[:, : num_parts * part_dim].view(count, num_parts, part_dim)
     torch.mul(side.parts, scale[:, :, None], out=flat)
@@ -227,11 +227,11 @@ def prepare(side: PartSet, rule: Rule = SHRUNK, *, is_query: bool, space: Worksp
     weights = visible
     if in_mean:
         root = rule.shrink**0.5
-        units[:, num_parts * part_dim :] = F.normalize(side.whole.to(dtype), eps=_TINY) * root
+        units[:, num_parts * part_dim :] = F.normalize(side.global_feature.to(dtype), eps=_TINY) * root
         weights = torch.cat([visible, torch.full_like(visible[:, :1], root)], dim=1)
-        lengths = (*lengths, whole_dim)
-    whole = F.normalize(side.whole.to(dtype), eps=_TINY) if as_fallback else None
-    return Prepared(units, weights, whole, lengths, num_parts)
+        lengths = (*lengths, global_dim)
+    global_feature = F.normalize(side.global_feature.to(dtype), eps=_TINY) if as_fallback else None
+    return Prepared(units, weights, global_feature, lengths, num_parts)
 
 
 def distances(query: Prepared, gallery: Prepared, rule: Rule = SHRUNK, *, space: Workspace | None = None) -> Tensor:
@@ -329,7 +329,7 @@ def part_distances(query: PartSet, gallery: PartSet, *, metric: Metric = "cosine
         (Q,G,P+1) float32; the last column is the whole body. A feature of length 0 gives NaN: there is no distance.
     """
     columns = [(query.parts[:, i], gallery.parts[:, i]) for i in range(query.parts.shape[1])]
-    columns.append((query.whole, gallery.whole))
+    columns.append((query.global_feature, gallery.global_feature))
     found = []
     for left, right in columns:
         cosine = F.normalize(left.double(), eps=_TINY) @ F.normalize(right.double(), eps=_TINY).T
@@ -370,7 +370,7 @@ def _combine(query: Prepared, gallery: Prepared, rule: Rule, product: Callable[[
                 total.div_(shared)
         # Where the whole body takes part in every mean, something is always shared.
         always = len(query.lengths) > query.num_parts
-        literal = rule.name == "sum" and query.whole is None
+        literal = rule.name == "sum" and query.global_feature is None
         if not (always or literal) and shared.numel() and bool(shared.amin() == 0):
             # Only here is 0 / 0 possible; it is replaced, not computed with.
             torch.where(shared == 0, _fallback(query, gallery, rule, product), total, out=total)
@@ -397,9 +397,9 @@ def _one(like: Tensor) -> Tensor:
 
 
 def _fallback(query: Prepared, gallery: Prepared, rule: Rule, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    if query.whole is None or gallery.whole is None:
+    if query.global_feature is None or gallery.global_feature is None:
         return torch.full((), NOTHING_SHARED, dtype=query.units.dtype, device=query.units.device)
-    cosine = product(query.whole, gallery.whole)
+    cosine = product(query.global_feature, gallery.global_feature)
     d0 = (1 - cosine).clamp_min_(0) if rule.metric == "cosine" else (2 - 2 * cosine).clamp_min_(0).sqrt_()
     if rule.name not in ("mean", "shrunk") or query.lengths[0] == 0:
         return d0

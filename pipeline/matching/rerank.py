@@ -127,20 +127,20 @@ def k_reciprocal_from_distances(
     qg, qq, gg = (np.asarray(matrix, dtype=np.float32) for matrix in (query_gallery, query_query, gallery_gallery))
     if qg.ndim != 2 or qq.shape != (len(qg),) * 2 or gg.shape != (qg.shape[1],) * 2:
         raise DataError(f"distances of shapes {qg.shape}, {qq.shape}, {gg.shape}", expected="(Q,G), (Q,Q), (G,G)")
-    whole = np.block([[qq, qg], [qg.T, gg]])
-    if np.isnan(whole).any():
+    global_feature = np.block([[qq, qg], [qg.T, gg]])
+    if np.isnan(global_feature).any():
         raise DataError("a distance is not a number", hint="the features hold NaN; extract them again")
     if not squared:
-        np.square(whole, out=whole)
+        np.square(global_feature, out=global_feature)
 
     def between(rows: slice, columns: slice) -> Floats:
-        return whole[rows, columns]
+        return global_feature[rows, columns]
 
     def of_pairs(left: Ints, right: Ints) -> Floats:
-        picked: Floats = whole[left, right]
+        picked: Floats = global_feature[left, right]
         return picked
 
-    return _re_rank(len(qg), len(whole), between, of_pairs, k1, k2, lambda_value)
+    return _re_rank(len(qg), len(global_feature), between, of_pairs, k1, k2, lambda_value)
 
 
 def expand_queries(query: PartSet, gallery: PartSet, *, rule: Rule = SHRUNK, k: int = 5, alpha: float = 1.0) -> PartSet:
@@ -180,20 +180,20 @@ def expand_queries(query: PartSet, gallery: PartSet, *, rule: Rule = SHRUNK, k: 
     weight = (1 - torch.cat([found.values for found in nearest])).clamp_min(0) ** alpha
 
     unit_parts = torch.nn.functional.normalize(gallery.parts, dim=2)
-    unit_whole = torch.nn.functional.normalize(gallery.whole, dim=1)
+    unit_global = torch.nn.functional.normalize(gallery.global_feature, dim=1)
     parts = torch.nn.functional.normalize(query.parts, dim=2)
-    whole = torch.nn.functional.normalize(query.whole, dim=1)
+    global_feature = torch.nn.functional.normalize(query.global_feature, dim=1)
     for column in range(k):
         neighbour = index[:, column]
         shown = query.visible * gallery.visible[neighbour] * weight[:, column, None]
         parts = parts + shown[:, :, None] * unit_parts[neighbour]
-        whole = whole + weight[:, column, None] * unit_whole[neighbour]
-    return PartSet(parts, whole, query.visible)
+        global_feature = global_feature + weight[:, column, None] * unit_global[neighbour]
+    return PartSet(parts, global_feature, query.visible)
 
 
 def _pairs(query: PartSet, gallery: PartSet) -> Iterator[tuple[Tensor, Tensor]]:
     yield query.parts, gallery.parts
-    yield query.whole, gallery.whole
+    yield query.global_feature, gallery.global_feature
     yield query.visible, gallery.visible
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DataError
+from pipeline.formats.features import FeatureFile
 from pipeline.matching.distance import (
     SHRUNK,
     PartSet,
@@ -21,7 +22,6 @@ from pipeline.matching.distance import (
     part_set,
     prepare,
 )
-from pipeline.matching.featurefile import FeatureFile
 from pipeline.matching.metrics import GalleryStream, Ranking
 from pipeline.matching.nearest import Nearest
 from pipeline.runtime.progress import SILENT, Progress
@@ -141,7 +141,7 @@ def rank_on_disk(
 
 def block_rows(gallery: FeatureFile, num_queries: int, limit: int = _BLOCK_DISTANCES) -> int:
     """Rows a block: some 64 MB of features, or `limit` distances, whichever is less."""
-    row_bytes = 4 * (7 * gallery.part_dim + gallery.whole_dim + 7)
+    row_bytes = 4 * (7 * gallery.part_dim + gallery.global_dim + 7)
     return max(64, min(BLOCK_BYTES // row_bytes, limit // max(1, num_queries)))
 
 

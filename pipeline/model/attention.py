@@ -20,7 +20,7 @@ VISIBLE_SHARES = (0.008, 0.01, 0.01, 0.003)
 images one shoe alone covers 0.009, a whole upper body 0.1."""
 
 
-class WholeBodyAttention(nn.Module):
+class BodyAttention(nn.Module):
     """Spatial and channel attention on stage-1 features; the spatial map is the supervised body mask.
 
     The figure is not in the paper's text; the sub-modules are our reading (docs/method.md), close to those of the

@@ -36,7 +36,7 @@ class BackboneInfo:
 class Backbone(nn.Module):
     """`late(early(images))`: stage-1 features at stride 4, stage-4 features at stride 16.
 
-    The whole-body attention sits between the two, so they are separate modules.
+    The body attention sits between the two, so they are separate modules.
 
     Args:
         early: Images (B, 3, H, W) -> (B, early_channels, H/4, W/4).

@@ -19,12 +19,12 @@ class Embedded:
 
     Attributes:
         parts: (B, 7, D).
-        whole: (B, W).
+        global_feature: (B, W).
         visibility: (B, 7) mask means in [0, 1].
     """
 
     parts: Tensor
-    whole: Tensor
+    global_feature: Tensor
     visibility: Tensor
 
 
@@ -49,7 +49,7 @@ def look(model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precision
     mirrored = look_at_normal(model, normalise(images.flip(2)), amp)
     return Embedded(
         (straight.parts + mirrored.parts) / 2,
-        (straight.whole + mirrored.whole) / 2,
+        (straight.global_feature + mirrored.global_feature) / 2,
         (straight.visibility + mirrored.visibility) / 2,
     )
 
@@ -58,4 +58,4 @@ def look_at_normal(model: nn.Module, images: Tensor, amp: Precision) -> Embedded
     """As `look`, at images that are normalised already: (B, 3, H, W) float32."""
     with autocast(images.device, amp):
         output: Output = model(images)
-    return Embedded(output.parts().float(), output.matched_whole.float(), output.visibility.float())
+    return Embedded(output.parts().float(), output.matched_global.float(), output.visibility.float())

@@ -1,6 +1,6 @@
 """The losses (paper, Sec. 3.4; docs/method.md).
 
-L = balance (L_tri + L_se) + (1 - balance) L_d_cls (eq. 11), plus the whole-body feature's own losses where the
+L = balance (L_tri + L_se) + (1 - balance) L_d_cls (eq. 11), plus the global feature's own losses where the
 model has one. Everything is finite for every batch: without masks L_se is zero, without a chosen feature L_d_cls
 is zero, without a valid triplet L_tri is zero; each keeps its graph, so that distributed training never waits.
 """
@@ -18,7 +18,7 @@ from pipeline.model.attention import VISIBLE_SHARES
 from pipeline.model.network import Output
 from pipeline.runtime.device import constant
 
-LOSS_NAMES = ("loss", "triplet", "masks", "identity", "whole")
+LOSS_NAMES = ("loss", "triplet", "masks", "identity", "global_feature")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,29 +26,29 @@ class LossParts:
     """The total to minimise and the terms it is made of, each a scalar tensor.
 
     Attributes:
-        total: Eq. 11 and the whole-body feature's losses.
+        total: Eq. 11 and the global feature's losses.
         triplet: L_tri.
         masks: L_se (eq. 9).
         identity: L_d_cls.
-        whole: The whole-body feature's own identity and triplet loss, already weighted.
+        global_feature: The global feature's own identity and triplet loss, already weighted.
     """
 
     total: Tensor
     triplet: Tensor
     masks: Tensor
     identity: Tensor
-    whole: Tensor
+    global_feature: Tensor
 
     def stacked(self) -> Tensor:
         """(5,) float32: the terms in the order of `LOSS_NAMES`, detached, for logs."""
-        terms = (self.total, self.triplet, self.masks, self.identity, self.whole)
+        terms = (self.total, self.triplet, self.masks, self.identity, self.global_feature)
         return torch.stack([term.detach().float() for term in terms])
 
 
 def total_loss(
     output: Output,
     pids: Tensor,
-    whole_mask: Tensor,
+    body_mask: Tensor,
     part_masks: Tensor,
     has_mask: Tensor,
     config: LossConfig,
@@ -59,28 +59,28 @@ def total_loss(
     Args:
         output: The network's output in training mode.
         pids: (B,) int64 class index of each image.
-        whole_mask: (B, 1, 64, 32) true body mask in [0, 1].
+        body_mask: (B, 1, 64, 32) true body mask in [0, 1].
         part_masks: (B, 4, 16, 8) true part masks in [0, 1].
         has_mask: (B,) bool; images without a mask are left out of L_se.
         config: Weights and choices.
         given: (4,) bool, which parts the masks can tell of (`mask_loss`); None: all.
     """
     assert output.logits is not None, "the loss needs the output of training mode"
-    zero = output.whole.float().sum() * 0.0 + 0.0
+    zero = output.global_feature.float().sum() * 0.0 + 0.0
     shown = shown_parts(part_masks, has_mask, given)
     if output.part_mask_logits is None:
         triplet = masks = identity = zero
     else:
         triplet = _triplet(output, pids, shown, config)
-        masks = mask_loss(output.whole_mask_logits, output.part_mask_logits, whole_mask, part_masks, has_mask, given)
+        masks = mask_loss(output.body_mask_logits, output.part_mask_logits, body_mask, part_masks, has_mask, given)
         identity = _identity(output, pids, shown, config)
-    whole = zero
-    if output.logits.whole is not None and config.whole_weight > 0:
-        distances, same, valid = _pairs(output.whole, pids, None)
-        own = F.cross_entropy(output.logits.whole.float(), pids, label_smoothing=config.smoothing)
-        whole = config.whole_weight * (own + batch_hard_triplet(distances, same, valid, config.margin))
-    total = config.balance * (triplet + config.mask_weight * masks) + (1.0 - config.balance) * identity + whole
-    return LossParts(total, triplet, masks, identity, whole)
+    global_feature = zero
+    if output.logits.global_feature is not None and config.global_weight > 0:
+        distances, same, valid = _pairs(output.global_feature, pids, None)
+        own = F.cross_entropy(output.logits.global_feature.float(), pids, label_smoothing=config.smoothing)
+        global_feature = config.global_weight * (own + batch_hard_triplet(distances, same, valid, config.margin))
+    total = config.balance * (triplet + config.mask_weight * masks) + (1.0 - config.balance) * identity + global_feature
+    return LossParts(total, triplet, masks, identity, global_feature)
 
 
 def shown_parts(part_masks: Tensor, has_mask: Tensor, given: Tensor | None = None) -> Tensor:
@@ -91,9 +91,9 @@ def shown_parts(part_masks: Tensor, has_mask: Tensor, given: Tensor | None = Non
 
 
 def mask_loss(
-    whole_logits: Tensor | None,
+    body_mask_logits: Tensor | None,
     part_logits: Tensor,
-    whole_mask: Tensor,
+    body_mask: Tensor,
     part_masks: Tensor,
     has_mask: Tensor,
     given: Tensor | None = None,
@@ -101,9 +101,9 @@ def mask_loss(
     """L_se (eq. 8, 9): per-pixel binary cross-entropy, mean over pixels and images, summed over the masks.
 
     Args:
-        whole_logits: (B, 1, H, W), or None: no such term.
+        body_mask_logits: (B, 1, H, W), or None: no such term.
         part_logits: (B, 4, h, w).
-        whole_mask: (B, 1, 64, 32) in [0, 1].
+        body_mask: (B, 1, 64, 32) in [0, 1].
         part_masks: (B, 4, 16, 8) in [0, 1].
         has_mask: (B,) bool; without a single mask the loss is zero.
         given: (4,) bool, which parts the masks can tell of. A part that the parser's labels do not have is zero in
@@ -120,7 +120,7 @@ def mask_loss(
 
     parts = term(part_logits, part_masks)
     loss = (parts if given is None else parts * given).sum()
-    return loss if whole_logits is None else loss + term(whole_logits, whole_mask).sum()
+    return loss if body_mask_logits is None else loss + term(body_mask_logits, body_mask).sum()
 
 
 def _match_size(target: Tensor, logits: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from pipeline.model import spatial
 from pipeline.model.attention import (
     LOCAL_PARTS,
     VISIBLE_SHARES,
+    BodyAttention,
     LocalAttention,
     PartEmbeddings,
-    WholeBodyAttention,
     masked_mean,
 )
 from pipeline.model.backbone import REFERENCE_LENGTH, Backbone, build_backbone, classifier, initialise
@@ -29,12 +29,12 @@ class PartLogits:
     Attributes:
         spatial: (B, 5, K), in the order of `spatial.COMBINATIONS`; None in the baseline.
         semantic: (B, 4, K), where the model has necks.
-        whole: (B, K), where the model has a trained whole-body feature.
+        global_feature: (B, K), where the model has a trained global feature.
     """
 
     spatial: Tensor | None
     semantic: Tensor | None
-    whole: Tensor | None
+    global_feature: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +42,28 @@ class Output:
     """What the network says of a batch of B images.
 
     Attributes:
-        whole_mask_logits: (B, 1, H/4, W/4), or None without whole-body attention.
+        body_mask_logits: (B, 1, H/4, W/4), or None without body attention.
         part_mask_logits: (B, 4, H/16, W/16) for head, upper, lower, shoes; None in the baseline.
         semantic: (B, 4, D) before any neck; the triplet loss works on these.
         spatial: (B, 5, D) before the neck, top, middle, bottom, top+middle, middle+bottom.
         spatial_present: (B, 5) bool, the choice of eq. 3.
-        whole: (B, W) whole-body feature before its neck.
+        global_feature: (B, W) global feature before its neck.
         visibility: (B, 7) mask means in [0, 1] (eq. 4) in the order of matching: four semantic, three spatial.
         matched: (B, 7, D) features that matching compares: after their necks where `model.necks` is on, else before
             them and centred; an empty strip is zero.
-        matched_whole: (B, W) whole-body feature that matching compares: after its neck, or centred.
+        matched_global: (B, W) global feature that matching compares: after its neck, or centred.
         logits: Identity logits in training mode, else None.
     """
 
-    whole_mask_logits: Tensor | None
+    body_mask_logits: Tensor | None
     part_mask_logits: Tensor | None
     semantic: Tensor
     spatial: Tensor
     spatial_present: Tensor
-    whole: Tensor
+    global_feature: Tensor
     visibility: Tensor
     matched: Tensor
-    matched_whole: Tensor
+    matched_global: Tensor
     logits: PartLogits | None
 
     def parts(self) -> Tensor:
@@ -135,19 +135,19 @@ class Head(nn.Module):
         return after, self.classify(after) * self.scale
 
 
-CENTRES = frozenset({"part_centres", "whole_centre"})
+CENTRES = frozenset({"part_centres", "global_centre"})
 """Buffers of `SGSFA` that calibration fills; a network has those whose features have no neck."""
 
 
 class SGSFA(nn.Module):
     """The network of the paper.
 
-    Its buffer `parts_given` (4,) is 0 for a part that the training masks could not tell of: its feature is zero, it is
+    Its buffer `trained_parts` (4,) is 0 for a part that the training masks could not tell of: its feature is zero, it is
     never visible, and no strip is found by it.
 
     Where features have no neck, they are means of ReLUs: all positive, with much in common, so that the cosine distance
     of any two heads is some 0.05, that of any two strips 0.25, and a pair that shares no strip looks close. Its buffers
-    `part_centres` (7, D) and `whole_centre` (W,), the means over training images that `calibrate` sets, are
+    `part_centres` (7, D) and `global_centre` (W,), the means over training images that `calibrate` sets, are
     subtracted from what matching compares; a neck does the same.
 
     Args:
@@ -156,18 +156,18 @@ class SGSFA(nn.Module):
         backbone: Features at strides 4 and 16.
     """
 
-    parts_given: Tensor
+    trained_parts: Tensor
     visible_shares: Tensor
     part_centres: Tensor | None
-    whole_centre: Tensor | None
+    global_centre: Tensor | None
 
     def __init__(self, config: ModelConfig, classes: int, backbone: Backbone) -> None:
         super().__init__()
         self.config = config
         info = backbone.info
         self.backbone = backbone
-        self.whole_attention = (
-            WholeBodyAttention(info.early_channels, config.whole_reduction) if config.whole_attention else None
+        self.body_attention = (
+            BodyAttention(info.early_channels, config.body_reduction) if config.body_attention else None
         )
         self.local_attention = LocalAttention(info.late_channels, config.local_reduction)
         # Four semantic parts and, last, the unmasked features that the strips divide.
@@ -176,16 +176,16 @@ class SGSFA(nn.Module):
         self.semantic_heads = (
             nn.ModuleList(Head(config.part_dim, classes) for _ in LOCAL_PARTS) if config.necks else None
         )
-        self.whole_project: nn.Module | None = None
-        self.whole_head: Head | None = None
-        if config.whole_dim:
-            self.whole_project = nn.Linear(info.late_channels, config.whole_dim, bias=False)
-            self.whole_head = Head(config.whole_dim, classes)
+        self.global_project: nn.Module | None = None
+        self.global_head: Head | None = None
+        if config.global_dim:
+            self.global_project = nn.Linear(info.late_channels, config.global_dim, bias=False)
+            self.global_head = Head(config.global_dim, classes)
         # Which parts the training masks told of. What a parser cannot give was never taught, so it never counts.
-        self.register_buffer("parts_given", torch.ones(len(LOCAL_PARTS)))
-        bare_whole = None if config.whole_dim else torch.zeros(info.late_channels)
+        self.register_buffer("trained_parts", torch.ones(len(LOCAL_PARTS)))
+        bare_global = None if config.global_dim else torch.zeros(info.late_channels)
         self.register_buffer("part_centres", None if config.necks else torch.zeros(NUM_PARTS, config.part_dim))
-        self.register_buffer("whole_centre", bare_whole)
+        self.register_buffer("global_centre", bare_global)
         self.register_buffer("visible_shares", torch.tensor(VISIBLE_SHARES), persistent=False)
         for name, module in self.named_children():
             if name != "backbone":
@@ -195,8 +195,8 @@ class SGSFA(nn.Module):
                 nn.init.normal_(part.classify.weight, std=0.001)
         # Masks start near one half everywhere: saturated ones would gate the backbone before they know anything.
         nn.init.normal_(self.local_attention.heads.weight, std=0.01)
-        if self.whole_attention is not None:
-            self.whole_attention.start_flat()
+        if self.body_attention is not None:
+            self.body_attention.start_flat()
 
     def forward(self, images: Tensor) -> Output:
         """Look at a batch.
@@ -205,9 +205,9 @@ class SGSFA(nn.Module):
             images: (B, 3, H, W) normalised images (`normalise`).
         """
         early = self.backbone.early(images)
-        whole_logits: Tensor | None = None
-        if self.whole_attention is not None:
-            early, whole_logits = self.whole_attention(early)
+        body_mask_logits: Tensor | None = None
+        if self.body_attention is not None:
+            early, body_mask_logits = self.body_attention(early)
         features: Tensor = self.backbone.late(early)
 
         part_logits = self.local_attention(features)
@@ -215,7 +215,7 @@ class SGSFA(nn.Module):
         projected = self.embeddings(features, torch.cat([masks, torch.ones_like(masks[:, :1])], 1))
         parts, unmasked = projected[:, :-1], projected[:, -1]
         semantic = masked_mean(parts, masks) if self.config.pooling == "masked" else parts.mean((3, 4))
-        given = self.parts_given[None, :, None]
+        given = self.trained_parts[None, :, None]
         semantic = semantic * given.to(semantic.dtype)
 
         # Rows, strips and visibilities are decisions about the masks, not functions to learn through.
@@ -229,21 +229,23 @@ class SGSFA(nn.Module):
         strip_mean, _ = spatial.strip_visibility(seen, strips)
         visibility = torch.cat([seen.mean((2, 3)), strip_mean], 1)
 
-        whole = features.mean((2, 3))
-        if self.whole_project is not None:
-            whole = self.whole_project(whole)
-        return self._classify(semantic, shown, pooled, strips, present, whole, visibility, whole_logits, part_logits)
+        global_feature = features.mean((2, 3))
+        if self.global_project is not None:
+            global_feature = self.global_project(global_feature)
+        return self._classify(
+            semantic, shown, pooled, strips, present, global_feature, visibility, body_mask_logits, part_logits
+        )
 
-    def centre(self, parts: Tensor, whole: Tensor) -> None:
+    def centre(self, parts: Tensor, global_feature: Tensor) -> None:
         """Take these means, (7, D) and (W,), for the centres of what matching compares, where it has no necks."""
         if self.part_centres is not None:
             self.part_centres.copy_(parts)
-        if self.whole_centre is not None:
-            self.whole_centre.copy_(whole)
+        if self.global_centre is not None:
+            self.global_centre.copy_(global_feature)
 
     def uncentre(self) -> None:
         """Compare features as they are, to measure their means."""
-        for centre in (self.part_centres, self.whole_centre):
+        for centre in (self.part_centres, self.global_centre):
             if centre is not None:
                 centre.zero_()
 
@@ -254,9 +256,9 @@ class SGSFA(nn.Module):
         pooled: Tensor,
         strip_rows: Tensor,
         present: Tensor,
-        whole: Tensor,
+        global_feature: Tensor,
         visibility: Tensor,
-        whole_logits: Tensor | None,
+        body_mask_logits: Tensor | None,
         part_logits: Tensor,
     ) -> Output:
         spatial_out = [head(pooled[:, i], present[:, i]) for i, head in enumerate(self.spatial_heads)]
@@ -265,16 +267,19 @@ class SGSFA(nn.Module):
         if self.semantic_heads is not None:
             semantic_out = [head(semantic[:, i], shown[:, i]) for i, head in enumerate(self.semantic_heads)]
             matched_semantic = torch.stack([after for after, _ in semantic_out], 1)
-            matched_semantic = matched_semantic * self.parts_given[None, :, None].to(matched_semantic.dtype)
+            matched_semantic = matched_semantic * self.trained_parts[None, :, None].to(matched_semantic.dtype)
             semantic_logits = torch.stack([logits for _, logits in semantic_out], 1)
             matched_strips = torch.stack([after for after, _ in spatial_out[: len(spatial.STRIPS)]], 1)
         if self.part_centres is not None:
             centred = matched_semantic - self.part_centres[: len(LOCAL_PARTS)]
-            matched_semantic = centred * self.parts_given[None, :, None]
+            matched_semantic = centred * self.trained_parts[None, :, None]
             matched_strips = matched_strips - self.part_centres[len(LOCAL_PARTS) :]
-        matched_whole, identity = whole if self.whole_centre is None else whole - self.whole_centre, None
-        if self.whole_head is not None:
-            matched_whole, identity = self.whole_head(whole)
+        matched_global, identity = (
+            global_feature if self.global_centre is None else global_feature - self.global_centre,
+            None,
+        )
+        if self.global_head is not None:
+            matched_global, identity = self.global_head(global_feature)
         # The neck turns the zeros of an empty strip into a constant, which would match that of every other image.
         there = strip_rows.any(2).unsqueeze(2).to(matched_strips.dtype)
         strips = matched_strips * there
@@ -282,15 +287,15 @@ class SGSFA(nn.Module):
         if self.training:
             logits = PartLogits(torch.stack([each for _, each in spatial_out], 1), semantic_logits, identity)
         return Output(
-            whole_mask_logits=whole_logits,
+            body_mask_logits=body_mask_logits,
             part_mask_logits=part_logits,
             semantic=semantic,
             spatial=pooled,
             spatial_present=present,
-            whole=whole,
+            global_feature=global_feature,
             visibility=visibility,
             matched=torch.cat([matched_semantic, strips.to(matched_semantic.dtype)], 1),
-            matched_whole=matched_whole,
+            matched_global=matched_global,
             logits=logits,
         )
 
@@ -302,7 +307,7 @@ class Baseline(nn.Module):
     feature and everything after training serves both.
 
     Args:
-        config: Its shape; `whole_dim` 0 keeps the backbone's own channels.
+        config: Its shape; `global_dim` 0 keeps the backbone's own channels.
         classes: Number of training identities.
         backbone: Features at strides 4 and 16.
     """
@@ -311,9 +316,9 @@ class Baseline(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = backbone
-        length = config.whole_dim or backbone.info.late_channels
+        length = config.global_dim or backbone.info.late_channels
         self.project: nn.Module = (
-            nn.Linear(backbone.info.late_channels, length, bias=False) if config.whole_dim else nn.Identity()
+            nn.Linear(backbone.info.late_channels, length, bias=False) if config.global_dim else nn.Identity()
         )
         initialise(self.project)
         self.head = Head(length, classes)
@@ -321,20 +326,22 @@ class Baseline(nn.Module):
     def forward(self, images: Tensor) -> Output:
         """Look at a batch of (B, 3, H, W) normalised images."""
         features = self.backbone.late(self.backbone.early(images))
-        whole = self.project(features.mean((2, 3)))
-        after, identity = self.head(whole)
+        global_feature = self.project(features.mean((2, 3)))
+        after, identity = self.head(global_feature)
         batch = images.shape[0]
-        nothing = whole.new_zeros
+        nothing = global_feature.new_zeros
         return Output(
-            whole_mask_logits=None,
+            body_mask_logits=None,
             part_mask_logits=None,
             semantic=nothing((batch, len(LOCAL_PARTS), 1)),
             spatial=nothing((batch, len(spatial.COMBINATIONS), 1)),
-            spatial_present=torch.zeros((batch, len(spatial.COMBINATIONS)), dtype=torch.bool, device=whole.device),
-            whole=whole,
+            spatial_present=torch.zeros(
+                (batch, len(spatial.COMBINATIONS)), dtype=torch.bool, device=global_feature.device
+            ),
+            global_feature=global_feature,
             visibility=nothing((batch, len(LOCAL_PARTS) + len(spatial.STRIPS))),
             matched=nothing((batch, len(LOCAL_PARTS) + len(spatial.STRIPS), 1)),
-            matched_whole=after,
+            matched_global=after,
             logits=PartLogits(None, None, identity) if self.training else None,
         )
 
@@ -366,5 +373,5 @@ def build_model(
         return Baseline(config, num_classes, backbone)
     network = SGSFA(config, num_classes, backbone)
     if given is not None:
-        network.parts_given.copy_(given)
+        network.trained_parts.copy_(given)
     return network

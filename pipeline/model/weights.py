@@ -28,7 +28,7 @@ from pipeline.runtime.files import at_home, atomic_write
 from pipeline.version import __version__
 
 CHECKPOINT_FORMAT = 4
-"""4: the whole-body mask has scaled logits and a wider view. 3: features without necks have centres. A network of
+"""4: the body mask has scaled logits and a wider view. 3: features without necks have centres. A network of
 format 2 or 3 that has none of what changed is read as before. 2: the parts that were taught are named, and the head is
 found by another rule, which a checkpoint's thresholds belong to; older ones are refused."""
 _OLDEST = 2
@@ -98,7 +98,7 @@ def start_from(path: Path, network: Network, meta: CheckpointMeta) -> Checkpoint
     """Fill a network that is about to be trained with the weights of a checkpoint.
 
     Its identity classifiers are taken over where it was trained on the same images of the same people, and are left as
-    they are elsewhere. Which parts the masks can tell of (`SGSFA.parts_given`) is a fact of the new data and stays
+    they are elsewhere. Which parts the masks can tell of (`SGSFA.trained_parts`) is a fact of the new data and stays
     with it; centres are measured at the end of a training.
 
     Args:
@@ -124,7 +124,7 @@ def start_from(path: Path, network: Network, meta: CheckpointMeta) -> Checkpoint
         )
     state = safetensors.torch.load_file(path)
     own = network.state_dict()
-    left = {"parts_given", *CENTRES} & own.keys()
+    left = {"trained_parts", *CENTRES} & own.keys()
     if not knows_people(theirs, meta):
         left |= {name for name in own if name.endswith(_CLASSIFIER)}
     _refuse_other_tensors(

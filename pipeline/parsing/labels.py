@@ -29,8 +29,8 @@ IGNORED = 255
 Kind = Literal["labels", "fields"]
 Ids = tuple[int, ...]
 
-_SET_KEYS = ("name", "kind", "classes", "flip_pairs", "whole", *PART_NAMES)
-_GROUPING_KEYS = ("name", "label_set", "whole", *PART_NAMES)
+_SET_KEYS = ("name", "kind", "classes", "flip_pairs", "body", *PART_NAMES)
+_GROUPING_KEYS = ("name", "label_set", "body", *PART_NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class LabelSet:
         classes: Class names by id. In a set of labels, class 0 is the background.
         flip_pairs: Ids that change places when an image is mirrored.
         parts: For each of `PART_NAMES` the ids that make it up (grouping `spreid`), or None where the set has none.
-        whole: The ids of a person.
+        body: The ids of a person.
         kind: `labels`: a pixel has one label, channels sum to 1, groups add up. `fields`: channels overlap, each in
             [0, 1], and a group is their maximum.
     """
@@ -51,7 +51,7 @@ class LabelSet:
     classes: tuple[str, ...]
     flip_pairs: tuple[tuple[int, int], ...]
     parts: tuple[Ids | None, ...]
-    whole: Ids
+    body: Ids
     kind: Kind = "labels"
 
     @property
@@ -74,12 +74,12 @@ class Grouping:
     Attributes:
         name: `spreid`, `ssp` or the name in a user's file.
         parts: For each of `PART_NAMES` the label ids, or None where the label set cannot give that part.
-        whole: Label ids of the whole body.
+        body: Label ids of the whole body.
     """
 
     name: str
     parts: tuple[Ids | None, ...]
-    whole: Ids
+    body: Ids
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -131,7 +131,7 @@ def load_grouping(name_or_toml: str, label_set: LabelSet) -> Grouping:
             name=Path(name_or_toml).stem,
         )
     if name_or_toml == "spreid":
-        return Grouping("spreid", label_set.parts, label_set.whole)
+        return Grouping("spreid", label_set.parts, label_set.body)
     known = grouping_names(label_set)
     if name_or_toml not in known:
         defined = _table()["groupings"].get(name_or_toml)
@@ -163,7 +163,7 @@ def group_soft(soft: Tensor, label_set: LabelSet, grouping: Grouping) -> tuple[T
     """
     if soft.ndim != 4 or soft.shape[1] != label_set.count:
         raise ValueError(f"soft labels of shape {tuple(soft.shape)} do not fit {label_set.name}: {label_set.count}")
-    groups = (*grouping.parts, grouping.whole)
+    groups = (*grouping.parts, grouping.body)
     combined = _summed(soft, groups) if label_set.kind == "labels" else _greatest(soft, groups)
     return combined[:, :-1], combined[:, -1:]
 
@@ -207,9 +207,9 @@ def _label_set(table: Mapping[str, Any], *, where: str, name: str) -> LabelSet:
     flat = [index for pair in flip for index in pair]
     if len(set(flat)) != len(flat):
         raise ConfigError("a class is in two of the `flip_pairs`, or is its own", where=where)
-    parts, whole = _parts(table, classes, kind, where)
+    parts, body = _parts(table, classes, kind, where)
     named = table.get("name", name)
-    return LabelSet(str(named), tuple(classes), tuple((pair[0], pair[1]) for pair in flip), parts, whole, kind)
+    return LabelSet(str(named), tuple(classes), tuple((pair[0], pair[1]) for pair in flip), parts, body, kind)
 
 
 def _grouping(table: Mapping[str, Any], label_set: LabelSet, *, where: str, name: str) -> Grouping:
@@ -219,10 +219,10 @@ def _grouping(table: Mapping[str, Any], label_set: LabelSet, *, where: str, name
         raise ConfigError(
             f"this grouping is for the label set {meant!r}", where=where, expected=f"one for {label_set.name}"
         )
-    parts, whole = _parts(table, label_set.classes, label_set.kind, where)
-    if "whole" not in table:
-        whole = label_set.whole
-    return Grouping(str(table.get("name", name)), parts, whole)
+    parts, body = _parts(table, label_set.classes, label_set.kind, where)
+    if "body" not in table:
+        body = label_set.body
+    return Grouping(str(table.get("name", name)), parts, body)
 
 
 def _parts(
@@ -231,10 +231,10 @@ def _parts(
     """The four parts and the whole body of a table, checked."""
     parts = tuple(_ids(table[part], classes, part, where) or None if part in table else None for part in PART_NAMES)
     background = 0 if kind == "labels" else None
-    if "whole" in table:
-        whole = _ids(table["whole"], classes, "whole", where)
+    if "body" in table:
+        body = _ids(table["body"], classes, "body", where)
     else:
-        whole = tuple(index for index in range(len(classes)) if index != background)
+        body = tuple(index for index in range(len(classes)) if index != background)
     owner: dict[int, str] = {}
     for part, ids in zip(PART_NAMES, parts, strict=True):
         for index in ids or ():
@@ -243,9 +243,9 @@ def _parts(
             if kind == "labels" and index in owner:
                 raise ConfigError(f"{classes[index]!r} is in both {owner[index]} and {part}", where=where)
             owner[index] = part
-    if not whole or background in whole:
-        raise ConfigError("`whole` must name the classes of a person, without the background", where=where)
-    return parts, whole
+    if not body or background in body:
+        raise ConfigError("`body` must name the classes of a person, without the background", where=where)
+    return parts, body
 
 
 def _ids(entries: Any, classes: Sequence[str], key: str, where: str) -> Ids:

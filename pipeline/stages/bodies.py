@@ -28,7 +28,7 @@ RESULT = "result.json"
 
 def synth(context: StageContext) -> StageReport:
     """Render people."""
-    from pipeline.synthesis.dataset import render_dataset
+    from sgsfa_synth.dataset import render_dataset
 
     # A folder of its own, because the renderer refuses one that holds anything it does not know.
     render_dataset(context.out / SYNTH_FOLDER, context.config.synth, progress=context.progress)
@@ -150,9 +150,9 @@ def _going_on(context: StageContext, work: Callable[[], R]) -> R:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             # The other processes have ended by now, with the same error.
             raise type(error)(
-                error.found, where=error.where, hint="it was removed: run the same command again"
+                error.message, where=error.where, hint="it was removed: run the same command again"
             ) from error
-        context.progress.note(f"{error.found}; {error.where} is begun anew")
+        context.progress.note(f"{error.message}; {error.where} is begun anew")
     return work()
 
 

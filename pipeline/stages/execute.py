@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.artifacts.manifest import read_manifest
-from pipeline.artifacts.store import Artifact, ArtifactStore
 from pipeline.config import RunConfig, suggestion
 from pipeline.errors import ArtifactError, ConfigError, DataError, Rejected, RejectedInputs, UserError
 from pipeline.runtime.files import read_json, write_json
@@ -20,6 +18,8 @@ from pipeline.stages.graph import STAGES
 from pipeline.stages.plan import plan_sources
 from pipeline.stages.sources import Sources
 from pipeline.stages.stage import PlannedStage, Stage, StageContext, StageReport
+from pipeline.store.manifest import read_manifest
+from pipeline.store.store import Artifact, ArtifactStore
 
 Action = Literal["ran", "resumed", "reused"]
 

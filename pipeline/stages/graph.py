@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.fingerprint import fingerprint
 from pipeline.config import Precision, RunConfig, Section
 from pipeline.errors import ConfigError, FormatError, WeightsError
 from pipeline.parsing.files import parser_files
@@ -23,11 +22,12 @@ from pipeline.runtime.files import at_home
 from pipeline.stages import bodies
 from pipeline.stages.sources import RENDERED, Sources
 from pipeline.stages.stage import Stage
+from pipeline.store.fingerprint import fingerprint
 
 _FILE = "FILE"
 _NETWORK = 3
-"""Version of the SGSFA network. 3: the whole-body mask is taught by masks alone, strips of `paper` are calibrated by
-its own head row. 2: features without necks are centred, the whole-body mask has a wider view."""
+"""Version of the SGSFA network. 3: the body mask is taught by masks alone, strips of `paper` are calibrated by
+its own head row. 2: features without necks are centred, the body mask has a wider view."""
 _LABEL_MAP_SUFFIXES = (".png", ".npy")
 _PARSER_ENTRY_POINTS = "sgsfa.parsers"
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -144,8 +144,8 @@ def _train_decisive(config: RunConfig) -> Mapping[str, Any]:
     if model.strip_pooling == "width":
         # For the same reason.
         del read["model.strip_pooling"]
-    centred = not (model.necks and model.whole_dim)
-    if model.kind == "sgsfa" and (model.whole_attention or centred or model.head_row_test == "max+1"):
+    centred = not (model.necks and model.global_dim)
+    if model.kind == "sgsfa" and (model.body_attention or centred or model.head_row_test == "max+1"):
         # Not the stage's version: what it does not concern need not be trained anew.
         read["network"] = _NETWORK
     if "model.weights" in read and _is_file(config.model.weights):

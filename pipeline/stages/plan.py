@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.artifacts.store import Artifact, ArtifactStore
 from pipeline.config import RunConfig
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.stages.graph import STAGES, needed
 from pipeline.stages.sources import Sources
 from pipeline.stages.stage import PlannedStage, Stage
+from pipeline.store.fingerprint import fingerprint
+from pipeline.store.store import Artifact, ArtifactStore
 
 
 def plan(config: RunConfig, *, progress: Progress = SILENT, stages: Sequence[Stage] = STAGES) -> list[PlannedStage]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipeline.artifacts.fingerprint import fingerprint
-from pipeline.artifacts.store import Artifact
 from pipeline.config import RunConfig
 from pipeline.datasets.faults import NO_CAMERAS
 from pipeline.datasets.fingerprint import dataset_fingerprint, image_hashes
@@ -14,6 +12,8 @@ from pipeline.datasets.records import Dataset, Record, Split, lonely_queries, sh
 from pipeline.errors import ArtifactError, DataError, UserError
 from pipeline.runtime.files import at_home, sha256_file
 from pipeline.runtime.progress import Progress
+from pipeline.store.fingerprint import fingerprint
+from pipeline.store.store import Artifact
 
 RENDERED = "rendered"
 """The data source that names the people rendered by the `synth` stage."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.store import Artifact
 from pipeline.config import RunConfig
 from pipeline.errors import Rejected
 from pipeline.runtime.progress import Progress
 from pipeline.stages.sources import Sources
+from pipeline.store.store import Artifact
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.store import Artifact, ArtifactStore
 from pipeline.config import RunConfig
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.stages.graph import STAGES
 from pipeline.stages.plan import plan
 from pipeline.stages.stage import PlannedStage, Stage
+from pipeline.store.manifest import Manifest
+from pipeline.store.store import Artifact, ArtifactStore
 
 StageState = Literal["fresh", "stale", "partial", "missing", "broken"]
 

@@ -115,21 +115,21 @@ class Draws:
         """
         rows = iter(numbers.unbind())
 
-        def whole() -> Tensor:
+        def integers() -> Tensor:
             return next(rows).to(torch.int64)
 
         def rectangles() -> Rectangles:
-            return Rectangles(top=whole(), bottom=whole(), left=whole(), right=whole())
+            return Rectangles(top=integers(), bottom=integers(), left=integers(), right=integers())
 
         # In the order of the fields.
         return Draws(
             flip=next(rows).to(torch.bool),
-            dy=whole(),
-            dx=whole(),
+            dy=integers(),
+            dx=integers(),
             patch=rectangles(),
-            donor=whole(),
-            donor_dy=whole(),
-            donor_dx=whole(),
+            donor=integers(),
+            donor_dy=integers(),
+            donor_dx=integers(),
             brightness=next(rows),
             contrast=next(rows),
             saturation=next(rows),
@@ -209,13 +209,13 @@ def what_is_used(config: TrainConfig) -> frozenset[str]:
     return frozenset(name for name, can in possible.items() if can)
 
 
-def augment(images: Tensor, parts: Tensor, whole: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+def augment(images: Tensor, parts: Tensor, body: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
     """Apply `draws` to a batch.
 
     Args:
         images: (N, H, W, 3) uint8 RGB; the first B are the batch, any others serve as donors only.
         parts: (B, 4, h, w) uint8 part masks, 255 for a cell that shows nothing but the part.
-        whole: (B, 1, h', w') uint8 mask of the whole body.
+        body: (B, 1, h', w') uint8 mask of the whole body.
         draws: For B images, on the same device.
 
     Returns:
@@ -231,7 +231,7 @@ def augment(images: Tensor, parts: Tensor, whole: Tensor, draws: Draws) -> tuple
     return (
         normalise(values.permute(0, 3, 1, 2)),
         _move_mask(parts, draws, height, width),
-        _move_mask(whole, draws, height, width),
+        _move_mask(body, draws, height, width),
     )
 
 

@@ -98,21 +98,21 @@ def calibrate(
             pause()
             found = embed(model, images, amp=amp)
             place = torch.from_numpy(rows).to(targets.parts.device)
-            parts, whole = targets.parts[place], targets.whole[place]
+            parts, body = targets.parts[place], targets.body[place]
             if masked:
                 shown = true_visibility(parts.float() / 255, config).to(device)
                 plain.append((found.visibility, shown))
                 stream = generator(0, "calibrate", int(rows[0]))
                 draws = draw(stream, len(rows), images.shape[1], images.shape[2], PASTED)
                 there = Draws.unpacked(draws.packed().to(device), draws.used)
-                hidden, left, _ = augment(images, parts.to(device), whole.to(device), there)
+                hidden, left, _ = augment(images, parts.to(device), body.to(device), there)
                 with torch.inference_mode():
                     predicted.append(look_at_normal(model, hidden, amp).visibility)
                 true.append(true_visibility(left, config))
             else:
                 shown = torch.ones_like(found.visibility, dtype=torch.bool)
             # What the network takes for empty is zero, whatever the masks show.
-            centres.add(found.parts, found.whole, shown & found.parts.any(2))
+            centres.add(found.parts, found.global_feature, shown & found.parts.any(2))
             task.advance(len(rows))
     model.centre(*centres.result())
     if not masked:
@@ -127,24 +127,24 @@ def calibrate(
 
 
 class _Means:
-    """Means of part features over the images that show the part, and of whole-body features, in double precision."""
+    """Means of part features over the images that show the part, and of global features, in double precision."""
 
     def __init__(self, device: torch.device) -> None:
         kind = torch.float32 if device.type == "mps" else torch.float64
-        self._parts = self._whole = torch.zeros((), dtype=kind, device=device)
+        self._parts = self._global = torch.zeros((), dtype=kind, device=device)
         self._shown = self._images = torch.zeros((), dtype=kind, device=device)
 
-    def add(self, parts: Tensor, whole: Tensor, shown: Tensor) -> None:
+    def add(self, parts: Tensor, global_feature: Tensor, shown: Tensor) -> None:
         """Count a batch: parts (B, 7, D), whole (B, W), shown (B, 7) bool."""
         kind = self._parts.dtype
         self._parts = self._parts + (parts.to(kind) * shown[..., None]).sum(0)
-        self._whole = self._whole + whole.to(kind).sum(0)
+        self._global = self._global + global_feature.to(kind).sum(0)
         self._shown = self._shown + shown.to(kind).sum(0)
-        self._images = self._images + len(whole)
+        self._images = self._images + len(global_feature)
 
     def result(self) -> tuple[Tensor, Tensor]:
         """(7, D) and (W,); zero for a part that no image shows."""
-        return self._parts / self._shown.clamp_min(1)[:, None], self._whole / self._images
+        return self._parts / self._shown.clamp_min(1)[:, None], self._global / self._images
 
 
 def from_samples(predicted: Tensor, true: Tensor) -> Calibration:

@@ -48,7 +48,7 @@ def compile_network(
         made = cast(nn.Module, _compile(model))
         with precision():
             output: Output = made(example())
-        output.whole.float().sum().backward()  # type: ignore[no-untyped-call]
+        output.global_feature.float().sum().backward()  # type: ignore[no-untyped-call]
         if pieces > 1:
             with torch.no_grad(), running_statistics_kept(made), precision():
                 made(example())

@@ -378,10 +378,10 @@ class Loop:
     def _prepare(self, given: StepInputs) -> Batch:
         targets, rows = self.setting.targets, given.rows
         draws = Draws.unpacked(given.draws, self._used)
-        normal, parts, whole = self._augment(given.images, targets.parts[rows], targets.whole[rows], draws)
+        normal, parts, body = self._augment(given.images, targets.parts[rows], targets.body[rows], draws)
         if not self.config.channels_last:
             normal = normal.contiguous()
-        return Batch(normal, targets.labels[rows], whole, parts, targets.has_mask[rows], targets.given)
+        return Batch(normal, targets.labels[rows], body, parts, targets.has_mask[rows], targets.given)
 
     def time_to_look(self) -> bool:
         """Whether losses should be read back now: after each step on a CPU, now and then on a GPU."""
@@ -514,7 +514,7 @@ class Loop:
             less = f"train.accumulate={smaller} takes the same batches in smaller forwards; {less}, too"
         error = no_room(self.setting.device, f"{images} images of {self._size()} a forward do not fit")
         return DeviceError(
-            f"{error.found}; step {min(self.step + 1, self.total):,} of {self.total:,} could not be finished, and "
+            f"{error.message}; step {min(self.step + 1, self.total):,} of {self.total:,} could not be finished, and "
             f"{self._kept()}",
             hint="; ".join(
                 filter(None, (error.hint, self._unrecorded(), f"{less}. A changed configuration trains from the start"))
@@ -524,7 +524,7 @@ class Loop:
     def _no_room_to_test(self) -> DeviceError:
         error = no_room(self.setting.device, f"the test images' features and forwards of {self._size()} do not fit")
         return DeviceError(
-            f"{error.found}, after epoch {self.step // self.per_epoch}; {self._kept()}",
+            f"{error.message}, after epoch {self.step // self.per_epoch}; {self._kept()}",
             hint="; ".join(filter(None, (error.hint, self._unrecorded(), _TEST_LESS))),
         )
 

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import nn
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
-from pipeline.datasets.maskfile import PART_NAMES
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import DataError, Rejected, WeightsError
+from pipeline.formats.masks import PART_NAMES
 from pipeline.model.network import Network, build_model
 from pipeline.model.weights import (
     CheckpointMeta,
@@ -316,8 +316,8 @@ def _announce(
             f"{targets.without_mask:,} of {len(store.names):,} training images have no mask; they train without L_se"
         )
     taught = loss.balance * loss.mask_weight > 0 and bool(targets.has_mask.any())
-    if model.kind == "sgsfa" and model.whole_attention and not taught:
-        progress.warn("nothing teaches the whole-body mask (no masks, or L_se counts nothing): it stays as it began")
+    if model.kind == "sgsfa" and model.body_attention and not taught:
+        progress.warn("nothing teaches the body mask (no masks, or L_se counts nothing): it stays as it began")
     absent = [name for name, given in zip(PART_NAMES, targets.given.tolist(), strict=True) if not given]
     if model.kind == "sgsfa" and absent:
         strips = "; without a head there are no strips either" if "head" in absent else ""
@@ -362,7 +362,7 @@ def _network(model: ModelConfig, config: TrainConfig, targets: Targets) -> Netwo
         except WeightsError as error:
             # The network sees tensors only; the user needs the name of their file.
             where = error.where or model.weights
-            raise WeightsError(error.found, where=where, expected=error.expected, hint=error.hint) from None
+            raise WeightsError(error.message, where=where, expected=error.expected, hint=error.hint) from None
 
 
 def _begin(start: Path, network: Network, meta: CheckpointMeta, progress: Progress, *, resumed: bool) -> CheckpointMeta:

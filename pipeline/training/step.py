@@ -38,7 +38,7 @@ class Batch:
     Attributes:
         images: (B, 3, H, W) normalised float32.
         labels: (B,) int64 classes.
-        whole: (B, 1, H/4, W/4) float32 body masks in [0, 1].
+        body: (B, 1, H/4, W/4) float32 body masks in [0, 1].
         parts: (B, 4, H/16, W/16) float32 part masks in [0, 1].
         has_mask: (B,) bool.
         given: (4,) bool, which parts the masks can tell of; None: all.
@@ -46,7 +46,7 @@ class Batch:
 
     images: Tensor
     labels: Tensor
-    whole: Tensor
+    body: Tensor
     parts: Tensor
     has_mask: Tensor
     given: Tensor | None = None
@@ -120,12 +120,12 @@ def _loss(output: Output, batch: Batch, loss: LossConfig, function: LossFunction
         batch = Batch(
             batch.images,
             gather_rows(batch.labels),
-            gather_rows(batch.whole),
+            gather_rows(batch.body),
             gather_rows(batch.parts),
             gather_rows(batch.has_mask),
             batch.given,
         )
-    return function(output, batch.labels, batch.whole, batch.parts, batch.has_mask, loss, batch.given)
+    return function(output, batch.labels, batch.body, batch.parts, batch.has_mask, loss, batch.given)
 
 
 def _send_back(outputs: list[Tensor], gradients: list[Tensor] | tuple[Tensor, ...]) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.datasets.images import decode_batches
-from pipeline.datasets.maskfile import DONE, PART_NAMES, MaskFile
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import ArtifactError, DataError, Rejected
+from pipeline.formats.masks import DONE, PART_NAMES, MaskFile
 from pipeline.runtime.files import is_no_space, reserve, sha256_file
 from pipeline.runtime.parallel import worker_count
 from pipeline.runtime.progress import Progress
@@ -154,7 +154,7 @@ class Targets:
     Attributes:
         labels: (N,) int64 class of each image, 0..num_classes-1.
         parts: (N, 4, H/16, W/16) uint8 part masks, 255 for a cell full of the part.
-        whole: (N, 1, H/4, W/4) uint8 body mask.
+        body: (N, 1, H/4, W/4) uint8 body mask.
         has_mask: (N,) bool.
         num_classes: Number of identities.
         given: (4,) bool, which parts the masks can tell of; the others are zero in every mask for want of knowledge.
@@ -162,7 +162,7 @@ class Targets:
 
     labels: Tensor
     parts: Tensor
-    whole: Tensor
+    body: Tensor
     has_mask: Tensor
     num_classes: int
     given: Tensor = field(default_factory=lambda: torch.ones(len(PART_NAMES), dtype=torch.bool))
@@ -177,7 +177,7 @@ class Targets:
         return Targets(
             self.labels.to(device),
             self.parts.to(device),
-            self.whole.to(device),
+            self.body.to(device),
             self.has_mask.to(device),
             self.num_classes,
             self.given.to(device),
@@ -204,7 +204,7 @@ def load_targets(
     classes = {pid: label for label, pid in enumerate(sorted(set(pids)))}
     count = len(names)
     parts = np.zeros((count, 4, 16, 8), np.uint8)
-    whole = np.zeros((count, 1, 64, 32), np.uint8)
+    body = np.zeros((count, 1, 64, 32), np.uint8)
     has_mask = np.zeros(count, np.bool_)
     given = np.ones(len(PART_NAMES), np.bool_)
     if masks is not None:
@@ -230,18 +230,18 @@ def load_targets(
             )
         has_mask = (rows >= 0) & (stored.done[np.maximum(rows, 0)] == DONE)
         taught = rows[has_mask]
-        if has_mask.any() and not (stored.parts[taught].any() or stored.whole[taught].any()):
+        if has_mask.any() and not (stored.parts[taught].any() or stored.body[taught].any()):
             raise DataError(
                 f"the masks show nobody: those of all {int(has_mask.sum()):,} training images are empty",
                 where=masks,
                 hint="label maps of 0 and 255, or a wrong label set, look like that; `sgsfa masks preview` draws them",
             )
         parts[has_mask] = stored.parts[taught]
-        whole[has_mask, 0] = stored.whole[taught]
+        body[has_mask, 0] = stored.body[taught]
     return Targets(
         labels=torch.tensor([classes[pid] for pid in pids]),
         parts=_fit(torch.from_numpy(parts), height // 16, width // 16),
-        whole=_fit(torch.from_numpy(whole), height // 4, width // 4),
+        body=_fit(torch.from_numpy(body), height // 4, width // 4),
         has_mask=torch.from_numpy(has_mask),
         num_classes=len(classes),
         given=torch.from_numpy(given),

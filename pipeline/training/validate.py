@@ -114,7 +114,7 @@ class TestSet:
         visibility = torch.cat([each.visibility for each in found])
         sides = PartSet(
             torch.cat([each.parts for each in found]),
-            torch.cat([each.whole for each in found]),
+            torch.cat([each.global_feature for each in found]),
             (visibility > thresholds).float(),
         )
         return sides, kept

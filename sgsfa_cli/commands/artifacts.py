@@ -15,8 +15,8 @@ from sgsfa_cli.options import DEFAULT_FILE, JsonOption, PresetOption, QuietOptio
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipeline.artifacts.store import Artifact, Removal
     from pipeline.config import RunConfig
+    from pipeline.store.store import Artifact, Removal
 
 app = command_app("List, verify and prune what runs have left.", "sgsfa artifacts list", "sgsfa artifacts verify")
 
@@ -27,7 +27,7 @@ _ROOT = Path("artifacts")
 @app.command("list", epilog=examples("sgsfa artifacts list", "sgsfa artifacts list --root /data/artifacts --json"))
 def list_artifacts(root: RootOption = _ROOT, json: JsonOption = False) -> None:
     """List all artifacts: whole, begun and broken."""
-    from pipeline.artifacts.store import ArtifactStore
+    from pipeline.store.store import ArtifactStore
 
     found = ArtifactStore(root).list()
     console.emit(
@@ -55,8 +55,8 @@ def verify(
 
     Ends with 0 if all is as it was published, else with 3 and a list of what is not.
     """
-    from pipeline.artifacts.store import ArtifactStore
     from pipeline.errors import ArtifactError, Rejected, RejectedInputs
+    from pipeline.store.store import ArtifactStore
 
     store = ArtifactStore(root)
     if folders:
@@ -107,8 +107,8 @@ def prune(
     Other runs' artifacts stay, unless --all-runs is given, and so does whatever a live process is building. It asks
     before it removes anything.
     """
-    from pipeline.artifacts.store import ArtifactStore
     from pipeline.stages.plan import plan
+    from pipeline.store.store import ArtifactStore
 
     settings = _settings(configs, preset, overrides)
     roots = {config.artifacts.resolve(): config.artifacts for config in settings}
@@ -204,7 +204,7 @@ def _row(artifact: Artifact) -> tuple[object, ...]:
     manifest = artifact.manifest
     if manifest is not None:
         when = console.moment(manifest.finished)
-        return artifact.stage, artifact.name, "whole", console.size(manifest.size), when, artifact.path
+        return artifact.stage, artifact.name, "global_feature", console.size(manifest.size), when, artifact.path
     if artifact.state == "broken":
         return artifact.stage, artifact.name, "broken", "-", "-", artifact.path
     state = f"being built by {artifact.owner}" if artifact.owner else "begun"

@@ -131,7 +131,7 @@ def _draw_report(report: DatasetReport, shown: int | None) -> RenderableType:
     parts += [Text(f"note: {note}") for note in report.notes]
     if report.faults:
         faults = report.faults[:shown]
-        rows = [(fault.kind.value, fault.where, _what(fault.found, fault.expected)) for fault in faults]
+        rows = [(fault.kind.value, fault.where, _what(fault.message, fault.expected)) for fault in faults]
         title = f"{len(report.faults):,} fault{'s' if len(report.faults) > 1 else ''}"
         if len(faults) < len(report.faults):
             title += f", the first {len(faults)} (--all lists them all)"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pipeline.config import SynthConfig
-    from pipeline.synthesis.dataset import DatasetSummary
+    from sgsfa_synth.dataset import DatasetSummary
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +55,7 @@ def synth(
     The same options give the same bytes, whatever --jobs is. A run that was interrupted goes on where it stopped when
     it is started again with the same options. Read the result as synthetic:OUT.
     """
-    from pipeline.synthesis.dataset import render_dataset
+    from sgsfa_synth.dataset import render_dataset
 
     given = {
         "ids": ids,
@@ -88,7 +88,7 @@ def _config(preset: str, given: dict[str, Any]) -> SynthConfig:
 
     from pipeline.config import SynthConfig, suggestion
     from pipeline.errors import ConfigError
-    from pipeline.synthesis.presets import PRESETS
+    from sgsfa_synth.presets import PRESETS
 
     if preset not in PRESETS:
         raise ConfigError(

@@ -175,7 +175,7 @@ def _evaluate_files(
 def _check_files(features: list[Path], flip: bool | None) -> None:
     """Open every file, and refuse one that was not extracted as the option says."""
     from pipeline.errors import ConfigError
-    from pipeline.matching.featurefile import FeatureFile
+    from pipeline.formats.features import FeatureFile
 
     for path in features:
         was_flipped = bool(FeatureFile.open(path).attributes.get("flip", False))

@@ -86,7 +86,7 @@ def extract(
 
 def _extract_run(settings: RunConfig, *, json: bool, quiet: bool) -> None:
     from pipeline.errors import RejectedInputs
-    from pipeline.matching.featurefile import FeatureFile
+    from pipeline.formats.features import FeatureFile
     from pipeline.stages.execute import execute
 
     report = execute(settings, until="extract", progress=console.progress(quiet=quiet))

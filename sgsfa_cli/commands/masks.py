@@ -200,9 +200,9 @@ def preview(
     columns: Annotated[int, typer.Option(min=1, max=20, help="Images a row.")] = 5,
     json: JsonOption = False,
 ) -> None:
-    """Draw a contact sheet: each image, its whole-body mask, and its four parts laid over it."""
+    """Draw a contact sheet: each image, its body mask, and its four parts laid over it."""
     from pipeline.datasets.images import write_image
-    from pipeline.datasets.maskfile import MaskFile
+    from pipeline.formats.masks import MaskFile
     from pipeline.masks.inspect import resolve_name
     from pipeline.masks.preview import mask_sheet, spread_names
     from pipeline.masks.stats import worst_names
@@ -235,8 +235,8 @@ def stats(
 ) -> None:
     """Measure a mask file: area and presence of each part, implausible masks, the worst images."""
     from pipeline.datasets.images import write_image
-    from pipeline.datasets.maskfile import MaskFile
     from pipeline.errors import ConfigError
+    from pipeline.formats.masks import MaskFile
     from pipeline.masks.preview import mask_sheet
     from pipeline.masks.stats import mask_stats
 
@@ -265,7 +265,7 @@ def export(
     quiet: QuietOption = False,
 ) -> None:
     """Write the masks for another program: grey PNGs, one NumPy archive, or BPBreID's folders."""
-    from pipeline.datasets.maskfile import MaskFile
+    from pipeline.formats.masks import MaskFile
     from pipeline.masks.export import export_masks
 
     report = export_masks(MaskFile.open(file), out, layout, progress=console.progress(quiet=quiet))
@@ -399,7 +399,7 @@ def _draw_labels(label_set: LabelSet, grouping: Grouping) -> RenderableType:
 
     def parts_of(index: int) -> str:
         named = [name for name, ids in zip(PART_NAMES, grouping.parts, strict=True) if ids and index in ids]
-        return ", ".join(named) or ("whole body only" if index in grouping.whole else "")
+        return ", ".join(named) or ("whole body only" if index in grouping.global_feature else "")
 
     flipped = label_set.flipped()
     rows = [

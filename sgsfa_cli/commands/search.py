@@ -59,7 +59,7 @@ def search(
     """
     from pipeline.evaluation.explain import find
     from pipeline.features.extract import embed
-    from pipeline.matching.featurefile import FeatureFile
+    from pipeline.formats.features import FeatureFile
 
     options: dict[str, Any] = {
         "matching.rule": rule,

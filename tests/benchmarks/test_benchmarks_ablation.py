@@ -17,7 +17,7 @@ def test_the_groups_are_those_that_the_paper_and_the_rivals_ask_for() -> None:
     cells = {group: cells_of(group, ("strong",)) for group in GROUPS}
     assert [cell.preset for cell in cells["presets"]] == ["strong", "baseline", "paper"]
     made = {group: [configuration(cell, 3, ()) for cell in each] for group, each in cells.items()}
-    assert [run.model.whole_attention for run in made["attention"]] == [True, False]
+    assert [run.model.body_attention for run in made["attention"]] == [True, False]
     assert [run.loss.dynamic for run in made["dynamic"]] == [True, False]
     assert [run.loss.balance for run in made["balance"]] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert [run.matching.rule for run in made["matching"]] == ["shrunk", "mean", "sum", "query", "all"]

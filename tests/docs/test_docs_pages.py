@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts.manifest import Manifest
-from pipeline.artifacts.store import ArtifactStore
+from pipeline.store.manifest import Manifest
+from pipeline.store.store import ArtifactStore
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "artifacts" / "README.md"})

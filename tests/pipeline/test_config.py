@@ -105,7 +105,7 @@ def test_what_is_no_override(text):
 def test_a_wrong_value_is_named_with_its_origin(text, where):
     with pytest.raises(ConfigError) as caught:
         load_config(overrides=[text])
-    assert where in caught.value.found
+    assert where in caught.value.message
     assert caught.value.where is None or caught.value.where == f"--set {text}"
 
 
@@ -210,7 +210,7 @@ def test_text_may_look_like_a_number(text):
 def test_messages_of_sections_are_plain():
     with pytest.raises(ConfigError) as caught:
         load_config(overrides=["model.height=100"])
-    assert caught.value.found == "[model]: input size 100x128 is not a multiple of 16"
+    assert caught.value.message == "[model]: input size 100x128 is not a multiple of 16"
 
 
 def test_a_list_that_is_no_list_says_how_one_is_written():

@@ -13,7 +13,7 @@ def test_user_errors_survive_pickling_with_all_their_parts(kind):
     error = kind("found", where="a.jpg", expected="an image", hint="look")
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is kind
-    assert (again.found, again.where, again.expected, again.hint) == ("found", "a.jpg", "an image", "look")
+    assert (again.message, again.where, again.expected, again.hint) == ("found", "a.jpg", "an image", "look")
     assert str(again) == str(error) == "found\nwhere: a.jpg\nexpected: an image\nto do: look"
 
 

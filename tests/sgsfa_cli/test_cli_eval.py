@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.errors import DataError
-from pipeline.matching.featurefile import FeatureFile, FeatureHeader, FeatureWriter
+from pipeline.formats.features import FeatureFile, FeatureHeader, FeatureWriter
 from sgsfa_cli.main import app
 
 
@@ -38,7 +38,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
         camids=rng.integers(0, 3, count),
         splits=["query"] * 12 + ["gallery"] * 48,
         part_dim=8,
-        whole_dim=8,
+        global_dim=8,
         thresholds=np.full(7, 0.2),
         attributes={"data": "csv:toy", "flip": False},
     )

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.datasets.images import write_image
-from pipeline.matching.featurefile import FeatureFile
+from pipeline.formats.features import FeatureFile
 from sgsfa_cli.main import app
 
 SETTINGS = """
@@ -26,7 +26,7 @@ backbone = "mobilenet_v2"
 weights = "none"
 height = 64
 width = 32
-whole_dim = 8
+global_dim = 8
 [train]
 epochs = 1
 epoch_length = "identities"

@@ -30,7 +30,7 @@ def measure(parser: Parser, photographs: Sequence[Photograph]) -> dict[str, floa
 
     Boxes are those of the labels, brought to 128 x 64 before they reach the parser.
     """
-    names = ("whole", *PART_NAMES)
+    names = ("body", *PART_NAMES)
     both, either = np.zeros((len(photographs), 5)), np.zeros((len(photographs), 5))
     crops = (_box_of(photograph) for photograph in photographs)
     for row, (soft, labels) in enumerate(_parsed(parser, crops)):
@@ -76,7 +76,7 @@ def measure_occluded(
         called_on_body += int((found & on_body).sum())
         area_on_body += int(on_body.sum())
     return {
-        "whole": round(both / either, 4),
+        "body": round(both / either, 4),
         "occluder_called_person": round(called / area, 4),
         "occluder_called_person_where_it_hides_the_person": round(called_on_body / area_on_body, 4),
         "images": len(drawn),

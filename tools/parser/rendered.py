@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config import SynthConfig
-from pipeline.synthesis.dataset import render_dataset
+from sgsfa_synth.dataset import render_dataset
 from tools.parser.crops import HEIGHT, WIDTH, Crop
 
 
@@ -19,7 +19,7 @@ def make_rendered(folder: Path, settings: SynthConfig) -> None:
 
 
 def read_rendered(folder: Path) -> list[Crop]:
-    """All images of a folder that `pipeline.synthesis.dataset.render_dataset` wrote, with their label maps."""
+    """All images of a folder that `sgsfa_synth.dataset.render_dataset` wrote, with their label maps."""
     crops = []
     for path in sorted((folder / "labels").rglob("*.png")):
         photograph = (folder / path.relative_to(folder / "labels")).with_suffix(".jpg")

@@ -133,8 +133,8 @@ def banded(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     if rng.random() < 0.5:
         line = line * (0.7 + 0.5 * np.sin(np.arange(length) * rng.uniform(0.05, 0.6)))[:, None]
     shape = (height, 1, 3) if length == height else (1, width, 3)
-    whole = np.broadcast_to(line.reshape(shape), (height, width, 3))
-    return np.asarray(whole * (0.8 + 0.4 * noise(rng, height, width, 50))[..., None]).clip(0, 255).astype(np.uint8)
+    filled = np.broadcast_to(line.reshape(shape), (height, width, 3))
+    return np.asarray(filled * (0.8 + 0.4 * noise(rng, height, width, 50))[..., None]).clip(0, 255).astype(np.uint8)
 
 
 def scribbled(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -99,7 +99,7 @@ def test_an_unknown_kind_is_an_exception(tmp_path: Path) -> None:
 
 def test_queries_without_a_gallery_are_a_fault(folder: Path) -> None:
     report = check_dataset(table(folder, ["00.jpg,1,1,query"]))
-    assert any("no gallery" in fault.found for fault in report.faults)
+    assert any("no gallery" in fault.message for fault in report.faults)
 
 
 def test_queries_without_a_match_are_noted(folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_set_in_which_nobody_can_be_found_is_not_sound(folder: Path) -> None:
     """One camera for all, as sets of one's own often have: no query has anything to find."""
     report = check_dataset(table(folder, ["00.jpg,1,1,query", "01.jpg,2,1,query", "02.jpg,1,1,gallery"]))
     (fault,) = report.faults
-    assert fault.found.startswith("none of the 2 queries has a gallery image")
+    assert fault.message.startswith("none of the 2 queries has a gallery image")
     assert "camera 0" in (fault.hint or "")
 
 

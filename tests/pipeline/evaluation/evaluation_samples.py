@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.datasets.records import Dataset
-from pipeline.matching.featurefile import FeatureHeader, FeatureWriter
+from pipeline.formats.features import FeatureHeader, FeatureWriter
 
 NUM_IDS, NUM_QUERY, NUM_GALLERY = 12, 24, 96
 
@@ -38,7 +38,7 @@ def write_features(path: Path, rows: list[tuple[str, int, int, str]], seed: int 
         camids=[row[2] for row in rows],
         splits=[row[3] for row in rows],
         part_dim=16,
-        whole_dim=16,
+        global_dim=16,
         thresholds=np.full(7, 0.1),
         attributes={"data": "csv:toy", "flip": False, "checkpoint_sha256": "c" * 64, "notes": ["pseudo cameras"]}
         | changes,

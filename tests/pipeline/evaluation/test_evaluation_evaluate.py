@@ -19,8 +19,8 @@ from pipeline.evaluation.evaluate import evaluate, measure
 from pipeline.evaluation.explain import WHOLE, compare_pair, find
 from pipeline.evaluation.queries import QueryTable
 from pipeline.evaluation.result import COLUMNS, breakdown_rows, table_rows
+from pipeline.formats.features import FeatureFile
 from pipeline.matching.distance import Rule, distance_matrix, part_distances, part_set
-from pipeline.matching.featurefile import FeatureFile
 from pipeline.matching.metrics import rank_metrics
 
 EVERYTHING = MatchingConfig(
@@ -98,11 +98,11 @@ def test_the_query_table_comes_back(test_set: TestSet, tmp_path: Path) -> None:
 
 
 def test_a_gallery_too_large_for_memory_is_streamed(test_set: TestSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = measure(test_set.features, config=MatchingConfig())
+    global_feature = measure(test_set.features, config=MatchingConfig())
     monkeypatch.setattr(module, "MEMORY_BYTES", 1000)
     streamed = measure(test_set.features, dataset=test_set.dataset, config=MatchingConfig())
-    np.testing.assert_allclose(streamed.result.metrics.per_query_ap, whole.result.metrics.per_query_ap)
-    assert len(streamed.result.breakdown) == len(whole.result.breakdown)
+    np.testing.assert_allclose(streamed.result.metrics.per_query_ap, global_feature.result.metrics.per_query_ap)
+    assert len(streamed.result.breakdown) == len(global_feature.result.breakdown)
     with pytest.raises(ConfigError, match=r"matching.rerank needs all features in memory"):
         measure(test_set.features, config=MatchingConfig(rerank=True))
 

@@ -32,7 +32,7 @@ def checkpoint(path: Path, **changes: object) -> Path:
     network = build_model(config, 4).eval()
     if isinstance(network, SGSFA):
         network.centre(
-            torch.randn(7, 8) / 10, torch.randn(network(torch.zeros(1, 3, HEIGHT, WIDTH)).whole.shape[1]) / 10
+            torch.randn(7, 8) / 10, torch.randn(network(torch.zeros(1, 3, HEIGHT, WIDTH)).global_feature.shape[1]) / 10
         )
     save_checkpoint(path, network, CheckpointMeta(config, 4, (0.1, 0.2, 0.3, 0.05, 0.1, 0.1, 0.1), trained_on="toy"))
     return path
@@ -43,9 +43,9 @@ def checkpoint(path: Path, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("changes", "flip"),
     [
-        ({"necks": True, "whole_dim": 8, "strip_pooling": "body"}, True),
+        ({"necks": True, "global_dim": 8, "strip_pooling": "body"}, True),
         ({}, False),
-        ({"kind": "baseline", "whole_dim": 0}, False),
+        ({"kind": "baseline", "global_dim": 0}, False),
     ],
     ids=["strong", "paper", "baseline"],
 )
@@ -62,11 +62,11 @@ def test_it_gives_what_extraction_writes(tmp_path: Path, changes: dict[str, Any]
     network = FeatureNetwork.load(file, ExtractConfig(device="cpu", flip=flip), World())
     for count in (1, 4):
         images = np.random.default_rng(count).integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8)
-        parts, whole, visibility = network._look(images)
+        parts, global_feature, visibility = network._look(images)
         given = dict(zip(names, session.run(None, {"images": images}), strict=True))
-        np.testing.assert_allclose(given["whole"], whole, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(given["global_feature"], global_feature, rtol=1e-4, atol=1e-5)
         if "kind" in changes:
-            assert names == ["whole"]
+            assert names == ["global_feature"]
             continue
         np.testing.assert_allclose(given["parts"], parts, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(given["visibility"], visibility, rtol=1e-4, atol=1e-6)
@@ -90,7 +90,7 @@ def test_a_model_that_computes_something_else_is_not_kept(tmp_path: Path, monkey
         return program(model, example)
 
     monkeypatch.setattr(export_module, "_program", spoilt)
-    file = checkpoint(tmp_path / "m.safetensors", kind="baseline", whole_dim=0)
+    file = checkpoint(tmp_path / "m.safetensors", kind="baseline", global_dim=0)
     with pytest.raises(WeightsError, match="computes another `whole`"):
         export(tmp_path / "m.onnx", file)
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
@@ -145,7 +145,7 @@ def test_a_network_that_cannot_be_expressed_is_told(tmp_path: Path, monkeypatch:
         raise NotImplementedError("no such operator: aten::frobnicate\nmany lines")
 
     monkeypatch.setattr(torch.onnx, "export", failing)
-    file = checkpoint(tmp_path / "m.safetensors", kind="baseline", whole_dim=0)
+    file = checkpoint(tmp_path / "m.safetensors", kind="baseline", global_dim=0)
     with pytest.raises(ConfigError, match=r"cannot be written as ONNX: no such operator: aten::frobnicate$"):
         export(tmp_path / "m.onnx", file)
     assert not (tmp_path / "m.onnx").exists()

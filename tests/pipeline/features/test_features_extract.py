@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.artifacts.lock import locked
 from pipeline.config import ExtractConfig, ModelConfig
 from pipeline.datasets.images import read_resized, write_image
 from pipeline.datasets.records import Dataset, Record
@@ -24,11 +23,12 @@ from pipeline.features import extract as extract_module
 from pipeline.features import network as network_module
 from pipeline.features.extract import embed, extract
 from pipeline.features.network import FeatureNetwork
-from pipeline.matching.featurefile import FeatureFile
+from pipeline.formats.features import FeatureFile
 from pipeline.model.network import build_model
 from pipeline.model.normalise import normalise
 from pipeline.model.weights import CheckpointMeta, save_checkpoint
 from pipeline.runtime.distributed import World
+from pipeline.store.lock import locked
 
 HEIGHT, WIDTH, COUNT, BATCH = 64, 32, 11, 4
 
@@ -83,7 +83,9 @@ def test_rows_are_what_the_network_says(tmp_path: Path, dataset: Dataset, checkp
     with torch.no_grad():
         views = [model(normalise(view)) for view in ((image, image.flip(2)) if flip else (image,))]
     np.testing.assert_allclose(features.parts[5], sum(v.parts() for v in views)[0] / len(views), atol=1e-4)
-    np.testing.assert_allclose(features.whole[5], sum(v.matched_whole for v in views)[0] / len(views), atol=1e-4)
+    np.testing.assert_allclose(
+        features.global_feature[5], sum(v.matched_global for v in views)[0] / len(views), atol=1e-4
+    )
     np.testing.assert_allclose(features.visibility[5], sum(v.visibility for v in views)[0] / len(views), atol=1e-5)
 
 
@@ -265,11 +267,11 @@ def test_images_that_can_be_read_again_get_their_rows(
 
 def test_an_unfinished_file_of_other_work_is_left_alone(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
     broken = dataset.path_of(dataset.records[0])
-    whole = broken.read_bytes()
+    global_feature = broken.read_bytes()
     broken.write_bytes(b"no image")
     with killed_once_written(COUNT - 4):
         run(tmp_path / "f.h5", dataset, checkpoint)
-    broken.write_bytes(whole)
+    broken.write_bytes(global_feature)
     partial = tmp_path / "f.h5.partial"
     before = partial.read_bytes()
     for records in (dataset.records[:3], dataset.records[1:]):
@@ -371,11 +373,11 @@ def test_an_unfinished_file_of_another_checkpoint_is_refused(
 
 
 def test_the_baseline_has_no_parts(tmp_path: Path, dataset: Dataset) -> None:
-    checkpoint = make_checkpoint(tmp_path / "b.safetensors", kind="baseline", whole_dim=12)
+    checkpoint = make_checkpoint(tmp_path / "b.safetensors", kind="baseline", global_dim=12)
     run(tmp_path / "f.h5", dataset, checkpoint)
     features = FeatureFile.open(tmp_path / "f.h5").load()
     assert features.parts.shape == (COUNT, 7, 0)
-    assert features.whole.shape == (COUNT, 12)
+    assert features.global_feature.shape == (COUNT, 12)
     assert not features.visible.any()
 
 

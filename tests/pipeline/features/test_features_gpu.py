@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.datasets.images import write_image
 from pipeline.datasets.records import Dataset, Record
-from pipeline.matching.featurefile import FeatureFile
+from pipeline.formats.features import FeatureFile
 from pipeline.model.weights import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -43,7 +43,7 @@ def test_features_are_those_of_the_cpu(tmp_path: Path, amp: str) -> None:
     report = run(tmp_path / "gpu.h5", dataset, checkpoint, device="cuda", amp=amp)
     assert torch.cuda.get_device_name() in report.device
     one, two = (FeatureFile.open(tmp_path / f"{name}.h5").load() for name in ("cpu", "gpu"))
-    for name in ("parts", "whole", "visibility"):
+    for name in ("parts", "global_feature", "visibility"):
         wanted, got = getattr(one, name), getattr(two, name)
         # A network that was never trained blows rounding up: bfloat16 differs by 0.2 on a CPU, TF32 less.
         assert np.linalg.norm(got - wanted) <= (0.06 if amp == "off" else 0.4) * np.linalg.norm(wanted), name

@@ -19,13 +19,11 @@ from PIL import Image
 from tiny_models import write_onnx, write_people
 from torch import Tensor
 
-from pipeline.artifacts import place
-from pipeline.artifacts.lock import locked
 from pipeline.config import MasksConfig
-from pipeline.datasets import maskfile
 from pipeline.datasets.images import read_resized
-from pipeline.datasets.maskfile import DONE, FAILED, MaskFile, MaskWriter
 from pipeline.errors import ArtifactError, ConfigError, DataError, DeviceError, FormatError, LockedError
+from pipeline.formats import masks as maskfile
+from pipeline.formats.masks import DONE, FAILED, MaskFile, MaskWriter
 from pipeline.masks import build
 from pipeline.masks.build import MaskReport, build_masks, partial_path
 from pipeline.masks.occupancy import area_average, quantise
@@ -33,8 +31,10 @@ from pipeline.parsing.files import sidecar_path
 from pipeline.parsing.labels import group_soft, load_grouping, load_label_set
 from pipeline.parsing.parser import ParserInfo, load_parser, parse_flipped
 from pipeline.runtime.progress import SILENT
+from pipeline.store import place
+from pipeline.store.lock import locked
 
-KEYS = ("parts", "whole", "quality", "done")
+KEYS = ("parts", "body", "quality", "done")
 People = tuple[Path, list[str]]
 
 
@@ -74,13 +74,13 @@ def test_masks_equal_those_made_by_hand(
         soft = parse_flipped(parser, image) if flip else parser.parse(image)
         if hard:
             soft = torch.stack([(soft.argmax(1) == label).float() for label in range(20)], dim=1)
-        parts, whole = group_soft(soft, lip, load_grouping("spreid", lip))
+        parts, body = group_soft(soft, lip, load_grouping("spreid", lip))
         row = file.index(name)
         # Another batch may round the last bit of a score the other way.
         assert np.abs(masks.parts[row].astype(int) - quantise(area_average(parts, (16, 8)))[0]).max() <= 1
-        assert np.abs(masks.whole[row].astype(int) - quantise(area_average(whole, (64, 32)))[0, 0]).max() <= 1
+        assert np.abs(masks.body[row].astype(int) - quantise(area_average(body, (64, 32)))[0, 0]).max() <= 1
         assert 0 <= masks.quality[row] <= 1
-    assert masks.whole.std() > 10
+    assert masks.body.std() > 10
 
 
 def test_the_order_and_repetition_of_names_do_not_matter(
@@ -109,11 +109,11 @@ def test_square_parsers_see_own_proportions(tmp_path: Path) -> None:
         top, left = (side - image.shape[0]) // 2, (side - image.shape[1]) // 2
         square[top : top + image.shape[0], left : left + image.shape[1]] = image
         square = np.array(Image.fromarray(square).resize((64, 64), Image.Resampling.BILINEAR))
-        _, whole = group_soft(parser.parse(square[None]), lip, load_grouping("spreid", lip))
+        _, body = group_soft(parser.parse(square[None]), lip, load_grouping("spreid", lip))
         area = np.array([[top, left, top + image.shape[0], left + image.shape[1]]]) / side
-        expected = quantise(area_average(whole, (64, 32), area))[0, 0].astype(int)
+        expected = quantise(area_average(body, (64, 32), area))[0, 0].astype(int)
         # Pillow and OpenCV interpolate a little differently.
-        assert np.abs(masks.whole[file.index(name)] - expected).mean() < 3
+        assert np.abs(masks.body[file.index(name)] - expected).mean() < 3
 
 
 # Bad images ------------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_bad_images_are_listed_and_disturb_no_other(tmp_path: Path, people: Peop
     run(tmp_path / "alone.h5", (root, good), tiny_parser, batch_size=4)
     alone = MaskFile.open(tmp_path / "alone.h5")
     for name in good:
-        mine, other = masks.whole[file.index(name)], alone.load().whole[alone.index(name)]
+        mine, other = masks.body[file.index(name)], alone.load().body[alone.index(name)]
         assert np.abs(mine.astype(int) - other).max() <= 1
 
 
@@ -215,7 +215,7 @@ def test_label_maps(tmp_path: Path, people: People) -> None:
     file = MaskFile.open(tmp_path / "masks.h5")
     row = file.index(names[7])
     ids = np.array(Image.open((tmp_path / "maps" / names[7]).with_suffix(".png")))
-    np.testing.assert_array_equal(file.load().whole[row], np.where(ids > 0, 255, 0))
+    np.testing.assert_array_equal(file.load().body[row], np.where(ids > 0, 255, 0))
     cells = np.isin(ids, (8, 18, 19)).reshape(16, 4, 8, 4).mean(axis=(1, 3))
     np.testing.assert_array_equal(file.load().parts[row, 3], np.floor(cells * 255 + 0.5))
     # A folder that comes with the data set gives the same.
@@ -312,7 +312,7 @@ def test_label_maps_of_an_own_set_in_own_parts(tmp_path: Path, people: People) -
     masks = file.load()
     for row, name in enumerate(file.names):
         ids = np.array(Image.open((tmp_path / "maps" / name).with_suffix(".png")))
-        np.testing.assert_array_equal(masks.whole[row], np.where((ids == 1) | (ids == 2), 255, 0))
+        np.testing.assert_array_equal(masks.body[row], np.where((ids == 1) | (ids == 2), 255, 0))
         cells = (ids >= 2).reshape(16, 4, 8, 4).mean(axis=(1, 3))
         np.testing.assert_array_equal(masks.parts[row, 2], np.floor(cells * 255 + 0.5))
         assert not masks.parts[row, [0, 1, 3]].any()
@@ -411,7 +411,7 @@ def test_damage_to_a_partial_file_is_repaired(
     with pytest.raises(KeyboardInterrupt):
         build_masks(out, root=root, names=names, config=config, progress=Interrupting(30))
     with h5py.File(partial_path(out), "r+") as file:
-        file["whole"][4, 3, 3] ^= 64
+        file["body"][4, 3, 3] ^= 64
     assert run(out, people, tiny_parser).resumed == 27
     assert same_arrays(out, undisturbed)
 

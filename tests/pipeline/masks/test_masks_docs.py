@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.config import MasksConfig
-from pipeline.datasets.maskfile import MaskFile
+from pipeline.formats.masks import MaskFile
 from pipeline.masks.build import build_masks
 from pipeline.parsing import parser as parser_module
 from pipeline.parsing.labels import load_grouping, load_label_set
@@ -38,7 +38,7 @@ def test_the_ten_lines_read_a_mask_file(
     assert list(found["names"]) == people[1]
     assert found["good"].all()
     assert found["parts"].shape == (40, 4, 16, 8)
-    assert 0 <= float(np.min(found["whole"])) < float(np.max(found["whole"])) <= 1
+    assert 0 <= float(np.min(found["body"])) < float(np.max(found["body"])) <= 1
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from pipeline.masks.occupancy import (
     area_average,
+    body_area,
     centroid_rows,
     confidence,
     part_area,
     plausibility,
     plausible_order,
     quantise,
-    whole_area,
 )
 
 sizes = st.integers(1, 24)
@@ -98,8 +98,8 @@ def test_confidence_counts_the_person_only() -> None:
     soft[0, :, 0, 0] = torch.tensor([0.1, 0.7, 0.2])
     soft[0, :, 0, 1] = torch.tensor([1.0, 0.0, 0.0])
     soft[1, 0] = 1
-    whole = 1 - soft[:, :1]
-    assert confidence(soft, whole).tolist() == pytest.approx([0.7, 0.0])
+    body = 1 - soft[:, :1]
+    assert confidence(soft, body).tolist() == pytest.approx([0.7, 0.0])
 
 
 def person(rows: dict[int, range], fill: int = 255) -> np.ndarray:
@@ -113,9 +113,9 @@ UPRIGHT = {0: range(1, 3), 1: range(3, 8), 2: range(8, 14), 3: range(14, 16)}
 
 
 def body(share: float) -> np.ndarray:
-    whole = np.zeros(2048, np.uint8)
-    whole[: round(2048 * share)] = 255
-    return whole.reshape(1, 64, 32)
+    body = np.zeros(2048, np.uint8)
+    body[: round(2048 * share)] = 255
+    return body.reshape(1, 64, 32)
 
 
 def test_centroids_and_areas() -> None:
@@ -124,7 +124,7 @@ def test_centroids_and_areas() -> None:
     assert heights[[0, 3]].tolist() == [1 / 16, 15 / 16]
     assert np.isnan(heights[1:3]).all()
     assert part_area(parts)[0].tolist() == [8 / 128, 0, 0, 8 / 128]
-    assert whole_area(body(0.5)).tolist() == [0.5]
+    assert body_area(body(0.5)).tolist() == [0.5]
 
 
 def test_order() -> None:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from tiny_models import write_people
 
-from pipeline.datasets.maskfile import DONE, FAILED, MaskFile, MaskMeta, MaskWriter
 from pipeline.errors import ConfigError, DataError, FormatError
+from pipeline.formats.masks import DONE, FAILED, MaskFile, MaskMeta, MaskWriter
 from pipeline.masks.export import BPBREID_CHANNELS, export_masks
 from pipeline.masks.inspect import describe_file, describe_image, resolve_name
 from pipeline.masks.preview import HEIGHT, PART_COLOURS, WIDTH, mask_sheet, overlay, spread_names
@@ -40,10 +40,10 @@ def draw(spans: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]:
 
 def write(path: Path, absent: tuple[str, ...] = ()) -> MaskFile:
     drawn = [draw(spans) for spans in (UPRIGHT, UPSIDE_DOWN, LEGS_ONLY, ((0, 0),) * 4)]
-    parts, whole = (np.stack([pair[index] for pair in drawn]) for index in (0, 1))
+    parts, body = (np.stack([pair[index] for pair in drawn]) for index in (0, 1))
     with MaskWriter.create(path, NAMES, meta(absent)) as writer:
         quality = np.array([0.9, 0.2, 0.5, 0], np.float32)
-        writer.write(0, parts, whole, quality, np.array([DONE, DONE, DONE, FAILED], np.uint8))
+        writer.write(0, parts, body, quality, np.array([DONE, DONE, DONE, FAILED], np.uint8))
         writer.finish()
     return MaskFile.open(path)
 
@@ -156,9 +156,9 @@ def test_the_sheet_shows_image_mask_and_parts(tmp_path: Path, file: MaskFile) ->
     sheet = mask_sheet(file, tmp_path, NAMES, columns=3)
     assert sheet.shape[1] == 8 + 3 * (3 * WIDTH + 3 * 8)
     assert sheet.dtype == np.uint8
-    whole = sheet[24 + 8 : 24 + 8 + HEIGHT, 8 + WIDTH + 8 : 8 + WIDTH + 8 + WIDTH]
-    expected = Image.fromarray(file.load().whole[0]).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)
-    np.testing.assert_array_equal(whole[:, :, 0], np.array(expected))
+    body = sheet[24 + 8 : 24 + 8 + HEIGHT, 8 + WIDTH + 8 : 8 + WIDTH + 8 + WIDTH]
+    expected = Image.fromarray(file.load().body[0]).resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(body[:, :, 0], np.array(expected))
 
 
 def test_sheets_that_cannot_be_drawn(tmp_path: Path, file: MaskFile) -> None:
@@ -184,7 +184,7 @@ def test_png_export(tmp_path: Path) -> None:
     report = export_masks(file, tmp_path / "out", "png")
     assert (report.images, report.left_out) == (3, 1)
     written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
-    assert written == sorted(f"{kind}/{name}.png" for kind in ("whole", "head", "upper", "lower") for name in NAMES[:3])
+    assert written == sorted(f"{kind}/{name}.png" for kind in ("body", "head", "upper", "lower") for name in NAMES[:3])
     np.testing.assert_array_equal(
         np.array(Image.open(tmp_path / "out/lower/cam1/0001.jpg.png")), file.load().parts[2, 2]
     )

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pipeline.errors import ConfigError, FormatError
+from pipeline.formats.features import FeatureFile, FeatureHeader, FeatureWriter
 from pipeline.matching.approximate import build_index, measure_recall
 from pipeline.matching.distance import PartSet, Rule, part_set
-from pipeline.matching.featurefile import FeatureFile, FeatureHeader, FeatureWriter
 from pipeline.matching.search import search
 
 pytest.importorskip("faiss", reason="the extra `faiss` is not installed")
@@ -63,19 +63,19 @@ def test_fewer_candidates_than_hits(gallery: FeatureFile) -> None:
     assert (found.rows[:, 0] == [0, 1]).all()
 
 
-@pytest.mark.parametrize("whole_dim", [0, 5])
-def test_other_rules_and_features(whole_dim: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("global_dim", [0, 5])
+def test_other_rules_and_features(global_dim: int, tmp_path: Path) -> None:
     """Without a whole body in the distance the lists are learned from all numbers; 61 is no multiple of 4."""
     rng = np.random.default_rng(1)
     count = 400
     names, nobody = [str(i) for i in range(count)], np.zeros(count)
-    header = FeatureHeader(names, nobody, nobody, ["gallery"] * count, 8, whole_dim, np.full(7, 0.1))
+    header = FeatureHeader(names, nobody, nobody, ["gallery"] * count, 8, global_dim, np.full(7, 0.1))
     parts = rng.normal(size=(count, 7, 8))
     # Equal images: the first ones are found.
     parts[200:] = parts[:200]
     visibility = np.full((count, 7), 0.5)
     with FeatureWriter.begin(tmp_path / "g.h5", header) as writer:
-        writer.append(parts, np.ones((count, whole_dim)), visibility)
+        writer.append(parts, np.ones((count, global_dim)), visibility)
         writer.finish()
     file = FeatureFile.open(tmp_path / "g.h5")
     query = part_set(file.at(np.arange(20)), file.thresholds)
@@ -86,10 +86,10 @@ def test_other_rules_and_features(whole_dim: int, tmp_path: Path) -> None:
 
 
 def test_lists_of_the_whole_body_are_looked_through_by_two_fifths_and_others_by_half(gallery: FeatureFile) -> None:
-    """Fewer probes were measured only where the whole-body feature decides the list."""
+    """Fewer probes were measured only where the global feature decides the list."""
     loaded = gallery.load().select(slice(0, 2))
     query = part_set(loaded, loaded.thresholds)
-    for rule, probes in ((Rule("shrunk"), 12), (Rule("mean"), 15), (Rule("shrunk", whole_term=False), 15)):
+    for rule, probes in ((Rule("shrunk"), 12), (Rule("mean"), 15), (Rule("shrunk", global_term=False), 15)):
         index = build_index(gallery, rule=rule, lists=30)
         index.search(query, 1)
         assert (index.probes, index.index.nprobe) == (probes, probes)
@@ -118,7 +118,7 @@ def test_rules_that_cannot_be_approximated(gallery: FeatureFile) -> None:
 @pytest.mark.parametrize("lengths", [(16, 8), (8, 12), (8, 0)])
 def test_features_of_another_checkpoint_are_refused(gallery: FeatureFile, rule: Any, lengths: tuple[int, int]) -> None:
     index = build_index(gallery, rule=Rule(rule), lists=4)
-    parts, whole = lengths
-    other = PartSet(torch.ones(2, 7, parts), torch.ones(2, whole), torch.ones(2, 7))
+    parts, global_feature = lengths
+    other = PartSet(torch.ones(2, 7, parts), torch.ones(2, global_feature), torch.ones(2, 7))
     with pytest.raises(FormatError, match="same checkpoint"):
         index.search(other, 5)

@@ -42,13 +42,13 @@ def between(a: np.ndarray, b: np.ndarray, metric: str) -> float:
 
 
 def literal(query: PartSet, gallery: PartSet, rule: Rule) -> np.ndarray:
-    qp, qw, qv = query.parts.numpy(), query.whole.numpy(), query.visible.double().numpy()
-    gp, gw, gv = gallery.parts.numpy(), gallery.whole.numpy(), gallery.visible.double().numpy()
-    has_whole = rule.whole_term and qw.shape[1] > 0
+    qp, qw, qv = query.parts.numpy(), query.global_feature.numpy(), query.visible.double().numpy()
+    gp, gw, gv = gallery.parts.numpy(), gallery.global_feature.numpy(), gallery.visible.double().numpy()
+    has_global = rule.global_term and qw.shape[1] > 0
     out = np.empty((len(qp), len(gp)))
     for i, j in itertools.product(range(len(qp)), range(len(gp))):
         d = [between(qp[i, k], gp[j, k], rule.metric) for k in range(qp.shape[1])]
-        d0 = between(qw[i], gw[j], rule.metric) if has_whole else NOTHING_SHARED
+        d0 = between(qw[i], gw[j], rule.metric) if has_global else NOTHING_SHARED
         o = [float(qv[i, k] * gv[j, k]) for k in range(qp.shape[1])]
         weighted = sum(a * b for a, b in zip(o, d, strict=True))
         if rule.name == "sum":
@@ -57,40 +57,44 @@ def literal(query: PartSet, gallery: PartSet, rule: Rule) -> np.ndarray:
             out[i, j] = sum(d) / len(d)
         elif rule.name == "query":
             out[i, j] = sum(a * b for a, b in zip(qv[i], d, strict=True)) if qv[i].sum() > 0 else d0
-        elif rule.name == "shrunk" and has_whole and rule.shrink > 0:
+        elif rule.name == "shrunk" and has_global and rule.shrink > 0:
             out[i, j] = (weighted + rule.shrink * d0) / (sum(o) + rule.shrink)
         else:
-            behind = 2.0 if has_whole and qp.shape[2] > 0 else 0.0
+            behind = 2.0 if has_global and qp.shape[2] > 0 else 0.0
             out[i, j] = weighted / sum(o) if sum(o) > 0 else d0 + behind
     return out
 
 
-def made_up(count: int, *, part_dim: int = 12, whole_dim: int = 9, soft: bool = False, seed: int = 0) -> PartSet:
+def made_up(count: int, *, part_dim: int = 12, global_dim: int = 9, soft: bool = False, seed: int = 0) -> PartSet:
     rng = np.random.default_rng(seed)
     parts = rng.normal(size=(count, 7, part_dim)).astype(np.float32) * rng.choice(
         [1e-3, 1, 1e3], size=(count, 7, 1)
     ).astype(np.float32)
-    whole = rng.normal(size=(count, whole_dim)).astype(np.float32)
+    global_feature = rng.normal(size=(count, global_dim)).astype(np.float32)
     visible = (rng.random((count, 7)) < 0.5).astype(np.float32)
     if soft:
         visible *= rng.random((count, 7), dtype=np.float32)
     visible[0] = 0
     visible[-1] = 1
     parts[1] = 0  # A zero feature has cosine 0 with everything.
-    whole[1] = 0
-    return PartSet(torch.from_numpy(parts), torch.from_numpy(whole), torch.from_numpy(visible))
+    global_feature[1] = 0
+    return PartSet(torch.from_numpy(parts), torch.from_numpy(global_feature), torch.from_numpy(visible))
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("soft", [False, True])
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("global_feature", [True, False])
 @pytest.mark.parametrize("name", RULES)
-def test_equals_the_double_precision_loop(name: Any, whole: bool, soft: bool, metric: Any) -> None:
+def test_equals_the_double_precision_loop(name: Any, global_feature: bool, soft: bool, metric: Any) -> None:
     query, gallery = made_up(9, soft=soft), made_up(17, soft=soft, seed=1)
     # The same image on both sides: rounding must not show near 0.
-    gallery.parts[5], gallery.whole[5], gallery.visible[5] = query.parts[4], query.whole[4], query.visible[4]
+    gallery.parts[5], gallery.global_feature[5], gallery.visible[5] = (
+        query.parts[4],
+        query.global_feature[4],
+        query.visible[4],
+    )
     for shrink in (1.0, 0.3, 0.0):
-        rule = Rule(name, shrink=shrink, whole_term=whole, metric=metric)
+        rule = Rule(name, shrink=shrink, global_term=global_feature, metric=metric)
         found = distance_matrix(query, gallery, rule=rule, rows=4).numpy()
         assert found.dtype == np.float32
         assert (found >= 0).all()
@@ -100,12 +104,12 @@ def test_equals_the_double_precision_loop(name: Any, whole: bool, soft: bool, me
 def test_the_mean_ranks_pairs_that_share_nothing_behind_all_others() -> None:
     generator = torch.Generator().manual_seed(0)
     # The whole bodies are much alike, the shared part is not at all: d0 alone would put the stranger first.
-    whole = torch.ones(3, 8) + 0.01 * torch.randn(3, 8, generator=generator)
+    global_feature = torch.ones(3, 8) + 0.01 * torch.randn(3, 8, generator=generator)
     parts = torch.zeros(3, 7, 4)
     parts[0, 0], parts[1, 0] = torch.tensor([1.0, 0, 0, 0]), torch.tensor([-1.0, 0, 0, 0])
     visible = torch.zeros(3, 7)
     visible[0, 0] = visible[1, 0] = visible[2, 1] = 1
-    sides = [PartSet(parts[rows], whole[rows], visible[rows]) for rows in (slice(0, 1), slice(1, 3))]
+    sides = [PartSet(parts[rows], global_feature[rows], visible[rows]) for rows in (slice(0, 1), slice(1, 3))]
     found = distance_matrix(*sides, rule=Rule("mean"))
     assert found[0, 0].item() == pytest.approx(2.0)
     assert found[0, 1].item() > found[0, 0].item()
@@ -114,7 +118,7 @@ def test_the_mean_ranks_pairs_that_share_nothing_behind_all_others() -> None:
 @pytest.mark.parametrize("name", ["shrunk", "mean", "query"])
 def test_nothing_shared_ranks_last_without_the_whole_term(name: Any) -> None:
     query, gallery = made_up(6), made_up(30, seed=2)
-    found = distance_matrix(query, gallery, rule=Rule(name, whole_term=False)).numpy()
+    found = distance_matrix(query, gallery, rule=Rule(name, global_term=False)).numpy()
     shared = (query.visible @ gallery.visible.T).numpy() > 0
     if name == "query":
         shared = np.broadcast_to((query.visible.sum(dim=1) > 0).numpy()[:, None], shared.shape)
@@ -131,22 +135,22 @@ def test_the_letter_of_the_equation_collapses() -> None:
     gallery.visible[1] = 1
     ids = ([1], [2, 1], [0], [1, 1])
     assert rank_metrics(distance_matrix(query, gallery, rule=Rule("sum")), *ids).rank(1) == 0
-    assert rank_metrics(distance_matrix(query, gallery, rule=Rule("mean", whole_term=False)), *ids).rank(1) == 1
+    assert rank_metrics(distance_matrix(query, gallery, rule=Rule("mean", global_term=False)), *ids).rank(1) == 1
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_model_without_parts_is_compared_by_the_whole_body(name: Any) -> None:
     query, gallery = made_up(5, part_dim=0), made_up(8, part_dim=0, seed=1)
-    expected = [[between(a, b, "cosine") for b in gallery.whole.numpy()] for a in query.whole.numpy()]
+    expected = [[between(a, b, "cosine") for b in gallery.global_feature.numpy()] for a in query.global_feature.numpy()]
     found = distance_matrix(query, gallery, rule=Rule(name)).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
     with pytest.raises(FormatError, match="nothing to compare"):
-        distance_matrix(query, gallery, rule=Rule(name, whole_term=False))
+        distance_matrix(query, gallery, rule=Rule(name, global_term=False))
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_a_model_without_whole_body_feature(name: Any) -> None:
-    query, gallery = made_up(5, whole_dim=0), made_up(8, whole_dim=0, seed=1)
+    query, gallery = made_up(5, global_dim=0), made_up(8, global_dim=0, seed=1)
     np.testing.assert_allclose(
         distance_matrix(query, gallery, rule=Rule(name)), literal(query, gallery, Rule(name)), atol=1e-5
     )
@@ -200,9 +204,9 @@ def test_part_distances_explain_a_pair() -> None:
                     between(query.parts[i, k].numpy(), gallery.parts[j, k].numpy(), metric), abs=1e-6
                 )
             assert found[i, j, 7] == pytest.approx(
-                between(query.whole[i].numpy(), gallery.whole[j].numpy(), metric), abs=1e-6
+                between(query.global_feature[i].numpy(), gallery.global_feature[j].numpy(), metric), abs=1e-6
             )
-    assert part_distances(made_up(2, whole_dim=0), made_up(2, whole_dim=0))[..., 7].isnan().all()
+    assert part_distances(made_up(2, global_dim=0), made_up(2, global_dim=0))[..., 7].isnan().all()
 
 
 def test_visibility_weights() -> None:
@@ -258,7 +262,7 @@ class TestOtherProjects:
         self, arrays: dict[str, torch.Tensor], expected: dict[str, np.ndarray], metric: Any
     ) -> None:
         query, gallery = self.sides(arrays, "vis")
-        found = distance_matrix(query, gallery, rule=Rule("mean", whole_term=False, metric=metric)).numpy()
+        found = distance_matrix(query, gallery, rule=Rule("mean", global_term=False, metric=metric)).numpy()
         want = expected[f"bpbreid_bool_{metric}"]
         shared = (query.visible @ gallery.visible.T).numpy() > 0
         np.testing.assert_allclose(found[shared], want[shared], atol=1e-5)

@@ -30,9 +30,9 @@ def made_up(count: int, seed: int, num_ids: int = 12) -> PartSet:
     ids = np.arange(count) % num_ids
     centres = np.random.default_rng(99).normal(size=(num_ids, 7, 10))
     parts = centres[ids] + 0.9 * rng.normal(size=(count, 7, 10))
-    whole = centres[ids].sum(axis=1) + rng.normal(size=(count, 10))
+    global_feature = centres[ids].sum(axis=1) + rng.normal(size=(count, 10))
     visible = rng.random((count, 7)) < 0.7
-    return PartSet(*(torch.from_numpy(a.astype(np.float32)) for a in (parts, whole, visible)))
+    return PartSet(*(torch.from_numpy(a.astype(np.float32)) for a in (parts, global_feature, visible)))
 
 
 def dense(distance: np.ndarray, num_query: int, k1: int, k2: int, lam: float) -> np.ndarray:
@@ -82,16 +82,18 @@ def test_reproduces_the_vector(vector: tuple[dict[str, np.ndarray], dict[str, An
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-@pytest.mark.parametrize(("name", "whole"), [("shrunk", True), ("mean", True), ("mean", False), ("all", True)])
+@pytest.mark.parametrize(("name", "global_feature"), [("shrunk", True), ("mean", True), ("mean", False), ("all", True)])
 @pytest.mark.parametrize(("k1", "k2"), [(6, 3), (5, 1), (3, 8), (500, 6)])
 def test_shared_part_distance_equals_the_dense_algorithm(
-    name: Any, whole: bool, metric: Any, k1: int, k2: int, monkeypatch: pytest.MonkeyPatch
+    name: Any, global_feature: bool, metric: Any, k1: int, k2: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Small tiles, so that neighbours come together from many blocks.
     monkeypatch.setattr(rerank, "_BLOCK_NUMBERS", 64)
     query, gallery = made_up(14, 1), made_up(50, 2)
-    rule = Rule(name, whole_term=whole, metric=metric)
-    both = PartSet(*(torch.cat([getattr(query, f), getattr(gallery, f)]) for f in ("parts", "whole", "visible")))
+    rule = Rule(name, global_term=global_feature, metric=metric)
+    both = PartSet(
+        *(torch.cat([getattr(query, f), getattr(gallery, f)]) for f in ("parts", "global_feature", "visible"))
+    )
     distance = distance_matrix(both, both, rule=rule).double().numpy()
     expected = dense(distance**2 if metric == "euclidean" else distance, 14, k1, k2, 0.3)
     found = k_reciprocal(query, gallery, rule=rule, k1=k1, k2=k2)
@@ -100,7 +102,7 @@ def test_shared_part_distance_equals_the_dense_algorithm(
 
 def test_more_equal_images_than_neighbours() -> None:
     same = made_up(1, 3)
-    many = PartSet(*(t.expand(30, *t.shape[1:]).contiguous() for t in (same.parts, same.whole, same.visible)))
+    many = PartSet(*(t.expand(30, *t.shape[1:]).contiguous() for t in (same.parts, same.global_feature, same.visible)))
     found = k_reciprocal(many[:5], many[5:], k1=4, k2=2)
     assert np.isfinite(found).all()
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pipeline.errors import DataError, FormatError
+from pipeline.formats.features import FeatureFile, FeatureHeader, FeatureWriter
 from pipeline.matching import search as module
 from pipeline.matching.distance import PartSet, Rule, distance_matrix, part_set
-from pipeline.matching.featurefile import FeatureFile, FeatureHeader, FeatureWriter
 from pipeline.matching.metrics import rank_metrics
 from pipeline.matching.search import rank_on_disk, search
 
@@ -29,7 +29,7 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> FeatureFile:
         camids=rng.integers(0, 4, count),
         splits=["query"] * NUM_QUERY + ["gallery"] * NUM_GALLERY,
         part_dim=8,
-        whole_dim=5,
+        global_dim=5,
         thresholds=np.full(7, 0.4),
     )
     with FeatureWriter.begin(path, header) as writer:
@@ -38,9 +38,9 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> FeatureFile:
         parts[100:140] = parts[100]
         visibility = rng.random((count, 7))
         visibility[100:140] = visibility[100]
-        whole = rng.normal(size=(count, 5))
-        whole[100:140] = whole[100]
-        writer.append(parts, whole, visibility)
+        global_feature = rng.normal(size=(count, 5))
+        global_feature[100:140] = global_feature[100]
+        writer.append(parts, global_feature, visibility)
         writer.finish()
     return FeatureFile.open(path)
 
@@ -52,8 +52,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sides(file: FeatureFile, kind: Any = "hard") -> tuple[PartSet, PartSet]:
     loaded = file.load()
-    whole = part_set(loaded, loaded.thresholds, kind)
-    return whole[:NUM_QUERY], whole[NUM_QUERY:]
+    global_feature = part_set(loaded, loaded.thresholds, kind)
+    return global_feature[:NUM_QUERY], global_feature[NUM_QUERY:]
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -63,14 +63,14 @@ def sides(file: FeatureFile, kind: Any = "hard") -> tuple[PartSet, PartSet]:
     [
         Rule("shrunk"),
         Rule("mean"),
-        Rule("mean", whole_term=False),
+        Rule("mean", global_term=False),
         Rule("query"),
         Rule("sum"),
         # Many products a block: none may write over another.
         Rule("shrunk", metric="euclidean"),
         Rule("mean", metric="euclidean"),
     ],
-    ids=lambda rule: f"{rule.name}-{rule.metric}-{rule.whole_term}",
+    ids=lambda rule: f"{rule.name}-{rule.metric}-{rule.global_term}",
 )
 @pytest.mark.parametrize("k", [1, 10, 400])
 def test_top_k_from_disk_equals_memory(gallery: FeatureFile, rule: Rule, kind: Any, k: int) -> None:

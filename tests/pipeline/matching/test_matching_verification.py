@@ -57,15 +57,15 @@ def test_equals_the_definition(seed: int, levels: int, size: int) -> None:
         with pytest.raises(DataError):
             verification(distances, qp, gp, qc, gc)
         return
-    whole = verification(distances, qp, gp, qc, gc, rates=rates)
-    np.testing.assert_allclose(whole.true_positive_rates, literal_rates(genuine, impostors, rates))
+    global_feature = verification(distances, qp, gp, qc, gc, rates=rates)
+    np.testing.assert_allclose(global_feature.true_positive_rates, literal_rates(genuine, impostors, rates))
     wins = np.mean([(a < b) + (a == b) / 2 for a in genuine for b in impostors])
-    assert whole.auc == pytest.approx(wins)
+    assert global_feature.auc == pytest.approx(wins)
     stream = VerificationStream(Relatives.of(qp, gp, qc, gc), rates)
     for start in range(0, q, size):
         stream.update(distances[start : start + size])
     streamed = stream.compute()
-    assert streamed.true_positive_rates == whole.true_positive_rates
+    assert streamed.true_positive_rates == global_feature.true_positive_rates
     assert streamed.auc is None
 
 

@@ -77,8 +77,8 @@ def test_shared_part_distance_is_the_mean_over_parts_that_both_show(seed: int) -
 
 
 def test_mask_loss_is_the_sum_of_five_mean_cross_entropies() -> None:
-    whole_logits, part_logits = draw(1, 3, 1, 64, 32), draw(2, 3, 4, 16, 8)
-    whole, parts = torch.sigmoid(draw(3, 3, 1, 64, 32)), torch.sigmoid(draw(4, 3, 4, 16, 8))
+    body_mask_logits, part_logits = draw(1, 3, 1, 64, 32), draw(2, 3, 4, 16, 8)
+    global_feature, parts = torch.sigmoid(draw(3, 3, 1, 64, 32)), torch.sigmoid(draw(4, 3, 4, 16, 8))
     has = torch.tensor([True, False, True])
 
     def bce(logits: Tensor, target: Tensor) -> float:
@@ -86,9 +86,10 @@ def test_mask_loss_is_the_sum_of_five_mean_cross_entropies() -> None:
         return float(-(target * p.log() + (1 - target) * (1 - p).log()).mean())
 
     expected = sum(
-        bce(whole_logits[i], whole[i]) + sum(bce(part_logits[i, k], parts[i, k]) for k in range(4)) for i in (0, 2)
+        bce(body_mask_logits[i], global_feature[i]) + sum(bce(part_logits[i, k], parts[i, k]) for k in range(4))
+        for i in (0, 2)
     )
-    found = losses.mask_loss(whole_logits, part_logits, whole, parts, has)
+    found = losses.mask_loss(body_mask_logits, part_logits, global_feature, parts, has)
     assert found.item() == pytest.approx(expected / 2, rel=1e-5)
 
 
@@ -98,8 +99,8 @@ def test_a_part_that_the_masks_cannot_tell_of_has_no_term_and_no_gradient() -> N
     parts[:, 3] = 0
     has, given = torch.tensor([True, False, True]), torch.tensor([True, True, True, False])
     found = losses.mask_loss(None, part_logits, torch.zeros(3, 1, 64, 32), parts, has, given)
-    whole = torch.zeros(3, 1, 64, 32)
-    three = sum(losses.mask_loss(None, part_logits[:, [k]], whole, parts[:, [k]], has) for k in range(3))
+    global_feature = torch.zeros(3, 1, 64, 32)
+    three = sum(losses.mask_loss(None, part_logits[:, [k]], global_feature, parts[:, [k]], has) for k in range(3))
     torch.testing.assert_close(found, three)
     found.backward()
     assert (part_logits.grad[:, 3] == 0).all()
@@ -112,10 +113,10 @@ def run(model: ModelConfig, loss: LossConfig, *, has_mask: bool = True, empty: b
     torch.manual_seed(0)
     network = build_model(model, 4).train()
     pids = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-    whole = torch.zeros(8, 1, 64, 32) if empty else torch.rand(8, 1, 64, 32)
+    global_feature = torch.zeros(8, 1, 64, 32) if empty else torch.rand(8, 1, 64, 32)
     parts = torch.zeros(8, 4, 16, 8) if empty else torch.rand(8, 4, 16, 8)
     output = network(torch.randn(8, 3, 64, 32))
-    return losses.total_loss(output, pids, whole, parts, torch.full((8,), has_mask), loss)
+    return losses.total_loss(output, pids, global_feature, parts, torch.full((8,), has_mask), loss)
 
 
 SMALL = {"backbone": "mobilenet_v2", "height": 64, "width": 32, "part_dim": 16}
@@ -126,9 +127,9 @@ SMALL = {"backbone": "mobilenet_v2", "height": 64, "width": 32, "part_dim": 16}
 def test_the_total_is_equation_11_and_always_finite(triplet_on: str, has_mask: bool, empty: bool) -> None:
     config = LossConfig.model_validate({"triplet_on": triplet_on, "balance": 0.7, "mask_weight": 0.5})
     parts = run(
-        ModelConfig.model_validate({**SMALL, "whole_dim": 8, "necks": True}), config, has_mask=has_mask, empty=empty
+        ModelConfig.model_validate({**SMALL, "global_dim": 8, "necks": True}), config, has_mask=has_mask, empty=empty
     )
-    expected = 0.7 * (parts.triplet + 0.5 * parts.masks) + 0.3 * parts.identity + parts.whole
+    expected = 0.7 * (parts.triplet + 0.5 * parts.masks) + 0.3 * parts.identity + parts.global_feature
     torch.testing.assert_close(parts.total, expected)
     assert torch.isfinite(parts.stacked()).all()
     if not has_mask:
@@ -138,7 +139,7 @@ def test_the_total_is_equation_11_and_always_finite(triplet_on: str, has_mask: b
 
 def test_the_baseline_trains_its_one_feature_only() -> None:
     parts = run(ModelConfig.model_validate({**SMALL, "kind": "baseline"}), LossConfig())
-    assert parts.total.item() == parts.whole.item() > 0
+    assert parts.total.item() == parts.global_feature.item() > 0
     assert parts.masks.item() == parts.identity.item() == parts.triplet.item() == 0
 
 

@@ -10,12 +10,12 @@ from torch import nn
 
 from pipeline.config import LossConfig, ModelConfig
 from pipeline.errors import ConfigError, WeightsError
-from pipeline.model.attention import LocalAttention, PartEmbeddings, WholeBodyAttention, masked_mean
+from pipeline.model.attention import BodyAttention, LocalAttention, PartEmbeddings, masked_mean
 from pipeline.model.backbone import build_backbone
 from pipeline.model.losses import total_loss
 from pipeline.model.network import SGSFA, Baseline, Head, MaskedBatchNorm1d, build_model
 
-STRONG = {"whole_dim": 256, "necks": True}
+STRONG = {"global_dim": 256, "necks": True}
 
 
 def tiny(**options: object) -> ModelConfig:
@@ -90,14 +90,14 @@ def test_an_unknown_backbone_is_refused_with_the_nearest_name() -> None:
 def test_shapes_of_the_paper() -> None:
     network = build_model(ModelConfig(backbone="resnet50"), 5).train()
     output = network(torch.randn(2, 3, 256, 128))
-    assert output.whole_mask_logits is not None
-    assert output.whole_mask_logits.shape == (2, 1, 64, 32)
+    assert output.body_mask_logits is not None
+    assert output.body_mask_logits.shape == (2, 1, 64, 32)
     assert output.part_mask_logits is not None
     assert output.part_mask_logits.shape == (2, 4, 16, 8)
     assert output.semantic.shape == (2, 4, 256)
     assert output.spatial.shape == (2, 5, 256)
     assert output.parts().shape == (2, 7, 256)
-    assert output.whole.shape == (2, 2048)
+    assert output.global_feature.shape == (2, 2048)
     assert output.visibility.shape == (2, 7)
     assert output.logits is not None
     assert output.logits.spatial is not None
@@ -106,7 +106,7 @@ def test_shapes_of_the_paper() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, STRONG, {"whole_attention": False}, {"pooling": "average"}, {"body_height": "head"}, {"kind": "baseline"}],
+    [{}, STRONG, {"body_attention": False}, {"pooling": "average"}, {"body_height": "head"}, {"kind": "baseline"}],
 )
 def test_gradients_reach_every_parameter(options: dict[str, object]) -> None:
     torch.manual_seed(0)
@@ -191,7 +191,7 @@ def test_logits_are_made_in_training_only() -> None:
     trained = network.train()(images).logits
     assert trained is not None
     assert trained.semantic is not None
-    assert trained.whole is not None
+    assert trained.global_feature is not None
 
 
 def test_the_baseline_shows_no_part() -> None:
@@ -199,25 +199,25 @@ def test_the_baseline_shows_no_part() -> None:
     assert isinstance(network, Baseline)
     output = network(torch.randn(2, 3, 64, 32))
     assert (output.visibility == 0).all()
-    assert output.matched_whole.shape == (2, 1280)
+    assert output.matched_global.shape == (2, 1280)
 
 
 def test_attention_multiplies_features_by_mask_and_channel_weights() -> None:
     torch.manual_seed(0)
-    attention = WholeBodyAttention(256, 8).eval()
+    attention = BodyAttention(256, 8).eval()
     features = torch.randn(2, 256, 6, 4)
     masked, logits = attention(features)
     weights = torch.sigmoid(attention.channel(features.mean((2, 3), keepdim=True)))
     torch.testing.assert_close(masked, features * torch.sigmoid(logits) * weights)
     assert attention.spatial[0].weight.shape[:2] == (32, 256), "gamma = 8"
     assert attention.scale == pytest.approx(2048 / 288), "logits move as far as those of 2,048 inputs would"
-    assert WholeBodyAttention(24, 8).spatial[0].weight.shape[0] == 16, "narrow backbones keep 16"
+    assert BodyAttention(24, 8).spatial[0].weight.shape[0] == 16, "narrow backbones keep 16"
     assert LocalAttention(16, 2).shared[0].weight.shape[:2] == (8, 16), "gamma_1 = 2"
 
 
 def test_the_whole_body_mask_is_taught_by_masks_alone() -> None:
     torch.manual_seed(0)
-    attention = WholeBodyAttention(24, 8)
+    attention = BodyAttention(24, 8)
     masked, logits = attention(torch.randn(2, 24, 8, 4))
     masked.sum().backward(retain_graph=True)
     assert attention.mask.weight.grad is None
@@ -229,14 +229,14 @@ def test_the_whole_body_mask_is_taught_by_masks_alone() -> None:
 
 def test_the_whole_body_mask_starts_near_one_half() -> None:
     network = build_model(tiny(), 3).eval()
-    logits = network(torch.randn(2, 3, 64, 32)).whole_mask_logits
+    logits = network(torch.randn(2, 3, 64, 32)).body_mask_logits
     assert logits is not None
     assert (torch.sigmoid(logits) - 0.5).abs().max() < 0.2
 
 
 def test_the_whole_body_mask_looks_further_than_a_shirt() -> None:
     torch.manual_seed(0)
-    attention = WholeBodyAttention(24, 8).eval()
+    attention = BodyAttention(24, 8).eval()
     features = torch.randn(1, 24, 64, 32, requires_grad=True)
     _, logits = attention(features)
     logits[0, 0, 32, 16].backward()

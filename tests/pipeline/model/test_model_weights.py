@@ -203,13 +203,13 @@ def test_imagenet_weights_are_packed_without_classifier_and_counters(tmp_path: P
 
 
 def test_a_checkpoint_whose_whole_body_mask_had_another_scale_is_refused(checkpoint: Path) -> None:
-    rewrite(checkpoint, without=frozenset({"whole_attention.mask.weight"}), format=3)
-    with pytest.raises(WeightsError, match=r"format 3.*needs 'whole_attention\.mask\.weight' now"):
+    rewrite(checkpoint, without=frozenset({"body_attention.mask.weight"}), format=3)
+    with pytest.raises(WeightsError, match=r"format 3.*needs 'body_attention\.mask\.weight' now"):
         weights.load_checkpoint(checkpoint)
 
 
 def test_checkpoints_of_format_2(checkpoint: Path) -> None:
-    rewrite(checkpoint, without=frozenset({"part_centres", "whole_centre"}), format=2)
+    rewrite(checkpoint, without=frozenset({"part_centres", "global_centre"}), format=2)
     with pytest.raises(WeightsError, match=r"format 2.*needs 'part_centres' now") as caught:
         weights.load_checkpoint(checkpoint)
     assert "train it anew" in str(caught.value.hint)
@@ -221,14 +221,14 @@ def test_checkpoints_of_format_2(checkpoint: Path) -> None:
     before, after = safetensors.torch.load_file(checkpoint), other.state_dict()
     assert torch.equal(before["local_attention.heads.weight"], after["local_attention.heads.weight"])
     assert not torch.equal(before[classifier], after[classifier])  # it does not say whom it knows
-    # Those that lack what the whole-body mask is drawn from are refused in either case.
-    view = frozenset(name for name in before if name.startswith("whole_attention.spatial.3"))
+    # Those that lack what the body mask is drawn from are refused in either case.
+    view = frozenset(name for name in before if name.startswith("body_attention.spatial.3"))
     assert view
     rewrite(checkpoint, without=view, format=2)
-    with pytest.raises(WeightsError, match=r"needs 'whole_attention\.spatial\.3"):
+    with pytest.raises(WeightsError, match=r"needs 'body_attention\.spatial\.3"):
         weights.start_from(checkpoint, other, weights.CheckpointMeta(SMALL, 3, (), "rendered"))
-    # A network that has necks and no whole-body attention lacks nothing.
-    necked = SMALL.model_copy(update={"necks": True, "whole_dim": 8, "whole_attention": False})
+    # A network that has necks and no body attention lacks nothing.
+    necked = SMALL.model_copy(update={"necks": True, "global_dim": 8, "body_attention": False})
     model = build_model(necked, 3)
     assert not any("centre" in name for name in model.state_dict())
     meta = weights.CheckpointMeta(necked, 3, (0.1,) * 7, format=2)

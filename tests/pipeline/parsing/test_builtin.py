@@ -91,8 +91,8 @@ def test_half_precision_gives_the_same_masks() -> None:
 
 def test_a_drawn_person_has_the_head_above_the_shoes(parser: BuiltinParser) -> None:
     label_set = parser.info.label_set
-    parts, whole = group_soft(parser.parse(figure()[None]), label_set, load_grouping("spreid", label_set))
-    assert 0.12 < float(whole.mean()) < 0.75
+    parts, body = group_soft(parser.parse(figure()[None]), label_set, load_grouping("spreid", label_set))
+    assert 0.12 < float(body.mean()) < 0.75
     rows = torch.arange(64.0).view(1, 64, 1)
     centres = (parts[0] * rows).sum((1, 2)) / parts[0].sum((1, 2))
     assert centres[0] < centres[1] < centres[2] < centres[3]

@@ -11,7 +11,7 @@ from test_builtin import figure
 
 from pipeline.config import MasksConfig
 from pipeline.datasets.images import write_image
-from pipeline.datasets.maskfile import MaskFile
+from pipeline.formats.masks import MaskFile
 from pipeline.masks.build import build_masks
 from pipeline.parsing.builtin import load_builtin
 from pipeline.parsing.schp import SchpNet
@@ -49,5 +49,5 @@ def test_a_mask_file_is_that_of_the_cpu(tmp_path: Path) -> None:
         report = build_masks(tmp_path / f"{device}.h5", root=tmp_path, names=names, config=MasksConfig(device=device))
         assert report.done == 40
     one, two = (MaskFile.open(tmp_path / f"{device}.h5").load() for device in ("cpu", "cuda"))
-    assert np.abs(one.whole.astype(int) - two.whole).mean() < 3
+    assert np.abs(one.body.astype(int) - two.body).mean() < 3
     assert np.abs(one.parts.astype(int) - two.parts).mean() < 3

@@ -133,8 +133,8 @@ def test_faulty_maps_are_refused_with_the_reason(tmp_path: Path) -> None:
     Image.fromarray(colours).save(tmp_path / "0003.png")
     with pytest.raises(FormatError, match="colour picture"):
         maps.read("0003.jpg")
-    whole = (tmp_path / "0003.png").read_bytes()
-    for content in (b"", b"text", whole[: len(whole) // 2]):
+    body = (tmp_path / "0003.png").read_bytes()
+    for content in (b"", b"text", body[: len(body) // 2]):
         (tmp_path / "0003.png").write_bytes(content)
         with pytest.raises(FormatError, match="cannot be read"):
             maps.read("0003.jpg")
@@ -161,7 +161,7 @@ def test_faulty_maps_are_refused_with_the_reason(tmp_path: Path) -> None:
     # A picture whose header claims 40,000 x 40,000 pixels.
     header = b"IHDR" + (40_000).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
     chunk = (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
-    (tmp_path / "0003.png").write_bytes(whole[:8] + chunk + whole[33:])
+    (tmp_path / "0003.png").write_bytes(body[:8] + chunk + body[33:])
     with pytest.raises(FormatError, match="cannot be read"):
         maps.read("0003.jpg")
 

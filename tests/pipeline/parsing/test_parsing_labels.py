@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.datasets import maskfile
 from pipeline.errors import ConfigError
+from pipeline.formats import masks as maskfile
 from pipeline.parsing.labels import (
     PART_NAMES,
     Grouping,
@@ -59,9 +59,9 @@ def test_sets_match_the_reference_table(name: str, shared: Path) -> None:
     if "flip_pairs" in reference:
         assert {frozenset(pair) for pair in label_set.flip_pairs} == {frozenset(p) for p in reference["flip_pairs"]}
     if "foreground" in reference:
-        assert list(label_set.whole) == reference["foreground"]
+        assert list(label_set.body) == reference["foreground"]
     for index in reference.get("other_foreground", []):
-        assert index in label_set.whole
+        assert index in label_set.body
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -88,7 +88,7 @@ def test_groupings_of_lip() -> None:
     assert grouping_names(lip) == ("spreid", "ssp")
     assert as_sets(load_grouping("spreid", lip)) == LIP
     assert as_sets(load_grouping("ssp", lip)) == SSP
-    assert load_grouping("ssp", lip).whole == tuple(range(1, 20))
+    assert load_grouping("ssp", lip).body == tuple(range(1, 20))
 
 
 def test_parts_that_a_set_cannot_give_are_named() -> None:
@@ -97,7 +97,7 @@ def test_parts_that_a_set_cannot_give_are_named() -> None:
     assert load_grouping("spreid", load_label_set("lip-20")).absent == ()
 
 
-def literal_groups(soft: torch.Tensor, parts: list[set[int]], whole: set[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def literal_groups(soft: torch.Tensor, parts: list[set[int]], body: set[int]) -> tuple[torch.Tensor, torch.Tensor]:
     batch, classes, height, width = soft.shape
     grouped = torch.zeros(batch, len(parts), height, width)
     body = torch.zeros(batch, 1, height, width)
@@ -109,7 +109,7 @@ def literal_groups(soft: torch.Tensor, parts: list[set[int]], whole: set[int]) -
                     for part, ids in enumerate(parts):
                         if label in ids:
                             grouped[image, part, row, column] += value
-                    if label in whole:
+                    if label in body:
                         body[image, 0, row, column] += value
     return grouped, body
 
@@ -117,10 +117,10 @@ def literal_groups(soft: torch.Tensor, parts: list[set[int]], whole: set[int]) -
 def test_group_soft_equals_the_literal_sum() -> None:
     lip = load_label_set("lip-20")
     soft = torch.rand(2, 20, 3, 2, generator=torch.Generator().manual_seed(0)).softmax(1)
-    parts, whole = group_soft(soft, lip, load_grouping("spreid", lip))
-    expected_parts, expected_whole = literal_groups(soft, [LIP[name] for name in PART_NAMES], set(range(1, 20)))
+    parts, body = group_soft(soft, lip, load_grouping("spreid", lip))
+    expected_parts, expected_body = literal_groups(soft, [LIP[name] for name in PART_NAMES], set(range(1, 20)))
     torch.testing.assert_close(parts, expected_parts)
-    torch.testing.assert_close(whole, expected_whole)
+    torch.testing.assert_close(body, expected_body)
 
 
 @pytest.mark.parametrize("name", [name for name in SETS if name != "pifpaf-36"])
@@ -128,11 +128,11 @@ def test_group_soft_equals_the_literal_sum() -> None:
 def test_occupancy_is_conserved(name: str, seed: int) -> None:
     label_set = load_label_set(name)
     soft = torch.rand(1, label_set.count, 4, 3, generator=torch.Generator().manual_seed(seed)).mul(4).softmax(1)
-    parts, whole = group_soft(soft, label_set, load_grouping("spreid", label_set))
+    parts, body = group_soft(soft, label_set, load_grouping("spreid", label_set))
     # Nothing is counted twice, and what is in no part and not background is other foreground.
-    assert float((parts.sum(1) - whole[:, 0]).max()) < 1e-5
-    outside = soft[:, [index for index in range(label_set.count) if index not in label_set.whole]].sum(1)
-    torch.testing.assert_close(whole[:, 0] + outside, torch.ones(1, 4, 3))
+    assert float((parts.sum(1) - body[:, 0]).max()) < 1e-5
+    outside = soft[:, [index for index in range(label_set.count) if index not in label_set.body]].sum(1)
+    torch.testing.assert_close(body[:, 0] + outside, torch.ones(1, 4, 3))
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -143,20 +143,20 @@ def test_grouping_does_not_care_about_mirrors(name: str, seed: int) -> None:
     soft = torch.rand(1, label_set.count, 3, 3, generator=torch.Generator().manual_seed(seed))
     soft = soft if label_set.kind == "fields" else soft.softmax(1)
     grouping = load_grouping("spreid", label_set)
-    parts, whole = group_soft(soft, label_set, grouping)
-    swapped_parts, swapped_whole = group_soft(soft[:, list(label_set.flipped())], label_set, grouping)
+    parts, body = group_soft(soft, label_set, grouping)
+    swapped_parts, swapped_body = group_soft(soft[:, list(label_set.flipped())], label_set, grouping)
     torch.testing.assert_close(swapped_parts, parts)
-    torch.testing.assert_close(swapped_whole, whole)
+    torch.testing.assert_close(swapped_body, body)
 
 
 def test_fields_are_combined_by_their_maximum() -> None:
     pifpaf = load_label_set("pifpaf-36")
     soft = torch.zeros(1, 36, 1, 1)
     soft[0, 0], soft[0, 1], soft[0, 11] = 0.25, 0.75, 0.5
-    parts, whole = group_soft(soft, pifpaf, load_grouping("spreid", pifpaf))
+    parts, body = group_soft(soft, pifpaf, load_grouping("spreid", pifpaf))
     # The hip joint, 11, belongs to the upper and to the lower body.
     assert parts[0, :, 0, 0].tolist() == [0.75, 0.5, 0.5, 0.0]
-    assert whole.item() == 0.75
+    assert body.item() == 0.75
 
 
 def test_wrong_number_of_channels_is_a_defect() -> None:
@@ -177,7 +177,7 @@ def test_own_label_set(tmp_path: Path) -> None:
         classes=("nothing", "face", "left-sleeve", "right-sleeve", "bag"),
         flip_pairs=((2, 3),),
         parts=((1,), (2, 3), None, None),
-        whole=(1, 2, 3, 4),
+        body=(1, 2, 3, 4),
     )
     assert label_set.flipped() == (0, 1, 3, 2, 4)
 
@@ -189,7 +189,7 @@ def test_own_grouping(tmp_path: Path) -> None:
     assert grouping.name == "coats-are-heads"
     assert grouping.parts == ((1, 7), None, (9,), None)
     assert grouping.absent == ("upper", "shoes")
-    assert grouping.whole == tuple(range(1, 20))
+    assert grouping.body == tuple(range(1, 20))
 
 
 @pytest.mark.parametrize(

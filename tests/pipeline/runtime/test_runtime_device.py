@@ -80,7 +80,7 @@ def test_what_has_no_room_on_a_gpu_is_told_with_who_has_it(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(0.3e9), int(85e9)))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: own[0])
     error = no_room(gpu, "5 images do not fit", hint="take 4")
-    assert error.found == (
+    assert error.message == (
         "5 images do not fit into the memory of cuda:1 (85.0 GB: 4.7 for this program's numbers, 80.0 for all else)"
     )
     assert error.hint == "take 4; nvidia-smi shows the other programs on the GPU"
@@ -91,7 +91,7 @@ def test_what_has_no_room_on_a_gpu_is_told_with_who_has_it(monkeypatch: pytest.M
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", too_full)
-    assert no_room(gpu, "5 images do not fit").found == "5 images do not fit into the memory of cuda:1"
+    assert no_room(gpu, "5 images do not fit").message == "5 images do not fit into the memory of cuda:1"
     assert no_room(torch.device("cpu"), "5 images do not fit").details() == []
 
 

@@ -12,10 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.artifacts.store import ArtifactStore
 from pipeline.config import load_config
-from pipeline.datasets import maskfile
-from pipeline.datasets.maskfile import DONE, PENDING, MaskMeta, MaskWriter
 from pipeline.errors import (
     ArtifactError,
     ConfigError,
@@ -26,6 +23,8 @@ from pipeline.errors import (
     UserError,
     WeightsError,
 )
+from pipeline.formats import masks as maskfile
+from pipeline.formats.masks import DONE, PENDING, MaskMeta, MaskWriter
 from pipeline.parsing import versions
 from pipeline.runtime.files import read_json, write_json
 from pipeline.stages import bodies, graph
@@ -35,6 +34,7 @@ from pipeline.stages.plan import plan
 from pipeline.stages.sources import Sources
 from pipeline.stages.stage import StageContext, StageReport
 from pipeline.stages.status import status
+from pipeline.store.store import ArtifactStore
 
 ALL = ["masks", "train", "extract", "eval"]
 
@@ -252,7 +252,7 @@ def test_a_new_version_of_a_stage_makes_it_anew(configure, fakes):
 
 
 def test_the_network_s_version_concerns_only_networks_that_it_changes(configure, run, monkeypatch):
-    untouched = ("model.whole_attention=false", "model.necks=true", "model.whole_dim=64")
+    untouched = ("model.body_attention=false", "model.necks=true", "model.global_dim=64")
     for changes, stages in (((), ["train", "extract", "eval"]), (untouched, []), (("model.kind=baseline",), [])):
         config = configure(*changes)
         run(config)

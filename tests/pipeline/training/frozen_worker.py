@@ -44,7 +44,7 @@ def main() -> None:
             out / "run",
             dataset=dataset,
             masks=make_masks(out / "masks.h5", dataset, failed=3),
-            model=small_model(necks=True, whole_dim=8),
+            model=small_model(necks=True, global_dim=8),
             loss=LossConfig(triplet_on="parts"),
             config=config,
             tests=[dataset],

@@ -74,39 +74,39 @@ def batch_of(seed: int, count: int = 6):
     stream = np.random.default_rng(seed)
     images = stream.integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8)
     parts = stream.integers(0, 256, (count, 4, HEIGHT // 16, WIDTH // 16), dtype=np.uint8)
-    whole = stream.integers(0, 256, (count, 1, HEIGHT // 4, WIDTH // 4), dtype=np.uint8)
-    return images, parts, whole
+    body = stream.integers(0, 256, (count, 1, HEIGHT // 4, WIDTH // 4), dtype=np.uint8)
+    return images, parts, body
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([(), ("pad",), ("occlude",), ("erase",), ("colour_jitter",), ("flip",)]))
 def test_equals_the_literal_version_with_the_same_draws(seed: int, off: tuple[str, ...]) -> None:
-    images, parts, whole = batch_of(seed)
+    images, parts, body = batch_of(seed)
     config = everything(**dict.fromkeys(off, 0))
     draws = draw(torch.Generator().manual_seed(seed), len(images), HEIGHT, WIDTH, config)
-    got = augment(torch.from_numpy(images), torch.from_numpy(parts), torch.from_numpy(whole), draws)
+    got = augment(torch.from_numpy(images), torch.from_numpy(parts), torch.from_numpy(body), draws)
     for i in range(len(images)):
-        image, (part, body) = literal(images[i], images, [parts[i], whole[i]], draws, i)
+        image, (part, body) = literal(images[i], images, [parts[i], body[i]], draws, i)
         np.testing.assert_allclose(got[0][i].numpy(), image, atol=2e-5)
         np.testing.assert_allclose(got[1][i].numpy(), part, atol=2e-6)
         np.testing.assert_allclose(got[2][i].numpy(), body, atol=2e-6)
 
 
 def test_is_channels_last_and_float32() -> None:
-    images, parts, whole = (torch.from_numpy(a) for a in batch_of(1))
+    images, parts, body = (torch.from_numpy(a) for a in batch_of(1))
     draws = draw(torch.Generator().manual_seed(1), 6, HEIGHT, WIDTH, everything())
-    got = augment(images, parts, whole, draws)[0]
+    got = augment(images, parts, body, draws)[0]
     assert got.dtype == torch.float32
     assert got.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_share_of_the_batch_with_foreign_donors_gives_the_same() -> None:
-    images, parts, whole = (torch.from_numpy(a) for a in batch_of(2))
+    images, parts, body = (torch.from_numpy(a) for a in batch_of(2))
     draws = draw(torch.Generator().manual_seed(2), 6, HEIGHT, WIDTH, everything(occlude=1.0))
-    all_at_once = augment(images, parts, whole, draws)
+    all_at_once = augment(images, parts, body, draws)
     mine = slice(2, 4)
     donors = images[draws.donor[mine]]
-    share = augment(torch.cat([images[mine], donors]), parts[mine], whole[mine], draws.take(mine, torch.arange(2) + 2))
+    share = augment(torch.cat([images[mine], donors]), parts[mine], body[mine], draws.take(mine, torch.arange(2) + 2))
     for a, b in zip(all_at_once, share, strict=True):
         torch.testing.assert_close(a[mine], b, rtol=0, atol=1e-6)
 
@@ -151,19 +151,19 @@ def test_probabilities_and_ranges() -> None:
 
 
 def test_nothing_on_is_only_normalisation() -> None:
-    images, parts, whole = (torch.from_numpy(a) for a in batch_of(3))
+    images, parts, body = (torch.from_numpy(a) for a in batch_of(3))
     config = everything(flip=0, erase=0, pad=0, occlude=0, colour_jitter=0)
-    got, part, body = augment(images, parts, whole, draw(torch.Generator(), 6, HEIGHT, WIDTH, config))
+    got, part, body = augment(images, parts, body, draw(torch.Generator(), 6, HEIGHT, WIDTH, config))
     back = got * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
     torch.testing.assert_close(back.permute(0, 2, 3, 1) * 255, images.float(), rtol=0, atol=1e-3)
     torch.testing.assert_close(part, parts / 255)
-    torch.testing.assert_close(body, whole / 255)
+    torch.testing.assert_close(body, body / 255)
 
 
 def test_what_is_erased_takes_the_mean_colour_of_the_image_itself() -> None:
     images = torch.full((2, HEIGHT, WIDTH, 3), 200, dtype=torch.uint8)
     images[1] = 10
-    parts, whole = (torch.zeros(2, n, HEIGHT // s, WIDTH // s, dtype=torch.uint8) for n, s in ((4, 16), (1, 4)))
+    parts, body = (torch.zeros(2, n, HEIGHT // s, WIDTH // s, dtype=torch.uint8) for n, s in ((4, 16), (1, 4)))
     # Half the image is the crop's black, the rest is covered by the other image, and the lower half is erased.
     draws = draw(torch.Generator(), 2, HEIGHT, WIDTH, everything(flip=0, pad=40, occlude=1.0, erase=1.0))
     zero, half = torch.zeros(2, dtype=torch.int64), torch.full((2,), HEIGHT // 2)
@@ -172,7 +172,7 @@ def test_what_is_erased_takes_the_mean_colour_of_the_image_itself() -> None:
     draws = replace(
         draws, dy=half, dx=zero, patch=Rectangles(**rows), erase=lower, used=frozenset({"crop", "occlude", "erase"})
     )
-    got = augment(images, parts, whole, draws)[0]
+    got = augment(images, parts, body, draws)[0]
     back = got * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
     for image, own in zip(back * 255, (200.0, 10.0), strict=True):
         erased = image[:, HEIGHT // 2 :]

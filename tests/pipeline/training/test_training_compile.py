@@ -94,7 +94,7 @@ def test_a_compiled_network_trains_like_the_plain_one(tmp_path: Path, monkeypatc
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_compiled_losses_have_the_plain_ones_gradients() -> None:
     batch, loss = make_batch(), LossConfig(triplet_on="parts")
-    plain, compiled = (make_model(necks=True, whole_dim=8) for _ in range(2))
+    plain, compiled = (make_model(necks=True, global_dim=8) for _ in range(2))
     warned = Warnings()
     function = Compiled(total_loss, "the losses", warned)
     for step in range(2):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from training_helpers import HEIGHT, WIDTH, make_people, small_model
 
-from pipeline.matching.featurefile import FeatureFile
+from pipeline.formats.features import FeatureFile
 from pipeline.model.network import build_model
 from pipeline.model.weights import CheckpointMeta, load_checkpoint, save_checkpoint
 from pipeline.training.metrics_log import read_metrics
@@ -51,7 +51,7 @@ def training_command(folder: Path, processes: int = 1, epochs: int = 4) -> list[
         "model.weights": "none",
         "model.height": HEIGHT,
         "model.width": WIDTH,
-        "model.whole_dim": 8,
+        "model.global_dim": 8,
         "train.identities": 4,
         "train.instances": 2,
         "train.epoch_length": "identities",
@@ -125,8 +125,8 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path: Path) -> None:
 
 def test_two_processes_extract_into_one_file_what_one_extracts(tmp_path: Path) -> None:
     make_csv(tmp_path)
-    network = build_model(small_model(whole_dim=8, necks=True), 3)
-    meta = CheckpointMeta(small_model(whole_dim=8, necks=True), 3, (0.1,) * 7)
+    network = build_model(small_model(global_dim=8, necks=True), 3)
+    meta = CheckpointMeta(small_model(global_dim=8, necks=True), 3, (0.1,) * 7)
     save_checkpoint(tmp_path / "model.safetensors", network, meta)
     found = []
     for processes in (1, 2):
@@ -144,7 +144,7 @@ def test_two_processes_extract_into_one_file_what_one_extracts(tmp_path: Path) -
     assert len(one.names) == 12
     assert list(one.names) == list(two.names)
     assert (one.pids.tolist(), one.camids.tolist()) == (two.pids.tolist(), two.camids.tolist())
-    for name in ("parts", "whole", "visibility"):
+    for name in ("parts", "body", "visibility"):
         np.testing.assert_allclose(getattr(one, name), getattr(two, name), atol=1e-5)
     assert {path.name for path in tmp_path.glob("features-2*")} == {"features-2.h5"}
 

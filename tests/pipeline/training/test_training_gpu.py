@@ -42,7 +42,7 @@ from pipeline.training.store import ImageStore, Targets
 
 pytestmark = pytest.mark.gpu
 
-STRONG = {"necks": True, "whole_dim": 8, "strip_pooling": "body"}
+STRONG = {"necks": True, "global_dim": 8, "strip_pooling": "body"}
 PRESETS = {
     "strong": (STRONG, {"mask_weight": 5, "balance": 0.5, "triplet_on": "parts"}),
     "paper": ({}, {}),
@@ -78,12 +78,12 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_augmentation_is_that_of_the_cpu(seed: int) -> None:
-    images, parts, whole = (torch.from_numpy(each) for each in batch_of(seed, 16))
+    images, parts, body = (torch.from_numpy(each) for each in batch_of(seed, 16))
     config = everything()
     draws = draw(torch.Generator().manual_seed(seed), 16, AUGMENT_HEIGHT, AUGMENT_WIDTH, config)
     there = Draws.unpacked(draws.packed().cuda(), draws.used)
-    wanted = augment(images, parts, whole, draws)
-    got = augment(images.cuda(), parts.cuda(), whole.cuda(), there)
+    wanted = augment(images, parts, body, draws)
+    got = augment(images.cuda(), parts.cuda(), body.cuda(), there)
     assert got[0].is_contiguous(memory_format=torch.channels_last)
     for one, two in zip(wanted, got, strict=True):
         torch.testing.assert_close(two.cpu(), one, rtol=0, atol=5e-5)
@@ -99,7 +99,7 @@ def make_loop(folder: Path, model: ModelConfig, loss: LossConfig, config: TrainC
     targets = Targets(
         labels=torch.arange(count) // 4,
         parts=torch.from_numpy(stream.integers(0, 256, (count, 4, HEIGHT // 16, WIDTH // 16), dtype=np.uint8)),
-        whole=torch.from_numpy(stream.integers(0, 256, (count, 1, HEIGHT // 4, WIDTH // 4), dtype=np.uint8)),
+        body=torch.from_numpy(stream.integers(0, 256, (count, 1, HEIGHT // 4, WIDTH // 4), dtype=np.uint8)),
         has_mask=torch.arange(count) % 5 > 0,
         num_classes=count // 4,
     )
@@ -312,7 +312,7 @@ def test_a_gpu_that_is_full_before_training_is_told(tmp_path: Path, arguments: d
         with pytest.raises(DeviceError, match="the network and its data do not fit") as caught:
             # 28 MB of images: more than fits into what torch has left over of its blocks.
             train(tmp_path, **arguments | {"model": small_model(height=1024, width=512), "config": on_gpu()})
-    assert "for this program's numbers" in caught.value.found
+    assert "for this program's numbers" in caught.value.message
 
 
 def leave(left: float) -> None:

@@ -63,7 +63,7 @@ def test_a_warm_up_longer_than_the_run_is_no_error() -> None:
 
 
 def test_norms_and_biases_do_not_decay() -> None:
-    model = build_model(small_model(necks=True, whole_dim=8), 3)
+    model = build_model(small_model(necks=True, global_dim=8), 3)
     decaying, free = decay_groups(model, 5e-4)
     assert (decaying["weight_decay"], free["weight_decay"]) == (5e-4, 0.0)
     wanted = set()

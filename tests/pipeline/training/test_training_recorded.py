@@ -121,7 +121,7 @@ def test_what_cannot_be_recorded_ends_with_its_cause_and_advice(doubling: Doubli
         work(given(number))
     with pytest.raises(DeviceError) as caught:
         work(given(3))
-    assert caught.value.found.endswith("CUDA graph: operation not permitted when stream is capturing")
+    assert caught.value.message.endswith("CUDA graph: operation not permitted when stream is capturing")
     assert "train.cuda_graph=false" in (caught.value.hint or "")
 
 

@@ -20,9 +20,9 @@ from training_helpers import HEIGHT, WIDTH, make_masks, make_people, small_model
 
 from pipeline.config import LossConfig
 from pipeline.datasets.images import read_image
-from pipeline.datasets.maskfile import PART_NAMES
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import ConfigError, DataError, DeviceError, WeightsError
+from pipeline.formats.masks import PART_NAMES
 from pipeline.model.embed import embed
 from pipeline.model.network import SGSFA
 from pipeline.model.weights import load_checkpoint, read_meta
@@ -247,9 +247,9 @@ def test_a_part_that_patches_cover_everywhere_has_a_threshold_all_the_same(
     paste = calibrate_module.augment
 
     def covered(*given: Any) -> Any:
-        images, parts, whole = paste(*given)
+        images, parts, body = paste(*given)
         parts[:, 3] = 0
-        return images, parts, whole
+        return images, parts, body
 
     monkeypatch.setattr(calibrate_module, "augment", covered)
     report = train(tmp_path, **work["arguments"] | {"tests": (), "config": small_training(epochs=1)})
@@ -356,7 +356,7 @@ def test_a_part_that_the_masks_cannot_tell_of_is_left_out(tmp_path: Path, work: 
     assert all(0 < tau < 1 for tau in report.thresholds[:3])
     assert "shoes" not in report.visibility_accuracy
     network, meta = load_checkpoint(tmp_path / "run" / "model.safetensors")
-    assert network.state_dict()["parts_given"].tolist() == [1, 1, 1, 0]
+    assert network.state_dict()["trained_parts"].tolist() == [1, 1, 1, 0]
     with torch.no_grad():
         output = network(torch.rand(2, 3, meta.model.height, meta.model.width))
     assert (output.visibility[:, 3] == 0).all()
@@ -394,11 +394,11 @@ def test_no_masks_at_all_and_the_baseline(tmp_path: Path, work: dict[str, Any]) 
     bare = train(tmp_path / "bare", **work["arguments"] | {"masks": None, "config": config})
     assert bare.without_mask == 18
     assert bare.thresholds == (0.0,) * 7
-    model = small_model(kind="baseline", whole_dim=8)
+    model = small_model(kind="baseline", global_dim=8)
     rival = train(tmp_path / "rival", **work["arguments"] | {"model": model, "config": config})
     assert rival.without_mask == 0
     lines = [line for line in read_metrics(tmp_path / "rival" / "metrics.jsonl") if line["kind"] == "step"]
-    assert all(line["masks"] == 0 < line["whole"] for line in lines)
+    assert all(line["masks"] == 0 < line["body"] for line in lines)
 
 
 @pytest.mark.parametrize("with_masks", [True, False])
@@ -410,10 +410,10 @@ def test_features_without_necks_are_centred(tmp_path: Path, work: dict[str, Any]
         train(folder, **arguments | {"masks": None, "config": small_training(epochs=1)})
     network, _ = load_checkpoint(folder / "model.safetensors")
     assert isinstance(network, SGSFA)
-    centres, whole_centre = network.part_centres, network.whole_centre
+    centres, global_centre = network.part_centres, network.global_centre
     assert centres is not None
-    assert whole_centre is not None
-    centres, whole_centre = centres.clone(), whole_centre.clone()
+    assert global_centre is not None
+    centres, global_centre = centres.clone(), global_centre.clone()
     dataset: Dataset = arguments["dataset"]
     images = torch.from_numpy(
         np.stack([read_image(dataset.root / record.path) for record in sorted(dataset.split("train"), key=by_path)])
@@ -429,8 +429,8 @@ def test_features_without_necks_are_centred(tmp_path: Path, work: dict[str, Any]
             assert torch.allclose(bare.parts[there, part].mean(0), centres[part], atol=1e-5)
         assert torch.allclose(centred.parts[there, part], bare.parts[there, part] - centres[part], atol=1e-6)
         assert not (part > 3 and centred.parts[~there, part].any())
-    assert torch.allclose(bare.whole.mean(0), whole_centre, atol=1e-5)
-    assert torch.allclose(centred.whole, bare.whole - whole_centre, atol=1e-6)
+    assert torch.allclose(bare.body.mean(0), global_centre, atol=1e-5)
+    assert torch.allclose(centred.body, bare.body - global_centre, atol=1e-6)
 
 
 def test_starting_from_a_checkpoint(tmp_path: Path, work: dict[str, Any]) -> None:
@@ -469,8 +469,8 @@ def test_classifiers_of_other_people_start_anew(tmp_path: Path, work: dict[str, 
     after = weights(tmp_path / "new")
     classifiers = {name for name in before if name.endswith("classify.weight")}
     assert not any(torch.equal(before[name], after[name]) for name in classifiers)
-    assert after["parts_given"].tolist() == [1, 1, 1, 0]
-    words = ("running", "tracked", "centre", "classify", "parts_given")
+    assert after["trained_parts"].tolist() == [1, 1, 1, 0]
+    words = ("running", "tracked", "centre", "classify", "trained_parts")
     learnt = [name for name in before if not any(word in name for word in words)]
     assert all(torch.equal(before[name], after[name]) for name in learnt)
 
@@ -528,10 +528,10 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path, wor
         before = loop_module.augment
         calls = 0
 
-        def poison(images: Any, parts: Any, whole: Any, draws: Any) -> Any:
+        def poison(images: Any, parts: Any, body: Any, draws: Any) -> Any:
             nonlocal calls
             calls += 1
-            normal, *masks = before(images, parts, whole, draws)
+            normal, *masks = before(images, parts, body, draws)
             return (normal * torch.nan if calls == 3 else normal, *masks)
 
         patch.setattr(loop_module, "augment", poison)
@@ -568,7 +568,7 @@ def test_a_whole_body_mask_that_nothing_teaches_is_named(tmp_path: Path, work: d
     for number, changes in enumerate(({"loss": LossConfig(balance=0)}, {"masks": None}, {})):
         notes = Notes()
         train(tmp_path / str(number), **work["arguments"] | {"config": config, "tests": ()} | changes, progress=notes)
-        assert any("nothing teaches the whole-body mask" in said for said in notes.said) == bool(changes)
+        assert any("nothing teaches the body mask" in said for said in notes.said) == bool(changes)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_is_saved(tmp_path: Path, work: dict[str, Any]) -> None:
@@ -680,7 +680,7 @@ def test_an_evaluation_without_room_is_told(
     monkeypatch.setattr(validate_module, "embed", out_of_memory)
     with pytest.raises(DeviceError, match="the test images' features") as caught:
         train(tmp_path, **work["arguments"])
-    assert "after epoch 1" in caught.value.found
+    assert "after epoch 1" in caught.value.message
     assert "train.eval_every=0" in (caught.value.hint or "")
 
 
@@ -691,7 +691,7 @@ def test_advice_against_exhausted_memory_can_be_followed(size: int, accumulate: 
     loop = SimpleNamespace(config=config, setting=setting, step=3, total=4, _size=lambda: "64x32", _kept=lambda: "kept")
     loop._unrecorded = lambda: loop_module.Loop._unrecorded(loop)  # type: ignore[arg-type]
     error = loop_module.Loop._out_of_memory(loop)  # type: ignore[arg-type]
-    assert f"{images} images of 64x32 a forward" in error.found
+    assert f"{images} images of 64x32 a forward" in error.message
     assert f"train.accumulate={advised} " in (error.hint or "")
     assert ("train.cuda_graph=false" in (error.hint or "")) == (size == 1), "several processes record nothing"
 

@@ -28,7 +28,7 @@ def make_batch(*, masks: bool = True, has_mask: bool = True) -> Batch:
     return Batch(
         images=torch.randn(BATCH, 3, HEIGHT, WIDTH).to(memory_format=torch.channels_last),
         labels=torch.arange(4).repeat_interleave(2),
-        whole=torch.rand(BATCH, 1, HEIGHT // 4, WIDTH // 4) * masks,
+        body=torch.rand(BATCH, 1, HEIGHT // 4, WIDTH // 4) * masks,
         parts=torch.rand(BATCH, 4, HEIGHT // 16, WIDTH // 16) * masks,
         has_mask=torch.full((BATCH,), has_mask),
     )
@@ -53,23 +53,23 @@ def assert_same_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor], tol
         assert (gradient - expected).norm() <= tolerance * expected.norm() + 1e-6 * largest, name
 
 
-@pytest.mark.parametrize("preset", [{}, {"necks": True, "whole_dim": 8}, {"kind": "baseline"}])
+@pytest.mark.parametrize("preset", [{}, {"necks": True, "global_dim": 8}, {"kind": "baseline"}])
 def test_equals_plain_autograd(preset: dict[str, object]) -> None:
     batch, loss = make_batch(), LossConfig(triplet_on="parts" if "necks" in preset else "semantic")
     model, plain = make_model(**preset), make_model(**preset)
     parts, output = backward(model, batch, loss)
     direct = plain(batch.images)
-    expected = total_loss(direct, batch.labels, batch.whole, batch.parts, batch.has_mask, loss)
+    expected = total_loss(direct, batch.labels, batch.body, batch.parts, batch.has_mask, loss)
     expected.total.backward()
     torch.testing.assert_close(parts.total, expected.total)
-    torch.testing.assert_close(output.whole, direct.whole.detach())
+    torch.testing.assert_close(output.body, direct.body.detach())
     got, wanted = gradients(model), gradients(plain)
     assert_same_gradients(got, wanted)
     assert wanted.keys() <= got.keys()
 
 
 def test_every_parameter_that_trains_gets_a_gradient() -> None:
-    model = make_model(necks=True, whole_dim=8)
+    model = make_model(necks=True, global_dim=8)
     backward(model, make_batch(masks=False, has_mask=False), LossConfig())
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not missing
@@ -78,13 +78,13 @@ def test_every_parameter_that_trains_gets_a_gradient() -> None:
 @pytest.mark.parametrize("pieces", [2, 4])
 def test_pieces_mine_over_the_whole_batch(pieces: int) -> None:
     batch, loss = make_batch(), LossConfig()
-    whole, split = (freeze_norms(make_model(necks=True, whole_dim=8)) for _ in range(2))
-    one, _ = backward(whole, batch, loss)
+    body, split = (freeze_norms(make_model(necks=True, global_dim=8)) for _ in range(2))
+    one, _ = backward(body, batch, loss)
     several, output = backward(split, batch, loss, pieces=pieces)
-    assert output.whole.shape[0] == BATCH
+    assert output.body.shape[0] == BATCH
     torch.testing.assert_close(one.total, several.total, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(one.triplet, several.triplet, rtol=1e-5, atol=1e-6)
-    assert_same_gradients(gradients(split), gradients(whole))
+    assert_same_gradients(gradients(split), gradients(body))
 
 
 def test_pieces_count_running_statistics_once() -> None:
@@ -103,7 +103,7 @@ def test_pieces_count_running_statistics_once() -> None:
 
 @pytest.mark.parametrize("has_mask", [True, False])
 def test_empty_masks_give_a_finite_loss_and_gradient(has_mask: bool) -> None:
-    model = make_model(necks=True, whole_dim=8)
+    model = make_model(necks=True, global_dim=8)
     parts, _ = backward(model, make_batch(masks=False, has_mask=has_mask), LossConfig(triplet_on="parts"))
     assert torch.isfinite(parts.stacked()).all()
     assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())

@@ -85,7 +85,7 @@ def test_masks_are_found_by_name(tmp_path: Path, people: Dataset) -> None:
     assert targets.has_mask.tolist() == [True] * (len(names) - 2) + [False] * 2
     assert targets.parts[0, 1, 5, 3] == 255
     assert not targets.parts[-1].any()
-    assert not targets.whole[-1].any()
+    assert not targets.body[-1].any()
     assert targets.without_mask == 2
 
 
@@ -94,9 +94,9 @@ def test_masks_are_averaged_to_the_maps_of_another_input_size(tmp_path: Path, pe
     records = {record.path: record for record in people.split("train")}
     targets = load_targets(records, sorted(records), masks, height=384, width=128)
     assert targets.parts.shape[1:] == (4, 24, 8)
-    assert targets.whole.shape[1:] == (1, 96, 32)
+    assert targets.body.shape[1:] == (1, 96, 32)
     full = load_targets(records, sorted(records), masks, height=256, width=128)
-    assert targets.whole.float().mean() == pytest.approx(full.whole.float().mean().item(), abs=2)
+    assert targets.body.float().mean() == pytest.approx(full.body.float().mean().item(), abs=2)
 
 
 def test_masks_of_another_data_set_or_damaged_ones_are_refused(tmp_path: Path, people: Dataset) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.datasets.images import write_image
-from pipeline.datasets.maskfile import DONE, FAILED, PART_NAMES, MaskMeta, MaskWriter
 from pipeline.datasets.records import Dataset, Record
+from pipeline.formats.masks import DONE, FAILED, PART_NAMES, MaskMeta, MaskWriter
 
 HEIGHT, WIDTH = 64, 32
 
@@ -48,8 +48,8 @@ def make_masks(
     parts = np.zeros((4, 16, 8), np.uint8)
     for i, (top, bottom) in enumerate(((1, 4), (4, 9), (9, 14), (14, 15))):
         parts[i, top:bottom, 2:6] = 0 if PART_NAMES[i] in (*absent, *empty) else 255
-    whole = np.zeros((64, 32), np.uint8)
-    whole[6:60, 7:25] = 0 if set(empty) == set(PART_NAMES) else 255
+    body = np.zeros((64, 32), np.uint8)
+    body[6:60, 7:25] = 0 if set(empty) == set(PART_NAMES) else 255
     meta = MaskMeta("test", "1", "", "lip-20", "spreid", absent, "area", (64, 32), False, False, "torch", "float32", 1)
     count = len(names)
     done = np.full(count, DONE, np.uint8)
@@ -59,7 +59,7 @@ def make_masks(
         writer.write(
             0,
             np.where(good[..., None], parts, 0).astype(np.uint8),
-            np.where(good, whole, 0).astype(np.uint8),
+            np.where(good, body, 0).astype(np.uint8),
             (done == DONE).astype(np.float32),
             done,
         )

@@ -1,0 +1,1 @@
+"""The documented files: part masks, features, checkpoints and results."""
