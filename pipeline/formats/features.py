@@ -452,7 +452,7 @@ def require_comparable(query: Features, gallery: FeatureFile) -> None:
     lengths = query.parts.shape[2], query.global_feature.shape[1]
     if lengths != (gallery.part_dim, gallery.global_dim):
         raise FormatError(
-            f"the gallery's features have {gallery.part_dim} numbers a part and {gallery.global_dim} for the whole body",
+            f"the gallery's features have dimension {gallery.part_dim} per part and {gallery.global_dim} globally",
             where=gallery.path,
             expected=f"{lengths[0]} and {lengths[1]}, as the queries have",
             hint="extract both with the same checkpoint",

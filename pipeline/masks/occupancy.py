@@ -79,7 +79,7 @@ def confidence(soft: Tensor, body: Tensor) -> Floats:
 
     Args:
         soft: (B, C, h, w) soft labels.
-        whole: (B, 1, h, w) occupancy by the whole body.
+        body: (B, 1, h, w) occupancy by the whole body.
 
     Returns:
         (B,) float32 in [0, 1].
@@ -129,7 +129,7 @@ def plausibility(parts: Bytes, body: Bytes) -> Floats:
 
     Args:
         parts: (N, 4, 16, 8) uint8.
-        whole: (N, 64, 32) uint8.
+        body: (N, 64, 32) uint8.
 
     Returns:
         (N,) float32 in [0, 1].

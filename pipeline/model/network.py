@@ -142,7 +142,7 @@ CENTRES = frozenset({"part_centres", "global_centre"})
 class SGSFA(nn.Module):
     """The network of the paper.
 
-    Its buffer `trained_parts` (4,) is 0 for a part that the training masks could not tell of: its feature is zero, it is
+    Its buffer `trained_parts` (4,) is 0 for a part that the training masks do not label: its feature is zero, it is
     never visible, and no strip is found by it.
 
     Where features have no neck, they are means of ReLUs: all positive, with much in common, so that the cosine distance
