@@ -41,8 +41,8 @@ lint: $(SETUP)  ## style, types and import rules
 
 bench: $(SETUP)  ## measure masks, rendering, training and matching, some 30 minutes; figures are printed
 	$(BIN)/python -m benchmarks.masks
-	$(BIN)/python -m benchmarks.synthesis_speed
-	$(BIN)/python -m benchmarks.synthesis_difficulty
+	$(BIN)/python -m benchmarks.synth_speed
+	$(BIN)/python -m benchmarks.synth_difficulty
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.matching
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sgsfa_synth.difficulty import (
+from benchmarks.synth_difficulty import (
     MIN_PIXELS,
     MISSING,
     ClassColours,

@@ -1,6 +1,6 @@
 """Speed and memory of rendering, measured on some people and extrapolated to the `benchmark` preset.
 
-    python benchmarks/synthesis_speed.py [--people 6] [--size 256x128]
+    python benchmarks/synth_speed.py [--people 6] [--size 256x128]
 
 Renders in this process, on one core (set OMP_NUM_THREADS=1), after one warm-up person that compiles and loads.
 The clock is this process's CPU time, so that other programs on the machine do not count; wall time is told too.
