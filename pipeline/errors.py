@@ -1,7 +1,7 @@
 """The errors that reach a user.
 
-A `UserError` tells what was found, where, what was expected and what to do; the command line prints it as one
-panel and ends with its exit code. Everything that is not one of these is a defect and keeps its traceback.
+A `UserError` states what is wrong, where, what was expected and what to do; the command line prints it as one panel
+and ends with its exit code. Any other exception is an internal error and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ class SgsfaError(Exception):
 
 
 class UserError(SgsfaError):
-    """Something that the user can put right.
+    """Invalid input, configuration or surroundings.
 
     Args:
-        message: What is wrong, as a plain sentence.
+        message: What is wrong, with the offending value.
         where: The file, folder, option or configuration key concerned.
-        expected: What would have been right.
+        expected: What would have been valid.
         hint: What to do about it.
+        cause: The message of another library, which is shown whole and last, or its exception.
     """
 
     exit_code = 2
@@ -36,40 +37,39 @@ class UserError(SgsfaError):
         where: str | Path | None = None,
         expected: str | None = None,
         hint: str | None = None,
+        cause: BaseException | str | None = None,
     ) -> None:
         self.message = message
         self.where = None if where is None else str(where)
         self.expected = expected
         self.hint = hint
-        super().__init__(message, self.where, expected, hint)
+        self.cause = library_message(cause) if isinstance(cause, BaseException) else cause
+        super().__init__(message, self.where, expected, hint, self.cause)
 
     def __str__(self) -> str:
-        lines = [self.message]
-        lines += [f"{label}: {text}" for label, text in self.details()]
-        return "\n".join(lines)
+        return "\n".join([self.message, *(f"{label}: {text}" for label, text in self.details())])
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments are lost by the default pickling, and workers send these errors home.
-        return (_rebuild, (type(self), self.message, self.where, self.expected, self.hint))
+        return (_rebuild, (type(self), self.message, self.where, self.expected, self.hint, self.cause))
 
     def details(self) -> list[tuple[str, str]]:
-        """The labelled lines under the headline, those that are known."""
-        known = (("where", self.where), ("expected", self.expected), ("hint", self.hint))
+        """Return the labelled lines below the headline, without those that are empty."""
+        known = (("where", self.where), ("expected", self.expected), ("hint", self.hint), ("cause", self.cause))
         return [(label, text) for label, text in known if text]
 
 
-def _rebuild(
-    kind: type[UserError], message: str, where: str | None, expected: str | None, hint: str | None
-) -> UserError:
-    return kind(message, where=where, expected=expected, hint=hint)
+def _rebuild(kind: type[UserError], message: str, *details: str | None) -> UserError:
+    where, expected, hint, cause = details
+    return kind(message, where=where, expected=expected, hint=hint, cause=cause)
 
 
 class ConfigError(UserError):
-    """A configuration file, preset or option is wrong."""
+    """A configuration file, preset or option is not valid."""
 
 
 class DataError(UserError):
-    """A data set, folder or list is wrong as a whole."""
+    """A data set, folder or list is not valid as a whole."""
 
 
 class ImageError(UserError):
@@ -77,35 +77,35 @@ class ImageError(UserError):
 
 
 class FormatError(UserError):
-    """A file of ours or of another program is not what it should be (masks, features, label maps)."""
+    """A file of this or another program is not valid (masks, features, label maps)."""
 
 
 class WeightsError(UserError):
-    """A weights or checkpoint file is missing, unsafe or of another shape."""
+    """A weights or checkpoint file is missing, unsafe or of another network."""
 
 
 class ArtifactError(UserError):
-    """The artifact store cannot be read or written."""
+    """The artifact store or an output cannot be read or written."""
 
 
 class LockedError(ArtifactError):
-    """Another live process works on the same artifact."""
+    """Another live process builds the same artifact or output."""
 
 
 class DeviceError(UserError):
-    """The device asked for is not there, or its memory is exhausted."""
+    """A device is not available, or its memory is exhausted."""
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """One input that was left out, and why."""
+    """One input that was skipped, and why."""
 
     path: str
     reason: str
 
 
 class RejectedInputs(SgsfaError):
-    """The work is finished and published, but some inputs were rejected; ends with exit code 3."""
+    """The work is finished and published, but some inputs were skipped; ends with exit code 3."""
 
     exit_code = 3
 
@@ -116,7 +116,7 @@ class RejectedInputs(SgsfaError):
         super().__init__(stage, self.rejected, total)
 
     def __str__(self) -> str:
-        return f"{self.stage}: {len(self.rejected)} of {self.total} inputs were rejected"
+        return f"{self.stage}: {len(self.rejected)} of {self.total} inputs were skipped"
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild_rejected, (self.stage, self.rejected, self.total))
@@ -126,13 +126,16 @@ def _rebuild_rejected(stage: str, rejected: tuple[Rejected, ...], total: int) ->
     return RejectedInputs(stage, rejected, total=total)
 
 
-def first_line(error: Exception, limit: int = 200) -> str:
-    """What a library's exception says, in one line; the exception's name, where it says nothing.
+def library_message(error: BaseException) -> str:
+    """Return the whole message of another library's exception, or the exception's name if it has none."""
+    return str(error).strip() or type(error).__name__
 
-    Args:
-        error: Of another library, whose further lines are for its developers.
-        limit: Most characters.
+
+def first_line(error: Exception, limit: int = 200) -> str:
+    """Return the beginning of another library's message, for one line of a log.
+
+    An error that ends the work passes the exception as `cause` instead, so that no fact is cut off.
     """
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    lines = library_message(error).splitlines()
     # "backend='inductor' raised:" alone says nothing.
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:limit]

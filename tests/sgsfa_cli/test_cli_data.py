@@ -54,7 +54,7 @@ def test_check_ends_with_3_when_only_images_are_bad(
     out, err = capsys.readouterr()
     assert "05.jpg" in out
     assert "truncated" in out
-    assert "1 of 12 inputs were rejected" in err
+    assert "1 of 12 inputs were skipped" in err
     assert run(monkeypatch, "data", "check", spec, "--no-decode") == 0
 
 

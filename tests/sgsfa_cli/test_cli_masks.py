@@ -67,7 +67,7 @@ def test_failed_images_end_with_3(
     result = sgsfa(*command)
     assert result.exit_code == 3
     assert "masks of 39 images" in result.stdout
-    assert "1 of 40 inputs were rejected" in result.stderr
+    assert "1 of 40 inputs were skipped" in result.stderr
     assert "cam0/0000.jpg" in result.stderr
     assert sgsfa(*command, "--allow-failed").exit_code == 0
 
