@@ -4,8 +4,8 @@
 
 Renders the data set (about 8 CPU-minutes at the defaults; an existing one of the same parameters is used again) and
 ranks its gallery for its queries by the rules of any result. The aims are those of the data card
-(docs/rendered-data.md): histogram rank-1 12 to 25 % with 55 to 80 % of the first hits from the query's own camera,
-the oracle below 60 %, random scores at chance. `--real` measures the histogram on another data set too.
+(docs/concepts/rendered-data.md): histogram rank-1 12 to 25 % with 55 to 80 % of the first hits from the query's own
+camera, the oracle below 60 %, random scores at chance. `--real` measures the histogram on another data set too.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class MasksConfig(Section):
 
 
 class ModelConfig(Section):
-    """The network. See docs/method.md for what the paper fixes and what it leaves open."""
+    """The network. See docs/concepts/method.md for what the paper fixes and what it leaves open."""
 
     kind: Literal["sgsfa", "baseline"] = Field(
         "sgsfa",
@@ -319,7 +319,7 @@ class MatchingConfig(Section):
         None, description="A finished features file to evaluate instead of extracting one."
     )
     rule: Literal["shrunk", "mean", "sum", "query", "all"] = Field(
-        "shrunk", description="How part distances become one (docs/matching.md)."
+        "shrunk", description="How part distances become one (docs/concepts/matching.md)."
     )
     shrink: float = Field(1.0, ge=0, description="m of the shrunk rule: weight of the global distance.")
     global_term: bool = Field(
@@ -331,7 +331,9 @@ class MatchingConfig(Section):
         "hard",
         description="hard: 0/1 by the calibrated threshold (eq. 5); soft: below the threshold in proportion.",
     )
-    average_precision: Literal["mean", "trapezoid"] = Field("mean", description="Rule of AP (docs/protocols.md).")
+    average_precision: Literal["mean", "trapezoid"] = Field(
+        "mean", description="Rule of AP (docs/concepts/protocols.md)."
+    )
     max_rank: Positive = Field(50, description="Length of the CMC curve.")
     rerank: bool = Field(False, description="k-reciprocal re-ranking; named in results.")
     rerank_k1: Positive = Field(20, description="k1 of re-ranking.")

@@ -195,7 +195,7 @@ def read_split(
                 FaultKind.NAME,
                 f"the name {path!r} does not follow the layout: {error}",
                 base / path,
-                hint="images of your own, whatever their names, can be listed in a CSV file (docs/datasets.md)",
+                hint="images of your own, whatever their names, can be listed in a CSV file (docs/how-to/own-data.md)",
             )
             continue
         twin = stems.setdefault(stem, path)

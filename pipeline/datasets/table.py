@@ -194,6 +194,6 @@ INFO = KindInfo(
     summary="your own images, listed in a CSV file",
     layout="PATH is the file; columns path,pid,camid,split (train | query | gallery), paths relative to its folder",
     cameras="from the column camid",
-    source="your own images; docs/datasets.md",
+    source="your own images; docs/how-to/own-data.md",
     read=read,
 )

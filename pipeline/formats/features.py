@@ -2,7 +2,7 @@
 
 Layout (N images, D numbers a part, W numbers in the global feature), all contiguous and uncompressed:
 `/parts (N,7,D) f4`, `/global_feature (N,W) f4`, `/visibility (N,7) f4` (raw mask means), `/thresholds (7) f4`,
-`/names (N)` UTF-8, `/pids (N) i8`, `/camids (N) i8`, `/splits (N)` text, `/done () i8`. docs/formats-features.md
+`/names (N)` UTF-8, `/pids (N) i8`, `/camids (N) i8`, `/splits (N)` text, `/done () i8`. docs/formats/features.md
 describes it for readers in other programs.
 
 A killed writer leaves a readable file: the layout is fixed when the file is created (storage is allocated at once,

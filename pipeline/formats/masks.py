@@ -2,7 +2,7 @@
 
 Contiguous, uncompressed datasets, read whole into memory (30,000 images are 81 MB). Rows are written in an order that
 leaves the file readable when the writer is killed at any moment: contents, flush, `done`, flush, in the earliest
-HDF5 file format, whose metadata never moves once the datasets exist. The layout is described in docs/formats-masks.md.
+HDF5 file format, whose metadata never moves once the datasets exist. The layout is described in docs/formats/masks.md.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ d_i = 1 - q_i.g_i never need to be formed part by part:
     sum_i o_i d_i = (Vq Vg^T) - (Vq*Q)(Vg*G)^T
 
 The global distance d0 with weight m joins both products as one more part that everybody shows with visibility
-sqrt(m). Rules (paper, eq. 6 and 7; docs/matching.md tells why the letter of it is not the default):
+sqrt(m). Rules (paper, eq. 6 and 7; docs/concepts/matching.md tells why the letter of it is not the default):
 
     shrunk   (sum_i o_i d_i + m d0) / (sum_i o_i + m)
     mean      sum_i o_i d_i / sum_i o_i

@@ -1,7 +1,7 @@
 """Exact ranking metrics of re-identification: CMC, mAP, mINP, verification rates, bootstrap intervals.
 
-Rules (docs/protocols.md): gallery entries with the query's identity and camera are removed for that query; a query
-left without a match is skipped and counted; ties rank by gallery order; NaN is an error.
+Rules (docs/concepts/protocols.md): gallery entries with the query's identity and camera are removed for that query; a
+query left without a match is skipped and counted; ties rank by gallery order; NaN is an error.
 
 The rank of a match is the number of entries before it, plus one. Entries of other identities before it are counted
 by comparison, never by sorting the gallery with its indices: the gallery is grouped by identity once, and a query

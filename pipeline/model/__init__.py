@@ -1,1 +1,1 @@
-"""The network and its losses (docs/method.md)."""
+"""The network and its losses (docs/concepts/method.md)."""

@@ -23,8 +23,8 @@ images one shoe alone covers 0.009, a whole upper body 0.1."""
 class BodyAttention(nn.Module):
     """Spatial and channel attention on stage-1 features; the spatial map is the supervised body mask.
 
-    The figure is not in the paper's text; the sub-modules are our reading (docs/method.md), close to those of the
-    Bottleneck Attention Module (Park et al., BMVC 2018): spatial = 1x1 convolution to C/gamma, two 3x3 convolutions
+    The figure is not in the paper's text; the sub-modules are our reading (docs/concepts/method.md), close to those of
+    the Bottleneck Attention Module (Park et al., BMVC 2018): spatial = 1x1 convolution to C/gamma, two 3x3 convolutions
     with dilation 4, each with BN and ReLU, and a 3x3 convolution to one channel; channel = squeeze-and-excitation with
     the same gamma. f' = f * M' as in Sec. 3.1, times the channel weights.
 

@@ -157,8 +157,8 @@ _TRAINED = ("encoder_q.", "base_encoder.")
 """Beginnings of entries of the network that MoCo trained; another one followed it."""
 
 _TIMM_EXPECTED = (
-    "a convolutional network whose stages follow each other, with features at strides 4 and 16 (docs/training.md names "
-    "some); no transformers"
+    "a convolutional network whose stages follow each other, with features at strides 4 and 16 (docs/tasks/train.md "
+    "names some); no transformers"
 )
 
 

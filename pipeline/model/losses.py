@@ -1,4 +1,4 @@
-"""The losses (paper, Sec. 3.4; docs/method.md).
+"""The losses (paper, Sec. 3.4; docs/concepts/method.md).
 
 L = balance (L_tri + L_se) + (1 - balance) L_d_cls (eq. 11), plus the global feature's own losses where the
 model has one. Everything is finite for every batch: without masks L_se is zero, without a chosen feature L_d_cls

@@ -1,4 +1,4 @@
-"""SGSFA and its rival: from normalised images to part features, masks and visibilities (docs/method.md)."""
+"""SGSFA and its rival: from normalised images to part features, masks and visibilities (docs/concepts/method.md)."""
 
 from __future__ import annotations
 

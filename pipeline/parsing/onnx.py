@@ -96,7 +96,7 @@ def load_onnx(path: Path, *, label_set: str | None = None, device: str = "auto")
     """Load an ONNX model as a parser.
 
     Args:
-        path: The model; `PATH.toml` beside it describes it (docs/parsers.md).
+        path: The model; `PATH.toml` beside it describes it (docs/how-to/own-parser.md).
         label_set: What its labels mean, where the TOML file does not say it.
         device: As in the configuration; CUDA needs the package `onnxruntime-gpu`.
 

@@ -105,6 +105,6 @@ def _from_package(point: EntryPoint, argument: str, label_set: str | None, devic
         raise ConfigError(
             f"the installed parser {point.name!r} gave a {type(parser).__name__}",
             where=point.value,
-            expected="an object with info, input_size and parse(); see docs/parsers.md",
+            expected="an object with info, input_size and parse(); see docs/how-to/own-parser.md",
         )
     return parser

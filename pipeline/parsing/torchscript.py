@@ -75,7 +75,7 @@ def load_torchscript(path: Path, *, label_set: str | None = None, device: str = 
     """Load a TorchScript module as a parser.
 
     Args:
-        path: The file; `PATH.toml` beside it describes it (docs/parsers.md) and must say `trust = true`.
+        path: The file; `PATH.toml` beside it describes it (docs/how-to/own-parser.md) and must say `trust = true`.
         label_set: What its labels mean, where the TOML file does not say it.
         device: As in the configuration.
 

@@ -68,7 +68,7 @@ def evaluate(
         typer.Option("--out", "-o", metavar="FOLDER", help="With --features: write results and pictures here."),
     ] = None,
     rule: Annotated[
-        str | None, typer.Option(metavar="RULE", help="shrunk, mean, sum, query or all (docs/matching.md).")
+        str | None, typer.Option(metavar="RULE", help="shrunk, mean, sum, query or all (docs/concepts/matching.md).")
     ] = None,
     metric: Annotated[str | None, typer.Option(metavar="METRIC", help="cosine or euclidean.")] = None,
     visibility: Annotated[str | None, typer.Option(metavar="KIND", help="hard or soft.")] = None,

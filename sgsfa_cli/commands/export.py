@@ -33,7 +33,7 @@ def export(
 ) -> None:
     """Write a checkpoint as an ONNX model, compared with the network before it is kept.
 
-    It takes uint8 images and gives the features that `sgsfa extract` writes; docs/export.md says how to use them.
+    It takes uint8 images and gives the features that `sgsfa extract` writes; docs/tasks/export.md says how to use them.
     """
     from pipeline.features.export import export as run_export
 

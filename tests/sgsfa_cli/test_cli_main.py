@@ -1,6 +1,5 @@
 import importlib.metadata
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -61,26 +60,6 @@ def test_every_command_has_help_and_examples_that_parse(words, monkeypatch):
         start = arguments.index("sgsfa") if "sgsfa" in arguments else arguments.index("sgsfa_cli")
         result = runner.invoke(main.app, arguments[start + 1 :])
         assert result.exit_code == 0, f"{line}\n{result.output}"
-
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def shown_commands():
-    """Command lines in the code blocks of the pages, whether fenced or indented."""
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for line in re.findall(r"^ *(?:\$ )?((?:sgsfa|torchrun) .*)$", text, flags=re.MULTILINE):
-            words = shlex.split(line, comments=True)
-            yield pytest.param(words, id=f"{page.name}: {' '.join(words)}")
-
-
-@pytest.mark.parametrize("words", list(shown_commands()))
-def test_commands_in_the_pages_parse(words, monkeypatch):
-    monkeypatch.setattr(main, "load_command", lambda entry: disarm(load_command(entry)))
-    start = words.index("sgsfa") if "sgsfa" in words else words.index("sgsfa_cli")
-    result = runner.invoke(main.app, words[start + 1 :])
-    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("words", [entry.name for entry in ENTRIES])

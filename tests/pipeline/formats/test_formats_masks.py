@@ -89,7 +89,7 @@ def test_what_is_written_comes_back(path: Path) -> None:
 
 
 def test_the_layout_is_the_documented_one(path: Path) -> None:
-    # With h5py alone, as docs/formats-masks.md shows it.
+    # With h5py alone, as docs/formats/masks.md shows it.
     with h5py.File(path) as file:
         assert file["parts"].shape == (6, 4, 16, 8)
         assert file["body"].shape == (6, 64, 32)

@@ -32,7 +32,7 @@ def test_the_ten_lines_read_a_mask_file(
     monkeypatch.chdir(tmp_path)
     config = MasksConfig(parser=tiny_parser, device="cpu")
     build_masks(Path("masks.h5"), root=people[0], names=people[1], config=config)
-    (code,) = blocks("formats-masks.md", "python")
+    (code,) = blocks("formats/masks.md", "python")
     found: dict[str, Any] = {}
     exec(code, found)
     assert list(found["names"]) == people[1]
@@ -45,11 +45,11 @@ def test_the_ten_lines_read_a_mask_file(
 def test_the_parser_of_ones_own_builds_masks(
     tmp_path: Path, people: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = blocks("parsers.md", "python")
+    (code,) = blocks("how-to/own-parser.md", "python")
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "parser.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    (declared,) = (block for block in blocks("parsers.md", "toml") if "entry-points" in block)
+    (declared,) = (block for block in blocks("how-to/own-parser.md", "toml") if "entry-points" in block)
     group, points = next(iter(tomllib.loads(declared)["project"]["entry-points"].items()))
     found = [EntryPoint(name, value, group) for name, value in points.items()]
     monkeypatch.setattr(parser_module, "entry_points", lambda group: found if group == found[0].group else [])
@@ -64,7 +64,7 @@ def test_the_parser_of_ones_own_builds_masks(
 
 
 def test_the_toml_files_are_what_they_say(tmp_path: Path) -> None:
-    grouping, label_set, sidecar, trust = blocks("parsers.md", "toml")[:4]
+    grouping, label_set, sidecar, trust = blocks("how-to/own-parser.md", "toml")[:4]
     (tmp_path / "my-parts.toml").write_text(grouping)
     assert load_grouping(str(tmp_path / "my-parts.toml"), load_label_set("lip-20")).absent == ()
     (tmp_path / "uniforms.toml").write_text(label_set)
