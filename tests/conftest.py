@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from tiny_models import write_onnx, write_people
+
+from tests.helpers.tiny_models import write_onnx, write_people
 
 # A busy machine, or the first call of a library, says nothing about the code.
 settings.register_profile("default-without-deadline", deadline=None)

@@ -3,7 +3,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from dataset_trees import MakeTree, link_tree
+
+from tests.helpers.dataset_trees import MakeTree, link_tree
 
 
 @pytest.fixture

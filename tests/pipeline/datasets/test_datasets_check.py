@@ -1,12 +1,12 @@
 from pathlib import Path
 
 import pytest
-from dataset_trees import MakeTree, partial_reid_tree
 from PIL import Image
 
 from pipeline.datasets.check import as_whole, check_dataset
 from pipeline.datasets.faults import FaultKind
 from pipeline.errors import DataError, Rejected
+from tests.helpers.dataset_trees import MakeTree, partial_reid_tree
 
 
 def table(folder: Path, rows: list[str]) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from dataset_trees import duke_tree, occluded_duke_lists
 from PIL import Image
 
 from pipeline.datasets.occluded_duke_zip import make_from_zip
 from pipeline.datasets.registry import open_dataset
 from pipeline.errors import DataError
+from tests.helpers.dataset_trees import duke_tree, occluded_duke_lists
 
 DUKE = {
     "bounding_box_train": ["0001_c2_f0046182.jpg", "0001_c3_f0046182.jpg", "0002_c1_f0044158.jpg"],

@@ -7,7 +7,12 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 import pytest
-from dataset_trees import (
+
+from pipeline.datasets.layout import BOXES
+from pipeline.datasets.records import Dataset
+from pipeline.datasets.registry import kinds, open_dataset
+from pipeline.errors import DataError
+from tests.helpers.dataset_trees import (
     MakeTree,
     cuhk03_tree,
     duke_tree,
@@ -19,11 +24,6 @@ from dataset_trees import (
     partial_ilids_tree,
     partial_reid_tree,
 )
-
-from pipeline.datasets.layout import BOXES
-from pipeline.datasets.records import Dataset
-from pipeline.datasets.registry import kinds, open_dataset
-from pipeline.errors import DataError
 
 SHARED = Path(os.environ.get("SGSFA_SHARED") or Path(__file__).parents[4] / "shared")
 

@@ -6,10 +6,10 @@ import csv
 
 import numpy as np
 import pytest
-from evaluation_samples import NUM_GALLERY, NUM_IDS, NUM_QUERY, TestSet, write_features
 
 from pipeline.datasets.images import write_image
 from pipeline.datasets.registry import open_dataset
+from tests.helpers.evaluation import NUM_GALLERY, NUM_IDS, NUM_QUERY, TestSet, write_features
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from evaluation_samples import NUM_GALLERY, NUM_QUERY, TestSet, write_features
 
 from pipeline.config import MatchingConfig
 from pipeline.datasets.images import read_image
@@ -22,6 +21,7 @@ from pipeline.evaluation.result import COLUMNS, breakdown_rows, table_rows
 from pipeline.formats.features import FeatureFile
 from pipeline.matching.distance import Rule, distance_matrix, part_distances, part_set
 from pipeline.matching.metrics import rank_metrics
+from tests.helpers.evaluation import NUM_GALLERY, NUM_QUERY, TestSet, write_features
 
 EVERYTHING = MatchingConfig(
     rerank=True, verification=True, bootstrap=50, histogram=True, pictures=3, rerank_k1=6, rerank_k2=2

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import h5py
-import masks_builder
 import numpy as np
 import pytest
 import torch
-from kept_notes import Notes
 from PIL import Image
-from tiny_models import write_onnx, write_people
 from torch import Tensor
 
 from pipeline.config import MasksConfig
@@ -33,6 +30,9 @@ from pipeline.parsing.parser import ParserInfo, load_parser, parse_flipped
 from pipeline.runtime.progress import SILENT
 from pipeline.store import place
 from pipeline.store.lock import locked
+from tests.helpers import mask_builder
+from tests.helpers.notes import Notes
+from tests.helpers.tiny_models import write_onnx, write_people
 
 KEYS = ("parts", "body", "quality", "done")
 People = tuple[Path, list[str]]
@@ -435,7 +435,7 @@ def kill_and_resume(folder: Path, people: People, parser: str, undisturbed: Path
     for number in range(kills):
         out = folder / str(number) / "masks.h5"
         here, there = context.Pipe()
-        builder = context.Process(target=masks_builder.main, args=(out, people[0], parser, 0.02, there))
+        builder = context.Process(target=mask_builder.main, args=(out, people[0], parser, 0.02, there))
         builder.start()
         there.close()
         # From the first breath to the publishing: 14 chunks after the beginning, and a moment more.
@@ -486,7 +486,7 @@ def test_a_build_killed_again_and_again_ends_in_the_same_arrays(
     rng, seen = random.Random(2), []
     for _ in range(5):
         here, there = context.Pipe()
-        builder = context.Process(target=masks_builder.main, args=(out, people[0], tiny_parser, 0.02, there))
+        builder = context.Process(target=mask_builder.main, args=(out, people[0], tiny_parser, 0.02, there))
         builder.start()
         there.close()
         for _ in range(rng.randint(2, 4)):

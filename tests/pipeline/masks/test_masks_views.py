@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_models import write_people
 
 from pipeline.errors import ConfigError, DataError, FormatError
 from pipeline.formats.masks import DONE, FAILED, MaskFile, MaskMeta, MaskWriter
@@ -15,6 +14,7 @@ from pipeline.masks.export import BPBREID_CHANNELS, export_masks
 from pipeline.masks.inspect import describe_file, describe_image, resolve_name
 from pipeline.masks.preview import HEIGHT, PART_COLOURS, WIDTH, mask_sheet, overlay, spread_names
 from pipeline.masks.stats import mask_stats, worst_names
+from tests.helpers.tiny_models import write_people
 
 NAMES = ["cam0/0000.jpg", "cam0/0002.jpg", "cam1/0001.jpg", "cam1/0003.jpg"]
 # Rows of 16 that each part takes, in columns 2 to 5 of 8.

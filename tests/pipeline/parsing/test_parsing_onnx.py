@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import weights, write_onnx
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError, DeviceError, FormatError, WeightsError
@@ -17,6 +16,7 @@ from pipeline.parsing.onnx import OnnxParser, load_onnx
 from pipeline.parsing.parser import load_parser
 from pipeline.parsing.schp import SchpNet
 from pipeline.parsing.sidecar import Sidecar, input_size_of, read_sidecar, to_soft
+from tests.helpers.tiny_models import weights, write_onnx
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

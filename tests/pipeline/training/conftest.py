@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training_helpers import make_masks, make_people
 
 from pipeline.config import LossConfig
 from pipeline.datasets.records import Dataset
+from tests.helpers.training import make_masks, make_people
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 import torch
 from test_training_step import assert_same_gradients, gradients, make_batch, make_model
 from torch import nn
-from training_helpers import make_masks, make_people, small_model, small_training
 
 from pipeline.config import LossConfig
 from pipeline.model.backbone import Backbone, BackboneInfo
@@ -26,6 +25,7 @@ from pipeline.training.compiling import Compiled
 from pipeline.training.metrics_log import read_metrics
 from pipeline.training.run import train
 from pipeline.training.step import backward
+from tests.helpers.training import make_masks, make_people, small_model, small_training
 
 
 class Warnings:

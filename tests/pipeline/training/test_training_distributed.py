@@ -14,22 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_helpers import HEIGHT, WIDTH, make_people, small_model
 
 from pipeline.formats.features import FeatureFile
 from pipeline.model.network import build_model
 from pipeline.model.weights import CheckpointMeta, load_checkpoint, save_checkpoint
 from pipeline.training.metrics_log import read_metrics
+from tests.helpers.training import HEIGHT, WIDTH, make_people, small_model
 
 pytestmark = pytest.mark.slow
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
+ROOT = Path(__file__).parents[3]
+WORKERS = ROOT / "tests" / "helpers"
 
 
 def environment() -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), str(HERE)])
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def launch(*arguments: str, processes: int = 1) -> list[str]:
@@ -79,7 +78,7 @@ def test_two_processes_give_the_losses_of_one_with_the_same_batch(tmp_path: Path
     losses = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        command = launch(str(HERE / "frozen_worker.py"), str(out), processes=processes)
+        command = launch(str(WORKERS / "frozen_worker.py"), str(out), processes=processes)
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         lines = list(read_metrics(out / "run" / "metrics.jsonl"))
@@ -151,7 +150,7 @@ def test_two_processes_extract_into_one_file_what_one_extracts(tmp_path: Path) -
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_ten_kills_at_random_steps_and_five_and_five_epochs_change_no_bit(tmp_path: Path) -> None:
-    command = [sys.executable, str(HERE / "killed_worker.py"), str(tmp_path), "10"]
+    command = [sys.executable, str(WORKERS / "killed_worker.py"), str(tmp_path), "10"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     kills = json.loads((tmp_path / "kills.json").read_text())
@@ -233,7 +232,7 @@ def test_an_error_in_one_process_ends_all_even_where_the_others_cannot_notice(
     make_csv(tmp_path)
     command = training_command(tmp_path, processes=2)
     place = command.index("-m", 3)
-    command[place : place + 2] = [str(HERE / "failing_worker.py"), str(rank), kind]
+    command[place : place + 2] = [str(WORKERS / "failing_worker.py"), str(rank), kind]
     begun = time.monotonic()
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0

@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kept_notes import Notes
 from test_training_augment import HEIGHT as AUGMENT_HEIGHT
 from test_training_augment import WIDTH as AUGMENT_WIDTH
 from test_training_augment import batch_of, everything
 from test_training_run import assert_equal_weights, at_step
 from torch import nn
 from torch.nn import functional as F
-from training_helpers import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.errors import DeviceError
@@ -39,6 +37,8 @@ from pipeline.training.plan import plan_steps
 from pipeline.training.recorded import Recorded
 from pipeline.training.run import train
 from pipeline.training.store import ImageStore, Targets
+from tests.helpers.notes import Notes
+from tests.helpers.training import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
 
 pytestmark = pytest.mark.gpu
 

@@ -9,13 +9,13 @@ import math
 import pytest
 import torch
 from torch import nn
-from training_helpers import small_model
 
 from pipeline.config import TrainConfig
 from pipeline.model.network import build_model
 from pipeline.training.ema import Average
 from pipeline.training.optim import build_optimizer, decay_groups, set_learning_rate
 from pipeline.training.schedule import learning_rate
+from tests.helpers.training import small_model
 
 
 def rates(config: TrainConfig, per_epoch: int) -> list[float]:

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kept_notes import Notes
-from training_helpers import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
 
 from pipeline.config import LossConfig
 from pipeline.datasets.images import read_image
@@ -37,6 +35,8 @@ from pipeline.training.calibrate import NEVER
 from pipeline.training.feeder import Feeder
 from pipeline.training.metrics_log import MetricsLog, read_metrics
 from pipeline.training.run import train
+from tests.helpers.notes import Notes
+from tests.helpers.training import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from training_helpers import HEIGHT, WIDTH, small_model
 
 from pipeline.config import LossConfig
 from pipeline.model.losses import total_loss
 from pipeline.model.network import build_model
 from pipeline.training.step import Batch, backward
+from tests.helpers.training import HEIGHT, WIDTH, small_model
 
 CLASSES, BATCH = 5, 8
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_helpers import HEIGHT, WIDTH, make_masks, paint
 
 from pipeline.datasets.images import resize
 from pipeline.datasets.records import Dataset
@@ -20,6 +19,7 @@ from pipeline.runtime.progress import SILENT
 from pipeline.training.feeder import Feeder
 from pipeline.training.store import ImageStore, cached_images, load_targets, open_images
 from pipeline.training.tree import joined, tensors_of, with_tensors
+from tests.helpers.training import HEIGHT, WIDTH, make_masks, paint
 
 
 def load(dataset: Dataset, cache: Path, *, budget: float = 1.0, size: tuple[int, int] = (HEIGHT, WIDTH)) -> ImageStore:

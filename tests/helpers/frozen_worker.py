@@ -11,11 +11,11 @@ from pathlib import Path
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from training_helpers import make_masks, make_people, small_model, small_training
 
 from pipeline.config import LossConfig
 from pipeline.runtime.distributed import leading, serve, world
 from pipeline.training import run
+from tests.helpers.training import make_masks, make_people, small_model, small_training
 
 build = run._network
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from training_helpers import make_masks, make_people, small_model, small_training
 
 from pipeline.config import LossConfig, TrainConfig
 from pipeline.datasets.records import Dataset
@@ -29,6 +28,7 @@ from pipeline.training import run as run_module
 from pipeline.training.checkpoint import _read_header
 from pipeline.training.loop import STATE_FILE
 from pipeline.training.run import train
+from tests.helpers.training import make_masks, make_people, small_model, small_training
 
 EPOCHS = 10
 STOP_AFTER = 10

@@ -1,0 +1,1 @@
+"""Shared helpers of the tests; test files import from here, never from each other."""
