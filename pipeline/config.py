@@ -95,7 +95,13 @@ class SynthConfig(Section):
     backdrop: Fraction = Field(
         0.88, description="How far a camera keeps its own backdrop (1: always the same place, 0: anywhere)."
     )
-    jobs: int = Field(-1, description="Worker processes; -1: one a core.", json_schema_extra=_EXECUTION)
+    train_share: Annotated[float, Field(ge=0.1, le=0.95)] = Field(0.5, description="Share of training identities.")
+    randomise: bool = Field(
+        False,
+        description="Training data for transfer to real images: every image has its own camera, place, light, "
+        "resolution and box, and clothes vary widely.",
+    )
+    jobs: int = Field(-1, description="Worker processes; -1: one per core.", json_schema_extra=_EXECUTION)
 
 
 class MasksConfig(Section):

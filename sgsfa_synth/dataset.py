@@ -93,7 +93,9 @@ def render_dataset(out: Path, config: SynthConfig, *, progress: Progress = SILEN
         DataError: `out` holds something else.
         LockedError: Another process renders into `out`.
     """
-    planned = plan_images(config.ids, config.cameras, config.shots, config.occlusion, config.seed)
+    planned = plan_images(
+        config.ids, config.cameras, config.shots, config.occlusion, config.seed, train_share=config.train_share
+    )
     wanted = parameters(config)
     if (
         not (out / PARTIAL).exists()
@@ -121,7 +123,7 @@ def _render(
     done = len(planned) - sum(len(group) for group in missing)
     if done:
         progress.note(f"going on with an unfinished run: {done:,} of {len(planned):,} images are there")
-    settings = SceneSettings(height=config.height, width=config.width, tone=config.tone, backdrop=config.backdrop)
+    settings = SceneSettings.of(config)
     work = functools.partial(_render_person, out, config.seed, settings)
     with progress.task("rendering people", total=len(planned), done=done) as task:
         for count in parallel_map(work, missing, backend="loky", jobs=config.jobs):

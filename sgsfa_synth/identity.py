@@ -339,10 +339,10 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
         top_main = _accent(tailor)
     if one_piece:
         second = bottom_main
-    top = _top(
+    top = sample_top(
         tailor, garment, female and not uniform, sample_cloth(top_design, top_main, second, third, trim=one_piece)
     )
-    bottom = _bottom(tailor, garment, sample_cloth(bottom_design, bottom_main, third, second))
+    bottom = sample_bottom(tailor, garment, sample_cloth(bottom_design, bottom_main, third, second))
     if (uniform or rng.random() < 0.5) and not one_piece:
         # Of one mean colour, so that only who sees patterns can tell the members apart by their clothes.
         weaver = np.random.default_rng([word, seed, 6, team])
@@ -521,7 +521,8 @@ def _hair(
     )
 
 
-def _top(rng: np.random.Generator, garment: str, female: bool, cloth: Cloth) -> Top:
+def sample_top(rng: np.random.Generator, garment: str, female: bool, cloth: Cloth) -> Top:
+    """Draw the cut of what covers the trunk."""
     sleeves = [-0.1, 0.22, 0.32, 0.60, 0.97] if female else [-0.1, 0.27, 0.36, 0.60, 0.97]
     sleeve = float(rng.choice(sleeves, p=[0.14, 0.18, 0.26, 0.08, 0.34] if female else [0.04, 0.25, 0.31, 0.05, 0.35]))
     long = sleeve > 0.9
@@ -537,7 +538,8 @@ def _top(rng: np.random.Generator, garment: str, female: bool, cloth: Cloth) -> 
     )
 
 
-def _bottom(rng: np.random.Generator, garment: str, cloth: Cloth) -> Bottom:
+def sample_bottom(rng: np.random.Generator, garment: str, cloth: Cloth) -> Bottom:
+    """Draw the cut of what covers the legs."""
     lengths = {"shorts": (0.30, 0.52), "skirt": (0.36, 0.85), "dress": (0.40, 0.95), "jumpsuit": (0.93, 1.02)}
     return Bottom(
         cloth=cloth,

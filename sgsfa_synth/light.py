@@ -261,8 +261,12 @@ def metered(light: Light) -> float:
 
 
 def camera_tone(seed: int, camera: int, strength: float) -> Tone:
-    """The tone of a camera; at `strength` 0 all cameras have the same."""
-    random = seeds.rng(seed, "tone", camera)
+    """Return the tone of a camera of the data set."""
+    return sample_tone(seeds.rng(seed, "tone", camera), strength)
+
+
+def sample_tone(random: np.random.Generator, strength: float) -> Tone:
+    """Draw a tone; at `strength` 0 all are the same."""
     balance = random.normal(0, 1, 3)
     warm = random.normal()
     cast = 0.10 * balance + 0.16 * warm * np.array([1.0, 0.0, -1.0])

@@ -38,6 +38,13 @@ class Pattern(IntEnum):
     RAGLAN = 11
     CHECKS = 12
     BARS = 13
+    GRADIENT = 14
+    SASH = 15
+    BAND = 16
+    HALVES = 17
+    MARBLE = 18
+    ZIGZAG = 19
+    PANELS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class Cloth:
         main, second, third: Linear albedos.
         scale: Coarseness, 1 usual.
         seed: Of the details.
-        emblem: A print on the chest (1), on the back (2), on both (3) or none (0).
+        emblem: Sum of 1 (a print on the chest), 2 (on the back) and 4 (prints are large).
     """
 
     pattern: Pattern
@@ -256,6 +263,32 @@ def _shares(
             second = _step(cells, 0.10)
         elif pattern == 13:
             second = _step(math.cos(2 * math.pi * t / (0.070 * scale)) - 0.1, 0.20)
+        elif pattern == 14:
+            second = min(max((s - 0.05) / 0.50 + 0.6 * (phase - 0.5), 0.0), 1.0)
+        elif pattern == 15:
+            lean = x if seed & 1 else -x
+            second = _step(0.055 * scale - abs(s - 0.22 - 0.9 * lean), 0.006)
+        elif pattern == 16:
+            line = abs(s - 0.12 - 0.18 * phase)
+            second = _step(0.045 * scale - line, 0.004)
+            third = _step(0.012 - abs(line - 0.045 * scale), 0.003)
+            second *= 1.0 - third
+        elif pattern == 17:
+            second = _step(x if seed & 1 else -x, 0.004)
+        elif pattern == 18:
+            swirl = noise3(x * 9 / scale, y * 9 / scale, z * 9 / scale, seed)
+            veins = 0.5 + 0.5 * math.sin(22 * swirl + 14 * s / scale)
+            second = _step(veins - 0.45, 0.25)
+            third = _step(noise3(x * 14, y * 14, z * 14, seed + 5) - 0.62, 0.08) * (1.0 - second)
+        elif pattern == 19:
+            tooth = abs((t / (0.09 * scale)) % 1.0 - 0.5)
+            wave = (s / (0.10 * scale) + 0.7 * tooth + phase) % 1.0
+            second = _step(abs(wave - 0.5) - 0.26, 0.04)
+            third = _step(0.06 - abs(wave - 0.5), 0.03)
+        elif pattern == 20:
+            second = _step(abs(x) - 0.095, 0.005) if arm[i] < 0.1 else 1.0
+            third = _step(0.010 - abs(abs(x) - 0.095), 0.003) if arm[i] < 0.1 else 0.0
+            second *= 1.0 - third
         if z < hip and pattern in (4, 7, 11):
             # Below the waist of a dress these would run on: keep the block, not the seams.
             third = 0.0
@@ -264,6 +297,7 @@ def _shares(
 
 
 _EMBLEM = (64, 96)
+_LARGE = 4
 
 
 @functools.lru_cache(maxsize=256)
@@ -292,6 +326,8 @@ def _print(cloth: Cloth, points: FloatArray, arm: FloatArray, shoulder: float, s
     """Put the emblem on chest and back, in place."""
     rng = np.random.default_rng([cloth.seed, 7])
     width, height = rng.uniform(0.10, 0.26), rng.uniform(0.07, 0.20)
+    if cloth.emblem & _LARGE:
+        width, height = rng.uniform(0.24, 0.32), rng.uniform(0.22, 0.38)
     picture = _emblem(cloth.seed)
     x, y, z = points.T
     for bit, facing in ((1, -1.0), (2, 1.0)):

@@ -19,8 +19,8 @@ from sgsfa_synth.identity import CAPACITY, TEAM
 GALLERY_OCCLUSION = 0.10
 """Share of occluded gallery images."""
 
-DISTRACTOR_SHARE = 0.10
-"""Distractor identities for each identity that counts."""
+DISTRACTOR_SHARE = 0.20
+"""Distractor identities per test identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +55,17 @@ class PlannedImage:
         return f"{self.split}/{person}_c{self.camid:02d}s{self.shot + 1:02d}.jpg"
 
 
-def distractor_count(ids: int) -> int:
-    """How many people are in the gallery whom nobody searches for."""
-    return max(1, round(DISTRACTOR_SHARE * ids))
+def distractor_count(ids: int, train_share: float = 0.5) -> int:
+    """Return the number of gallery identities without a query."""
+    return max(1, round(DISTRACTOR_SHARE * (1 - train_share) * ids))
 
 
-def plan_images(ids: int, cameras: int, shots: int, occlusion: float, seed: int) -> tuple[PlannedImage, ...]:
-    """All images, sorted by identity, camera and shot.
+def plan_images(
+    ids: int, cameras: int, shots: int, occlusion: float, seed: int, *, train_share: float = 0.5
+) -> tuple[PlannedImage, ...]:
+    """Return all images, sorted by identity, camera and shot.
 
-    Half of the identities train, rounded to whole teams: look-alikes stay on one side, since these make ranking
+    A share of the identities trains, rounded to whole teams: look-alikes stay on one side, since these make ranking
     hard (a single team has to be cut), and distractors are of teams of their own. Of a test identity the first shot in
     every camera is a query; with a single shot, in every other camera. The rest of the test images are gallery, so that
     each query has a match in another camera.
@@ -71,15 +73,16 @@ def plan_images(ids: int, cameras: int, shots: int, occlusion: float, seed: int)
     Args:
         ids: Identities, training and test together.
         cameras: At least 2.
-        shots: Images of an identity in a camera.
+        shots: Images per identity and camera.
         occlusion: Share of occluded training images.
         seed: Of the data set.
+        train_share: Share of training identities.
 
     Raises:
         ConfigError: A number is outside of what can be made.
     """
-    check_size(ids, cameras, shots)
-    train = _training_identities(ids, seed)
+    check_size(ids, cameras, shots, train_share)
+    train = _training_identities(ids, seed, train_share)
     planned: list[tuple[int, int, int, int, Split]] = []
     for identity in range(ids):
         for camera in range(cameras):
@@ -87,7 +90,7 @@ def plan_images(ids: int, cameras: int, shots: int, occlusion: float, seed: int)
                 (identity, identity + 1, camera, shot, _split(identity, camera, shot, shots, train))
                 for shot in range(shots)
             ]
-    for number in range(distractor_count(ids)):
+    for number in range(distractor_count(ids, train_share)):
         seen_by = seeds.rng(seed, "distractor", number).permutation(cameras)[: max(1, cameras // 2)]
         for camera in sorted(int(camera) for camera in seen_by):
             planned += [
@@ -103,14 +106,14 @@ def plan_images(ids: int, cameras: int, shots: int, occlusion: float, seed: int)
     return tuple(PlannedImage(*row, occluded=bool(flag)) for row, flag in zip(planned, occluded, strict=True))
 
 
-def _training_identities(ids: int, seed: int) -> frozenset[int]:
-    """Whole teams, as many as bring the number of identities nearest to a half."""
+def _training_identities(ids: int, seed: int, share: float) -> frozenset[int]:
+    """Return whole teams, as many as bring the number of identities nearest to the share."""
     if ids <= TEAM:
         return frozenset(int(index) for index in seeds.rng(seed, "split").permutation(ids)[: (ids + 1) // 2])
     order = seeds.rng(seed, "split").permutation(math.ceil(ids / TEAM))
     teams = [range(int(team) * TEAM, min((int(team) + 1) * TEAM, ids)) for team in order]
     reached = np.cumsum([len(team) for team in teams[:-1]])
-    cut = int(np.abs(2 * reached - ids).argmin()) + 1
+    cut = int(np.abs(reached - share * ids).argmin()) + 1
     return frozenset(index for team in teams[:cut] for index in team)
 
 
@@ -127,16 +130,16 @@ def _split(identity: int, camera: int, shot: int, shots: int, train: frozenset[i
     return "query" if shot == 0 else "gallery"
 
 
-def check_size(ids: int, cameras: int, shots: int) -> None:
-    """Refuse sizes that cannot be made.
+def check_size(ids: int, cameras: int, shots: int, train_share: float = 0.5) -> None:
+    """Refuse sizes that cannot be rendered.
 
     Raises:
         ConfigError: Too few or too many identities, fewer than two cameras, no shots.
     """
     if ids < 2:
         raise ConfigError(f"{ids} is too few", where="ids", expected="2 or more: one to train and one to test")
-    if _first_distractor(ids) + distractor_count(ids) > CAPACITY:
-        most = int(CAPACITY / (1 + DISTRACTOR_SHARE)) - 1
+    if _first_distractor(ids) + distractor_count(ids, train_share) > CAPACITY:
+        most = int(CAPACITY / (1 + DISTRACTOR_SHARE * (1 - train_share))) - 1
         raise ConfigError(
             f"{ids} identities and their distractors cannot all be made distinct",
             where="ids",

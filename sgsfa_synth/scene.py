@@ -16,17 +16,21 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import SynthConfig
 from pipeline.runtime import seeds
 from sgsfa_synth import light as lighting
-from sgsfa_synth.backdrop import Place, Stand, camera_place, paint_backdrop, sample_place
-from sgsfa_synth.camera import Extent, Site, View, Window, camera_site
-from sgsfa_synth.degradation import Degradation, degrade, develop, sample_degradation
+from sgsfa_synth.backdrop import Place, Stand, paint_backdrop
+from sgsfa_synth.camera import Extent, Site, View, Window
+from sgsfa_synth.cameras import Camera, FixedCamera
+from sgsfa_synth.coverage import VISIBLE_RANGE, Coverage
+from sgsfa_synth.degradation import Degradation, degrade, develop
 from sgsfa_synth.garments import dress, seat
 from sgsfa_synth.identity import Identity, sample_identity
-from sgsfa_synth.light import Light, Tone, camera_tone
+from sgsfa_synth.light import Light, Tone
 from sgsfa_synth.mesh import Label, Material, Mesh, merge
 from sgsfa_synth.pose import sample_pose
 from sgsfa_synth.props import VARIANTS, Prop, prop
+from sgsfa_synth.randomise import RandomCamera, varied_identity
 from sgsfa_synth.raster import GBuffer, interpolate, rasterise
 from sgsfa_synth.shading import Fragments, bend_normals, surface
 from sgsfa_synth.solids import Finish
@@ -35,8 +39,8 @@ Random = np.random.Generator
 Array = npt.NDArray[np.float64]
 Array32 = npt.NDArray[np.float32]
 
-VISIBLE_RANGE = (0.25, 0.90)
-"""Smallest and largest share of an occluded person that is to be seen."""
+_BYSTANDERS = 0.25
+"""Share of images with another person in the background, where there are bystanders."""
 
 PASSERS_BY = 400
 """Different people who stand in the way."""
@@ -66,9 +70,6 @@ _POLED = frozenset({"parasol"})
 
 _KINDS_TRIED = 7
 _PLACES_TRIED = 6
-_COVERAGE_HEIGHT = 128
-"""Pixels over the person's height at which visible shares are measured."""
-
 _AO_REACH = 0.25
 _LABELS = len(Label)
 
@@ -92,7 +93,8 @@ class SceneSettings:
         supersample: Samples a pixel along each axis.
         tone: As in `config.SynthConfig`.
         backdrop: As in `config.SynthConfig`.
-        degrade: Off: a clean picture.
+        randomise: As in `config.SynthConfig`.
+        degrade: Off: a clean image.
         flat: Paint each pixel in its label's colour of `palette()` instead, without light and faults: for tests.
     """
 
@@ -101,8 +103,14 @@ class SceneSettings:
     supersample: int = 2
     tone: float = 0.05
     backdrop: float = 0.88
+    randomise: bool = False
     degrade: bool = True
     flat: bool = False
+
+    @classmethod
+    def of(cls, config: SynthConfig) -> SceneSettings:
+        """Return the settings of a configured data set."""
+        return cls(config.height, config.width, tone=config.tone, backdrop=config.backdrop, randomise=config.randomise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +153,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Everything that decides a picture before it is drawn; the first item is the person."""
+    """Everything that decides an image of `size` (height, width) before it is drawn; the first item is the person."""
 
     items: tuple[Item, ...]
     place: Place
     stand: Stand
     view: View
     window: Window
+    size: tuple[int, int]
     light: Light
     tone: Tone
     degradation: Degradation
@@ -174,22 +183,37 @@ def render(
         occluded: Put something before the person, so that the visible share lies in `VISIBLE_RANGE`.
         settings: Of the data set.
     """
-    identity = sample_identity(seed, identity_index)
-    scene = compose(identity, seed, camera, (identity_index, camera, shot), occluded=occluded, settings=settings)
-    noise = seeds.rng(seed, "sensor", identity_index, camera, shot)
-    return draw(scene, settings, noise)
+    words = (identity_index, camera, shot)
+    if settings.randomise:
+        identity = varied_identity(seed, identity_index)
+        own = RandomCamera(seeds.rng(seed, "shot", *words), settings.height, settings.width, settings.tone)
+        scene = compose(identity, seed, own, words, occluded=occluded, bystanders=True)
+    else:
+        identity = sample_identity(seed, identity_index)
+        fixed = FixedCamera(seed, camera, (settings.height, settings.width), settings.tone, settings.backdrop)
+        scene = compose(identity, seed, fixed, words, occluded=occluded)
+    return draw(scene, settings, seeds.rng(seed, "sensor", *words))
 
 
 def compose(
-    identity: Identity, seed: int, camera: int, words: Sequence[int], *, occluded: bool, settings: SceneSettings
+    identity: Identity, seed: int, camera: Camera, words: Sequence[int], *, occluded: bool, bystanders: bool = False
 ) -> Scene:
-    """Decide everything about an image: pose, place, light, furniture, occluder, crop."""
+    """Decide everything about an image: pose, place, light, furniture, occluder, box.
+
+    Args:
+        identity: Of the person.
+        seed: Of the data set.
+        camera: That takes the image.
+        words: Name of the image's random streams.
+        occluded: Put something before the person.
+        bystanders: Put other people into the background of some images.
+    """
 
     def stream(name: str) -> Random:
         return seeds.rng(seed, name, *words)
 
     random = stream("person")
-    site = camera_site(seed, camera)
+    site = camera.site
     pose = sample_pose(random)
     yaw = site.yaw + random.normal(0, 0.35) + (math.pi if random.random() < site.both_ways else 0.0)
     body = Item(dress(identity, pose, random), identity)
@@ -198,7 +222,7 @@ def compose(
         items.append(_seat_under(spot.height, (spot.front_y + spot.back_y) / 2, random).moved(yaw, 0.0, 0.0))
 
     random = stream("place")
-    place = camera_place(seed, camera) if random.random() < settings.backdrop else sample_place(random)
+    place = camera.place(random)
     stand, view = _stand(site, place, random)
     light = lighting.scene_light(random, place.azimuth + stand.bearing, place.elevation, place.sun, place.warmth)
 
@@ -207,17 +231,19 @@ def compose(
     random = stream("furniture")
     room = (stand.wall / math.cos(min(abs(place.wall_yaw - stand.bearing), 1.2)) - stand.distance) * 0.8
     items += _furniture(random, place, room, items)
-    coverage = _Coverage(items, view, extent)
+    if bystanders and random.random() < _BYSTANDERS:
+        items += _bystander(random, seed, room, items[0])
+    coverage = Coverage([item.mesh for item in items], view, extent)
 
     random = stream("occluder")
     kind = None
     if occluded:
         kind, blocker = _occlude(random, seed, place, stand.distance, items, coverage)
         items.append(blocker)
-        coverage = _Coverage(items, view, extent)
+        coverage = Coverage([item.mesh for item in items], view, extent)
 
     random = stream("crop")
-    window = _crop(random, extent, coverage, settings.width / settings.height, occluded)
+    window = camera.box(random, extent, coverage, occluded=occluded)
     visible, truncated = coverage.seen_in(window)
     random = stream("camera")
     return Scene(
@@ -226,9 +252,10 @@ def compose(
         stand=stand,
         view=view,
         window=window,
+        size=camera.size,
         light=light,
-        tone=_moment(camera_tone(seed, camera, settings.tone), light, random),
-        degradation=sample_degradation(seed, camera, random),
+        tone=_moment(camera.tone, light, random),
+        degradation=camera.degradation(random),
         visible=visible,
         truncated=truncated,
         occluder=kind,
@@ -245,15 +272,14 @@ def draw(scene: Scene, settings: SceneSettings, noise: Random) -> Rendered:
         noise: Stream for the sensor's noise.
     """
     factor = settings.supersample
-    height, width = settings.height * factor, settings.width * factor
+    height, width = scene.size[0] * factor, scene.size[1] * factor
     mesh, owner = merge([item.mesh for item in scene.items])
     plane, inverse_depth = scene.view.project(mesh.vertices)
     pixels = scene.window.pixels(plane, height, width)
     buffer = rasterise(pixels, inverse_depth, mesh.faces, mesh.edges, height, width)
     radiance, labels = _shaded(scene, mesh, owner, buffer, flat=settings.flat)
     labels = vote(labels, factor)
-    size = (settings.width, settings.height)
-    small = np.asarray(cv2.resize(radiance, size, interpolation=cv2.INTER_AREA), np.float32)
+    small = np.asarray(cv2.resize(radiance, scene.size[::-1], interpolation=cv2.INTER_AREA), np.float32)
     if settings.flat:
         image = np.rint(small * 255).astype(np.uint8)
     else:
@@ -351,69 +377,24 @@ def _furniture(random: Random, place: Place, room: float, items: Sequence[Item])
     return added
 
 
+def _bystander(random: Random, seed: int, room: float, person: Item) -> list[Item]:
+    """Return another person a few steps behind, if there is room for one."""
+    behind = float(person.mesh.vertices[:, 1].max()) + 0.5
+    if room < behind + 0.5:
+        return []
+    other = _blocker("person", random, seed).moved(float(random.uniform(0, 2 * math.pi)), 0.0, 0.0)
+    y = float(random.uniform(behind, min(room - 0.4, behind + 6.0)))
+    return [other.moved(0.0, float(random.normal(0, 0.5 + 0.08 * y)), y)]
+
+
 def _overlap(first: Mesh, second: Mesh) -> bool:
     low = np.maximum(first.vertices.min(0), second.vertices.min(0))
     high = np.minimum(first.vertices.max(0), second.vertices.max(0))
     return bool((low < high).all())
 
 
-class _Coverage:
-    """Which parts of the person are hidden, measured on a small picture of the whole person."""
-
-    def __init__(self, items: Sequence[Item], view: View, extent: Extent) -> None:
-        self.view = view
-        pad = 0.02 * (extent.bottom - extent.top)
-        size = extent.bottom - extent.top + 2 * pad
-        self.height = _COVERAGE_HEIGHT
-        self.width = max(8, math.ceil((extent.right - extent.left + 2 * pad) / size * self.height))
-        self.window = Window(extent.left - pad, extent.top - pad, size * self.width / self.height, size)
-        alone = self._depth(items[0])
-        self.person = alone > 0
-        self.depth = alone
-        self.hidden = np.zeros_like(self.person)
-        for item in items[1:]:
-            self.hidden |= self.hides(item)
-
-    def _depth(self, item: Item) -> Array:
-        plane, inverse_depth = self.view.project(item.mesh.vertices)
-        pixels = self.window.pixels(plane, self.height, self.width)
-        return rasterise(pixels, inverse_depth, item.mesh.faces, item.mesh.edges, self.height, self.width).inverse_depth
-
-    def hides(self, item: Item) -> npt.NDArray[np.bool_]:
-        """(h, w) where `item` is before the person."""
-        return np.asarray(self.person & (self._depth(item) > self.depth))
-
-    def share(self, hidden: npt.NDArray[np.bool_]) -> float:
-        """Share of the person that is not hidden."""
-        return float(1 - hidden.sum() / max(int(self.person.sum()), 1))
-
-    def visible_extent(self) -> Extent | None:
-        """Box around what is seen of the person; None when that is nothing."""
-        rows, columns = np.nonzero(self.person & ~self.hidden)
-        if len(rows) == 0:
-            return None
-        x, y = self.window.width / self.width, self.window.height / self.height
-        return Extent(
-            self.window.left + float(columns.min()) * x,
-            self.window.top + float(rows.min()) * y,
-            self.window.left + float(columns.max() + 1) * x,
-            self.window.top + float(rows.max() + 1) * y,
-        )
-
-    def seen_in(self, window: Window) -> tuple[float, float]:
-        """(visible share, share outside) when the picture is cut to `window`."""
-        x = self.window.left + (np.arange(self.width) + 0.5) * self.window.width / self.width
-        y = self.window.top + (np.arange(self.height) + 0.5) * self.window.height / self.height
-        across = (x >= window.left) & (x <= window.left + window.width)
-        down = (y >= window.top) & (y <= window.top + window.height)
-        inside = down[:, None] & across[None, :]
-        total = max(int(self.person.sum()), 1)
-        seen = int((self.person & ~self.hidden & inside).sum()) / total
-        return seen, 1 - int((self.person & inside).sum()) / total
-
-
 def _occlude(
-    random: Random, seed: int, place: Place, distance: float, items: Sequence[Item], coverage: _Coverage
+    random: Random, seed: int, place: Place, distance: float, items: Sequence[Item], coverage: Coverage
 ) -> tuple[str, Item]:
     """Find something to put before the person that leaves a share of them visible.
 
@@ -438,7 +419,7 @@ def _occlude(
             placed = turned.moved(0.0, x, front - gap - float(most[1]))
             if float(placed.mesh.vertices[:, 1].min()) < -distance + 0.8:
                 continue
-            share = coverage.share(coverage.hidden | coverage.hides(placed))
+            share = coverage.share(coverage.hidden | coverage.hides(placed.mesh))
             if low + 0.01 < share < high - 0.01 and (best is None or abs(share - wanted) < abs(best[0] - wanted)):
                 best = share, placed
         if best is not None:
@@ -446,7 +427,7 @@ def _occlude(
     return "boxes", _fallback(random, wanted, front, coverage)
 
 
-def _fallback(random: Random, wanted: float, front: float, coverage: _Coverage) -> Item:
+def _fallback(random: Random, wanted: float, front: float, coverage: Coverage) -> Item:
     """Parcels wider than the person, stacked just as high as hides the wanted share (found by halving)."""
     pile = _as_item(prop("boxes", int(random.integers(VARIANTS))))
     size = pile.mesh.vertices.max(0) - pile.mesh.vertices.min(0)
@@ -460,7 +441,7 @@ def _fallback(random: Random, wanted: float, front: float, coverage: _Coverage) 
     short, tall = 0.05, 2.2
     for _ in range(9):
         middle = (short + tall) / 2
-        if coverage.share(coverage.hidden | coverage.hides(scaled(middle))) > wanted:
+        if coverage.share(coverage.hidden | coverage.hides(scaled(middle).mesh)) > wanted:
             short = middle
         else:
             tall = middle
@@ -474,29 +455,6 @@ def _blocker(kind: str, random: Random, seed: int) -> Item:
     other = sample_identity(seed, index, population="passers-by")
     kinds = ["walk", "stand", "phone", "pocket"]
     return Item(dress(other, sample_pose(random, str(random.choice(kinds, p=[0.6, 0.2, 0.1, 0.1]))), random), other)
-
-
-def _crop(random: Random, extent: Extent, coverage: _Coverage, aspect: float, occluded: bool) -> Window:
-    """The detector's box: mostly tight, sometimes loose, sometimes cutting feet or a side off."""
-    box = extent
-    if occluded and random.random() < 0.25 and (seen := coverage.visible_extent()) is not None:
-        # Detectors often box only what they see.
-        box = extent.blend(seen, random.uniform(0.3, 1.0))
-    margins = [random.uniform(0.005, 0.035), random.uniform(0.005, 0.035)]
-    fault = random.random()
-    if fault < 0.10:
-        margins[1] = -random.uniform(0.03, 0.22)
-    elif fault < 0.14:
-        margins[0] = -random.uniform(0.01, 0.05)
-    elif fault < 0.24:
-        margins = [margins[0] + random.uniform(0.03, 0.14), margins[1] + random.uniform(0.03, 0.14)]
-    shift = random.normal(0, 0.025)
-    narrow = random.uniform(0.76, 0.92)
-    window = box.window(aspect, margins, shift, narrow=narrow)
-    low, high = VISIBLE_RANGE
-    if occluded and not low <= coverage.seen_in(window)[0] <= high:
-        return extent.window(aspect, (0.02, 0.02), 0.0, narrow=narrow)
-    return window
 
 
 # ------------------------------------------------------------------------------------------------ drawing
