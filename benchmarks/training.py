@@ -42,8 +42,8 @@ from pipeline.model.normalise import normalise
 from pipeline.model.weights import load_backbone_weights
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import autocast, device_label, resolve_device
-from pipeline.runtime.distributed import World
 from pipeline.runtime.files import write_json
+from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.progress import SILENT
 from pipeline.runtime.seeds import set_deterministic
 from pipeline.training.compiling import Compiled, compile_network
@@ -158,7 +158,7 @@ class Real:
             targets=targets.to(device),
             size=self.size,
             device=device,
-            place=World(),
+            place=RankInfo(),
             folder=Path(self.folder.name),
             identity={},
         )
@@ -236,7 +236,7 @@ def measure(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
     run = load_config(preset=arguments.preset)
     if batch % run.train.instances:
         raise SystemExit(f"a batch has {run.train.instances} images of each person; {batch} is no multiple of that")
-    device = World().take_device(arguments.device)
+    device = RankInfo().select_device(arguments.device)
     changed = {
         "model": {"backbone": arguments.backbone, "weights": arguments.weights},
         "train": {
@@ -320,7 +320,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file; by default one named after the device and the network")
     arguments = parser.parse_args()
     tune_allocator()
-    device = World().device(resolve_device(arguments.device))
+    device = RankInfo().device(resolve_device(arguments.device))
     # A round ends when the device has done all it was given, and on a GPU the host works ahead by several steps.
     arguments.steps = arguments.steps or (100 if device.type == "cuda" else 3)
     result = {

@@ -7,7 +7,6 @@ import dataclasses
 import errno
 import json as json_module
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -18,6 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import typer
+
+from sgsfa_cli import torchrun
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -77,6 +78,8 @@ def emit(obj: Mapping[str, object] | DataclassInstance, *, json: bool, draw: Cal
         json: Print `obj` as JSON, and nothing else, to standard output.
         draw: Else makes what a person sees: a string (with Rich markup), a table, a group.
     """
+    if not torchrun.is_main():
+        return
     if json:
         sys.stdout.write(json_module.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     else:
@@ -159,7 +162,8 @@ def guard() -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, typer.Abort):
-        err().print("\nStopped. What was finished is kept; the same command goes on from there.", style="yellow")
+        if torchrun.is_main():
+            err().print("\nStopped. What was finished is kept; the same command goes on from there.", style="yellow")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:
         raise
@@ -182,7 +186,9 @@ def guard() -> Iterator[None]:
                 _panel("The memory is exhausted.", [*said, ("to do", _MEMORY_HINT)])
                 raise typer.Exit(2) from error
             raise
-        if isinstance(error, errors.UserError):
+        if not torchrun.record_error(error):
+            pass
+        elif isinstance(error, errors.UserError):
             show_user_error(error)
         elif isinstance(error, errors.RejectedInputs):
             _show_rejected(error)
@@ -235,7 +241,7 @@ def progress(*, quiet: bool = False) -> Progress:
 
     Under `torchrun` only the first process speaks.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if not torchrun.is_main():
         from pipeline.runtime.progress import SILENT
 
         return SILENT

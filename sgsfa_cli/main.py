@@ -136,13 +136,14 @@ def run() -> None:
         app(prog_name="sgsfa")
     except SystemExit as stop:
         if stop.code is None or isinstance(stop.code, int):
-            torchrun.end(stop.code or 0)
+            torchrun.leave(stop.code or 0)
         raise
     except KeyboardInterrupt:
-        torchrun.end(console.EXIT_INTERRUPTED)
+        torchrun.leave(console.EXIT_INTERRUPTED)
         raise
-    except Exception:
+    except Exception as error:
+        torchrun.record_error(error)
         traceback.print_exc()
         sys.stderr.write("\nThis is a defect of sgsfa. Please report it with the lines above.\n")
-        torchrun.end(1)
+        torchrun.leave(1)
         sys.exit(1)

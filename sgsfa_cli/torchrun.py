@@ -1,60 +1,39 @@
-"""Commands under torchrun: the first process runs the program, the others join in where it calls them."""
+"""What a command does differently in one of several processes: only rank 0 reports, errors reach torchrun's report."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pipeline.errors import DeviceError
 
 
-def joined() -> bool:
-    """In all processes but the first: work along until the first one ends, then say True.
+def is_main() -> bool:
+    """Return whether this process prints results and progress."""
+    return os.environ.get("RANK", "0") == "0"
 
-    A command begins with `if joined(): return`, before it prints or touches anything. Of errors only defects are
-    shown here; all others are the first process's to tell.
+
+def record_error(error: BaseException) -> bool:
+    """Hand an error to torchrun, which reports the first one of all processes.
+
+    Returns:
+        Whether this process has to report the error itself as well: rank 0 does, and so does every process that
+        torchrun did not start.
     """
-    if os.environ.get("RANK", "0") == "0":
-        return False
-    from pipeline.errors import SgsfaError
-    from pipeline.runtime.distributed import serve
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return True
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    try:
-        serve()
-    except SgsfaError as error:
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        from sgsfa_cli.console import EXIT_INTERRUPTED
-
-        sys.exit(EXIT_INTERRUPTED)
-    return True
+    get_error_handler().record_exception(error)
+    return is_main()
 
 
-def leading() -> contextlib.AbstractContextManager[None]:
-    """The block in which the first process may call the others; in a single process it costs nothing."""
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return contextlib.nullcontext()
-    from pipeline.runtime import distributed
-    from sgsfa_cli.console import err, show_user_error
+def leave(code: int) -> None:
+    """End a process of a group that lost a member at once, because the usual end would wait for the others.
 
-    def tell(error: DeviceError) -> None:
-        # Bars, which nobody will end any more, have hidden it.
-        err().show_cursor(True)
-        show_user_error(error)
-
-    return distributed.leading(tell)
-
-
-def end(code: int) -> None:
-    """End a process of a group that fell apart, at once: the usual end would wait for the others.
-
-    Returns where there is no such group.
+    Returns in all other processes.
     """
-    loaded = sys.modules.get("torch.distributed")
-    if os.environ.get("WORLD_SIZE", "1") == "1" or loaded is None or not loaded.is_initialized():
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

@@ -20,8 +20,8 @@ from pipeline.features.network import BATCH_SIZE, FeatureNetwork
 from pipeline.formats.features import FeatureFile, FeatureHeader, Features, FeatureWriter
 from pipeline.model.weights import read_meta
 from pipeline.runtime.device import device_label
-from pipeline.runtime.distributed import World, together, wait_for_all, world
 from pipeline.runtime.files import sha256_file
+from pipeline.runtime.process_group import RankInfo, barrier, broadcast, process_group, rank_info
 from pipeline.runtime.progress import SILENT, Progress, Task
 from pipeline.store.place import file_place, smaller_batches_advised
 
@@ -74,8 +74,8 @@ def extract(
 
     Work goes on in `out` with `.partial` behind its name. Batches are cut from the list of records, not from what is
     left of it, so a run that was killed goes on with the next batch, of the size that it was begun with, and ends with
-    the same bytes as an undisturbed one. Started by torchrun, the processes share the batches, and the leader, which
-    alone calls this, joins their parts into the one file.
+    the same bytes as an undisturbed one. Under torchrun all processes call this and share the batches; rank 0 joins
+    their parts into the one file.
 
     Args:
         out: The features file.
@@ -96,13 +96,13 @@ def extract(
     if not records:
         raise DataError(f"{dataset.name} has no images to extract features from", where=dataset.root)
     origin = _origin(dataset, checkpoint, config)
-    with file_place(out, "features file", "features.h5", progress):
-        finished = _finished(out, dataset, records, origin)
+    with process_group() as ranks, _place(out, ranks, progress):
+        # By rank 0 alone, because the processes must agree on who does which batches.
+        finished = broadcast(_finished(out, dataset, records, origin) if ranks.is_main else None)
         if finished is not None:
             progress.note(f"{out} is complete, nothing to do")
             return finished
-        # By the leader alone, because the processes must agree on who does which batches.
-        kept = _begun(out, origin)
+        kept = broadcast(_begun(out, origin) if ranks.is_main else {})
         config = config.model_copy(update={"batch_size": kept.get("batch_size", config.batch_size)})
 
         def holding() -> Iterable[Path]:
@@ -110,16 +110,19 @@ def extract(
             return begun if _bind(begun) else ()
 
         with smaller_batches_advised(BATCH_SIZE, config.batch_size, holding):
-            return together(
-                _extract,
-                {"progress": progress},
-                out=out,
+            return _extract(
+                out,
                 dataset=dataset,
                 records=tuple(records),
                 checkpoint=checkpoint,
                 config=config,
                 origin=origin | kept,
+                progress=progress,
             )
+
+
+def _place(out: Path, ranks: RankInfo, progress: Progress) -> contextlib.AbstractContextManager[object]:
+    return file_place(out, "features file", "features.h5", progress) if ranks.is_main else contextlib.nullcontext()
 
 
 def embed(paths: Sequence[Path], checkpoint: Path, config: ExtractConfig) -> Features:
@@ -137,7 +140,7 @@ def embed(paths: Sequence[Path], checkpoint: Path, config: ExtractConfig) -> Fea
         DataError: Some of the images cannot be read; the first of them are named.
         WeightsError: The checkpoint is missing or damaged.
     """
-    network = FeatureNetwork.load(checkpoint, config, World())
+    network = FeatureNetwork.load(checkpoint, config, RankInfo())
     found = list(network.batches(paths))
     failed = [each for batch in found for each in batch.failed]
     if failed or not found:
@@ -166,27 +169,27 @@ def _extract(
     origin: Mapping[str, Any],
     progress: Progress = SILENT,
 ) -> ExtractReport:
-    place = world()
+    place = rank_info()
     started = time.monotonic()
     network = FeatureNetwork.load(checkpoint, config, place)
     mine = _share(len(records), config.batch_size, place)
     path = out.with_name(out.name + ".partial")
-    if place.size > 1:
-        path = out.with_name(f"{out.name}.part{place.rank}-of-{place.size}.partial")
-    work = _Work(path, dataset, records[mine], network, origin, progress, alone=place.size == 1)
+    if place.world_size > 1:
+        path = out.with_name(f"{out.name}.part{place.rank}-of-{place.world_size}.partial")
+    work = _Work(path, dataset, records[mine], network, origin, progress, alone=place.world_size == 1)
     resumed = work.resumed
     if resumed:
         progress.note(f"extraction goes on after {resumed:,} of {len(records):,} images")
     with progress.task("extract", total=len(records[mine]), done=resumed) as task:
         work.run(task, config.batch_size)
-    if place.size > 1:
-        wait_for_all()
-        if place.leader:
+    if place.world_size > 1:
+        barrier()
+        if place.is_main:
             _join(out, dataset, records, network, origin, config.batch_size, place)
-        wait_for_all()
-    failed = work.failed if place.size == 1 or not place.leader else _rejected_in(out)
-    if place.leader:
-        if place.size == 1:
+        barrier()
+    failed = work.failed if place.world_size == 1 or not place.is_main else _rejected_in(out)
+    if place.is_main:
+        if place.world_size == 1:
             path.replace(out)
             _remove_parts(out)
         if failed:
@@ -198,7 +201,7 @@ def _extract(
         done=done,
         failed=failed,
         seconds=round(seconds, 3),
-        images_per_second=round((len(records[mine]) - resumed) * place.size / max(seconds, 1e-9), 2),
+        images_per_second=round((len(records[mine]) - resumed) * place.world_size / max(seconds, 1e-9), 2),
         resumed=resumed,
         device=device_label(network.device),
     )
@@ -438,10 +441,10 @@ def _header(
     )
 
 
-def _share(count: int, batch_size: int, place: World) -> slice:
+def _share(count: int, batch_size: int, place: RankInfo) -> slice:
     """This process's records: whole batches of the common list, about equally many for each."""
     batches = -(-count // batch_size)
-    first, last = (batches * rank // place.size for rank in (place.rank, place.rank + 1))
+    first, last = (batches * rank // place.world_size for rank in (place.rank, place.rank + 1))
     return slice(first * batch_size, min(last * batch_size, count))
 
 
@@ -452,11 +455,11 @@ def _join(
     network: FeatureNetwork,
     origin: Mapping[str, Any],
     batch_size: int,
-    place: World,
+    place: RankInfo,
 ) -> None:
     """Make the one file of the parts that the processes wrote."""
-    shares = [_share(len(records), batch_size, World(rank, place.size)) for rank in range(place.size)]
-    parts = [out.with_name(f"{out.name}.part{rank}-of-{place.size}.partial") for rank in range(place.size)]
+    shares = [_share(len(records), batch_size, RankInfo(rank, place.world_size)) for rank in range(place.world_size)]
+    parts = [out.with_name(f"{out.name}.part{rank}-of-{place.world_size}.partial") for rank in range(place.world_size)]
     files = [FeatureFile.open(part) for part in parts]
     rejected = [
         [int(row) + share.start, name, reason]

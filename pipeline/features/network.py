@@ -20,8 +20,8 @@ from pipeline.model.weights import CheckpointMeta, load_checkpoint
 from pipeline.parts import NUM_PARTS
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import memory_watched, no_room
-from pipeline.runtime.distributed import World
 from pipeline.runtime.parallel import worker_count
+from pipeline.runtime.process_group import RankInfo
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -62,11 +62,11 @@ class FeatureNetwork:
     """
 
     def __init__(
-        self, model: nn.Module, meta: CheckpointMeta, device: torch.device, config: ExtractConfig, place: World
+        self, model: nn.Module, meta: CheckpointMeta, device: torch.device, config: ExtractConfig, place: RankInfo
     ) -> None:
         self.meta, self.device = meta, device
         # The processes of a machine share its cores.
-        self._threads = max(1, worker_count(-1) // place.local_size)
+        self._threads = max(1, worker_count(-1) // place.local_world_size)
         self._model, self._config = model, config
         size = (1, meta.model.height, meta.model.width, 3)
         probe = embed(model, torch.zeros(size, dtype=torch.uint8, device=device))
@@ -75,7 +75,7 @@ class FeatureNetwork:
         self.global_dim = probe.global_feature.shape[1]
 
     @classmethod
-    def load(cls, checkpoint: Path, config: ExtractConfig, place: World) -> Self:
+    def load(cls, checkpoint: Path, config: ExtractConfig, place: RankInfo) -> Self:
         """Read a checkpoint.
 
         Raises:
@@ -83,7 +83,7 @@ class FeatureNetwork:
             DeviceError: The device is not there or too full for the network.
         """
         tune_allocator()
-        device = place.take_device(config.device)
+        device = place.select_device(config.device)
         model, meta = load_checkpoint(checkpoint)
         with memory_watched(device, lambda: no_room(device, "the network does not fit")):
             return cls(model.to(device).to(memory_format=torch.channels_last), meta, device, config, place)

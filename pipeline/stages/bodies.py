@@ -7,7 +7,6 @@ PyTorch.
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from pipeline.config import RunConfig
 from pipeline.errors import FormatError, Rejected, UserError, WeightsError
 from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.process_group import rank_info
 from pipeline.stages.sources import RENDERED, SYNTH_FOLDER, Sources, TestSet
 from pipeline.stages.stage import StageContext, StageReport
 
@@ -147,7 +147,7 @@ def _going_on(context: StageContext, work: Callable[[], R]) -> R:
     except (FormatError, WeightsError) as error:
         if not _clear(context.out, error):
             raise
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if rank_info().world_size > 1:
             # The other processes have ended by now, with the same error.
             raise type(error)(
                 error.message, where=error.where, hint="it was removed: run the same command again"

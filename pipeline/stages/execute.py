@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pipeline.config import RunConfig, suggestion
 from pipeline.errors import ArtifactError, ConfigError, DataError, Rejected, RejectedInputs, UserError
 from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.process_group import broadcast, process_group
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.stages.bodies import RESULT
 from pipeline.stages.graph import STAGES
@@ -120,6 +121,34 @@ def execute(
         DataError: Images or files changed while a stage read them.
         UserError: Whatever the stages find wrong.
     """
+    with process_group() as ranks:
+        if not ranks.is_main:
+            return _follow(config, stages, progress)
+        report = _execute(config, stages, from_stage, until, force=force, wait=wait, progress=progress)
+        broadcast(report)
+        return report
+
+
+def _follow(config: RunConfig, stages: Sequence[Stage], progress: Progress) -> RunReport:
+    """Work on the distributed stages of the run of rank 0."""
+    message: Any
+    while not isinstance(message := broadcast(None), RunReport):
+        name, folder, artifacts = message
+        stage = next(stage for stage in stages if stage.name == name)
+        stage.build(StageContext(config, folder, Sources(config, progress, artifacts), progress))
+    return message
+
+
+def _execute(
+    config: RunConfig,
+    stages: Sequence[Stage],
+    from_stage: str | None,
+    until: str | None,
+    *,
+    force: bool,
+    wait: bool,
+    progress: Progress,
+) -> RunReport:
     begun = time.monotonic()
     sources = Sources(config, progress)
     planned, chosen = _plan(config, sources, stages, from_stage, until, force=force)
@@ -230,6 +259,8 @@ def _build(
         else:
             if workspace.resumed:
                 progress.note(f"{stage.name}: going on from where an earlier run was stopped")
+            if stage.distributed:
+                broadcast((stage.name, workspace.path, dict(sources.artifacts)))
             report = stage.build(StageContext(config, workspace.path, sources, progress))
             try:
                 changed = _changed_inputs(entry, config, sources)

@@ -9,7 +9,6 @@ of that, the content of its file is: a moved file makes nothing stale.
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from pipeline.errors import ConfigError, FormatError, WeightsError
 from pipeline.parsing.files import parser_files
 from pipeline.parsing.versions import version_of
 from pipeline.runtime.files import at_home
+from pipeline.runtime.process_group import rank_info
 from pipeline.stages import bodies
 from pipeline.stages.sources import RENDERED, Sources
 from pipeline.stages.stage import Stage
@@ -244,14 +244,13 @@ def _check_train(config: RunConfig, sources: Sources) -> None:
         if first.spec != RENDERED:
             sources.require_matches(first.spec)
     _check_device(config.train.device, config.train.amp, together=True)
-    from pipeline.runtime.distributed import world
     from pipeline.training.run import check_network
     from pipeline.training.sampler import check_batches
 
     check_network(config.model, from_weights=config.train.start is None)
     if config.data.source != RENDERED:
         people = {record.path: record.pid for record in sources.training().split("train")}
-        check_batches(list(people.values()), config.train, processes=world().size)
+        check_batches(list(people.values()), config.train, processes=rank_info().world_size)
 
 
 def _check_extract(config: RunConfig, sources: Sources) -> None:
@@ -272,20 +271,20 @@ def _check_device(name: str, amp: Precision = "off", *, together: bool = False) 
 
     PyTorch is left alone where nothing can be wrong.
     """
-    processes = together and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    ranks = rank_info()
+    processes = together and ranks.world_size > 1
     if name != "auto" or amp == "fp16" or processes:
         from pipeline.runtime.device import autocast, resolve_device
-        from pipeline.runtime.distributed import world
 
         device = resolve_device(name)
-        autocast(world().device(device) if together else device, amp)
+        autocast(ranks.device(device) if together else device, amp)
 
 
 STAGES: tuple[Stage, ...] = (
     Stage("synth", 3, _synth_decisive, _synth_inputs, bodies.synth),
     Stage("masks", 3, _masks_decisive, _masks_inputs, bodies.masks, _check_masks),
-    Stage("train", 5, _train_decisive, _train_inputs, bodies.train, _check_train),
-    Stage("extract", 2, _extract_decisive, _extract_inputs, bodies.extract, _check_extract),
+    Stage("train", 5, _train_decisive, _train_inputs, bodies.train, _check_train, distributed=True),
+    Stage("extract", 2, _extract_decisive, _extract_inputs, bodies.extract, _check_extract, distributed=True),
     Stage("eval", 3, _eval_decisive, _eval_inputs, bodies.evaluate, _check_eval),
 )
 """All stages, in order."""

@@ -57,6 +57,7 @@ class Stage:
         inputs: Fingerprints of what it reads besides, by a name for people.
         build: Its body.
         check: Looks whether it can do its work (data sets, devices, the network), before hours of the stages before it.
+        distributed: Its body runs in all processes that torchrun started; other stages run in rank 0 alone.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Stage:
     inputs: Callable[[RunConfig, Sources], Mapping[str, str]]
     build: Callable[[StageContext], StageReport]
     check: Callable[[RunConfig, Sources], None] = lambda config, sources: None
+    distributed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.errors import DataError, DeviceError
 from pipeline.model.losses import LOSS_NAMES, total_loss
 from pipeline.runtime.device import autocast, memory_watched, no_room
-from pipeline.runtime.distributed import World
 from pipeline.runtime.files import write_json
+from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.progress import Progress
 from pipeline.training.augment import Draws, augment, what_is_used
 from pipeline.training.calibrate import from_samples, true_visibility
@@ -85,7 +85,7 @@ class Setting:
     targets: Targets
     size: tuple[int, int]
     device: torch.device
-    place: World
+    place: RankInfo
     folder: Path
     identity: dict[str, Any]
 
@@ -238,7 +238,7 @@ class Loop:
                 self.advance(gradient, plan, images)
                 ends_epoch = self.step % self.per_epoch == 0
                 # The other processes go on until they miss the leader, which alone knows that the state is safe.
-                stopping = interrupts.requested and self.setting.place.leader
+                stopping = interrupts.requested and self.setting.place.is_main
                 saving = stopping or self._save_is_due(ends_epoch)
                 # Looked at before a state is saved, so that no saved state follows a loss that is not finite.
                 if ends_epoch or saving or self.time_to_look():
@@ -250,7 +250,7 @@ class Loop:
                 if self.untested and not stopping:
                     self._test_if_due(log, tester, interrupts)
                     # The state was saved before, but a stop may have come since the last pause.
-                    stopping = saving = interrupts.requested and self.setting.place.leader
+                    stopping = saving = interrupts.requested and self.setting.place.is_main
                 if saving:
                     self.save()
                 if stopping:
@@ -259,14 +259,14 @@ class Loop:
             self._stop_if(interrupts)
 
     def _stop_if(self, interrupts: Interrupts) -> None:
-        if interrupts.requested and self.setting.place.leader:
+        if interrupts.requested and self.setting.place.is_main:
             self.save()
             raise KeyboardInterrupt
 
     def save(self) -> None:
         """Save the resumable state, in the leader."""
         self._saved, self._saved_step = time.monotonic(), self.step
-        if self.setting.place.leader:
+        if self.setting.place.is_main:
             facts = Facts(
                 step=self.step,
                 identity=self.setting.identity,
@@ -296,10 +296,12 @@ class Loop:
             if model is not self.model:
                 self._augment = Compiled(augment, "the augmentation", self._progress)
                 self._total_loss = Compiled(total_loss, "the losses", self._progress)
-        return replicate(model, self.setting.device) if self.setting.place.size > 1 else model
+        return replicate(model, self.setting.device) if self.setting.place.world_size > 1 else model
 
     def _example(self) -> Tensor:
-        share = self.config.identities * self.config.instances // self.setting.place.size // self.config.accumulate
+        share = (
+            self.config.identities * self.config.instances // self.setting.place.world_size // self.config.accumulate
+        )
         example = torch.zeros((share, 3, *self.setting.size), device=self.setting.device)
         return example.to(memory_format=torch.channels_last)
 
@@ -311,7 +313,7 @@ class Loop:
         """
         work = functools.partial(self._gradient, forward)
         # Several processes talk to each other within it.
-        if self.setting.device.type != "cuda" or not self.config.cuda_graph or self.setting.place.size > 1:
+        if self.setting.device.type != "cuda" or not self.config.cuda_graph or self.setting.place.world_size > 1:
             return work
         return Recorded(work, self.setting.device, self._progress)
 
@@ -354,10 +356,10 @@ class Loop:
         self._scaler.update()
         if self.average is not None:
             self.average.update(plan.step)
-        if self._model_config.kind != "baseline" and self.setting.place.leader:
+        if self._model_config.kind != "baseline" and self.setting.place.is_main:
             # Only kept here, and worked out at the epoch's end: selecting rows now would make the device wait.
             self._seen.append(made.seen)
-        return _Recent(plan, rate, mean_over_processes(losses) if self.setting.place.size > 1 else losses)
+        return _Recent(plan, rate, mean_over_processes(losses) if self.setting.place.world_size > 1 else losses)
 
     def _gradient(self, forward: nn.Module, given: StepInputs) -> StepResults:
         batch = self._prepare(given)
@@ -369,7 +371,7 @@ class Loop:
             loss_function=self._total_loss,
             precision=self._precision,
             pieces=self.config.accumulate,
-            gather=self.config.gather and self.setting.place.size > 1,
+            gather=self.config.gather and self.setting.place.world_size > 1,
             scale=self._scaler.scale,
         )
         seen = SeenParts(output.visibility, (batch.parts * 255).to(torch.uint8), batch.has_mask)
@@ -408,7 +410,7 @@ class Loop:
         self._looked = now
         for each, losses in zip(recent, values, strict=True):
             named = dict(zip(self._loss_names, losses, strict=True))
-            if self.setting.place.leader and any(value - value != 0 for value in losses):
+            if self.setting.place.is_main and any(value - value != 0 for value in losses):
                 # The others would end before the leader has named the batch; they go on until they miss it.
                 raise self._not_finite(each.plan, named)
             self._epoch_losses.append(losses)
@@ -506,7 +508,7 @@ class Loop:
 
     def _out_of_memory(self) -> DeviceError:
         config, place = self.config, self.setting.place
-        share = config.identities * config.instances // place.size
+        share = config.identities * config.instances // place.world_size
         images = share // config.accumulate
         smaller = next((more for more in range(config.accumulate + 1, share + 1) if share % more == 0), None)
         less = f"{'train.amp=bf16 or ' if config.amp == 'off' else ''}a smaller backbone needs less"
@@ -530,7 +532,7 @@ class Loop:
 
     def _unrecorded(self) -> str | None:
         """Advice to do without a recording, where there is one."""
-        if not self.config.cuda_graph or self.setting.device.type != "cuda" or self.setting.place.size > 1:
+        if not self.config.cuda_graph or self.setting.device.type != "cuda" or self.setting.place.world_size > 1:
             return None
         return "train.cuda_graph=false shares memory between steps and evaluations, and the run goes on"
 
@@ -541,5 +543,5 @@ class Loop:
         if not self.state_file.is_file():
             return "no state was saved yet"
         # The others do not know when the leader saved.
-        at = f" at step {self._saved_step:,}" if self.setting.place.leader else ""
+        at = f" at step {self._saved_step:,}" if self.setting.place.is_main else ""
         return f"the last state{at} is kept"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.config import TrainConfig
-from pipeline.runtime.distributed import World
+from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.seeds import derive, generator
 from pipeline.training.augment import Draws, draw
 from pipeline.training.sampler import epoch_batches, shard, steps_per_epoch
@@ -43,7 +43,7 @@ class StepPlan:
 
 
 def plan_steps(
-    labels: Sequence[int], config: TrainConfig, size: tuple[int, int], *, start: int, stop: int, place: World
+    labels: Sequence[int], config: TrainConfig, size: tuple[int, int], *, start: int, stop: int, place: RankInfo
 ) -> Iterator[StepPlan]:
     """The plans of steps `start` to `stop` (exclusive).
 
@@ -57,7 +57,7 @@ def plan_steps(
             number changes nothing.
     """
     per_epoch = steps_per_epoch(labels, config)
-    mine = shard(config.identities * config.instances, rank=place.rank, processes=place.size)
+    mine = shard(config.identities * config.instances, rank=place.rank, processes=place.world_size)
     count = mine.stop - mine.start
     batches: Rows | None = None
     for step in range(start, stop):
@@ -67,7 +67,7 @@ def plan_steps(
         batch = batches[number]
         draws = draw(generator(config.seed, "augment", step), len(batch), *size, config)
         rows = batch
-        if place.size > 1:
+        if place.world_size > 1:
             donors = draws.donor[mine].numpy()
             draws = draws.take(mine, torch.arange(count) + count)
             rows = np.concatenate([batch[mine], batch[donors]]) if "occlude" in draws.used else batch[mine]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
@@ -29,8 +28,8 @@ from pipeline.model.weights import (
 )
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import device_label, memory_watched, no_room
-from pipeline.runtime.distributed import World, same_everywhere, together, world
 from pipeline.runtime.files import read_json, sha256_bytes, sha256_file, write_json
+from pipeline.runtime.process_group import RankInfo, broadcast, process_group, rank_info, same_on_all_ranks
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.runtime.seeds import derive, set_deterministic
 from pipeline.training.calibrate import Calibration, calibrate
@@ -111,7 +110,7 @@ def train(
     images and the resumable state; a run that was killed, stopped or out of memory goes on from there when it is
     started again, and ends with the same weights (on a CPU, or with deterministic kernels, to the bit).
 
-    Started by torchrun, all processes work together; only the leader calls this.
+    Under torchrun all processes call this and work together.
 
     Args:
         workdir: Where to work and leave the results.
@@ -130,20 +129,20 @@ def train(
         DeviceError: The device is not there or its memory is exhausted.
         KeyboardInterrupt: Stopped by Ctrl-C or SIGTERM, with the state saved.
     """
-    shutil.rmtree(workdir / _DISCARDED, ignore_errors=True)
-    report = _finished(workdir)
-    if report is not None:
-        return report
-    return together(
-        _train,
-        {"progress": progress, "tests": tests},
-        workdir=workdir,
-        dataset=dataset,
-        masks=masks if model.kind == "sgsfa" else None,
-        model=model,
-        loss=loss,
-        config=config,
-    )
+    with process_group() as ranks:
+        if ranks.is_main:
+            shutil.rmtree(workdir / _DISCARDED, ignore_errors=True)
+        report = broadcast(_finished(workdir) if ranks.is_main else None)
+        return report or _train(
+            workdir,
+            dataset=dataset,
+            masks=masks if model.kind == "sgsfa" else None,
+            model=model,
+            loss=loss,
+            config=config,
+            tests=tests,
+            progress=progress,
+        )
 
 
 def _train(
@@ -159,8 +158,8 @@ def _train(
 ) -> TrainReport:
     tune_allocator()
     set_deterministic(config.deterministic)
-    place = world()
-    device = place.take_device(config.device)
+    place = rank_info()
+    device = place.select_device(config.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     state = workdir / STATE_FOLDER
@@ -169,7 +168,7 @@ def _train(
         raise DataError(f"{dataset.name} has no images of the split `train`", where=dataset.root)
     store = _images(records, dataset, model, config, state / "images", place, progress)
     targets = load_targets(records, store.names, masks, height=model.height, width=model.width)
-    check_batches(targets.labels.tolist(), config, processes=place.size)
+    check_batches(targets.labels.tolist(), config, processes=place.world_size)
     _announce(store, targets, model, loss, device, place, progress)
 
     meta = CheckpointMeta(
@@ -201,7 +200,7 @@ def _train(
             identity=_identity(model, loss, config, targets.num_classes, store.names),
         )
         loop = Loop(network, setting, model, loss, config, progress)
-    if not same_everywhere(loop.step):
+    if not same_on_all_ranks(loop.step):
         raise DataError("the processes would go on from different steps", where=state, hint=_SHARE)
 
     def calibrated(trained: nn.Module, pause: Callable[[], None] = lambda: None) -> Calibration:
@@ -222,7 +221,7 @@ def _train(
         best = dataclasses.replace(meta, epochs=epoch, thresholds=found.thresholds)
         save_checkpoint(workdir / BEST_FILE, trained, best)
 
-    if place.leader:
+    if place.is_main:
         tester = None
         if tests and config.eval_every:
             tester = TestSet(tests[0], model, device, config.amp, keep_best, calibrated, progress)
@@ -244,7 +243,7 @@ def _train(
         loop.run(None)
         result = Calibration((), {}, 0)
     report = _report(loop, store, targets, model, config, result, device, place)
-    if place.leader:
+    if place.is_main:
         write_json(workdir / REPORT_FILE, dataclasses.asdict(report))
         # By one rename, so that a kill leaves either a state to go on from or a finished run.
         discarded = workdir / _DISCARDED
@@ -271,7 +270,7 @@ def _images(
     model: ModelConfig,
     config: TrainConfig,
     cache: Path,
-    place: World,
+    place: RankInfo,
     progress: Progress,
 ) -> ImageStore:
     def made() -> Path:
@@ -280,16 +279,16 @@ def _images(
         )
 
     # Each process of a machine holds the images for itself.
-    budget = config.image_budget_gb / place.local_size
-    if place.size == 1:
+    budget = config.image_budget_gb / place.local_world_size
+    if place.world_size == 1:
         return open_images(made(), budget)
     # The leader decodes, the others wait and then read what it wrote.
-    found = [str(made()) if place.leader else ""]
-    dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
-    path = Path(found[0])
+    path = broadcast(made() if place.is_main else Path())
     if not path.is_file():
         raise DataError(
-            f"process {place.rank} of {place.size} does not see what the first process wrote", where=path, hint=_SHARE
+            f"process {place.rank} of {place.world_size} does not see what the first process wrote",
+            where=path,
+            hint=_SHARE,
         )
     return open_images(path, budget)
 
@@ -300,10 +299,10 @@ def _announce(
     model: ModelConfig,
     loss: LossConfig,
     device: torch.device,
-    place: World,
+    place: RankInfo,
     progress: Progress,
 ) -> None:
-    processes = f", {place.size} processes" if place.size > 1 else ""
+    processes = f", {place.world_size} processes" if place.world_size > 1 else ""
     progress.note(
         f"training on {len(store.names):,} images of {targets.num_classes:,} identities, "
         f"{device_label(device)}{processes}"
@@ -405,7 +404,7 @@ def _report(
     config: TrainConfig,
     result: Calibration,
     device: torch.device,
-    place: World,
+    place: RankInfo,
 ) -> TrainReport:
     batch = config.identities * config.instances
     return TrainReport(
@@ -418,7 +417,7 @@ def _report(
         seconds=round(loop.seconds, 3),
         images_per_second=round(loop.step * batch / max(loop.seconds, 1e-9), 2),
         device=device_label(device),
-        processes=place.size,
+        processes=place.world_size,
         thresholds=result.thresholds,
         visibility_accuracy=result.accuracy,
         best=loop.best,

@@ -20,7 +20,6 @@ from sgsfa_cli.options import (
     overriding,
     warn_of_defaults,
 )
-from sgsfa_cli.torchrun import joined, leading
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -65,23 +64,20 @@ def extract(
     An extraction that is stopped or killed goes on where it was. Images that cannot be read are listed at the end,
     and the command ends with 3. Under torchrun the processes share the images.
     """
-    if joined():
-        return
-    with leading():
-        options = {"flip": flip, "amp": amp, "device": device, "batch_size": batch_size}
-        settings = load(config, preset, [*(overrides or ()), *overriding(options, "extract")])
-        if data is None and checkpoint is None and out is None:
-            if split:
-                from pipeline.errors import ConfigError
+    options = {"flip": flip, "amp": amp, "device": device, "batch_size": batch_size}
+    settings = load(config, preset, [*(overrides or ()), *overriding(options, "extract")])
+    if data is None and checkpoint is None and out is None:
+        if split:
+            from pipeline.errors import ConfigError
 
-                raise ConfigError(
-                    "--split goes with --data, --checkpoint and --out",
-                    hint="the configured run extracts the queries and the gallery of its test sets",
-                )
-            warn_of_defaults(settings, config, preset, console.progress(quiet=quiet))
-            _extract_run(settings, json=json, quiet=quiet)
-        else:
-            _extract_images(settings, data, checkpoint, out, split, json=json, quiet=quiet)
+            raise ConfigError(
+                "--split goes with --data, --checkpoint and --out",
+                hint="the configured run extracts the queries and the gallery of its test sets",
+            )
+        warn_of_defaults(settings, config, preset, console.progress(quiet=quiet))
+        _extract_run(settings, json=json, quiet=quiet)
+    else:
+        _extract_images(settings, data, checkpoint, out, split, json=json, quiet=quiet)
 
 
 def _extract_run(settings: RunConfig, *, json: bool, quiet: bool) -> None:

@@ -18,7 +18,6 @@ from sgsfa_cli.options import (
     load,
     warn_of_defaults,
 )
-from sgsfa_cli.torchrun import joined, leading
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -60,39 +59,36 @@ def run(
     leaves an artifact: a folder that says what it was made from. A stopped run, even a killed one, goes on where it
     was when the same command is given again.
     """
-    if joined():
+    settings = load(config, preset, overrides)
+    progress = console.progress(quiet=quiet)
+    warn_of_defaults(settings, config, preset, progress)
+    if dry_run:
+        from pipeline.stages.execute import foresee
+        from pipeline.stages.status import status_of
+
+        planned, work = foresee(settings, from_stage=from_stage, until=until, force=force, progress=progress)
+        states = status_of(planned, settings)
+        console.emit(
+            {
+                "stages": [
+                    {"stage": each.stage, "would_run": each.stage in work, "state": each.state} for each in states
+                ]
+            },
+            json=json,
+            draw=lambda: _draw_plan(states, work),
+        )
         return
-    with leading():
-        settings = load(config, preset, overrides)
-        progress = console.progress(quiet=quiet)
-        warn_of_defaults(settings, config, preset, progress)
-        if dry_run:
-            from pipeline.stages.execute import foresee
-            from pipeline.stages.status import status_of
 
-            planned, work = foresee(settings, from_stage=from_stage, until=until, force=force, progress=progress)
-            states = status_of(planned, settings)
-            console.emit(
-                {
-                    "stages": [
-                        {"stage": each.stage, "would_run": each.stage in work, "state": each.state} for each in states
-                    ]
-                },
-                json=json,
-                draw=lambda: _draw_plan(states, work),
-            )
-            return
+    from pipeline.errors import RejectedInputs
+    from pipeline.stages.execute import StoppedRun, execute
 
-        from pipeline.errors import RejectedInputs
-        from pipeline.stages.execute import StoppedRun, execute
-
-        rejected: RejectedInputs | None = None
-        try:
-            report = execute(settings, from_stage=from_stage, until=until, force=force, wait=wait, progress=progress)
-            if report.rejected:
-                rejected = RejectedInputs("run", report.rejected, total=report.total)
-        except StoppedRun as stopped:
-            report, rejected = stopped.report, stopped
+    rejected: RejectedInputs | None = None
+    try:
+        report = execute(settings, from_stage=from_stage, until=until, force=force, wait=wait, progress=progress)
+        if report.rejected:
+            rejected = RejectedInputs("run", report.rejected, total=report.total)
+    except StoppedRun as stopped:
+        report, rejected = stopped.report, stopped
     console.emit(_as_data(report), json=json, draw=lambda: _draw(report, stopped=isinstance(rejected, StoppedRun)))
     if rejected is not None:
         raise rejected

@@ -20,7 +20,6 @@ from sgsfa_cli.options import (
     overriding,
     warn_of_defaults,
 )
-from sgsfa_cli.torchrun import joined, leading
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -70,55 +69,52 @@ def train(
     On several GPUs or machines: torchrun --nproc-per-node=N -m sgsfa_cli train ... The batch is then shared among the
     processes. Options win over --set, and both over the configuration.
     """
-    if joined():
-        return
-    with leading():
-        if weights is not None and start is not None:
-            from pipeline.errors import ConfigError
+    if weights is not None and start is not None:
+        from pipeline.errors import ConfigError
 
-            raise ConfigError(
-                "a training starts from one or the other",
-                where="--weights and --start",
-                hint="--start brings all weights, those of the backbone among them",
-            )
-        options = {
-            "data.source": data,
-            "train.epochs": epochs,
-            "model.backbone": backbone,
-            "model.weights": weights,
-            "train.start": None if start is None else str(start),
-            "train.amp": amp,
-            "train.device": device,
-        }
-        settings = load(config, preset, [*(overrides or ()), *overriding(options)])
-
-        from pipeline.runtime.files import read_json
-        from pipeline.stages.execute import execute
-        from pipeline.stages.graph import needed
-        from pipeline.training.run import REPORT_FILE
-
-        progress = console.progress(quiet=quiet)
-        warn_of_defaults(settings, config, preset, progress)
-        if force:
-            # Only the training is done anew; what it needs is made if it is missing.
-            names = needed(settings)
-            before = names[: names.index("train")] if "train" in names else ()
-            if before:
-                execute(settings, until=before[-1], progress=progress)
-            report = execute(settings, from_stage="train", until="train", force=True, progress=progress)
-        else:
-            report = execute(settings, until="train", progress=progress)
-        outcome = report.stages[-1]
-        result: dict[str, Any] = read_json(outcome.path / REPORT_FILE)
-        console.emit(
-            {"action": outcome.action, "folder": outcome.path.as_posix(), **result},
-            json=json,
-            draw=lambda: _draw(outcome.action, outcome.path, result),
+        raise ConfigError(
+            "a training starts from one or the other",
+            where="--weights and --start",
+            hint="--start brings all weights, those of the backbone among them",
         )
-        if report.rejected:
-            from pipeline.errors import RejectedInputs
+    options = {
+        "data.source": data,
+        "train.epochs": epochs,
+        "model.backbone": backbone,
+        "model.weights": weights,
+        "train.start": None if start is None else str(start),
+        "train.amp": amp,
+        "train.device": device,
+    }
+    settings = load(config, preset, [*(overrides or ()), *overriding(options)])
 
-            raise RejectedInputs("train", report.rejected, total=outcome.total)
+    from pipeline.runtime.files import read_json
+    from pipeline.stages.execute import execute
+    from pipeline.stages.graph import needed
+    from pipeline.training.run import REPORT_FILE
+
+    progress = console.progress(quiet=quiet)
+    warn_of_defaults(settings, config, preset, progress)
+    if force:
+        # Only the training is done anew; what it needs is made if it is missing.
+        names = needed(settings)
+        before = names[: names.index("train")] if "train" in names else ()
+        if before:
+            execute(settings, until=before[-1], progress=progress)
+        report = execute(settings, from_stage="train", until="train", force=True, progress=progress)
+    else:
+        report = execute(settings, until="train", progress=progress)
+    outcome = report.stages[-1]
+    result: dict[str, Any] = read_json(outcome.path / REPORT_FILE)
+    console.emit(
+        {"action": outcome.action, "folder": outcome.path.as_posix(), **result},
+        json=json,
+        draw=lambda: _draw(outcome.action, outcome.path, result),
+    )
+    if report.rejected:
+        from pipeline.errors import RejectedInputs
+
+        raise RejectedInputs("train", report.rejected, total=outcome.total)
 
 
 def _draw(action: str, folder: Path, result: dict[str, Any]) -> RenderableType:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.errors import DeviceError
-from pipeline.runtime.distributed import world
+from pipeline.runtime.process_group import rank_info
 from pipeline.training import loop
 from sgsfa_cli.main import run
 
@@ -31,7 +31,7 @@ def main() -> None:
         calls.append(1)
         if len(calls) < 3:
             return exchange(values)
-        if world().rank != rank:
+        if rank_info().rank != rank:
             time.sleep(3600)
         raise DeviceError("planted for users") if kind == "user" else ValueError("planted as a defect")
 

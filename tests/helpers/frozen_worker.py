@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config import LossConfig
-from pipeline.runtime.distributed import leading, serve, world
+from pipeline.datasets.records import Dataset
+from pipeline.runtime.process_group import broadcast, process_group
 from pipeline.training import run
 from tests.helpers.training import make_masks, make_people, small_model, small_training
 
@@ -31,24 +32,27 @@ def frozen(*arguments: object) -> nn.Module:
 
 def main() -> None:
     run._network = frozen
-    if not world().leader:
-        serve()
-        return
     out = Path(sys.argv[1])
-    dataset = make_people(out / "people")
+    with process_group() as ranks:
+        train(out, make_people(out / "people") if ranks.is_main else None)
+
+
+def train(out: Path, made: Dataset | None) -> None:
+    dataset = broadcast(made)
+    assert dataset is not None
     config = small_training(
         identities=4, epochs=10, epoch_length="identities", gather=True, ema=0, occlude=0.5, eval_every=5
     )
-    with leading():
-        run.train(
-            out / "run",
-            dataset=dataset,
-            masks=make_masks(out / "masks.h5", dataset, failed=3),
-            model=small_model(necks=True, global_dim=8),
-            loss=LossConfig(triplet_on="parts"),
-            config=config,
-            tests=[dataset],
-        )
+    masks = broadcast(None if made is None else make_masks(out / "masks.h5", dataset, failed=3))
+    run.train(
+        out / "run",
+        dataset=dataset,
+        masks=masks,
+        model=small_model(necks=True, global_dim=8),
+        loss=LossConfig(triplet_on="parts"),
+        config=config,
+        tests=[dataset],
+    )
 
 
 if __name__ == "__main__":

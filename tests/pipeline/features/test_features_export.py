@@ -19,7 +19,7 @@ from pipeline.features.network import FeatureNetwork
 from pipeline.model.network import SGSFA, build_model
 from pipeline.model.weights import CheckpointMeta, save_checkpoint
 from pipeline.parts import PARTS
-from pipeline.runtime.distributed import World
+from pipeline.runtime.process_group import RankInfo
 
 HEIGHT, WIDTH = 64, 32
 
@@ -59,7 +59,7 @@ def test_it_gives_what_extraction_writes(tmp_path: Path, changes: dict[str, Any]
     names = [output.name for output in session.get_outputs()]
     assert names == list(report.outputs) == list(report.differences)
     assert all(difference < 1e-3 for difference in report.differences.values())
-    network = FeatureNetwork.load(file, ExtractConfig(device="cpu", flip=flip), World())
+    network = FeatureNetwork.load(file, ExtractConfig(device="cpu", flip=flip), RankInfo())
     for count in (1, 4):
         images = np.random.default_rng(count).integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8)
         parts, global_feature, visibility = network._look(images)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from pipeline.formats.features import FeatureFile
 from pipeline.model.network import build_model
 from pipeline.model.normalise import normalise
 from pipeline.model.weights import CheckpointMeta, save_checkpoint
-from pipeline.runtime.distributed import World
+from pipeline.runtime.process_group import RankInfo
 from pipeline.store.lock import locked
 
 HEIGHT, WIDTH, COUNT, BATCH = 64, 32, 11, 4
@@ -78,7 +78,7 @@ def test_rows_are_what_the_network_says(tmp_path: Path, dataset: Dataset, checkp
     assert features.pids.tolist() == [record.pid for record in dataset.records]
     np.testing.assert_allclose(features.thresholds, [0.1, 0.2, 0.3, 0.05, 0.1, 0.1, 0.1], rtol=1e-6)
     assert features.attributes["flip"] is flip
-    model = FeatureNetwork.load(checkpoint, config(), World())._model
+    model = FeatureNetwork.load(checkpoint, config(), RankInfo())._model
     image = torch.from_numpy(read_resized(dataset.path_of(dataset.records[5]), HEIGHT, WIDTH))[None]
     with torch.no_grad():
         views = [model(normalise(view)) for view in ((image, image.flip(2)) if flip else (image,))]
@@ -99,7 +99,7 @@ def test_the_processors_memory_may_be_too_small(
     def failing(*arguments: object, **options: object) -> None:
         raise RuntimeError(text)
 
-    network = FeatureNetwork.load(checkpoint, config(), World())
+    network = FeatureNetwork.load(checkpoint, config(), RankInfo())
     monkeypatch.setattr(network_module, "embed", failing)
     with pytest.raises(expected) as caught:
         next(network.batches([dataset.path_of(record) for record in dataset.records]))
@@ -112,7 +112,7 @@ def test_a_network_that_does_not_fit_is_told(checkpoint: Path, monkeypatch: pyte
 
     monkeypatch.setattr(network_module, "embed", failing)
     with pytest.raises(DeviceError, match="the network does not fit into the memory of cpu"):
-        FeatureNetwork.load(checkpoint, config(), World())
+        FeatureNetwork.load(checkpoint, config(), RankInfo())
 
 
 def test_too_large_a_batch_is_no_hindrance_to_a_smaller_one(
@@ -149,7 +149,7 @@ def test_a_single_image_that_does_not_fit_is_told_where_it_would(
     def exhausted(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    network = FeatureNetwork.load(checkpoint, config(batch_size=1), World())
+    network = FeatureNetwork.load(checkpoint, config(batch_size=1), RankInfo())
     monkeypatch.setattr(network_module, "embed", exhausted)
     with pytest.raises(DeviceError, match="a single image does not fit") as caught:
         next(network.batches([dataset.path_of(dataset.records[0])]))
@@ -325,15 +325,27 @@ def test_parts_of_a_killed_run_of_several_processes_are_cleared_away(
     assert sorted(path.name for path in tmp_path.glob("f.h5*")) == ["f.h5"]
 
 
+def pretend_ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let this process act as each rank of two in turn, without collectives."""
+    monkeypatch.setattr(extract_module, "barrier", lambda: None)
+
+    def as_rank(rank: int) -> None:
+        ranks = RankInfo(rank, 2)
+        monkeypatch.setattr(extract_module, "rank_info", lambda: ranks)
+        monkeypatch.setattr(extract_module, "process_group", lambda: contextlib.nullcontext(ranks))
+
+    return as_rank
+
+
 def test_a_process_without_one_readable_image_leaves_the_others_theirs(
     tmp_path: Path, dataset: Dataset, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for record in dataset.records[:8]:
         dataset.path_of(record).write_bytes(b"")
     # Two processes, one after the other; here they would wait for each other.
-    monkeypatch.setattr(extract_module, "wait_for_all", lambda: None)
+    as_rank = pretend_ranks(monkeypatch)
     for rank in (1, 0):
-        monkeypatch.setattr(extract_module, "world", lambda rank=rank: World(rank, 2))
+        as_rank(rank)
         report = run(tmp_path / "f.h5", dataset, checkpoint)
     assert report.done == 3
     assert [each.path for each in report.failed] == [record.path for record in dataset.records[:8]]
@@ -347,10 +359,10 @@ def test_several_processes_without_one_readable_image_leave_nothing_behind(
     contents = {record: dataset.path_of(record).read_bytes() for record in dataset.records}
     for record in dataset.records:
         dataset.path_of(record).write_bytes(b"")
-    monkeypatch.setattr(extract_module, "wait_for_all", lambda: None)
-    monkeypatch.setattr(extract_module, "world", lambda: World(1, 2))
+    as_rank = pretend_ranks(monkeypatch)
+    as_rank(1)
     run(tmp_path / "f.h5", dataset, checkpoint)
-    monkeypatch.setattr(extract_module, "world", lambda: World(0, 2))
+    as_rank(0)
     with pytest.raises(DataError, match="none of the 11 images"):
         run(tmp_path / "f.h5", dataset, checkpoint)
     assert not list(tmp_path.glob("f.h5*"))
@@ -358,7 +370,7 @@ def test_several_processes_without_one_readable_image_leave_nothing_behind(
     for record, content in contents.items():
         dataset.path_of(record).write_bytes(content)
     for rank in (1, 0):
-        monkeypatch.setattr(extract_module, "world", lambda rank=rank: World(rank, 2))
+        as_rank(rank)
         report = run(tmp_path / "f.h5", dataset, checkpoint)
     assert report.done == COUNT
 

@@ -143,7 +143,7 @@ def test_two_processes_extract_into_one_file_what_one_extracts(tmp_path: Path) -
     assert len(one.names) == 12
     assert list(one.names) == list(two.names)
     assert (one.pids.tolist(), one.camids.tolist()) == (two.pids.tolist(), two.camids.tolist())
-    for name in ("parts", "body", "visibility"):
+    for name in ("parts", "global_feature", "visibility"):
         np.testing.assert_allclose(getattr(one, name), getattr(two, name), atol=1e-5)
     assert {path.name for path in tmp_path.glob("features-2*")} == {"features-2.h5"}
 
@@ -205,9 +205,10 @@ def test_when_a_process_is_killed_all_end_and_the_run_goes_on_later(tmp_path: Pa
     assert process.returncode != 0
     text = (tmp_path / "output").read_text()
     # torchrun tells the others to stop; whether that or the broken connection is noticed first is chance.
-    said = ("another process of this run ended", "Stopped. What was finished is kept; the same command goes on")
-    assert any(each in " ".join(text.split()) for each in said), text
-    assert "Traceback" not in text.split("Error")[0]
+    text, _, report = text.partition("ChildFailedError")
+    assert "another process of this run ended" in text or "Stopped." in text
+    assert "rank      : 1 (" in report
+    assert "SIGKILL" in report
     # One process goes on where two were stopped.
     done = subprocess.Popen(command[:1] + command[command.index("-m", 3) :], env=environment(), stderr=subprocess.PIPE)
     try:
@@ -237,12 +238,10 @@ def test_an_error_in_one_process_ends_all_even_where_the_others_cannot_notice(
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode != 0
     assert time.monotonic() - begun < 90
-    said = " ".join(done.stderr.split())
+    report = done.stderr.partition("Root Cause")[2]
+    assert f"rank      : {rank} (" in report
     if kind == "user":
-        assert said.count("planted for users") == 1
-        assert said.count("Traceback") == 1, "torchrun's"
-        assert "defect of sgsfa" not in said
+        assert "DeviceError: planted for users" in report
+        assert "internal error" not in done.stderr
     else:
-        assert "ValueError: planted as a defect" in said
-        assert "defect of sgsfa" in said
-    assert ("process 1 of 2 stopped with" in said) is (rank == 1)
+        assert "ValueError: planted as a defect" in report

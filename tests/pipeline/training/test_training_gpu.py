@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.errors import DeviceError
 from pipeline.model.network import build_model
-from pipeline.runtime.distributed import World
+from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.progress import SILENT
 from pipeline.runtime.seeds import set_deterministic
 from pipeline.training import loop as loop_module
@@ -113,7 +113,7 @@ def make_loop(folder: Path, model: ModelConfig, loss: LossConfig, config: TrainC
         targets=targets.to(device),
         size=(HEIGHT, WIDTH),
         device=device,
-        place=World(),
+        place=RankInfo(),
         folder=folder,
         identity={},
     )
@@ -139,7 +139,7 @@ def test_a_step_never_waits_for_the_gpu(tmp_path: Path, preset: str, amp: str, m
     assert loop.setting.feeder.resident is not mapped
     gradient = loop.gradient_of(loop.forward_model())
     labels = loop.setting.targets.labels.tolist()
-    plans = plan_steps(labels, config, (HEIGHT, WIDTH), start=0, stop=8, place=World())
+    plans = plan_steps(labels, config, (HEIGHT, WIDTH), start=0, stop=8, place=RankInfo())
     for plan, images in loop.setting.feeder.batches(plans, lambda plan: plan.rows):
         # The first steps choose kernels, take memory and are recorded, which may wait.
         torch.cuda.set_sync_debug_mode("error" if plan.step >= 5 else "default")

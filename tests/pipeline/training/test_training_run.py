@@ -24,8 +24,8 @@ from pipeline.formats.masks import PART_NAMES
 from pipeline.model.embed import embed
 from pipeline.model.network import SGSFA
 from pipeline.model.weights import load_checkpoint, read_meta
-from pipeline.runtime.distributed import World
 from pipeline.runtime.files import sha256_file
+from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.progress import SILENT, Task
 from pipeline.training import calibrate as calibrate_module
 from pipeline.training import loop as loop_module
@@ -553,7 +553,7 @@ def test_who_follows_leaves_a_loss_that_is_not_finite_to_the_leader(tmp_path: Pa
         def look(self: Any, log: Any) -> Any:
             losses = [torch.full_like(each.losses, torch.nan) for each in self._recent]
             self._recent = [dataclasses.replace(e, losses=n) for e, n in zip(self._recent, losses, strict=True)]
-            self.setting = dataclasses.replace(self.setting, place=World(1, 2))
+            self.setting = dataclasses.replace(self.setting, place=RankInfo(1, 2))
             assert before(self, None)["steps"] == len(losses)
             assert not (self.setting.folder / "non-finite-batch.json").exists()
             raise InterruptedError("seen")
@@ -687,7 +687,9 @@ def test_an_evaluation_without_room_is_told(
 @pytest.mark.parametrize(("size", "accumulate", "images", "advised"), [(1, 1, 18, 2), (1, 2, 9, 3), (3, 2, 3, 3)])
 def test_advice_against_exhausted_memory_can_be_followed(size: int, accumulate: int, images: int, advised: int) -> None:
     config = small_training(identities=6, instances=3, accumulate=accumulate)
-    setting = SimpleNamespace(place=World(rank=size - 1, size=size), device=torch.device("cuda", 0), size=(64, 32))
+    setting = SimpleNamespace(
+        place=RankInfo(rank=size - 1, world_size=size), device=torch.device("cuda", 0), size=(64, 32)
+    )
     loop = SimpleNamespace(config=config, setting=setting, step=3, total=4, _size=lambda: "64x32", _kept=lambda: "kept")
     loop._unrecorded = lambda: loop_module.Loop._unrecorded(loop)  # type: ignore[arg-type]
     error = loop_module.Loop._out_of_memory(loop)  # type: ignore[arg-type]
@@ -726,7 +728,7 @@ def test_machines_without_a_common_folder_are_told(
     arguments = work["arguments"]
     dataset: Dataset = arguments["dataset"]
     records = {record.path: record for record in dataset.split("train")}
-    place = World(rank=1, size=2)
+    place = RankInfo(rank=1, world_size=2)
     with pytest.raises(DataError, match="process 1 of 2 does not see") as caught:
         run_module._images(records, dataset, arguments["model"], arguments["config"], tmp_path / "cache", place, SILENT)
     assert "a disk that they share" in (caught.value.hint or "")
