@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -39,11 +39,25 @@ Random = np.random.Generator
 Array = npt.NDArray[np.float64]
 Array32 = npt.NDArray[np.float32]
 
-_BYSTANDERS = 0.25
-"""Share of images with another person in the background, where there are bystanders."""
-
 PASSERS_BY = 400
-"""Different people who stand in the way."""
+"""Different people who occlude others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """Other people in the images.
+
+    Attributes:
+        people: How many different ones there are.
+        background: Share of images with one in the background.
+    """
+
+    people: int = PASSERS_BY
+    background: float = 0.0
+
+
+# Few, because dressing a new person takes longer than rendering the image.
+_RANDOM_EXTRAS = Extras(people=48, background=0.25)
 
 _OCCLUDERS = {
     "person": 0.22, "car": 0.09, "bicycle": 0.07, "railing": 0.07, "fence": 0.05, "plant": 0.06, "bush": 0.05,
@@ -187,7 +201,7 @@ def render(
     if settings.randomise:
         identity = varied_identity(seed, identity_index)
         own = RandomCamera(seeds.rng(seed, "shot", *words), settings.height, settings.width, settings.tone)
-        scene = compose(identity, seed, own, words, occluded=occluded, bystanders=True)
+        scene = compose(identity, seed, own, words, occluded=occluded, extras=_RANDOM_EXTRAS)
     else:
         identity = sample_identity(seed, identity_index)
         fixed = FixedCamera(seed, camera, (settings.height, settings.width), settings.tone, settings.backdrop)
@@ -196,7 +210,13 @@ def render(
 
 
 def compose(
-    identity: Identity, seed: int, camera: Camera, words: Sequence[int], *, occluded: bool, bystanders: bool = False
+    identity: Identity,
+    seed: int,
+    camera: Camera,
+    words: Sequence[int],
+    *,
+    occluded: bool,
+    extras: Extras = Extras(),
 ) -> Scene:
     """Decide everything about an image: pose, place, light, furniture, occluder, box.
 
@@ -206,7 +226,7 @@ def compose(
         camera: That takes the image.
         words: Name of the image's random streams.
         occluded: Put something before the person.
-        bystanders: Put other people into the background of some images.
+        extras: Other people in the images.
     """
 
     def stream(name: str) -> Random:
@@ -231,14 +251,15 @@ def compose(
     random = stream("furniture")
     room = (stand.wall / math.cos(min(abs(place.wall_yaw - stand.bearing), 1.2)) - stand.distance) * 0.8
     items += _furniture(random, place, room, items)
-    if bystanders and random.random() < _BYSTANDERS:
-        items += _bystander(random, seed, room, items[0])
+    if extras.background and random.random() < extras.background:
+        items += _bystander(random, _passer_by(random, seed, extras.people), room, items[0])
     coverage = Coverage([item.mesh for item in items], view, extent)
 
     random = stream("occluder")
     kind = None
     if occluded:
-        kind, blocker = _occlude(random, seed, place, stand.distance, items, coverage)
+        draw_person = functools.partial(_passer_by, random, seed, extras.people)
+        kind, blocker = _occlude(random, draw_person, place, stand.distance, items, coverage)
         items.append(blocker)
         coverage = Coverage([item.mesh for item in items], view, extent)
 
@@ -377,12 +398,12 @@ def _furniture(random: Random, place: Place, room: float, items: Sequence[Item])
     return added
 
 
-def _bystander(random: Random, seed: int, room: float, person: Item) -> list[Item]:
-    """Return another person a few steps behind, if there is room for one."""
+def _bystander(random: Random, other: Item, room: float, person: Item) -> list[Item]:
+    """Return another person, placed a few steps behind the first, if there is room."""
     behind = float(person.mesh.vertices[:, 1].max()) + 0.5
     if room < behind + 0.5:
         return []
-    other = _blocker("person", random, seed).moved(float(random.uniform(0, 2 * math.pi)), 0.0, 0.0)
+    other = other.moved(float(random.uniform(0, 2 * math.pi)), 0.0, 0.0)
     y = float(random.uniform(behind, min(room - 0.4, behind + 6.0)))
     return [other.moved(0.0, float(random.normal(0, 0.5 + 0.08 * y)), y)]
 
@@ -394,7 +415,12 @@ def _overlap(first: Mesh, second: Mesh) -> bool:
 
 
 def _occlude(
-    random: Random, seed: int, place: Place, distance: float, items: Sequence[Item], coverage: Coverage
+    random: Random,
+    draw_person: Callable[[], Item],
+    place: Place,
+    distance: float,
+    items: Sequence[Item],
+    coverage: Coverage,
 ) -> tuple[str, Item]:
     """Find something to put before the person that leaves a share of them visible.
 
@@ -406,7 +432,7 @@ def _occlude(
     front = min(float(item.mesh.vertices[:, 1].min()) for item in items[:2])
     for _ in range(_KINDS_TRIED):
         kind = _draw_kind(random, _INDOOR_OCCLUDERS if place.ground == "indoor" else _OCCLUDERS)
-        thing = _blocker(kind, random, seed)
+        thing = draw_person() if kind == "person" else _as_item(prop(kind, int(random.integers(VARIANTS))))
         best: tuple[float, Item] | None = None
         for _ in range(_PLACES_TRIED):
             turned = thing.moved(_yaw_of(kind, random), 0.0, 0.0)
@@ -448,10 +474,8 @@ def _fallback(random: Random, wanted: float, front: float, coverage: Coverage) -
     return scaled(tall)
 
 
-def _blocker(kind: str, random: Random, seed: int) -> Item:
-    if kind != "person":
-        return _as_item(prop(kind, int(random.integers(VARIANTS))))
-    index = int(random.integers(PASSERS_BY))
+def _passer_by(random: Random, seed: int, people: int) -> Item:
+    index = int(random.integers(people))
     other = sample_identity(seed, index, population="passers-by")
     kinds = ["walk", "stand", "phone", "pocket"]
     return Item(dress(other, sample_pose(random, str(random.choice(kinds, p=[0.6, 0.2, 0.1, 0.1]))), random), other)
