@@ -96,10 +96,10 @@ class SynthConfig(Section):
         0.88, description="How far a camera keeps its own backdrop (1: always the same place, 0: anywhere)."
     )
     train_share: Annotated[float, Field(ge=0.1, le=0.95)] = Field(0.5, description="Share of training identities.")
-    randomise: bool = Field(
-        False,
-        description="Training data for transfer to real images: every image has its own camera, place, light, "
-        "resolution and box, and clothes vary widely.",
+    randomise: tuple[Literal["scene", "quality", "box", "clothes"], ...] = Field(
+        (),
+        description="Drawn for every image, for training data that transfers to real images: scene (camera, place, "
+        "light), quality (resolution, blur, compression), box (jittered, truncated). clothes: vary widely.",
     )
     jobs: int = Field(-1, description="Worker processes; -1: one per core.", json_schema_extra=_EXECUTION)
 

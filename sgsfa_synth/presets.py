@@ -13,7 +13,13 @@ PRESETS: Mapping[str, SynthConfig] = MappingProxyType(
         "demo": SynthConfig.model_validate(preset_table("demo")["synth"]),
         "benchmark": SynthConfig(ids=1000, cameras=8, shots=3),
         "transfer": SynthConfig(
-            ids=1700, cameras=12, shots=1, occlusion=0.35, tone=0.8, train_share=0.95, randomise=True
+            ids=1700,
+            cameras=12,
+            shots=1,
+            occlusion=0.35,
+            tone=0.8,
+            train_share=0.95,
+            randomise=("scene", "quality", "box", "clothes"),
         ),
     }
 )

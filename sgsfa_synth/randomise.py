@@ -10,12 +10,14 @@ from __future__ import annotations
 import colorsys
 import functools
 import math
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
 
 from sgsfa_synth.backdrop import Place, sample_place
 from sgsfa_synth.camera import Extent, Site, Window
+from sgsfa_synth.cameras import FixedCamera
 from sgsfa_synth.coverage import Coverage
 from sgsfa_synth.degradation import Degradation
 from sgsfa_synth.identity import Coat, Colour, Identity, sample_bottom, sample_identity, sample_top, srgb
@@ -42,26 +44,30 @@ class RandomCamera:
 
     Args:
         random: Stream of the image.
-        height: Largest image height in pixels.
-        width: The width that belongs to it.
+        fixed: A camera of the data set, used for what is not randomised.
         tone: Strength of colour casts, as in `config.SynthConfig`.
+        kinds: What is randomised, as in `config.SynthConfig`.
     """
 
-    def __init__(self, random: Random, height: int, width: int, tone: float) -> None:
-        self.site = Site(
+    def __init__(self, random: Random, fixed: FixedCamera, tone: float, kinds: Collection[str]) -> None:
+        self._fixed, self._kinds = fixed, kinds
+        site = Site(
             height=float(random.uniform(1.1, 5.5)),
             distance=float(np.exp(random.uniform(math.log(3.5), math.log(18.0)))),
             yaw=float(random.uniform(0, 2 * math.pi)),
             both_ways=0.5,
             roll=math.radians(float(random.normal(0, 2.5))),
         )
-        self.tone = sample_tone(random, tone)
-        # Recorded pixels fall with the distance; a file keeps what was recorded.
+        self.site, self.tone = (site, sample_tone(random, tone)) if "scene" in kinds else (fixed.site, fixed.tone)
+        height, width = fixed.size
+        # A file keeps the pixels that were recorded: few of a person far away.
         rows = round(float(np.exp(random.uniform(math.log(min(MIN_HEIGHT, height)), math.log(height)))))
-        self.size = (rows, round(rows * width / height))
+        self.size = (rows, round(rows * width / height)) if "quality" in kinds else fixed.size
 
     def place(self, random: Random) -> Place:
         """Draw any place, by day, at dusk or under lamps."""
+        if "scene" not in self._kinds:
+            return self._fixed.place(random)
         dim = random.random() < 0.35
         return replace(
             sample_place(random),
@@ -72,6 +78,8 @@ class RandomCamera:
 
     def degradation(self, random: Random) -> Degradation:
         """Draw the faults of an image."""
+        if "quality" not in self._kinds:
+            return self._fixed.degradation(random)
         return Degradation(
             blur=float(random.exponential(0.007)),
             motion=float(random.exponential(0.025)) if random.random() < 0.2 else 0.0,
@@ -82,6 +90,8 @@ class RandomCamera:
 
     def box(self, random: Random, extent: Extent, coverage: Coverage, *, occluded: bool) -> Window:
         """Draw a box: jittered borders, cut feet, heads and sides, loose boxes, boxes around the visible part."""
+        if "box" not in self._kinds:
+            return self._fixed.box(random, extent, coverage, occluded=occluded)
         aspect = self.size[1] / self.size[0]
         visible = coverage.visible_extent() if occluded else None
         for _ in range(_BOXES_TRIED):

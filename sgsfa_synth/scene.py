@@ -117,14 +117,15 @@ class SceneSettings:
     supersample: int = 2
     tone: float = 0.05
     backdrop: float = 0.88
-    randomise: bool = False
+    randomise: frozenset[str] = frozenset()
     degrade: bool = True
     flat: bool = False
 
     @classmethod
     def of(cls, config: SynthConfig) -> SceneSettings:
         """Return the settings of a configured data set."""
-        return cls(config.height, config.width, tone=config.tone, backdrop=config.backdrop, randomise=config.randomise)
+        kinds = frozenset(config.randomise)
+        return cls(config.height, config.width, tone=config.tone, backdrop=config.backdrop, randomise=kinds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,14 +199,14 @@ def render(
         settings: Of the data set.
     """
     words = (identity_index, camera, shot)
-    if settings.randomise:
-        identity = varied_identity(seed, identity_index)
-        own = RandomCamera(seeds.rng(seed, "shot", *words), settings.height, settings.width, settings.tone)
-        scene = compose(identity, seed, own, words, occluded=occluded, extras=_RANDOM_EXTRAS)
-    else:
-        identity = sample_identity(seed, identity_index)
-        fixed = FixedCamera(seed, camera, (settings.height, settings.width), settings.tone, settings.backdrop)
-        scene = compose(identity, seed, fixed, words, occluded=occluded)
+    kinds = settings.randomise
+    identity = (varied_identity if "clothes" in kinds else sample_identity)(seed, identity_index)
+    fixed = FixedCamera(seed, camera, (settings.height, settings.width), settings.tone, settings.backdrop)
+    taken_by: Camera = fixed
+    if kinds:
+        taken_by = RandomCamera(seeds.rng(seed, "shot", *words), fixed, settings.tone, kinds)
+    extras = _RANDOM_EXTRAS if "scene" in kinds else Extras()
+    scene = compose(identity, seed, taken_by, words, occluded=occluded, extras=extras)
     return draw(scene, settings, seeds.rng(seed, "sensor", *words))
 
 
