@@ -22,6 +22,7 @@ from pipeline.errors import (
     Rejected,
 )
 from pipeline.formats.masks import DONE, FAILED, PENDING, MaskFile, MaskMeta, MaskWriter, has_rows
+from pipeline.formats.provenance import fingerprint
 from pipeline.masks.occupancy import RESIZE_RULE
 from pipeline.masks.rows import (
     BATCH_SIZE,
@@ -44,7 +45,6 @@ from pipeline.runtime.device import memory_watched
 from pipeline.runtime.files import at_home, atomic_write, fsync_path, sha256_file
 from pipeline.runtime.parallel import parallel_map, worker_count
 from pipeline.runtime.progress import SILENT, Progress
-from pipeline.store.fingerprint import fingerprint
 from pipeline.store.place import file_place, smaller_batches_advised
 
 LABEL_MAPS = "label-maps"

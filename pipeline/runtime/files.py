@@ -7,11 +7,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+# Names that `atomic_write` gives to what is not finished.
+_TEMPORARY = re.compile(r"^\..+\.\d+-[0-9a-f]{8}(\.[^.]*)?$")
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Numbers of the errors that mean: there is no room."""
@@ -50,6 +54,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
         fsync_path(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether the name is one that `atomic_write` gives to an unfinished file."""
+    return _TEMPORARY.match(path.name) is not None
 
 
 def reserve(path: Path, size: int) -> None:

@@ -19,8 +19,9 @@ from pipeline.stages.graph import STAGES
 from pipeline.stages.plan import plan_sources
 from pipeline.stages.sources import Sources
 from pipeline.stages.stage import PlannedStage, Stage, StageContext, StageReport
+from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import read_manifest
-from pipeline.store.store import Artifact, ArtifactStore
+from pipeline.store.store import ArtifactStore
 
 Action = Literal["ran", "resumed", "reused"]
 
@@ -243,16 +244,14 @@ def _build(
     if entry.artifact.state == "broken" and not replace:
         read_manifest(entry.artifact.path)  # tells what is wrong with it
     begun = time.monotonic()
-    manifest: dict[str, Any] = {
-        "decisive": entry.decisive,
-        "inputs": entry.inputs,
-        "built_from": _stamps(entry, sources),
-        "stage_format_version": stage.format_version,
-        "config": config.model_dump(mode="json"),
-    }
     report = StageReport()
     with store.build(
-        stage.name, config.name, entry.fingerprint, manifest=manifest, wait=wait, replace=replace
+        stage.name,
+        config.name,
+        entry.provenance,
+        built_from=_contents(entry, sources),
+        wait=wait,
+        replace=replace,
     ) as workspace:
         if workspace.published:
             progress.note(f"{stage.name}: another run has just finished it")
@@ -267,16 +266,17 @@ def _build(
             except UserError:
                 if report.rejected:
                     # The inputs may have been away for a while already: what was made of the rest is not to be kept.
-                    store.spoil(workspace)
+                    workspace.discard()
                 raise
             if changed:
-                store.spoil(workspace)
+                workspace.discard()
                 raise DataError(
                     f"{', '.join(changed)} changed while {stage.name} was at work, so nobody knows what it is made of",
                     where=workspace.path,
                     hint="run again; it begins anew, with what is there then",
                 )
-            manifest["figures"] = {**report.figures, **_peak_memory()}
+            workspace.extra["figures"] = {**report.figures, **_peak_memory()}
+            workspace.extra["config"] = config.model_dump(mode="json")
             if report.rejected:
                 rows = [{"path": item.path, "reason": item.reason} for item in report.rejected]
                 write_json(workspace.path / _REJECTED, {"total": report.total, "rejected": rows})
@@ -294,10 +294,10 @@ def _build(
     )
 
 
-def _stamps(entry: PlannedStage, sources: Sources) -> dict[str, str]:
-    """When each artifact that a stage reads was finished."""
+def _contents(entry: PlannedStage, sources: Sources) -> dict[str, str]:
+    """The contents of the artifacts that a stage reads."""
     manifests = {name: sources.artifacts[name][1].manifest for name in entry.upstream}
-    return {name: manifest.finished for name, manifest in manifests.items() if manifest is not None}
+    return {name: manifest.content for name, manifest in manifests.items() if manifest is not None}
 
 
 def _changed_inputs(entry: PlannedStage, config: RunConfig, sources: Sources) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.config import Precision, RunConfig, Section
 from pipeline.errors import ConfigError, FormatError, WeightsError
+from pipeline.formats.provenance import fingerprint
 from pipeline.parsing.files import parser_files
 from pipeline.parsing.versions import version_of
 from pipeline.runtime.files import at_home
@@ -22,7 +23,6 @@ from pipeline.runtime.process_group import rank_info
 from pipeline.stages import bodies
 from pipeline.stages.sources import RENDERED, Sources
 from pipeline.stages.stage import Stage
-from pipeline.store.fingerprint import fingerprint
 
 _FILE = "FILE"
 _NETWORK = 3

@@ -8,9 +8,9 @@ from pipeline.config import RunConfig
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.stages.graph import STAGES, needed
 from pipeline.stages.sources import Sources
-from pipeline.stages.stage import PlannedStage, Stage
-from pipeline.store.fingerprint import fingerprint
-from pipeline.store.store import Artifact, ArtifactStore
+from pipeline.stages.stage import PlannedStage, Stage, stage_provenance
+from pipeline.store.artifact import Artifact
+from pipeline.store.store import ArtifactStore
 
 
 def plan(config: RunConfig, *, progress: Progress = SILENT, stages: Sequence[Stage] = STAGES) -> list[PlannedStage]:
@@ -34,9 +34,7 @@ def plan_sources(config: RunConfig, sources: Sources, stages: Sequence[Stage]) -
             continue
         decisive = dict(stage.decisive(config))
         inputs = dict(stage.inputs(config, sources))
-        identity = fingerprint(
-            {"stage": stage.name, "format_version": stage.format_version, "decisive": decisive, "inputs": inputs}
-        )
+        identity = stage_provenance(stage, decisive, inputs).fingerprint()
         artifact = store.open(stage.name, config.name, identity)
         read = [earlier for earlier in planned if earlier.fingerprint in inputs.values()]
         upstream = tuple(earlier.stage.name for earlier in read)
@@ -57,6 +55,6 @@ def _outdated(artifact: Artifact, read: Sequence[PlannedStage]) -> tuple[str, ..
             continue
         if not earlier.fresh or manifest is None:
             found.append(f"{name} is to be built anew")
-        elif manifest.finished != stamp:
+        elif manifest.content != stamp:
             found.append(f"{name} was built anew")
     return tuple(found)

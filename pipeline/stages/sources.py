@@ -10,10 +10,10 @@ from pipeline.datasets.faults import NO_CAMERAS
 from pipeline.datasets.fingerprint import dataset_fingerprint, image_hashes
 from pipeline.datasets.records import Dataset, Record, Split, lonely_queries, short_name, unique_names
 from pipeline.errors import ArtifactError, DataError, UserError
+from pipeline.formats.provenance import fingerprint
 from pipeline.runtime.files import at_home, sha256_file
 from pipeline.runtime.progress import Progress
-from pipeline.store.fingerprint import fingerprint
-from pipeline.store.store import Artifact
+from pipeline.store.artifact import Artifact
 
 RENDERED = "rendered"
 """The data source that names the people rendered by the `synth` stage."""
@@ -57,7 +57,7 @@ class Sources:
             ArtifactError: It is not there.
         """
         _, artifact = self.artifacts[stage]
-        if artifact.state != "fresh":
+        if artifact.state != "complete":
             raise ArtifactError(f"the stage {stage} is not finished", where=artifact.path, hint="`sgsfa run` makes it")
         return artifact.path
 

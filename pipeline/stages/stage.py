@@ -9,9 +9,10 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.errors import Rejected
+from pipeline.formats.provenance import Provenance
 from pipeline.runtime.progress import Progress
 from pipeline.stages.sources import Sources
-from pipeline.store.store import Artifact
+from pipeline.store.artifact import Artifact
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,18 @@ class PlannedStage:
     outdated: tuple[str, ...] = ()
 
     @property
+    def provenance(self) -> Provenance:
+        """Everything that decides what it makes."""
+        return stage_provenance(self.stage, self.decisive, self.inputs)
+
+    @property
     def fresh(self) -> bool:
         """Its artifact is there and can be used as it is."""
-        return self.artifact.state == "fresh" and not self.outdated
+        return self.artifact.state == "complete" and not self.outdated
+
+
+def stage_provenance(stage: Stage, decisive: Mapping[str, Any], inputs: Mapping[str, str]) -> Provenance:
+    """The record of what decides a stage's output."""
+    return Provenance.flatten(
+        {"stage": stage.name, "format_version": stage.format_version, **decisive, "inputs": dict(inputs)}
+    )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.config import RunConfig
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.stages.graph import STAGES
 from pipeline.stages.plan import plan
 from pipeline.stages.stage import PlannedStage, Stage
+from pipeline.store.artifact import Artifact
 from pipeline.store.manifest import Manifest
-from pipeline.store.store import Artifact, ArtifactStore
+from pipeline.store.store import ArtifactStore
 
 StageState = Literal["fresh", "stale", "partial", "missing", "broken"]
 
@@ -68,7 +69,7 @@ def _status(entry: PlannedStage, store: ArtifactStore, stored: Sequence[Artifact
         return StageStatus(
             stage, state, entry.outdated, artifact.path, manifest.size, manifest.finished, manifest.seconds
         )
-    if artifact.state == "partial":
+    if artifact.state == "incomplete":
         size = sum(file.stat().st_size for file in artifact.partial.rglob("*") if file.is_file())
         reason = f"being built by {artifact.owner}" if artifact.owner else "stopped; the next run goes on from here"
         return StageStatus(stage, "partial", (reason,), artifact.partial, size, None, None)
@@ -84,23 +85,4 @@ def _status(entry: PlannedStage, store: ArtifactStore, stored: Sequence[Artifact
 
 def changes(entry: PlannedStage, manifest: Manifest) -> tuple[str, ...]:
     """What differs between a planned stage and an artifact, one sentence each."""
-    found = [
-        f"{key}: {_shown(manifest.decisive, key)} -> {_shown(entry.decisive, key)}"
-        for key in sorted({*manifest.decisive, *entry.decisive})
-        if _shown(manifest.decisive, key) != _shown(entry.decisive, key)
-    ]
-    for key in sorted({*manifest.inputs, *entry.inputs}):
-        before, now = manifest.inputs.get(key), entry.inputs.get(key)
-        if before is None:
-            found.append(f"input {key} is new")
-        elif now is None:
-            found.append(f"input {key} is gone")
-        elif before != now:
-            found.append(f"input {key} changed")
-    if manifest.extra.get("stage_format_version") != entry.stage.format_version:
-        found.append("another version of sgsfa makes this stage differently")
-    return tuple(found)
-
-
-def _shown(table: Mapping[str, Any], key: str) -> str:
-    return repr(table[key]) if key in table else "(not there)"
+    return tuple(map(str, manifest.provenance.diff(entry.provenance)))

@@ -1,1 +1,1 @@
-"""The store of what stages make: found by fingerprint, built under a lock, published by one rename, verifiable."""
+"""Cached artifacts: found by fingerprint, built under a lock, published by one rename, verifiable."""

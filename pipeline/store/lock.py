@@ -1,161 +1,113 @@
-"""A lock on the building of one artifact, held by one process on one machine.
-
-The operating system holds it (`flock`), so it ends with its process however that dies; what the file says about the
-owner is for messages only. A file left by a dead process is simply locked again.
-"""
+"""Locks on what is being built, held by one process; the operating system ends them with their process."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import json
+import logging
 import os
 import socket
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.errors import ArtifactError, LockedError
+import filelock
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from pipeline.errors import LockedError
 
-_POLL_SECONDS = 0.1
-# Whoever asks who owns a lock holds it for an instant; a builder must not take that for another builder.
+_LOG = logging.getLogger("sgsfa.store")
+# Asking who holds a lock takes it for an instant; that must not look like another run.
 _PATIENCE_SECONDS = 0.5
-_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who holds a lock.
+    """The process that holds a lock.
 
     Attributes:
-        pid: Process id on `host`.
+        pid: Process id on `host`; 0 if unknown.
         host: Name of the machine.
-        since: When it was taken, ISO 8601 with time zone.
+        since: When the lock was taken, ISO 8601 with time zone.
     """
 
-    pid: int
-    host: str
-    since: str
+    pid: int = 0
+    host: str = ""
+    since: str = ""
 
     def __str__(self) -> str:
-        if self == _UNKNOWN:
-            return "a process that has not said its name"
-        return f"process {self.pid} on {self.host}, since {self.since}"
-
-
-_UNKNOWN = Owner(0, "", "")
+        return f"process {self.pid} on {self.host}, since {self.since}" if self.pid else "an unknown process"
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold the lock file `path`; it is removed when the context ends.
+def exclusive(lock: Path, path: Path, kind: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file while `path` is built; it is removed when the context ends, however the process ends.
+
+    The operating system holds the lock, so a file left by a killed process does not block. On a disk without locks a
+    warning is logged and other processes are not kept away.
 
     Args:
-        path: The lock file; its folder exists.
-        wait: Wait as long as another process holds it.
+        lock: The lock file; its folder exists.
+        path: What is built, for messages.
+        kind: What it is, for messages: `mask file`.
+        wait: Wait for another process that holds it.
 
     Raises:
-        LockedError: Another live process holds it, and `wait` is off.
-        ArtifactError: The file system has no locks.
+        LockedError: Another process holds it, and `wait` is off.
+        OSError: The lock file cannot be created.
     """
-    handle = _acquire(path, wait)
+    held = filelock.FileLock(lock, timeout=-1 if wait else _PATIENCE_SECONDS, fallback_to_soft=False)
     try:
-        _write_owner(handle)
+        held.acquire()
+    except filelock.Timeout:
+        raise LockedError(
+            f"another process is building this {kind}",
+            where=path,
+            expected=f"no other process; it is held by {_read_owner(lock)}",
+            hint="wait until it has finished, stop it, or choose another path",
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _LOG.warning("%s: this disk has no file locks; do not let two processes write there at once", path.parent)
+        lock.unlink(missing_ok=True)
+        yield
+        return
+    try:
+        me = Owner(os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"))
+        with contextlib.suppress(OSError):  # for messages only, and not possible on Windows
+            lock.write_text(json.dumps(asdict(me)), encoding="utf-8")
         yield
     finally:
-        # Removed while still held: whoever waits on this file sees that its name is gone and opens anew.
+        # Before the release: a process that waits for this file sees that its name is gone and creates it again.
         with contextlib.suppress(OSError):
-            path.unlink()
-        os.close(handle)
+            lock.unlink()
+        held.release()
 
 
-def owner(path: Path) -> Owner | None:
-    """Who holds the lock file `path` now, or None when nobody does (whether or not the file is there).
+def owner(lock: Path) -> Owner | None:
+    """Return who holds a lock file now, or None if no process does.
 
-    A lock file that may not be read is another user's; it counts as held.
+    A lock file that may not be opened belongs to another user and counts as held.
     """
+    if not lock.exists():
+        return None
+    probe = filelock.FileLock(lock, timeout=0, fallback_to_soft=False)
     try:
-        handle = os.open(path, os.O_RDONLY)
-    except PermissionError:
-        return _UNKNOWN
+        probe.acquire()
+    except (filelock.Timeout, PermissionError):
+        return _read_owner(lock)
     except OSError:
         return None
+    probe.release()
+    return None
+
+
+def _read_owner(lock: Path) -> Owner:
     try:
-        # Shared, which needs no right to write, and which the owner's exclusive lock refuses all the same.
-        if _try_lock(handle, shared=True):
-            return None
-        return _read_owner(handle)
-    finally:
-        os.close(handle)
-
-
-def _acquire(path: Path, wait: bool) -> int:
-    begun = time.monotonic()
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            if _try_lock(handle):
-                if _is_same(handle, path):
-                    return handle
-            elif not wait and time.monotonic() - begun > _PATIENCE_SECONDS:
-                raise LockedError(
-                    "another run is building this artifact",
-                    where=path.with_suffix(""),
-                    expected=f"nobody else at work on it; found {_read_owner(handle)}",
-                    hint="wait for it with --wait, or stop it",
-                )
-        except BaseException as error:
-            os.close(handle)
-            if isinstance(error, ArtifactError) and not isinstance(error, LockedError):
-                path.unlink(missing_ok=True)  # no lock, and nobody's
-            raise
-        os.close(handle)
-        time.sleep(_POLL_SECONDS)
-
-
-def _is_same(handle: int, path: Path) -> bool:
-    """Whether `path` still names the open file: its last owner may have removed it in between."""
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _try_lock(handle: int, *, shared: bool = False) -> bool:
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _NO_LOCKS:
-            raise ArtifactError(
-                "the file system of the artifacts folder has no file locks",
-                hint="keep artifacts on another disk: --set artifacts=FOLDER",
-            ) from error
-        return False
-    return True
-
-
-def _write_owner(handle: int) -> None:
-    me = Owner(os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"))
-    os.ftruncate(handle, 0)
-    os.lseek(handle, 0, os.SEEK_SET)
-    os.write(handle, json.dumps(asdict(me)).encode())
-
-
-def _read_owner(handle: int) -> Owner:
-    os.lseek(handle, 0, os.SEEK_SET)
-    try:
-        return Owner(**json.loads(os.read(handle, 4096)))
-    except (ValueError, TypeError):
-        # It was taken a moment ago and its owner has not written its name yet.
-        return _UNKNOWN
+        return Owner(**json.loads(lock.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        # Taken an instant ago, or not readable.
+        return Owner()

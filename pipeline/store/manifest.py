@@ -1,4 +1,4 @@
-"""What an artifact says about itself: `manifest.json`."""
+"""`manifest.json`: what an artifact was built from, when, by what, and the hash of each of its files."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import functools
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ArtifactError
+from pipeline.formats.provenance import Provenance, fingerprint
 from pipeline.runtime.files import read_json, sha256_file, write_json
 from pipeline.version import __version__
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+
+_LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "numba", "opencv-python-headless", "opencv-python")
 
 
 class NewerManifestError(ArtifactError):
@@ -36,29 +39,23 @@ class Manifest:
     """The content of `manifest.json`.
 
     Attributes:
-        stage: The stage that made the artifact.
+        stage: The stage that built the artifact.
         name: Name of the run.
-        fingerprint: Of everything that decides the content.
-        decisive: The configuration that the stage read, by dotted key.
-        inputs: Fingerprint of each input.
+        provenance: Everything that decides the content.
         started: When the first session began, ISO 8601 with time zone.
         finished: When it was published.
         seconds: Duration of the last session.
         sessions: 1, or more if it was interrupted and resumed.
         versions: Of Python, the libraries that compute, and sgsfa.
-        git: Commit and whether the tree was changed, when sgsfa runs from a checkout.
+        git: Commit and whether the tree was changed, if sgsfa runs from a checkout.
         files: Every file but this one, by POSIX path relative to the artifact.
-        extra: What else the stage has to say (its full configuration, figures).
-        built_from: `finished` of the artifacts that it was made from, by stage; empty in older manifests. An artifact
-            that was built anew since has another one.
-        format_version: Of this file.
+        built_from: `content` of the artifacts that the stage read, by their stage.
+        extra: What else the stage records (its full configuration, figures).
     """
 
     stage: str
     name: str
-    fingerprint: str
-    decisive: Mapping[str, Any]
-    inputs: Mapping[str, str]
+    provenance: Provenance
     started: str
     finished: str
     seconds: float
@@ -66,84 +63,84 @@ class Manifest:
     versions: Mapping[str, str]
     git: Mapping[str, Any] | None
     files: Mapping[str, FileEntry]
-    extra: Mapping[str, Any] = field(default_factory=dict)
     built_from: Mapping[str, str] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the provenance."""
+        return self.provenance.fingerprint()
+
+    @property
+    def content(self) -> str:
+        """Fingerprint of the files. It differs between two builds only if their results do."""
+        return fingerprint({name: entry.sha256 for name, entry in self.files.items()})
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(entry.size for entry in self.files.values())
 
-    def is_from(self, built_from: Mapping[str, str]) -> bool:
-        """Whether the artifact was made from those that `built_from` names, as far as both say."""
-        return all(built_from.get(stage, finished) == finished for stage, finished in self.built_from.items())
-
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into `folder`."""
-        write_json(folder / MANIFEST, asdict(self))
+        table = {each.name: getattr(self, each.name) for each in fields(self)}
+        table |= {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
+            "provenance": dict(self.provenance.values),
+            "files": {name: asdict(entry) for name, entry in self.files.items()},
+        }
+        write_json(folder / MANIFEST, table)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of an artifact.
 
     Raises:
-        ArtifactError: It is missing, broken, or of a newer version of sgsfa.
+        ArtifactError: It is missing, damaged, or written by a newer version of sgsfa.
     """
     path = folder / MANIFEST
     try:
         table = read_json(path)
-        version = table["format_version"]
+        version = table.pop("format_version")
         if version > FORMAT_VERSION:
             raise NewerManifestError(
                 f"the artifact was written by a newer sgsfa (manifest version {version})",
                 where=path,
-                expected=f"manifest version {FORMAT_VERSION} or older",
+                expected=f"manifest version {FORMAT_VERSION}",
                 hint="update sgsfa, or use another artifacts folder",
             )
+        table.pop("fingerprint")
         files = {name: FileEntry(**entry) for name, entry in table.pop("files").items()}
-        return Manifest(files=files, **table)
+        return Manifest(files=files, provenance=Provenance(table.pop("provenance")), **table)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(
-            f"the manifest cannot be read: {error}", where=path, hint="delete the folder; the stage makes it anew"
-        ) from error
+        raise ArtifactError("cannot read the manifest", where=path, hint="delete the folder", cause=error) from error
 
 
-def describe_files(folder: Path, *, besides: str) -> dict[str, FileEntry]:
-    """Size and hash of every file under `folder` but the manifest and `besides`, by relative POSIX path, sorted."""
+def describe_files(folder: Path, *, without: str) -> dict[str, FileEntry]:
+    """Return size and hash of the files under `folder` except the manifest and `without`, by relative POSIX path."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (MANIFEST, besides):
+        if path.is_file() and name not in (MANIFEST, without):
             found[name] = FileEntry(path.stat().st_size, sha256_file(path))
     return found
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    found = {"sgsfa": __version__, "python": platform.python_version()}
-    for name in ("torch", "torchvision", "numpy", "h5py", "numba"):
+    """Return the versions of Python, the libraries that compute, sgsfa and the operating system."""
+    found = {"sgsfa": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in _LIBRARIES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    opencv = next((name for name in ("opencv-python-headless", "opencv-python") if _installed(name)), None)
-    if opencv is not None:
-        found["opencv"] = metadata.version(opencv)
-    return found | {"platform": platform.platform()}
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+    return found
 
 
 @functools.cache
 def git_state() -> Mapping[str, Any] | None:
-    """Commit of the checkout that this code lies in, and whether it was changed; None outside of one."""
+    """Return commit and state of the checkout that contains this code; None outside of one."""
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -151,7 +148,7 @@ def git_state() -> Mapping[str, Any] | None:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        # An installed copy may lie inside some other project's checkout (its .venv), which says nothing about us.
+        # An installed copy may lie inside another project's checkout (its .venv), whose commit is not ours.
         if not git("ls-files", "--", Path(__file__).name):
             return None
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--", ".."))}

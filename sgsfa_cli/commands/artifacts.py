@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pipeline.config import RunConfig
-    from pipeline.store.store import Artifact, Removal
+    from pipeline.store.artifact import Artifact
+    from pipeline.store.prune import Removal
 
 app = command_app("List, verify and prune what runs have left.", "sgsfa artifacts list", "sgsfa artifacts verify")
 
@@ -62,7 +63,7 @@ def verify(
     if folders:
         chosen = [store.at(folder) for folder in folders]
     else:
-        chosen = [artifact for artifact in store.list() if artifact.state != "partial"]
+        chosen = [artifact for artifact in store.list() if artifact.state != "incomplete"]
         if not chosen:
             raise ArtifactError("there is no artifact to verify", where=root, hint="`sgsfa run` makes some")
     faults = {artifact.path: store.verify(artifact) for artifact in chosen}
@@ -192,7 +193,7 @@ def _as_data(artifact: Artifact) -> dict[str, object]:
         "stage": artifact.stage,
         "name": artifact.name,
         "state": artifact.state,
-        "path": artifact.partial if artifact.state == "partial" else artifact.path,
+        "path": artifact.folder,
         "fingerprint": artifact.manifest.fingerprint if artifact.manifest else None,
         "size": artifact.manifest.size if artifact.manifest else None,
         "finished": artifact.manifest.finished if artifact.manifest else None,
@@ -204,8 +205,8 @@ def _row(artifact: Artifact) -> tuple[object, ...]:
     manifest = artifact.manifest
     if manifest is not None:
         when = console.moment(manifest.finished)
-        return artifact.stage, artifact.name, "global_feature", console.size(manifest.size), when, artifact.path
+        return artifact.stage, artifact.name, "complete", console.size(manifest.size), when, artifact.path
     if artifact.state == "broken":
         return artifact.stage, artifact.name, "broken", "-", "-", artifact.path
-    state = f"being built by {artifact.owner}" if artifact.owner else "begun"
+    state = f"being built by {artifact.owner}" if artifact.owner else "incomplete"
     return artifact.stage, artifact.name, state, "-", "-", artifact.partial

@@ -59,7 +59,8 @@ def synth(
     options. The preset transfer renders training data for networks that are applied to real images. Read the result as
     synthetic:OUT.
     """
-    from pipeline.store.output import exclusive, storage_errors
+    from pipeline.store.lock import exclusive
+    from pipeline.store.output import storage_errors
     from sgsfa_synth.dataset import render_dataset
 
     given = {

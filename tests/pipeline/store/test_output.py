@@ -13,7 +13,8 @@ import filelock
 import pytest
 
 from pipeline.errors import ArtifactError, DataError, LockedError
-from pipeline.store.output import exclusive, output, owner
+from pipeline.store.lock import exclusive, owner
+from pipeline.store.output import output
 
 KIND = "mask file"
 
@@ -70,7 +71,7 @@ def test_output__a_second_process_is_refused_and_named(tmp_path: Path) -> None:
 
 def test_exclusive__waits_if_asked(tmp_path: Path) -> None:
     lock = tmp_path / "a.lock"
-    holder = "import sys, time\nfrom pathlib import Path\nfrom pipeline.store.output import exclusive\n"
+    holder = "import sys, time\nfrom pathlib import Path\nfrom pipeline.store.lock import exclusive\n"
     holder += "p = Path(sys.argv[1])\nwith exclusive(p, p, 'x'):\n    print('held', flush=True)\n    time.sleep(1)\n"
     with subprocess.Popen([sys.executable, "-c", holder, str(lock)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

@@ -1,0 +1,103 @@
+"""Removal of artifacts that no plan uses and of leftovers of crashed runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import LockedError
+from pipeline.runtime.files import is_temporary
+from pipeline.store.artifact import DISCARDED, Artifact, lock_file, partial_folder, scan
+from pipeline.store.lock import exclusive, owner
+from pipeline.store.manifest import NewerManifestError
+from pipeline.store.publish import discard
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Something that can be removed, why, and its size in bytes."""
+
+    path: Path
+    reason: str
+    size: int
+
+
+def prunable(root: Path, keep: Sequence[Path], names: Sequence[str] | None) -> tuple[Removal, ...]:
+    """Return artifacts that are not kept or are broken, and leftovers of crashed runs.
+
+    Nothing that a live process builds is returned, and nothing that a newer sgsfa wrote.
+
+    Args:
+        root: Folder of the store.
+        keep: Folders of complete artifacts to keep; incomplete ones of the same name are kept, too.
+        names: Only artifacts of runs with these names; None: of all runs. Leftovers are removed whatever their name.
+    """
+    kept = {path.resolve() for path in keep}
+    found = [
+        (artifact.folder, _reason(artifact, kept))
+        for artifact in scan(root)
+        if artifact.owner is None and (names is None or artifact.name in names)
+    ]
+    listed = {path for path, reason in found if reason}
+    found += [(path, _leftover(path)) for path in sorted(root.glob("*/*")) if path not in listed]
+    return tuple(Removal(path, reason, folder_bytes(path)) for path, reason in found if reason)
+
+
+def remove(removals: Sequence[Removal]) -> tuple[Removal, ...]:
+    """Remove what `prunable` returned.
+
+    Returns:
+        What is left, because another process has begun to build it meanwhile.
+    """
+    busy = []
+    for removal in removals:
+        try:
+            with _locked(removal.path):
+                if removal.path.is_dir():
+                    discard(removal.path)
+                else:
+                    removal.path.unlink(missing_ok=True)
+        except LockedError:
+            busy.append(removal)
+    return tuple(busy)
+
+
+def folder_bytes(path: Path) -> int:
+    """Return the bytes of a file, or of all files under a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _reason(artifact: Artifact, kept: set[Path]) -> str | None:
+    if artifact.fault is not None:
+        return None if isinstance(artifact.fault, NewerManifestError) else f"broken: {artifact.fault.message}"
+    if artifact.path.resolve() in kept:
+        return None
+    return "not used by the configuration" if artifact.manifest else "incomplete, and not used by the configuration"
+
+
+def _leftover(path: Path) -> str | None:
+    if DISCARDED.search(path.name):
+        return "left by an interrupted removal"
+    if is_temporary(path) and path.is_file():
+        return "temporary file of a crashed run"
+    artifact = path.with_suffix("")
+    if path.suffix == ".lock" and path.is_file() and not partial_folder(artifact).is_dir() and owner(path) is None:
+        return "lock file of a crashed run"
+    if path.suffix == ".partial" and artifact.is_dir() and owner(lock_file(artifact)) is None:
+        return "left beside a complete artifact"
+    return None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep builders of what lies at `path` away; nobody looks for names of leftovers."""
+    if DISCARDED.search(path.name) or is_temporary(path):
+        yield
+        return
+    artifact = path.with_suffix("") if path.suffix in (".lock", ".partial") else path
+    with exclusive(lock_file(artifact), artifact, "artifact"):
+        yield
