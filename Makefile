@@ -8,7 +8,7 @@ SETUP ?= $(VENV)/.installed
 WORKERS ?= auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean distclean
+.PHONY: help setup demo test lint docs bench clean distclean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ lint: $(SETUP)  ## style, types and import rules
 	$(BIN)/python -m mypy
 	PATH="$(BIN):$$PATH" lint-imports
 
+docs: $(SETUP)  ## build the documentation site into site/, strictly and offline
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench: $(SETUP)  ## measure masks, rendering, training and matching, some 30 minutes; figures are printed
 	$(BIN)/python -m benchmarks.masks
 	$(BIN)/python -m benchmarks.synth_speed
@@ -47,7 +50,7 @@ bench: $(SETUP)  ## measure masks, rendering, training and matching, some 30 min
 	$(BIN)/python -m benchmarks.matching
 
 clean:  ## remove caches and build folders; artifacts and .venv stay
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache htmlcov
 	rm -f .coverage .coverage.*
 	find pipeline sgsfa_cli sgsfa_synth tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import click
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -34,15 +33,14 @@ def command_reference() -> str:
 
 def command_contexts() -> list[tuple[str, Any]]:
     """Return the full name and the context of every command that is not a group."""
-    root = typer.main.get_command(app)
-    return _contexts(click.Context(root, info_name="sgsfa"))
+    return _contexts(typer.Context(typer.main.get_command(app), info_name="sgsfa"))
 
 
 def _contexts(context: Any) -> list[tuple[str, Any]]:
     found = []
     for name in context.command.list_commands(context):
         _, command, _ = context.command.resolve_command(context, [name])
-        inner = click.Context(command, info_name=name, parent=context)
+        inner = typer.Context(command, info_name=name, parent=context)
         found += _contexts(inner) if hasattr(command, "list_commands") else [(inner.command_path, inner)]
     return found
 
@@ -51,7 +49,7 @@ def _describe(path: str, context: Any) -> str:
     command = context.command
     usage = " ".join(command.collect_usage_pieces(context))
     lines = [f"## `{path}`", "", _paragraphs(command.help or ""), "", "```text", f"{path} {usage}", "```", ""]
-    rows = [_row(parameter, context) for parameter in command.get_params(context)]
+    rows = [_row(parameter) for parameter in command.get_params(context)]
     lines += ["| option | meaning |", "| --- | --- |", *rows]
     examples = [line.strip().replace("\\[", "[") for line in (command.epilog or "").splitlines()[1:]]
     if examples:
@@ -59,10 +57,10 @@ def _describe(path: str, context: Any) -> str:
     return "\n".join(lines)
 
 
-def _row(parameter: Any, context: Any) -> str:
+def _row(parameter: Any) -> str:
     names = [*parameter.opts, *parameter.secondary_opts]
     if parameter.param_type_name == "argument":
-        names = [parameter.make_metavar(context)]
+        names = [parameter.metavar or parameter.human_readable_name]
     elif parameter.metavar:
         names[-1] += f" {parameter.metavar}"
     text = _cell(getattr(parameter, "help", None) or "")

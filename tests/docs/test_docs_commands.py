@@ -5,8 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
-import click
 import pytest
+import typer
 from typer.main import get_command
 
 from sgsfa_cli.main import app
@@ -34,9 +34,9 @@ def shown_commands():
 def test_command__parses(line):
     words = shlex.split(line, comments=True)
     words = words[1 + words.index("sgsfa" if "sgsfa" in words else "sgsfa_cli") :]
-    context = click.Context(get_command(app), info_name="sgsfa")
-    while hasattr(context.command, "resolve_command"):
+    context = typer.Context(get_command(app), info_name="sgsfa")
+    while hasattr(context.command, "resolve_command") and not words[0].startswith("-"):
         name, command, words = context.command.resolve_command(context, words)
-        context = click.Context(command, info_name=name, parent=context)
-    with contextlib.suppress(click.exceptions.Exit):  # --help
+        context = typer.Context(command, info_name=name, parent=context)
+    with contextlib.suppress(typer.Exit):  # --help
         context.command.make_context(context.info_name, list(words), parent=context.parent)
