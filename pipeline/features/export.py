@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import ConfigError, FormatError, WeightsError, first_line
+from pipeline.formats.checkpoint import CheckpointMeta
+from pipeline.model.checkpoint import load_checkpoint
 from pipeline.model.embed import look
-from pipeline.model.weights import CheckpointMeta, load_checkpoint
 from pipeline.parts import PARTS
 from pipeline.runtime.files import atomic_write, sha256_file
 from pipeline.runtime.progress import SILENT, Progress

@@ -17,8 +17,8 @@ from pipeline.datasets.images import read_image
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import DataError, FormatError, ImageError, Rejected
 from pipeline.features.network import BATCH_SIZE, FeatureNetwork
+from pipeline.formats.checkpoint import read_meta
 from pipeline.formats.features import FeatureFile, FeatureHeader, Features, FeatureWriter
-from pipeline.model.weights import read_meta
 from pipeline.runtime.device import device_label
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.process_group import RankInfo, barrier, broadcast, process_group, rank_info

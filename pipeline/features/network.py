@@ -15,8 +15,9 @@ from torch import nn
 from pipeline.config import ExtractConfig
 from pipeline.datasets.images import decode_batches
 from pipeline.errors import DeviceError, Rejected, WeightsError
+from pipeline.formats.checkpoint import CheckpointMeta
+from pipeline.model.checkpoint import load_checkpoint
 from pipeline.model.embed import embed
-from pipeline.model.weights import CheckpointMeta, load_checkpoint
 from pipeline.parts import NUM_PARTS
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import memory_watched, no_room

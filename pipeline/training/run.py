@@ -16,16 +16,11 @@ from torch import nn
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import DataError, Rejected, WeightsError
+from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.formats.masks import PART_NAMES
+from pipeline.model.checkpoint import save_checkpoint, start_from
 from pipeline.model.network import Network, build_model
-from pipeline.model.weights import (
-    CheckpointMeta,
-    knows_people,
-    load_backbone_weights,
-    require_weights_for,
-    save_checkpoint,
-    start_from,
-)
+from pipeline.model.weights import load_backbone_weights, require_weights_for
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import device_label, memory_watched, no_room
 from pipeline.runtime.files import read_json, sha256_bytes, sha256_file, write_json
@@ -178,7 +173,7 @@ def _train(
         trained_on=f"{dataset.kind}:{dataset.name}",
         epochs=config.epochs,
         seed=config.seed,
-        people=_people(store, records),
+        identities=_people(store, records),
     )
     network = _network(model, config, targets)
     if config.start is not None:
@@ -368,7 +363,7 @@ def _begin(start: Path, network: Network, meta: CheckpointMeta, progress: Progre
     """Fill the network with a checkpoint's weights; what the new checkpoint will say of itself."""
     theirs = start_from(start, network, meta)
     if not resumed:
-        kept = knows_people(theirs, meta)
+        kept = theirs.same_identities(meta)
         progress.note(
             f"starting from {start}; its identity classifiers "
             + ("go on, too" if kept else "are of other people and start anew")

@@ -129,7 +129,7 @@ def test_extract_of_a_run_and_of_any_images(tmp_path: Path) -> None:
         (("extract", "--data", "csv:people/people.csv"), "--checkpoint and --out are missing"),
         (("extract", "-c", "few.toml", "--split", "query"), "--split goes with --data, --checkpoint and --out"),
         (("extract", "--data", "csv:people/people.csv", "--checkpoint", "x", "--out", "y", "--split", "z"), "no split"),
-        (("extract", "--data", "csv:people/people.csv", "--checkpoint", "x", "--out", "y"), "does not exist"),
+        (("extract", "--data", "csv:people/people.csv", "--checkpoint", "x", "--out", "y"), "checkpoint not found"),
     ],
 )
 def test_mistakes_are_explained(arguments: tuple[str, ...], named: str) -> None:

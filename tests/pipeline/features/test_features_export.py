@@ -16,8 +16,9 @@ from pipeline.errors import ConfigError, FormatError, WeightsError
 from pipeline.features import export as export_module
 from pipeline.features.export import METADATA, export
 from pipeline.features.network import FeatureNetwork
+from pipeline.formats.checkpoint import CheckpointMeta
+from pipeline.model.checkpoint import save_checkpoint
 from pipeline.model.network import SGSFA, build_model
-from pipeline.model.weights import CheckpointMeta, save_checkpoint
 from pipeline.parts import PARTS
 from pipeline.runtime.process_group import RankInfo
 

@@ -23,10 +23,11 @@ from pipeline.features import extract as extract_module
 from pipeline.features import network as network_module
 from pipeline.features.extract import embed, extract
 from pipeline.features.network import FeatureNetwork
+from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.formats.features import FeatureFile
+from pipeline.model.checkpoint import save_checkpoint
 from pipeline.model.network import build_model
 from pipeline.model.normalise import normalise
-from pipeline.model.weights import CheckpointMeta, save_checkpoint
 from pipeline.runtime.process_group import RankInfo
 from pipeline.store.lock import locked
 

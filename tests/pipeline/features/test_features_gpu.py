@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline.datasets.images import write_image
 from pipeline.datasets.records import Dataset, Record
 from pipeline.formats.features import FeatureFile
-from pipeline.model.weights import load_checkpoint, save_checkpoint
+from pipeline.model.checkpoint import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.gpu
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from pathlib import Path
@@ -19,63 +18,6 @@ from pipeline.model import weights
 from pipeline.model.network import build_model
 
 SMALL = ModelConfig(backbone="mobilenet_v2", height=64, width=32, part_dim=16)
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path / "model.safetensors"
-    meta = weights.CheckpointMeta(SMALL, 3, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), "rendered", 5, 1)
-    model = build_model(SMALL, 3).to(memory_format=torch.channels_last)
-    weights.save_checkpoint(path, model, meta)
-    return path
-
-
-def test_a_checkpoint_comes_back_equal(checkpoint: Path) -> None:
-    torch.manual_seed(0)
-    original = build_model(SMALL, 3).eval()
-    model, meta = weights.load_checkpoint(checkpoint)
-    assert meta.model == SMALL
-    assert meta.thresholds == (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
-    assert meta.threshold_array().dtype.name == "float32"
-    images = torch.randn(2, 3, 64, 32)
-    with torch.no_grad():
-        assert torch.equal(model(images).parts(), original(images).parts())
-
-
-def test_a_missing_damaged_or_foreign_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="does not exist"):
-        weights.load_checkpoint(tmp_path / "none.safetensors")
-    damaged = tmp_path / "damaged.safetensors"
-    damaged.write_bytes(checkpoint.read_bytes()[:1000])
-    with pytest.raises(WeightsError, match="cannot be read"):
-        weights.load_checkpoint(damaged)
-    foreign = tmp_path / "foreign.safetensors"
-    safetensors.torch.save_file({"a": torch.zeros(1)}, foreign)
-    with pytest.raises(WeightsError, match="not a checkpoint of this program"):
-        weights.load_checkpoint(foreign)
-
-
-def rewrite(path: Path, *, without: frozenset[str] = frozenset(), **changes: object) -> None:
-    state = {name: value for name, value in safetensors.torch.load_file(path).items() if name not in without}
-    with safetensors.safe_open(path, framework="pt") as file:
-        header = json.loads(file.metadata()["sgsfa"])
-    safetensors.torch.save_file(state, path, metadata={"sgsfa": json.dumps({**header, **changes})})
-
-
-def test_a_header_that_does_not_fit_is_refused(checkpoint: Path) -> None:
-    rewrite(checkpoint, num_classes=9)
-    with pytest.raises(WeightsError, match="another shape"):
-        weights.load_checkpoint(checkpoint)
-    rewrite(checkpoint, format=99)
-    with pytest.raises(WeightsError, match=r"format 99[^$]*update"):
-        weights.load_checkpoint(checkpoint)
-    rewrite(checkpoint, format=1)
-    with pytest.raises(WeightsError, match=r"format 1[^$]*train it anew"):
-        weights.load_checkpoint(checkpoint)
-    rewrite(checkpoint, format=weights.CHECKPOINT_FORMAT, model={"backbone": 3})
-    with pytest.raises(WeightsError, match="damaged"):
-        weights.load_checkpoint(checkpoint)
 
 
 class Bomb:
@@ -200,37 +142,3 @@ def test_imagenet_weights_are_packed_without_classifier_and_counters(tmp_path: P
             torch.testing.assert_close(again[f"features.{key}"].float(), value, atol=1e-4, rtol=1e-3)
     with pytest.raises(WeightsError, match="not those of mobilenet_v2"):
         tool.packed(torchvision.models.resnet18(weights=None).state_dict())
-
-
-def test_a_checkpoint_whose_whole_body_mask_had_another_scale_is_refused(checkpoint: Path) -> None:
-    rewrite(checkpoint, without=frozenset({"body_attention.mask.weight"}), format=3)
-    with pytest.raises(WeightsError, match=r"format 3.*needs 'body_attention\.mask\.weight' now"):
-        weights.load_checkpoint(checkpoint)
-
-
-def test_checkpoints_of_format_2(checkpoint: Path) -> None:
-    rewrite(checkpoint, without=frozenset({"part_centres", "global_centre"}), format=2)
-    with pytest.raises(WeightsError, match=r"format 2.*needs 'part_centres' now") as caught:
-        weights.load_checkpoint(checkpoint)
-    assert "train it anew" in str(caught.value.hint)
-    # It is as good as any to start from where only the centres are lacking, which training measures.
-    other = build_model(SMALL, 3)
-    theirs = weights.start_from(checkpoint, other, weights.CheckpointMeta(SMALL, 3, (), "rendered"))
-    assert theirs.trained_on == "rendered"
-    classifier = "spatial_heads.0.classify.weight"
-    before, after = safetensors.torch.load_file(checkpoint), other.state_dict()
-    assert torch.equal(before["local_attention.heads.weight"], after["local_attention.heads.weight"])
-    assert not torch.equal(before[classifier], after[classifier])  # it does not say whom it knows
-    # Those that lack what the body mask is drawn from are refused in either case.
-    view = frozenset(name for name in before if name.startswith("body_attention.spatial.3"))
-    assert view
-    rewrite(checkpoint, without=view, format=2)
-    with pytest.raises(WeightsError, match=r"needs 'body_attention\.spatial\.3"):
-        weights.start_from(checkpoint, other, weights.CheckpointMeta(SMALL, 3, (), "rendered"))
-    # A network that has necks and no body attention lacks nothing.
-    necked = SMALL.model_copy(update={"necks": True, "global_dim": 8, "body_attention": False})
-    model = build_model(necked, 3)
-    assert not any("centre" in name for name in model.state_dict())
-    meta = weights.CheckpointMeta(necked, 3, (0.1,) * 7, format=2)
-    weights.save_checkpoint(checkpoint, model, meta)
-    assert weights.load_checkpoint(checkpoint)[1].format == 2

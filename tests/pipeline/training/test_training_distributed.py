@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.formats.features import FeatureFile
+from pipeline.model.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.model.network import build_model
-from pipeline.model.weights import CheckpointMeta, load_checkpoint, save_checkpoint
 from pipeline.training.metrics_log import read_metrics
 from tests.helpers.training import HEIGHT, WIDTH, make_people, small_model
 

@@ -1,0 +1,111 @@
+"""The checkpoint format: what is written comes back, and everything else is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from pipeline.config import ModelConfig
+from pipeline.errors import WeightsError
+from pipeline.formats import checkpoint as checkpoint_module
+from pipeline.formats.checkpoint import (
+    CHECKPOINT_FORMAT,
+    CheckpointMeta,
+    read_checkpoint,
+    read_meta,
+    resolve_checkpoint,
+    write_checkpoint,
+)
+from pipeline.formats.provenance import Provenance
+
+META = CheckpointMeta(
+    ModelConfig(backbone="mobilenet_v2", height=64, width=32, part_dim=16),
+    num_classes=3,
+    thresholds=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+    trained_on="synthetic:people",
+    identities="ab" * 32,
+    epochs=5,
+    seed=1,
+    provenance=Provenance({"train.lr": 0.1, "train.schedule": "cosine", "images": "cd" * 32}),
+    figures={"visibility_auc": {"head": 0.9}},
+)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    weights = {"a": torch.arange(6.0).view(1, 2, 3, 1).to(memory_format=torch.channels_last), "n": torch.tensor(7)}
+    write_checkpoint(tmp_path / "model.safetensors", weights, META)
+    return tmp_path / "model.safetensors"
+
+
+def rewrite_header(path: Path, **changes: object) -> None:
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["sgsfa"])
+    state = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(state, path, metadata={"sgsfa": json.dumps({**header, **changes})})
+
+
+def test_round_trip__weights_and_header_are_equal(checkpoint: Path) -> None:
+    weights, meta = read_checkpoint(checkpoint)
+    assert meta == META
+    assert meta.threshold_array().dtype.name == "float32"
+    assert weights["a"].flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    assert weights["n"].item() == 7
+
+
+def test_write__equal_content_gives_equal_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "again.safetensors", *read_checkpoint(checkpoint))
+    assert (tmp_path / "again.safetensors").read_bytes() == checkpoint.read_bytes()
+
+
+def test_read__missing_damaged_and_foreign_files_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="not found") as caught:
+        read_meta(tmp_path / "none.safetensors")
+    assert caught.value.where == str(tmp_path / "none.safetensors")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(checkpoint.read_bytes()[:100])
+    with pytest.raises(WeightsError, match="safetensors"):
+        read_meta(damaged)
+    foreign = tmp_path / "foreign.safetensors"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, foreign)
+    with pytest.raises(WeightsError, match="not a checkpoint"):
+        read_meta(foreign)
+
+
+@pytest.mark.parametrize("number", [0, 99])
+def test_read__another_format_is_refused_with_the_version_that_wrote_it(checkpoint: Path, number: int) -> None:
+    rewrite_header(checkpoint, format=number, version="7.8.9")
+    with pytest.raises(WeightsError, match=f"format {number}") as caught:
+        read_meta(checkpoint)
+    assert f"format {CHECKPOINT_FORMAT}" in (caught.value.expected or "")
+    assert "7.8.9" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("change", [{"model": {"backbone": 3}}, {"thresholds": None}, {"unknown": 1}])
+def test_read__damaged_header_is_refused(checkpoint: Path, change: dict[str, object]) -> None:
+    rewrite_header(checkpoint, **change)
+    with pytest.raises(WeightsError, match="header"):
+        read_meta(checkpoint)
+
+
+def test_same_identities__needs_the_same_data_and_a_known_hash() -> None:
+    assert META.same_identities(dataclasses.replace(META, epochs=1))
+    assert not META.same_identities(dataclasses.replace(META, identities="ef" * 32))
+    assert not META.same_identities(dataclasses.replace(META, trained_on="synthetic:others"))
+    unknown = dataclasses.replace(META, identities="")
+    assert not unknown.same_identities(unknown)
+
+
+def test_resolve__builtin_is_the_file_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_checkpoint("some/model.safetensors") == Path("some/model.safetensors")
+    monkeypatch.setattr(checkpoint_module.resources, "files", lambda package: tmp_path)
+    with pytest.raises(WeightsError, match="built-in") as caught:
+        resolve_checkpoint("builtin")
+    (tmp_path / "reid").mkdir()
+    (tmp_path / "reid" / "builtin.safetensors").touch()
+    assert resolve_checkpoint(Path("builtin")) == Path(caught.value.where or "")
