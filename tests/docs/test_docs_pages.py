@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.formats.provenance import Provenance
 from pipeline.store.manifest import Manifest
 from pipeline.store.store import ArtifactStore
 
@@ -59,10 +60,10 @@ def test_code__pages_it_names_exist():
 def test_formats_artifacts__code_block_reads_a_manifest(tmp_path, monkeypatch, capsys):
     page = (DOCS / "formats" / "artifacts.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    manifest = {"decisive": {"train.epochs": 3}, "inputs": {}}
-    with ArtifactStore(tmp_path / "artifacts").build("train", "run", "0" * 64, manifest=manifest) as work:
-        (work.path / "sub").mkdir()
-        (work.path / "sub" / "a.txt").write_text("a")
+    provenance = Provenance({"train.epochs": 3})
+    with ArtifactStore(tmp_path / "artifacts").build("train", "run", provenance) as workspace:
+        (workspace.path / "sub").mkdir()
+        (workspace.path / "sub" / "a.txt").write_text("a")
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     assert "{'train.epochs': 3}" in capsys.readouterr().out
