@@ -91,7 +91,7 @@ def measure(root: Path, names: list[str], spec: str, device: str, rounds: int) -
             marks.append(time.process_time())
             report = build_masks(out, root=root, names=chosen, config=config)
             marks.append(time.process_time())
-            batch = MaskFile.open(out).meta.batch_size
+            batch = int(MaskFile.open(out).provenance.values["batch_size"])
             clock, busy = run_bare(parser, batch, len(chosen))
             if turn:
                 built.append(report.images_per_second)

@@ -15,8 +15,9 @@ import hashlib
 import math
 import os
 import re
+import shutil
 import zlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -195,28 +196,41 @@ class RowWriter:
 
 
 def open_or_create(
-    path: Path, layout: Layout, provenance: Provenance, *, incidental: Collection[str] = ()
+    path: Path,
+    layout: Layout,
+    provenance: Provenance,
+    *,
+    incidental: Callable[[Difference], bool] | None = None,
+    published: Path | None = None,
 ) -> RowWriter:
     """Create a file whose rows are all pending, or open the one at `path` to resume it.
 
-    A file without a single row is replaced whatever it was created for: nothing is lost.
+    A file without one row that is `OK` is replaced whatever it was created for: nothing is lost.
 
     Args:
         path: The file, in an existing folder.
         layout: What is fixed.
         provenance: The record of what decides the rows.
-        incidental: Keys of the record in which a resumed file may differ (the device).
+        incidental: Whether a resumed file may differ in this from `provenance` (the device); None: in nothing.
+        published: An earlier, finished file. Where `path` does not exist, its rows are taken over, so that failed ones
+            can be tried again.
 
     Raises:
-        FormatError: The file at `path` is damaged, or was created for other rows or with another record.
+        FormatError: A file there is damaged, or was created for other rows or with another record.
         ArtifactError: There is not enough space, or the file cannot be written.
     """
-    if not path.exists() or not _has_rows(path, layout.format):
+    earlier = next((each for each in (path, published) if each is not None and each.exists()), None)
+    if earlier is None or not _has_rows(earlier, layout.format):
         _create(path, layout, provenance)
-    with reading(path, layout.format) as file:
-        recorded = read_provenance(file, path, layout.format)
-        _require_same(file, path, layout, recorded.diff(provenance), incidental)
+        earlier = path
+    with reading(earlier, layout.format) as file:
+        recorded = read_provenance(file, earlier, layout.format)
+        differences = [each for each in recorded.diff(provenance) if incidental is None or not incidental(each)]
+        _require_same(file, earlier, layout, differences)
         status = _sound_status(file, layout)
+    if earlier != path:
+        with atomic_write(path) as copy:
+            shutil.copyfile(earlier, copy)
     with translated(path, layout.format, writing=True):
         opened = h5py.File(path, "r+", libver="earliest", locking=False)
     return RowWriter(path, layout, recorded, status, opened)
@@ -460,23 +474,20 @@ def _check_attributes(file: h5py.File, path: Path, kind: RowFormat) -> None:
 
 def _has_rows(path: Path, kind: RowFormat) -> bool:
     with reading(path, kind) as file:
-        return bool(file[STATUS][...].any())
+        return bool((file[STATUS][...] == OK).any())
 
 
-def _require_same(
-    file: h5py.File, path: Path, layout: Layout, differences: Sequence[Difference], incidental: Collection[str]
-) -> None:
+def _require_same(file: h5py.File, path: Path, layout: Layout, differences: Sequence[Difference]) -> None:
     title = layout.format.title
-    again = "delete the file to start from scratch, or choose another name"
+    again = "delete the file to build it from scratch, or choose another name"
     if file.attrs["fixed_sha256"] != _fixed_hash(layout.fixed):
         raise FormatError(
             f"the {title} was built for other images{_names_differ(file, layout)}", where=path, hint=again
         )
     check_fixed(file, path, layout.format, {name: file[name][...] for name in layout.fixed})
-    deciding = [difference for difference in differences if difference.key not in incidental]
-    if deciding:
+    if differences:
         raise FormatError(
-            f"the {title} was built with other settings: {'; '.join(map(str, deciding))}", where=path, hint=again
+            f"the {title} was built with other settings: {'; '.join(map(str, differences))}", where=path, hint=again
         )
     count = layout.count
     columns = _all_columns(layout)
@@ -500,7 +511,7 @@ def _names_differ(file: h5py.File, layout: Layout) -> str:
 def _sound_status(file: h5py.File, layout: Layout) -> Status:
     """The status of each row, pending where the row does not match its checksum."""
     status: Status = file[STATUS][...]
-    if layout.format.checksums:
+    if layout.format.checksums and status.any():
         columns = {name: file[name][...] for name in layout.columns}
         status[corrupt_rows(columns, status, file[CRC][...])] = PENDING
     return status

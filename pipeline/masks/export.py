@@ -1,4 +1,4 @@
-"""Masks for other programs: grey PNGs, one NumPy archive, or the folders that BPBreID reads."""
+"""Export masks for other programs: grey PNGs, one NumPy archive, or the folders that BPBreID reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.config import suggestion
 from pipeline.errors import ConfigError, FormatError
-from pipeline.formats.masks import DONE, PART_NAMES, MaskFile, Masks
+from pipeline.formats.masks import OK, PART_NAMES, MaskFile, Masks
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.progress import SILENT, Progress
 
@@ -29,13 +29,13 @@ BPBREID_CHANNELS: dict[str, tuple[int, ...]] = {
     "lower": (13, 14, 17, 18, 19, 20),
     "shoes": (15, 16),
 }
-"""Where our parts go among BPBreID's 36 fields, so that its grouping `four_v` (maximum over fields) gives them back.
+"""Which of BPBreID's 36 fields hold each part, so that its grouping `four_v` (maximum over fields) returns them.
 The two hip fields, 11 and 12, belong to both its upper body and its legs; they stay empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was written: the layout, the file or folder, images exported, images left out for want of masks."""
+    """What was written: the layout, the file or folder, images exported, images left out because they have no masks."""
 
     layout: str
     out: Path
@@ -49,31 +49,35 @@ def export_masks(file: MaskFile, out: Path, layout: str, *, progress: Progress =
     Args:
         file: The mask file.
         out: A folder that is new or empty; for `npz` the file to write.
-        layout: `png`: `head`, `upper`, `lower`, `shoes` (16 x 8) and `whole` (64 x 32) below `out`, in each the
-            images' names with `.png` added, grey 0..255; parts that the parser cannot give have no folder. `npz`: the
-            arrays of the file as they are. `bpbreid`: `pifpaf_maskrcnn_filtering/<parent folder>/<stem>.npy` below
+        layout: `png`: folders `head`, `upper`, `lower`, `shoes` (16 x 8) and `body` (64 x 32) below `out`, in each the
+            images' names with `.png` added, grey 0..255; parts that the labels do not have have no folder. `npz`: the
+            arrays of the file. `bpbreid`: `pifpaf_maskrcnn_filtering/<parent folder>/<stem>.npy` below
             `out`, float32 (36, 16, 8); `out` is then the `masks` folder of BPBreID's data set.
-        progress: Where to report.
+        progress: Receives progress.
 
     Raises:
-        ConfigError: There is no such layout, or `out` is there already.
+        ConfigError: The layout is unknown, or `out` exists.
         FormatError: Two images would be written to one file.
     """
     if layout not in LAYOUTS:
         raise ConfigError(
-            f"there is no export layout {layout!r}", expected=" | ".join(LAYOUTS), hint=suggestion(layout, LAYOUTS)
+            f"unknown export layout {layout!r}", expected=" | ".join(LAYOUTS), hint=suggestion(layout, LAYOUTS)
         )
     masks = file.load()
-    good = np.flatnonzero(masks.done == DONE).tolist()
+    good = np.flatnonzero(masks.status == OK).tolist()
     if layout == "npz":
         _write_npz(masks, out)
     else:
         target = (out / BPBREID_FOLDER if layout == "bpbreid" else out).absolute()
         if target == Path.cwd():
-            raise ConfigError("this is the folder you are in", where=out, expected="a new folder, as in --out masks")
+            raise ConfigError("the current folder cannot be replaced", where=out, expected="a new folder")
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ConfigError("there is something already", where=target, expected="a new or empty folder")
-        # Files of their own would each have to be brought to the disk; a folder is renamed once.
+            raise ConfigError(
+                "the folder is not empty" if target.is_dir() else "a file of this name exists",
+                where=target,
+                expected="a new or empty folder",
+            )
+        # Thousands of files cannot each be published atomically; a folder is renamed once.
         unfinished = target.with_name(f".{target.name}.partial")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -84,7 +88,7 @@ def export_masks(file: MaskFile, out: Path, layout: str, *, progress: Progress =
                     write(row)
                     task.advance()
         except BaseException as error:
-            # On a full disk, the half that was written would stand in the way.
+            # On a full disk, what was written so far would be in the way.
             shutil.rmtree(unfinished, ignore_errors=True)
             if isinstance(error, OSError) and error.filename is None:
                 error.filename = str(target)
@@ -97,9 +101,13 @@ def export_masks(file: MaskFile, out: Path, layout: str, *, progress: Progress =
 
 def _write_npz(masks: Masks, out: Path) -> None:
     if out.suffix != ".npz":
-        raise ConfigError("the archive needs the ending .npz", where=out, expected="a name such as masks.npz")
+        raise ConfigError(
+            f"the name of the archive ends in {out.suffix or 'no suffix'!r}",
+            where=out,
+            expected="a name such as masks.npz",
+        )
     if out.exists():
-        raise ConfigError("there is a file already", where=out, expected="a new file")
+        raise ConfigError("the file exists", where=out, expected="a new file")
     with atomic_write(out) as temporary:
         np.savez_compressed(
             temporary,
@@ -108,16 +116,16 @@ def _write_npz(masks: Masks, out: Path) -> None:
             parts=masks.parts,
             body=masks.body,
             quality=masks.quality,
-            done=masks.done,
+            status=masks.status,
         )
 
 
 def _png(masks: Masks, folder: Path) -> Callable[[int], None]:
-    given = [part for part, name in enumerate(PART_NAMES) if name not in masks.groups_absent]
+    present = [part for part, name in enumerate(PART_NAMES) if name not in masks.absent_parts]
 
     def write(row: int) -> None:
         name = f"{masks.names[row]}.png"
-        grey = {"body": masks.body[row]} | {PART_NAMES[part]: masks.parts[row, part] for part in given}
+        grey = {"body": masks.body[row]} | {PART_NAMES[part]: masks.parts[row, part] for part in present}
         for kind, mask in grey.items():
             path = folder / kind / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
-"""What is in a mask file, or in one image's masks, in words and numbers."""
+"""Describe a mask file, or the masks of one image."""
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +11,11 @@ import numpy as np
 
 from pipeline.config import suggestion
 from pipeline.errors import FormatError
-from pipeline.formats.masks import DONE, FAILED, PART_NAMES, PENDING, MaskFile, MaskMeta
+from pipeline.formats.masks import FAILED, OK, PART_NAMES, PENDING, MaskFile
+from pipeline.formats.provenance import JsonScalar
 from pipeline.masks.occupancy import body_area, centroid_rows, part_area, plausible_order
 
-_STATES = {PENDING: "pending", DONE: "done", FAILED: "failed"}
+_STATES = {PENDING: "pending", OK: "ok", FAILED: "failed"}
 _LETTERS = "HULS"
 
 
@@ -21,54 +24,51 @@ class FileDescription:
     """A mask file.
 
     Attributes:
-        file: Where it is.
-        complete: Whether its build has finished.
-        created: When the build began, UTC.
+        file: The path.
+        complete: Whether no row is pending.
         images: Rows.
         done: Rows with masks.
-        failed: Names of images that could not be parsed.
-        pending: Rows still to do.
-        meta: Where the masks come from.
+        failed: Images that could not be parsed, and why.
+        pending: Pending rows.
+        provenance: What decided the masks.
         quality: 10th percentile, median and 90th percentile of the quality.
         first: The first names.
     """
 
     file: Path
     complete: bool
-    created: str
     images: int
     done: int
-    failed: tuple[str, ...]
+    failed: dict[str, str]
     pending: int
-    meta: MaskMeta
+    provenance: Mapping[str, JsonScalar]
     quality: tuple[float, float, float]
     first: tuple[str, ...]
 
-    def sentences(self) -> list[str]:
-        """The description in words."""
-        meta = self.meta
-        state = "complete" if self.complete else f"not finished: {self.pending:,} still to do"
-        weights = f", weights {meta.weights_sha256[:12]}" if meta.weights_sha256 else ""
+    def lines(self) -> list[str]:
+        """Return the description as text."""
+        values = self.provenance
+        state = "complete" if self.complete else f"incomplete, {self.pending:,} pending"
+        weights = f", weights {str(values['weights_sha256'])[:12]}" if "weights_sha256" in values else ""
+        computed = f"; {values['backend']}, {values['precision']}" if "backend" in values else ""
+        flip = "; averaged with mirror images" if values.get("flip") else ""
+        low, median, high = self.quality
         lines = [
-            f"{self.images:,} images, {self.done:,} with masks, {len(self.failed):,} failed; {state}.",
-            f"Made by {meta.parser} (version {meta.parser_version}{weights}; {meta.backend}, {meta.precision}) "
-            f"from {self.created}, {meta.batch_size} images a batch.",
-            f"Labels {meta.label_set}, grouped by {meta.grouping}; "
-            + ("mirror images averaged; " if meta.flip else "")
-            + ("hard labels" if meta.hard else "soft labels")
-            + f", resized by {meta.resize}.",
-            "Quality: a tenth of the images below {:.2f}, half below {:.2f}, a tenth above {:.2f}.".format(
-                *self.quality
-            ),
+            f"{self.images:,} images: {self.done:,} with masks, {len(self.failed):,} failed; {state}",
+            f"parser: {values.get('parser')} (version {values.get('parser_version')}{weights}{computed}), "
+            f"{values.get('batch_size')} images per batch",
+            f"labels: {values.get('label_set')}, grouping {values.get('grouping')}, "
+            f"{'hard' if values.get('hard') else 'soft'}{flip}; resized by {values.get('resize')}",
+            f"quality: 10th percentile {low:.2f}, median {median:.2f}, 90th percentile {high:.2f}",
         ]
-        if meta.groups_absent:
-            lines.append(f"The parser cannot give: {', '.join(meta.groups_absent)}; these masks are zeros.")
+        if "absent_parts" in values:
+            lines.append(f"parts that the labels do not have (their masks are zeros): {values['absent_parts']}")
         return lines
 
 
 @dataclass(frozen=True, slots=True)
 class PartDescription:
-    """One part of one image: share of the image it covers, and its centroid's height (NaN where it is not there)."""
+    """One part of one image: the share of the image it covers, and its centroid's height (NaN if absent)."""
 
     name: str
     area: float
@@ -86,56 +86,56 @@ class ImageDescription:
 
     Attributes:
         name: The image.
-        state: done, failed or pending.
+        state: ok, failed or pending.
+        reason: Why it failed.
         quality: In [0, 1].
-        area: Share of the image that the whole body covers.
+        area: Share of the image that the body covers.
         parts: The four parts.
-        ordered: Whether the present parts lie in order from head to shoes.
-        picture: 16 lines of 8 letters: the leading part of each cell, `.` where the person covers less than half.
+        ordered: Whether the present parts are in order from head to shoes.
+        map: 16 lines of 8 letters: the leading part of each cell, `.` where the body covers less than half.
     """
 
     name: str
     state: str
+    reason: str
     quality: float
     area: float
     parts: tuple[PartDescription, ...]
     ordered: bool
-    picture: tuple[str, ...]
+    map: tuple[str, ...]
 
-    def sentences(self) -> list[str]:
-        """The description in words."""
-        if self.state != "done":
-            return [f"{self.name}: {self.state}, it has no masks."]
-        lines = [f"{self.name}: quality {self.quality:.2f}; the person covers {self.area:.0%} of the image."]
+    def lines(self) -> list[str]:
+        """Return the description as text."""
+        if self.state != "ok":
+            return [f"{self.name}: {self.state}, no masks" + (f" ({self.reason})" if self.reason else "")]
+        lines = [f"{self.name}: quality {self.quality:.2f}; the body covers {self.area:.0%} of the image"]
         for part in self.parts:
             if part.present:
-                lines.append(f"{part.name}: {part.area:.1%} of the image, centred {part.height:.0%} from the top.")
+                lines.append(f"{part.name}: {part.area:.1%} of the image, centre at {part.height:.0%} of the height")
             else:
-                lines.append(f"{part.name}: not there.")
-        lines.append("The parts lie in order." if self.ordered else "The parts are out of order.")
+                lines.append(f"{part.name}: absent")
+        lines.append("parts in order from head to shoes" if self.ordered else "parts out of order")
         return lines
 
 
 def describe_file(path: Path) -> FileDescription:
-    """Describe a mask file, finished or not.
+    """Describe a mask file, complete or not.
 
     Raises:
-        FormatError: It is not a sound mask file.
+        FormatError: It is not a valid mask file.
     """
     file = MaskFile.open(path, allow_incomplete=True)
     masks = file.load()
-    good = masks.quality[masks.done == DONE]
+    good = masks.quality[masks.status == OK]
     low, middle, high = np.quantile(good, (0.1, 0.5, 0.9)).tolist() if len(good) else (0.0, 0.0, 0.0)
-    failed = tuple(masks.names[row] for row in np.flatnonzero(masks.done == FAILED).tolist())
     return FileDescription(
         file=path,
         complete=file.complete,
-        created=file.created,
         images=len(masks),
         done=len(good),
-        failed=failed,
-        pending=int((masks.done == PENDING).sum()),
-        meta=file.meta,
+        failed={masks.names[row]: reason for row, reason in file.reasons.items()},
+        pending=int((masks.status == PENDING).sum()),
+        provenance=file.provenance.values,
         quality=(low, middle, high),
         first=masks.names[:3],
     )
@@ -149,7 +149,7 @@ def describe_image(path: Path, name: str) -> ImageDescription:
         name: The image's name in it, or the end of one that no other image shares.
 
     Raises:
-        FormatError: The file is not sound, or the name is unknown or not clear.
+        FormatError: The file is not valid, or the name is unknown or ambiguous.
     """
     file = MaskFile.open(path, allow_incomplete=True)
     full = resolve_name(file, name)
@@ -159,7 +159,8 @@ def describe_image(path: Path, name: str) -> ImageDescription:
     areas, heights = part_area(parts)[0], centroid_rows(parts)[0]
     return ImageDescription(
         name=full,
-        state=_STATES[int(masks.done[row])],
+        state=_STATES[int(masks.status[row])],
+        reason=file.reasons.get(row, ""),
         quality=float(masks.quality[row]),
         area=float(body_area(body)[0]),
         parts=tuple(
@@ -167,24 +168,27 @@ def describe_image(path: Path, name: str) -> ImageDescription:
             for part, area, height in zip(PART_NAMES, areas, heights, strict=True)
         ),
         ordered=bool(plausible_order(parts)[0] == 1),
-        picture=_picture(parts[0], body[0]),
+        map=_letter_map(parts[0], body[0]),
     )
 
 
 def resolve_name(file: MaskFile, name: str) -> str:
-    """The full name of an image of which `name` may be the end.
+    """Return the full name of an image of which `name` may be the end.
 
     Raises:
-        FormatError: No image, or several, are called so.
+        FormatError: No image has this name, or several do.
     """
     if name in file:
         return name
-    found = [full for full in file.names if full.endswith("/" + name)]
+    # The Unicode normal form is the file system's choice, not the user's.
+    wanted = unicodedata.normalize("NFC", name)
+    ends = ((full, "/" + unicodedata.normalize("NFC", full)) for full in file.names)
+    found = [full for full, end in ends if end.endswith("/" + wanted)]
     if len(found) > 1:
-        raise FormatError(f"{len(found)} images are called {name!r}", where=file.path, expected=" | ".join(found[:5]))
+        raise FormatError(f"{len(found)} images match {name!r}", where=file.path, expected=" | ".join(found[:5]))
     if not found:
         raise FormatError(
-            f"there is no image {name!r} in the mask file",
+            f"no image {name!r} in the mask file",
             where=file.path,
             expected=f"a name such as {file.names[0]!r}" if file.names else None,
             hint=suggestion(name, file.names),
@@ -192,7 +196,7 @@ def resolve_name(file: MaskFile, name: str) -> str:
     return found[0]
 
 
-def _picture(parts: np.ndarray, body: np.ndarray) -> tuple[str, ...]:
+def _letter_map(parts: np.ndarray, body: np.ndarray) -> tuple[str, ...]:
     rows, columns = parts.shape[1:]
     body = body.reshape(rows, body.shape[0] // rows, columns, body.shape[1] // columns).mean(axis=(1, 3))
     leading = parts.argmax(axis=0)

@@ -1,4 +1,4 @@
-"""From label maps of any size to the cells of a mask file, and how far to believe the result."""
+"""Average label maps over the cells of a mask file, and rate how plausible the masks are."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipeline.datasets.images import WHOLE_AREA, Area
 from pipeline.formats.masks import PARTS_SIZE
 
 RESIZE_RULE = "area"
-"""Recorded in mask files: each cell is the mean of the label map over the cell's exact area."""
+"""Recorded in mask files: each cell is the mean of the label map over the exact area of the cell."""
 
 PLAUSIBLE_AREA = (0.12, 0.75)
-"""Share of an upright person's crop that the person plausibly covers."""
+"""Plausible range of the share of a person crop that the body covers."""
 
 PRESENT = 1.0 / (PARTS_SIZE[0] * PARTS_SIZE[1])
 """A part is present where its mean occupancy is at least that of one full cell."""
@@ -24,10 +24,10 @@ Floats = NDArray[np.float32]
 
 
 def area_average(maps: Tensor, size: tuple[int, int], areas: NDArray[np.float64] | None = None) -> Tensor:
-    """Average maps over the cells of a grid laid on the image.
+    """Average maps over the cells of a grid on the image.
 
-    Cell (i, j) is the mean of the map over the rectangle that the cell covers, pixels at its rim counting by the share
-    of them that lies inside. So the mean over all cells is the mean over the image, whatever the sizes.
+    Cell (i, j) is the mean of the map over the rectangle of the cell; pixels at its border are weighted by the share
+    inside it. So the mean over all cells is the mean over the image, whatever the sizes.
 
     Args:
         maps: (B, K, h, w) float.
@@ -58,7 +58,7 @@ def _average(maps: Tensor, size: tuple[int, int], area: Area) -> Tensor:
 
 
 def _overlaps(count: int, cells: int, low: float, high: float) -> Tensor:
-    """(cells, count) weights, each row adding up to 1: how much of each cell lies on each pixel of an axis."""
+    """(cells, count) weights, each row summing to 1: the overlap of each cell with each pixel of an axis."""
     edges = torch.linspace(low * count, high * count, cells + 1, dtype=torch.float64)
     pixels = torch.arange(count, dtype=torch.float64)
     begin = torch.maximum(edges[:-1, None], pixels)
@@ -68,18 +68,18 @@ def _overlaps(count: int, cells: int, low: float, high: float) -> Tensor:
 
 
 def quantise(occupancy: Tensor) -> Bytes:
-    """Occupancy in [0, 1] as 0..255: floor(255 x + 1/2), which errs by at most 1/510."""
+    """Return occupancy in [0, 1] as 0..255: floor(255 x + 1/2); the error is at most 1/510."""
     return torch.floor(occupancy * 255 + 0.5).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 
 def confidence(soft: Tensor, body: Tensor) -> Floats:
-    """How sure a parser is of its labels on the person.
+    """Return the mean confidence of a parser's labels on the body.
 
-    conf = sum_x w(x) max_c p_c(x) / sum_x w(x), with w the whole-body occupancy of pixel x; 0 where nobody was found.
+    conf = sum_x w(x) max_c p_c(x) / sum_x w(x), with w the body occupancy of pixel x; 0 for an empty body.
 
     Args:
         soft: (B, C, h, w) soft labels.
-        body: (B, 1, h, w) occupancy by the whole body.
+        body: (B, 1, h, w) occupancy by the body.
 
     Returns:
         (B,) float32 in [0, 1].
@@ -92,17 +92,17 @@ def confidence(soft: Tensor, body: Tensor) -> Floats:
 
 
 def body_area(body: Bytes) -> NDArray[np.float64]:
-    """(N,) share of each image that its body mask (N, 64, 32) covers."""
+    """Return (N,) the share of each image that its body mask (N, 64, 32) covers."""
     return np.asarray(body.mean(axis=(1, 2), dtype=np.float64) / 255)
 
 
 def part_area(parts: Bytes) -> NDArray[np.float64]:
-    """(N, 4) share of each image that its part masks (N, 4, 16, 8) cover."""
+    """Return (N, 4) the share of each image that its part masks (N, 4, 16, 8) cover."""
     return np.asarray(parts.mean(axis=(2, 3), dtype=np.float64) / 255)
 
 
 def centroid_rows(parts: Bytes) -> NDArray[np.float64]:
-    """(N, 4) height of each part's centroid, 0 at the image's top and 1 at its bottom; NaN where it is not present."""
+    """Return (N, 4) the height of each part's centroid, 0 at the image's top and 1 at its bottom; NaN if absent."""
     rows = (np.arange(parts.shape[2]) + 0.5) / parts.shape[2]
     weight = parts.sum(axis=3, dtype=np.float64)
     total = weight.sum(axis=2)
@@ -111,21 +111,21 @@ def centroid_rows(parts: Bytes) -> NDArray[np.float64]:
 
 
 def plausible_order(parts: Bytes) -> NDArray[np.float64]:
-    """(N,) share of neighbouring present parts that lie in order from head to shoes; 1 where fewer than two are."""
+    """Return (N,) the share of neighbouring present parts in order from head to shoes; 1 for fewer than two."""
     heights = centroid_rows(parts)
     ordered = np.ones(len(parts))
     for row, values in enumerate(heights):
-        seen = values[~np.isnan(values)]
-        if len(seen) > 1:
-            ordered[row] = float((np.diff(seen) > 0).mean())
+        present = values[~np.isnan(values)]
+        if len(present) > 1:
+            ordered[row] = float((np.diff(present) > 0).mean())
     return ordered
 
 
 def plausibility(parts: Bytes, body: Bytes) -> Floats:
-    """How much masks look like a person in a person's crop.
+    """Rate how plausible masks are for a person crop.
 
-    The product of two factors. Area: 1 where the whole body covers 12 to 75 % of the image, falling linearly to 0 at
-    0 and at 100 %. Order: the share of neighbouring present parts whose centroids lie in order from head to shoes.
+    The product of two factors. Area: 1 where the body covers 12 to 75 % of the image, falling linearly to 0 at 0 and
+    at 100 %. Order: the share of neighbouring present parts whose centroids are in order from head to shoes.
 
     Args:
         parts: (N, 4, 16, 8) uint8.

@@ -1,4 +1,4 @@
-"""Contact sheets of masks: the image, its body mask, and its four parts laid over it."""
+"""Contact sheets of masks: the image, its body mask, and its four parts as an overlay."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.datasets.images import RgbImage, read_image, resize
 from pipeline.errors import DataError, ImageError
-from pipeline.formats.masks import DONE, PART_NAMES, MaskFile, Masks
+from pipeline.formats.masks import OK, PART_NAMES, MaskFile, Masks
 from pipeline.runtime.lettering import write_text
 
 HEIGHT, WIDTH = 192, 96
@@ -36,20 +36,20 @@ def mask_sheet(file: MaskFile, root: Path, names: Sequence[str], *, columns: int
         file: The mask file.
         root: Folder that image names are relative to.
         names: Images to draw, in this order.
-        columns: Images a row.
+        columns: Images per row.
 
     Returns:
-        The sheet, uint8 RGB. Each image takes three panels: as it is, its body mask, and its parts over it.
+        The sheet, uint8 RGB. Each image has three panels: the image, its body mask, and its parts as an overlay.
 
     Raises:
-        DataError: There are no images to draw or too many, or none of them is below `root`.
+        DataError: There are no images to draw or too many, or none of them exists below `root`.
         FormatError: One is not in the file.
     """
     if not 0 < len(names) <= _MOST_IMAGES:
         raise DataError(f"{len(names)} images to draw", expected=f"1 to {_MOST_IMAGES}")
     if not any((root / name).is_file() for name in names):
         raise DataError(
-            f"the images are not there, first {names[0]!r}",
+            f"none of the {len(names)} images exists, first {names[0]!r}",
             where=root,
             expected="the data set or folder that the masks were built from",
         )
@@ -69,8 +69,8 @@ def mask_sheet(file: MaskFile, root: Path, names: Sequence[str], *, columns: int
 
 
 def spread_names(file: MaskFile, count: int, *, seed: int | None = None) -> tuple[str, ...]:
-    """Some images with masks: spread evenly over the file, or drawn at random with a seed; in file order."""
-    good = np.flatnonzero(file.load().done == DONE)
+    """Return some images with masks, evenly spread or drawn at random with a seed; in file order."""
+    good = np.flatnonzero(file.load().status == OK)
     if len(good) > count:
         if seed is None:
             good = good[np.arange(count) * len(good) // count]
@@ -80,14 +80,14 @@ def spread_names(file: MaskFile, count: int, *, seed: int | None = None) -> tupl
 
 
 def overlay(image: RgbImage, parts: NDArray[np.uint8]) -> RgbImage:
-    """Lay part masks over an image.
+    """Draw part masks over an image.
 
     Args:
         image: uint8 (H, W, 3).
         parts: (4, h, w) uint8 occupancy.
 
     Returns:
-        uint8 (H, W, 3); each cell tinted in its parts' colours, as strongly as they occupy it.
+        uint8 (H, W, 3); each cell tinted in its parts' colours, in proportion to their occupancy.
     """
     colours = np.array([PART_COLOURS[name] for name in PART_NAMES], np.float32)
     weights = np.stack([_enlarge(part, image.shape[:2]) for part in parts]).astype(np.float32) / 255
@@ -104,7 +104,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, masks: Masks) -> None:
     font = ImageFont.load_default(13)
     for name in PART_NAMES:
         draw.rectangle((left, 7, left + 12, 19), fill=PART_COLOURS[name])
-        label = f"{name} (not given)" if name in masks.groups_absent else name
+        label = f"{name} (not in the labels)" if name in masks.absent_parts else name
         draw.text((left + 17, 4), label, fill=_INK, font=font)
         left += 34 + int(draw.textlength(label, font=font))
 
@@ -120,7 +120,7 @@ def _draw_cell(
         image = np.full((HEIGHT, WIDTH, 3), 235, np.uint8)
         draw_note = "unreadable"
     else:
-        draw_note = "" if masks.done[row] == DONE else "no masks"
+        draw_note = "" if masks.status[row] == OK else "no masks"
     body = np.repeat(_enlarge(masks.body[row], (HEIGHT, WIDTH))[:, :, None], 3, axis=2)
     for panel, pixels in enumerate((image, body, overlay(image, masks.parts[row]))):
         sheet.paste(Image.fromarray(pixels), (left + panel * (WIDTH + _GAP), top))

@@ -1,4 +1,4 @@
-"""What a mask file holds as a whole: areas, presence, and how many of its masks cannot be right."""
+"""Statistics of a mask file: areas, presence of parts, and the share of implausible masks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.formats.masks import BODY_SIZE, DONE, FAILED, PART_NAMES, PENDING, Masks
+from pipeline.formats.masks import BODY_SIZE, FAILED, OK, PART_NAMES, PENDING, Masks
 from pipeline.masks.occupancy import (
     PLAUSIBLE_AREA,
     body_area,
@@ -18,7 +18,7 @@ from pipeline.masks.occupancy import (
 WORST = 50
 
 EMPTY = 1.0 / (BODY_SIZE[0] * BODY_SIZE[1])
-"""Nobody was found where the body mask covers less than one cell."""
+"""A body mask that covers less than one cell is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +27,10 @@ class PartStats:
 
     Attributes:
         name: The part.
-        absent: The parser cannot give it; the other numbers are zeros then.
+        absent: The labels do not have it; the other numbers are zeros then.
         present: Share of the images in which it covers at least one cell.
-        area: Mean share of the image that it covers where it is present.
-        height: Mean height of its centroid where it is present, 0 at the image's top, 1 at the bottom.
+        area: Mean share of the image it covers, over images in which it is present.
+        height: Mean height of its centroid, over the same images; 0 at the image's top, 1 at the bottom.
     """
 
     name: str
@@ -42,19 +42,19 @@ class PartStats:
 
 @dataclass(frozen=True, slots=True)
 class MaskStats:
-    """A mask file in numbers. Shares are of the images with masks.
+    """Statistics of a mask file. Shares are of the images with masks.
 
     Attributes:
         images: Images in the file.
-        done: Of these, the ones with masks.
-        pending: Images still to do, in a file whose build has not finished.
+        done: Images with masks.
+        pending: Images of an incomplete file that have not been parsed yet.
         failed: Images that could not be parsed.
         parts: The four parts.
-        area_mean: Mean share of an image that the whole body covers.
+        area_mean: Mean share of an image that the body covers.
         area_plausible: Share of images in which it covers 12 to 75 %.
-        empty: Share of images in which nobody was found.
-        complete: Share of images that show all four parts.
-        order_plausible: Share of those whose centroids lie in the order head, upper body, lower body, shoes.
+        empty: Share of images with an empty body mask.
+        complete: Share of images in which all four parts are present.
+        order_plausible: Share of those whose centroids are in the order head, upper body, lower body, shoes.
         implausible: Share of images whose area is implausible or whose present parts are out of order.
         quality_mean: Mean quality.
         worst: Names of the images of the lowest quality, the worst first.
@@ -76,13 +76,13 @@ class MaskStats:
 
 
 def mask_stats(masks: Masks, *, worst: int = WORST) -> MaskStats:
-    """Measure a mask file.
+    """Compute the statistics of a mask file.
 
     Args:
         masks: Its arrays.
-        worst: How many of the worst images to name.
+        worst: How many of the worst images to list.
     """
-    good = np.flatnonzero(masks.done == DONE)
+    good = np.flatnonzero(masks.status == OK)
     parts, body, quality = masks.parts[good], masks.body[good], masks.quality[good]
     areas, heights, body = part_area(parts), centroid_rows(parts), body_area(body)
     present = ~np.isnan(heights)
@@ -92,7 +92,7 @@ def mask_stats(masks: Masks, *, worst: int = WORST) -> MaskStats:
     per_part = tuple(
         PartStats(
             name,
-            absent=name in masks.groups_absent,
+            absent=name in masks.absent_parts,
             present=_share(present[:, part]),
             area=_mean(areas[present[:, part], part]),
             height=_mean(heights[present[:, part], part]),
@@ -102,8 +102,8 @@ def mask_stats(masks: Masks, *, worst: int = WORST) -> MaskStats:
     return MaskStats(
         images=len(masks),
         done=len(good),
-        pending=int((masks.done == PENDING).sum()),
-        failed=int((masks.done == FAILED).sum()),
+        pending=int((masks.status == PENDING).sum()),
+        failed=int((masks.status == FAILED).sum()),
         parts=per_part,
         area_mean=_mean(body),
         area_plausible=_share(sound_area),
@@ -117,8 +117,8 @@ def mask_stats(masks: Masks, *, worst: int = WORST) -> MaskStats:
 
 
 def worst_names(masks: Masks, count: int) -> tuple[str, ...]:
-    """The images of the lowest quality, the worst first; failed images have no masks to judge."""
-    good = np.flatnonzero(masks.done == DONE)
+    """Return the images of the lowest quality, the worst first; failed images are left out."""
+    good = np.flatnonzero(masks.status == OK)
     order = good[np.argsort(masks.quality[good], kind="stable")]
     return tuple(masks.names[row] for row in order[:count].tolist())
 

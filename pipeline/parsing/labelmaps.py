@@ -1,14 +1,16 @@
-"""Finished label maps: a folder of pictures or arrays whose pixels are labels.
+"""Finished label maps: a folder of PNGs or arrays whose pixels are label ids.
 
-The folder mirrors the images' sub-folders. For an image `train/0002_c1.jpg` the first of these that exists is taken:
+The folder mirrors the images' sub-folders. For an image `train/0002_c1.jpg` the first of these that exists is used:
 `train/0002_c1.png`, `train/0002_c1.jpg.png`, the same two with `.npy`, `train/0002_c1.jpg.confidence_fields.npy`, and
-then the same names without the sub-folder, if no other image has them. Coloured previews such as `0002_c1_vis.png`
-are never taken. PNGs hold label ids as palette indices or grey values; `.npy` files hold ids (h, w), or soft labels
-(C, h, w).
+then the same names without the sub-folder, if no other image has them. The case of suffixes and the Unicode normal
+form of names do not matter. PNGs hold label ids as palette indices or grey values; `.npy` files hold ids (h, w), or
+soft labels (C, h, w).
 """
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -28,9 +30,9 @@ class LabelMaps:
     """Label maps of a list of images.
 
     Args:
-        folder: Where they lie.
+        folder: Where they are.
         names: Relative POSIX paths of all images.
-        label_set: What the labels mean.
+        label_set: What the ids mean.
 
     Raises:
         ConfigError: The folder does not exist.
@@ -44,23 +46,24 @@ class LabelMaps:
         images = [PurePosixPath(name) for name in names]
         self._ambiguous = _shared(image.stem for image in images)
         self._twins = _shared(str(image.with_suffix("")) for image in images)
+        self._listings: dict[Path, dict[str, str]] = {}
 
     def find(self, name: str) -> Path:
-        """The label map of an image.
+        """Return the label map of an image.
 
         Raises:
-            FormatError: There is none, or only one that could be another image's too.
+            FormatError: None exists, or only one that could belong to another image as well.
         """
         image = PurePosixPath(name)
         for candidate in _candidates(image):
-            path = self.folder / image.parent / candidate
-            if path.is_file():
+            path = self._existing(self.folder / image.parent, candidate)
+            if path is not None:
                 if str(image.with_suffix("")) in self._twins and not candidate.startswith(f"{image.name}."):
                     continue  # `1.jpg` and `1.png` cannot both be meant by `1.png`
                 return path
         for candidate in _candidates(image):
-            path = self.folder / candidate
-            if path.is_file():
+            path = self._existing(self.folder, candidate)
+            if path is not None:
                 if image.stem in self._ambiguous:
                     raise FormatError(
                         f"several images are called {image.stem!r}, and the label maps are not in sub-folders",
@@ -68,19 +71,49 @@ class LabelMaps:
                         expected=str(self.folder / image.parent / candidate),
                     )
                 return path
-        raise FormatError("there is no label map", where=self.folder / image.with_suffix(".png"))
+        raise FormatError("no label map", where=self.folder / image.with_suffix(".png"))
+
+    def describe_missing(self, name: str) -> tuple[str, str]:
+        """Return, for messages, the names that were tried for an image, and two names that exist where it was sought.
+
+        The second text is empty where there are no files at all.
+        """
+        image = PurePosixPath(name)
+        tried = ", ".join((image.parent / candidate).as_posix() for candidate in _candidates(image))
+        folder = self.folder / image.parent
+        existing = sorted(self._listing(folder).values()) or sorted(self._listing(self.folder).values())
+        return tried, ", ".join(existing[:2])
 
     def read(self, name: str) -> Tensor:
-        """Soft labels (1, C, h, w) float32 of an image; one-hot where the file holds ids.
+        """Return the soft labels (1, C, h, w) float32 of an image; one-hot if the file holds ids.
 
         Raises:
-            FormatError: There is no label map, or it is not one of this label set.
+            FormatError: There is no label map, or it does not fit this label set.
         """
         path = self.find(name)
-        array = _read_array(path) if path.suffix == ".npy" else _read_picture(path)
+        array = _read_array(path) if path.suffix.lower() == ".npy" else _read_picture(path)
         if array.ndim == 3:
             return _soft(array, self.label_set, path)
         return _one_hot(array, self.label_set, path)
+
+    def _existing(self, folder: Path, name: str) -> Path | None:
+        found = self._listing(folder).get(_key(name))
+        return folder / found if found is not None else None
+
+    def _listing(self, folder: Path) -> dict[str, str]:
+        """The files of a folder by `_key`; listed once, because thousands of names are looked up in it."""
+        if folder not in self._listings:
+            try:
+                files = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+            except OSError:
+                files = []
+            self._listings[folder] = {_key(name): name for name in files}
+        return self._listings[folder]
+
+
+def _key(name: str) -> str:
+    stem, dot, suffix = unicodedata.normalize("NFC", name).rpartition(".")
+    return f"{stem}{dot}{suffix.lower()}"
 
 
 def _shared(values: Iterable[str]) -> frozenset[str]:
@@ -111,10 +144,10 @@ def _read_picture(path: Path) -> np.ndarray:
     if mode == "RGB" and (channels == channels[:, :, :1]).all():
         return channels[:, :, 0]
     raise FormatError(
-        f"the label map is a colour picture (mode {mode})",
+        f"the label map is a colour image (mode {mode})",
         where=path,
         expected="label ids as palette indices or grey values",
-        hint="this is a preview for people; its parser can also write the ids",
+        hint="coloured previews cannot be read back; have the parser save the ids",
     )
 
 
@@ -135,19 +168,19 @@ def _read_array(path: Path) -> np.ndarray:
 def _one_hot(ids: np.ndarray, label_set: LabelSet, path: Path) -> Tensor:
     if label_set.kind == "fields" or ids.dtype.kind not in "uib":
         raise FormatError(
-            f"one number of type {ids.dtype} a pixel is no label of {label_set.name}",
+            f"the label map has one {ids.dtype} per pixel, which is not valid for {label_set.name}",
             where=path,
-            expected="fields (C, h, w)" if label_set.kind == "fields" else "whole numbers",
+            expected="fields (C, h, w)" if label_set.kind == "fields" else "integers",
         )
     labels = ids.astype(np.int64)
-    # Nobody can say what an ignored pixel shows, and a mask needs an answer: not a person.
+    # What an ignored pixel shows is unknown, and a mask needs an answer: background.
     labels[labels == IGNORED] = 0
     if labels.min() < 0 or labels.max() >= label_set.count:
         raise FormatError(
             f"the label map holds the id {int(labels.max() if labels.min() >= 0 else labels.min())}",
             where=path,
             expected=f"0 to {label_set.count - 1} ({label_set.name}), or {IGNORED} for ignored pixels",
-            hint="is this the right label set (--label-set)?",
+            hint="check masks.label_set",
         )
     return torch.nn.functional.one_hot(torch.from_numpy(labels), label_set.count).permute(2, 0, 1)[None].float()
 
@@ -161,5 +194,5 @@ def _soft(array: np.ndarray, label_set: LabelSet, path: Path) -> Tensor:
         )
     soft = torch.from_numpy(array.astype(np.float32))[None]
     if not bool(torch.isfinite(soft).all()) or float(soft.min()) < -1e-3 or float(soft.max()) > 1 + 1e-3:
-        raise FormatError("the soft labels leave the range from 0 to 1", where=path)
+        raise FormatError("the soft labels are outside [0, 1]", where=path)
     return soft.clamp_(0, 1)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pipeline.datasets.images import decode_batches
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import ArtifactError, DataError, Rejected
-from pipeline.formats.masks import DONE, PART_NAMES, MaskFile
+from pipeline.formats.masks import OK, PART_NAMES, MaskFile
 from pipeline.runtime.files import is_no_space, reserve, sha256_file
 from pipeline.runtime.parallel import worker_count
 from pipeline.runtime.progress import Progress
@@ -209,7 +209,7 @@ def load_targets(
     given = np.ones(len(PART_NAMES), np.bool_)
     if masks is not None:
         stored = MaskFile.open(masks).load()
-        given = np.array([name not in stored.groups_absent for name in PART_NAMES])
+        given = np.array([name not in stored.absent_parts for name in PART_NAMES])
         if not given.any():
             raise DataError(
                 "the masks tell of no part of the body: the parser's labels have neither head nor upper or lower body "
@@ -228,7 +228,7 @@ def load_targets(
                 expected=f"masks of images such as {names[0]}",
                 hint="it was built for another data set; build one with `sgsfa masks build`",
             )
-        has_mask = (rows >= 0) & (stored.done[np.maximum(rows, 0)] == DONE)
+        has_mask = (rows >= 0) & (stored.status[np.maximum(rows, 0)] == OK)
         taught = rows[has_mask]
         if has_mask.any() and not (stored.parts[taught].any() or stored.body[taught].any()):
             raise DataError(

@@ -1,4 +1,4 @@
-"""`sgsfa masks`: build part masks and look at them."""
+"""`sgsfa masks`: build, inspect and export part masks."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ from sgsfa_cli.options import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipeline.datasets.records import Dataset
     from pipeline.masks.build import MaskReport
     from pipeline.masks.inspect import FileDescription, ImageDescription
     from pipeline.masks.stats import MaskStats
     from pipeline.parsing.labels import Grouping, LabelSet
 
 app = command_app(
-    "Part masks: build them, look at them, hand them on.",
+    "Build, inspect and export part masks.",
     "sgsfa masks build folder:photos",
     "sgsfa masks labels lip-20",
 )
@@ -59,14 +58,14 @@ def build(
         str | None,
         typer.Argument(
             metavar="KIND:PATH",
-            help="A data set or a folder of images. Without it: the masks of the configured run, as its stage.",
+            help="A data set or a folder of images. Without it, the stage `masks` of the configured run is built.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The mask file to make, by default masks.h5.")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="The mask file to build, by default masks.h5.")
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option("--split", help="Only train, query or gallery images. Repeatable.")
+        list[str] | None, typer.Option("--split", help="Use only train, query or gallery images. Repeatable.")
     ] = None,
     parser: Annotated[
         str | None,
@@ -76,20 +75,26 @@ def build(
         ),
     ] = None,
     label_set: Annotated[
-        str | None, typer.Option(metavar="SET", help="What the parser's labels mean, or a TOML file.")
+        str | None, typer.Option(metavar="SET", help="Label set of the parser: a name, or a TOML file.")
     ] = None,
-    grouping: Annotated[str | None, typer.Option(metavar="NAME", help="spreid, ssp, or a TOML file.")] = None,
-    flip: Annotated[bool | None, typer.Option("--flip/--no-flip", help="Average with the mirror image.")] = None,
-    hard: Annotated[bool | None, typer.Option("--hard/--soft", help="Each pixel's most likely label only.")] = None,
+    grouping: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Grouping of labels into parts: spreid, ssp, or a TOML file.")
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Average over the image and its mirror image.")
+    ] = None,
+    hard: Annotated[
+        bool | None, typer.Option("--hard/--soft", help="Reduce each pixel to its most likely label.")
+    ] = None,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = None,
-    batch_size: Annotated[str | None, typer.Option(metavar="N", help="Images a forward, or auto.")] = None,
+    batch_size: Annotated[str | None, typer.Option(metavar="N", help="Images per batch, or auto.")] = None,
     backend: Annotated[
-        str | None, typer.Option(metavar="BACKEND", help="none, loky, threading or dask: who does the parsing.")
+        str | None, typer.Option(metavar="BACKEND", help="Workers: none, loky (processes), threading or dask.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(metavar="N", help="Workers of the back end; -1: one a core.")] = None,
-    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler.")] = None,
+    jobs: Annotated[int | None, typer.Option(metavar="N", help="Number of workers; -1: one per core.")] = None,
+    scheduler: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Address of a Dask scheduler.")] = None,
     allow_failed: Annotated[
-        bool | None, typer.Option("--allow-failed", help="End with 0 although some images could not be parsed.")
+        bool | None, typer.Option("--allow-failed", help="Exit with 0 even if some images could not be parsed.")
     ] = None,
     config: ConfigOption = None,
     preset: PresetOption = None,
@@ -97,10 +102,10 @@ def build(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Make part masks, with one command, for a data set or any folder of images.
+    """Build part masks of a data set or any folder of images.
 
-    A build that is stopped or killed goes on where it was. Images that cannot be read are listed at the end, and the
-    command ends with 3. Options win over the configuration's section `masks`.
+    An interrupted build resumes. Images that cannot be read are listed at the end, and the command exits with 3.
+    Options override the section `masks` of the configuration.
     """
     options = {
         "parser": parser,
@@ -126,7 +131,7 @@ def build(
 
         if out is not None or split:
             raise ConfigError(
-                "--out and --split go with images to build masks of", expected="sgsfa masks build KIND:PATH --out FILE"
+                "--out and --split need images to build masks of", expected="sgsfa masks build KIND:PATH --out FILE"
             )
         warn_of_defaults(run, config, preset, progress)
         stopped = None
@@ -141,17 +146,18 @@ def build(
         return
     from pipeline.datasets.preview import parse_splits
     from pipeline.datasets.records import unique_names
+    from pipeline.datasets.registry import open_dataset
     from pipeline.errors import DataError, RejectedInputs
-    from pipeline.masks.build import build_masks
+    from pipeline.masks.build import build_mask_file
 
-    dataset = _open(data, expect_counts=run.data.expect_counts)
+    dataset = open_dataset(data, expect_counts=run.data.expect_counts)
     for note in dataset.notes:
         progress.note(f"{data}: {note}")
     records = dataset.split(*parse_splits(split)) if split else dataset.records
     if not records:
-        raise DataError(f"there are no images in the split {', '.join(split or ())}", where=data)
+        raise DataError(f"no images in the split {', '.join(split or ())}", where=data)
     target = out or DEFAULT_OUT
-    made = build_masks(
+    made = build_mask_file(
         target,
         root=dataset.root,
         names=unique_names(records),
@@ -168,11 +174,11 @@ def build(
 def inspect(
     file: FileArgument,
     image: Annotated[
-        str | None, typer.Argument(metavar="IMAGE", help="An image's name in the file, or its last part.")
+        str | None, typer.Argument(metavar="IMAGE", help="Name of an image in the file, or the end of it.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Tell what is in a mask file, or in one image's masks, in words and numbers. Checks the whole file."""
+    """Describe a mask file, or the masks of one image. Checks the whole file."""
     from pipeline.masks.inspect import describe_file, describe_image
 
     if image is None:
@@ -192,16 +198,22 @@ def inspect(
 def preview(
     file: FileArgument,
     data: ImagesOption,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The picture to write.")] = Path("masks.png"),
-    count: Annotated[int, typer.Option("--count", "-n", min=1, max=400, help="Images on the sheet.")] = 40,
-    images: Annotated[list[str] | None, typer.Option("--image", help="This image. Repeatable.")] = None,
-    worst: Annotated[bool, typer.Option("--worst", help="Those of the lowest quality.")] = False,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Drawn at random; else spread evenly.")] = None,
-    columns: Annotated[int, typer.Option(min=1, max=20, help="Images a row.")] = 5,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The image file to write.")] = Path(
+        "masks.png"
+    ),
+    count: Annotated[int, typer.Option("--count", "-n", min=1, max=400, help="Number of images.")] = 40,
+    images: Annotated[list[str] | None, typer.Option("--image", help="Draw this image. Repeatable.")] = None,
+    worst: Annotated[bool, typer.Option("--worst", help="Draw the images of the lowest quality.")] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Draw random images with this seed; by default they are evenly spread."),
+    ] = None,
+    columns: Annotated[int, typer.Option(min=1, max=20, help="Images per row.")] = 5,
     json: JsonOption = False,
 ) -> None:
-    """Draw a contact sheet: each image, its body mask, and its four parts laid over it."""
+    """Draw a contact sheet: each image, its body mask, and its four parts as an overlay."""
     from pipeline.datasets.images import write_image
+    from pipeline.datasets.registry import open_dataset
     from pipeline.formats.masks import MaskFile
     from pipeline.masks.inspect import resolve_name
     from pipeline.masks.preview import mask_sheet, spread_names
@@ -215,7 +227,7 @@ def preview(
         names = worst_names(masks.load(), count)
     else:
         names = spread_names(masks, count, seed=seed)
-    write_image(out, mask_sheet(masks, _open(data).root, names, columns=columns))
+    write_image(out, mask_sheet(masks, open_dataset(data, expect_counts=False).root, names, columns=columns))
     console.emit({"file": out, "images": names}, json=json, draw=lambda: f"{out}  ({len(names)} images)")
 
 
@@ -229,12 +241,15 @@ def stats(
     data: Annotated[
         str | None, typer.Option("--data", "-d", metavar="KIND:PATH", help="The images, for --sheet.")
     ] = None,
-    sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the worst images on a sheet.")] = None,
-    worst: Annotated[int, typer.Option(min=1, max=400, help="How many of the worst images.")] = 50,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the worst images on a contact sheet.")
+    ] = None,
+    worst: Annotated[int, typer.Option(min=1, max=400, help="Number of worst images.")] = 50,
     json: JsonOption = False,
 ) -> None:
-    """Measure a mask file: area and presence of each part, implausible masks, the worst images."""
+    """Show statistics of a mask file: area and presence of parts, implausible masks, the worst images."""
     from pipeline.datasets.images import write_image
+    from pipeline.datasets.registry import open_dataset
     from pipeline.errors import ConfigError
     from pipeline.formats.masks import MaskFile
     from pipeline.masks.preview import mask_sheet
@@ -244,10 +259,8 @@ def stats(
     measured = mask_stats(masks.load(), worst=worst)
     if sheet is not None:
         if data is None:
-            raise ConfigError(
-                "the sheet shows the images, and nothing says where they are", expected="--data KIND:PATH"
-            )
-        write_image(sheet, mask_sheet(masks, _open(data).root, measured.worst))
+            raise ConfigError("--sheet draws the images, and needs to know where they are", expected="--data KIND:PATH")
+        write_image(sheet, mask_sheet(masks, open_dataset(data, expect_counts=False).root, measured.worst))
     console.emit(measured, json=json, draw=lambda: _draw_stats(measured, sheet))
 
 
@@ -264,14 +277,14 @@ def export(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Write the masks for another program: grey PNGs, one NumPy archive, or BPBreID's folders."""
+    """Export masks for another program: grey PNGs, one NumPy archive, or BPBreID's folders."""
     from pipeline.formats.masks import MaskFile
     from pipeline.masks.export import export_masks
 
     report = export_masks(MaskFile.open(file), out, layout, progress=console.progress(quiet=quiet))
     left_out = f", {report.left_out} without masks left out" if report.left_out else ""
     console.emit(
-        report, json=json, draw=lambda: f"{report.out}: the masks of {report.images} images ({report.layout}){left_out}"
+        report, json=json, draw=lambda: f"{report.out}: masks of {report.images} images ({report.layout}){left_out}"
     )
 
 
@@ -283,13 +296,13 @@ def labels(
     grouping: Annotated[str, typer.Option(metavar="NAME", help="A grouping, or a TOML file.")] = "spreid",
     json: JsonOption = False,
 ) -> None:
-    """List the label sets of human parsers, or the labels of one set and the part each belongs to."""
+    """List the label sets of human parsers, or the labels of one set and their parts."""
     from pipeline.parsing.labels import grouping_names, label_set_names, load_grouping, load_label_set
 
     if label_set is None:
         sets = [load_label_set(name) for name in label_set_names()]
         rows = [(entry.name, entry.count, *_part_counts(entry), ", ".join(grouping_names(entry))) for entry in sets]
-        title = "Labels in each part; `sgsfa masks labels SET` names them"
+        title = "Labels per part; `sgsfa masks labels SET` lists them"
         console.emit(
             {"label_sets": sets},
             json=json,
@@ -303,41 +316,17 @@ def labels(
     console.emit({"label_set": chosen, "grouping": grouped}, json=json, draw=lambda: _draw_labels(chosen, grouped))
 
 
-def _open(data: str, *, expect_counts: bool = False) -> Dataset:
-    from pipeline.datasets import synthetic
-    from pipeline.datasets.registry import open_dataset
-    from pipeline.errors import DataError
-    from pipeline.runtime.files import at_home
-
-    path = at_home(data)
-    if path.is_dir():
-        # A rendered data set holds label maps too, which are no images of people.
-        if (path / synthetic.TABLE).is_file() and (path / synthetic.LABEL_MAPS).is_dir():
-            raise DataError(
-                "this folder holds a data set with label maps",
-                where=data,
-                expected=f"synthetic:{data}, or folder:{data} for every picture in it",
-            )
-        return open_dataset(f"folder:{data}", expect_counts=expect_counts)
-    if ":" not in data:
-        raise DataError(
-            "this is a file, not a folder of images" if path.exists() else "there is no such folder",
-            where=data,
-            expected="a folder of images, or KIND:PATH, as in market1501:/data/Market-1501",
-            hint=f"csv:{data}" if path.suffix == ".csv" and path.exists() else None,
-        )
-    return open_dataset(data, expect_counts=expect_counts)
-
-
 def _draw_build(out: Path, report: MaskReport) -> str:
     from rich.markup import escape
 
-    speed = resumed = ""
+    text = f"{out}: masks of {_images(report.done)}"
     if report.images_per_second:
-        speed = f" in {console.duration(report.seconds)}, {report.images_per_second:.1f} images/s"
-        resumed = f", {report.resumed:,} images were done before" if report.resumed else ""
-    failed = f"\n{_images(len(report.failed))} could not be parsed" if report.failed else ""
-    return f"{escape(str(out))}: masks of {_images(report.done)}{speed}{resumed}{failed}"
+        text += f" in {console.duration(report.seconds)}, {report.images_per_second:.1f} images/s"
+    if report.resumed:
+        text += f", {report.resumed:,} from an earlier run"
+    if report.failed:
+        text += f"\n{_images(len(report.failed))} could not be parsed"
+    return escape(text)
 
 
 def _images(count: int) -> str:
@@ -347,20 +336,20 @@ def _images(count: int) -> str:
 def _draw_file(description: FileDescription) -> str:
     from rich.markup import escape
 
-    lines = [str(description.file), *description.sentences()]
-    if description.failed:
-        lines.append("Failed: " + ", ".join(description.failed[:10]) + (" ..." if len(description.failed) > 10 else ""))
-    if description.first:
-        lines.append("First names: " + ", ".join(description.first))
+    lines = [str(description.file), *description.lines()]
+    lines += [f"failed: {name}: {reason}" for name, reason in [*description.failed.items()][:10]]
+    if len(description.failed) > 10:
+        lines.append(f"... and {len(description.failed) - 10:,} more")
+    lines.append("first images: " + ", ".join(description.first))
     return escape("\n".join(lines))
 
 
 def _draw_image(description: ImageDescription) -> str:
     from rich.markup import escape
 
-    lines = description.sentences()
-    if description.state == "done":
-        lines += ["", *("  " + row for row in description.picture), "", "H head, U upper, L lower, S shoes"]
+    lines = description.lines()
+    if description.state == "ok":
+        lines += ["", *("  " + row for row in description.map), "", "H head, U upper, L lower, S shoes"]
     return escape("\n".join(lines))
 
 
@@ -369,19 +358,24 @@ def _draw_stats(stats: MaskStats, sheet: Path | None) -> RenderableType:
     from rich.text import Text
 
     rows = [
-        (part.name, "not given" if part.absent else f"{part.present:.1%}", f"{part.area:.1%}", f"{part.height:.0%}")
+        (
+            part.name,
+            "not in the labels" if part.absent else f"{part.present:.1%}",
+            f"{part.area:.1%}",
+            f"{part.height:.0%}",
+        )
         for part in stats.parts
     ]
     counts = f"{stats.done:,} images with masks, {stats.failed:,} failed"
     if stats.pending:
-        counts += f", {stats.pending:,} still to do"
+        counts += f", {stats.pending:,} pending"
     lines = [
-        f"whole body: {stats.area_mean:.1%} of the image on average; within 12 to 75 % for {stats.area_plausible:.1%} "
-        f"of the images; nobody found in {stats.empty:.1%}",
-        f"all four parts in {stats.complete:.1%} of the images; in {stats.order_plausible:.1%} of these in order from "
-        "head to shoes",
-        f"implausible (area, or parts out of order): {stats.implausible:.1%}; mean quality {stats.quality_mean:.2f}",
-        f"worst: {', '.join(stats.worst[:5])}" + (f"; {len(stats.worst)} of them on {sheet}" if sheet else ""),
+        f"body: mean area {stats.area_mean:.1%} of the image, between 12 and 75 % in {stats.area_plausible:.1%} of the "
+        f"images, empty in {stats.empty:.1%}",
+        f"all four parts in {stats.complete:.1%} of the images, of these in order from head to shoes "
+        f"{stats.order_plausible:.1%}",
+        f"implausible (area, or order of parts): {stats.implausible:.1%}; mean quality {stats.quality_mean:.2f}",
+        f"worst: {', '.join(stats.worst[:5])}" + (f"; contact sheet of {len(stats.worst)}: {sheet}" if sheet else ""),
     ]
     table = console.table("Part", "Present>", "Area>", "Height>", rows=rows, title=counts)
     return Group(table, Text("\n".join(lines)))
@@ -399,15 +393,15 @@ def _draw_labels(label_set: LabelSet, grouping: Grouping) -> RenderableType:
 
     def parts_of(index: int) -> str:
         named = [name for name, ids in zip(PART_NAMES, grouping.parts, strict=True) if ids and index in ids]
-        return ", ".join(named) or ("whole body only" if index in grouping.global_feature else "")
+        return ", ".join(named) or ("body only" if index in grouping.body else "")
 
     flipped = label_set.flipped()
     rows = [
         (index, name, parts_of(index), label_set.classes[flipped[index]] if flipped[index] != index else "")
         for index, name in enumerate(label_set.classes)
     ]
-    table = console.table("Id>", "Label", "Part", "In a mirror", rows=rows)
+    table = console.table("Id>", "Label", "Part", "Mirrored", rows=rows)
     title = f"{label_set.name}, grouped by {grouping.name}"
     if grouping.absent:
-        title += f"; it cannot give: {', '.join(grouping.absent)}"
+        title += f"; parts without labels: {', '.join(grouping.absent)}"
     return Group(Text(title), table)

@@ -1,4 +1,4 @@
-"""Builds a mask file in a process of its own, which tells how far it is, so that it can be killed in the middle."""
+"""Builds a mask file in a process of its own, which reports its progress, so that it can be killed amid the work."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def main(out: Path, root: Path, parser: str, pause: float, progress: Connection)
 
     Sends a message when it begins, and one before each chunk is written.
     """
-    quick = build.parse_chunks
+    original = build.parse_chunks
 
     def slow(*args: object, **options: object) -> Iterator[object]:
-        for rows in quick(*args, **options):  # type: ignore[arg-type]
+        for rows in original(*args, **options):  # type: ignore[arg-type]
             progress.send(None)
             yield rows
             time.sleep(pause)
@@ -27,4 +27,4 @@ def main(out: Path, root: Path, parser: str, pause: float, progress: Connection)
     progress.send(None)
     build.parse_chunks = slow  # type: ignore[assignment]
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg"))
-    build.build_masks(out, root=root, names=names, config=MasksConfig(parser=parser, batch_size=3, device="cpu"))
+    build.build_mask_file(out, root=root, names=names, config=MasksConfig(parser=parser, batch_size=3, device="cpu"))

@@ -116,7 +116,7 @@ def test_open_or_create__another_record_is_refused_by_key(tmp_path: Path) -> Non
 def test_open_or_create__incidental_keys_may_differ_and_stay_as_recorded(tmp_path: Path) -> None:
     fill(tmp_path / "a.h5", 0, 1)
     other = Provenance({**RECORD.values, "device": "cuda:0"})
-    with open_or_create(tmp_path / "a.h5", layout(), other, incidental=["device"]) as writer:
+    with open_or_create(tmp_path / "a.h5", layout(), other, incidental=lambda each: each.key == "device") as writer:
         assert writer.provenance.values["device"] == "cpu"
 
 
@@ -129,9 +129,21 @@ def test_open_or_create__another_image_list_is_refused_with_both_numbers(tmp_pat
     assert "'x.jpg'" in caught.value.message
 
 
-def test_open_or_create__file_without_rows_is_created_again(tmp_path: Path) -> None:
+def test_open_or_create__takes_over_the_rows_of_a_published_file(tmp_path: Path) -> None:
+    published, path = tmp_path / "a.h5", tmp_path / "a.h5.partial"
+    fill(published, 0, 4)
+    with open_or_create(path, layout(), RECORD, published=published) as writer:
+        assert writer.pending_rows().tolist() == [4]
+    with pytest.raises(FormatError) as caught:
+        open_or_create(tmp_path / "b.h5", layout(), Provenance({}), published=published)
+    assert caught.value.where == str(published)
+    assert not (tmp_path / "b.h5").exists()
+
+
+def test_open_or_create__file_without_good_rows_is_created_again(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
-    open_or_create(path, layout(), RECORD).close()
+    with open_or_create(path, layout(), RECORD) as writer:
+        writer.write(0, columns(0, 5), np.full(5, FAILED, "u1"), {0: "no such file"})
     other = Provenance({"parser": "schp"})
     with open_or_create(path, layout(3), other) as writer:
         assert writer.provenance == other

@@ -59,8 +59,8 @@ def test_the_parser_of_ones_own_builds_masks(
     root, names = people
     report = build_masks(tmp_path / "masks.h5", root=root, names=names, config=config)
     assert (report.done, report.failed) == (40, ())
-    meta = MaskFile.open(tmp_path / "masks.h5").meta
-    assert (meta.parser, meta.parser_version, meta.label_set, meta.flip) == ("mine", "1", "lip-20", True)
+    values = MaskFile.open(tmp_path / "masks.h5").provenance.values
+    assert [values[key] for key in ("parser", "parser_version", "label_set", "flip")] == ["mine", "1", "lip-20", True]
 
 
 def test_the_toml_files_are_what_they_say(tmp_path: Path) -> None:

@@ -1,0 +1,252 @@
+"""A chunk of images in, rows of a mask file out: the part of a build that runs in workers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.datasets.images import WHOLE_AREA, DecodedBatch, decode_batches
+from pipeline.errors import FormatError
+from pipeline.formats.masks import BODY_SIZE, FAILED, OK, PARTS_SIZE
+from pipeline.masks.occupancy import area_average, confidence, plausibility, quantise
+from pipeline.parsing.labelmaps import LabelMaps
+from pipeline.parsing.labels import Grouping, LabelSet, group_soft
+from pipeline.parsing.parser import Parser, load_parser, parse_flipped
+from pipeline.runtime.allocator import tune_allocator
+from pipeline.runtime.memory import out_of_memory
+
+Bytes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive images that go through the parser together.
+
+    Attributes:
+        start: Row of the first one.
+        names: Their names.
+    """
+
+    start: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRows:
+    """Consecutive rows of a mask file, as `RowWriter.write` takes them.
+
+    Attributes:
+        start: First row.
+        columns: `parts`, `body` and `quality`.
+        status: `OK` or `FAILED` per row.
+        reasons: Why rows failed, by row of the file.
+    """
+
+    start: int
+    columns: Mapping[str, NDArray[np.generic]]
+    status: Bytes
+    reasons: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What decides the content of masks, besides the parser and the images.
+
+    Attributes:
+        grouping: Which labels each part consists of.
+        flip: Average over the image and its mirror image.
+        hard: Reduce each pixel to its most likely label before resizing.
+    """
+
+    grouping: Grouping
+    flip: bool = False
+    hard: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """The images of a chunk: uint8 (n, H, W, 3), black where unreadable; their areas; which are readable."""
+
+    pixels: Bytes
+    areas: NDArray[np.float64]
+    good: NDArray[np.bool_]
+
+
+def parse_chunks(
+    parser: Parser, chunks: Sequence[Chunk], *, root: Path, recipe: Recipe, threads: int
+) -> Iterator[MaskRows]:
+    """Decode, parse, group and resize, chunk by chunk; the next chunks are decoded meanwhile.
+
+    A chunk always goes through the parser as a whole, unreadable images as black ones, so that neither a resumed
+    build nor an unreadable image changes the sums from which any other mask is computed.
+
+    Args:
+        parser: The parser.
+        chunks: All of one size except the last.
+        root: Folder that names are relative to.
+        recipe: How the parser's output becomes masks.
+        threads: Decoding threads.
+
+    Raises:
+        FormatError: The parser returned something other than soft labels.
+    """
+    if not chunks:
+        return
+    size = len(chunks[0].names)
+    paths = [root / name for chunk in chunks for name in chunk.names]
+    decoded = decode_batches(paths, *parser.input_size, batch=size, threads=threads, fit=parser.info.fit)
+    offset = 0
+    for chunk, batch in zip(chunks, decoded, strict=True):
+        failed = zip(batch.failed_index.tolist(), batch.failed, strict=True)
+        reasons = {chunk.start + position - offset: rejected.reason for position, rejected in failed}
+        images = _whole_batch(batch, len(chunk.names), offset)
+        soft = checked(parse(parser, images.pixels, flip=recipe.flip), len(images.pixels), parser)
+        columns = _columns(soft, parser.info.label_set, recipe, images.areas)
+        yield _rows(chunk.start, columns, images.good, reasons)
+        offset += len(chunk.names)
+
+
+@torch.inference_mode()
+def parse(parser: Parser, images: Bytes, *, flip: bool) -> Tensor:
+    """Return a parser's soft labels of a batch, averaged with those of the mirror images if `flip` is set."""
+    return parse_flipped(parser, images) if flip else parser.parse(images)
+
+
+def fits(parser: Parser, count: int, recipe: Recipe) -> bool:
+    """Whether the device has memory for `count` images per batch; tried with black ones."""
+    images = np.zeros((count, *parser.input_size, 3), np.uint8)
+    try:
+        soft = checked(parse(parser, images, flip=recipe.flip), count, parser)
+        _columns(soft, parser.info.label_set, recipe, np.tile(np.array(WHOLE_AREA), (count, 1)))
+    # ONNX Runtime's exceptions have no common base.
+    except Exception as error:
+        if out_of_memory(error):
+            return False
+        raise
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class ParserWorker:
+    """`parse_chunks` for one chunk in a worker process, which loads its parser once."""
+
+    spec: str
+    label_set: str | None
+    device: str
+    root: Path
+    recipe: Recipe
+
+    def __call__(self, chunk: Chunk) -> MaskRows:
+        """Return the rows of one chunk."""
+        parser = _worker_parser(self.spec, self.label_set, self.device)
+        return next(parse_chunks(parser, [chunk], root=self.root, recipe=self.recipe, threads=1))
+
+
+@dataclass(frozen=True, slots=True)
+class SharedWorker:
+    """`parse_chunks` for one chunk in a thread; threads share one parser."""
+
+    parser: Parser
+    root: Path
+    recipe: Recipe
+
+    def __call__(self, chunk: Chunk) -> MaskRows:
+        """Return the rows of one chunk."""
+        return next(parse_chunks(self.parser, [chunk], root=self.root, recipe=self.recipe, threads=1))
+
+
+@dataclass(frozen=True, slots=True)
+class LabelMapWorker:
+    """Rows from finished label maps."""
+
+    maps: LabelMaps
+    recipe: Recipe
+
+    def __call__(self, chunk: Chunk) -> MaskRows:
+        """Return the rows of one chunk."""
+        label_set, areas = self.maps.label_set, np.array([WHOLE_AREA])
+        images, good, reasons = [], np.ones(len(chunk.names), bool), {}
+        for position, name in enumerate(chunk.names):
+            try:
+                soft = self.maps.read(name)
+            except FormatError as error:
+                good[position] = False
+                reasons[chunk.start + position] = reason_of(error)
+                soft = torch.zeros((1, label_set.count, *PARTS_SIZE))
+            images.append(_columns(soft, label_set, self.recipe, areas))
+        columns = {key: np.concatenate([image[key] for image in images]) for key in images[0]}
+        return _rows(chunk.start, columns, good, reasons)
+
+
+def reason_of(error: FormatError) -> str:
+    """Return why a label map was rejected, in one line."""
+    return error.message + (f" (expected {error.expected})" if error.expected else "")
+
+
+def checked(soft: Tensor, count: int, parser: Parser) -> Tensor:
+    """Return what a parser returned if it is soft labels.
+
+    Raises:
+        FormatError: It is something else; parsers come from users, too.
+    """
+    classes = parser.info.label_set.count
+    if soft.ndim != 4 or soft.shape[:2] != (count, classes):
+        raise FormatError(
+            f"the parser {parser.info.name} returned an array of shape {tuple(soft.shape)} for {count} images",
+            expected=f"({count}, {classes}, h, w) for the label set {parser.info.label_set.name}",
+        )
+    low, high = torch.aminmax(soft)
+    # Written so that NaN fails too.
+    if not (float(low) >= -1e-3 and float(high) <= 1 + 1e-3):
+        raise FormatError(
+            f"the parser {parser.info.name} returned values from {float(low):g} to {float(high):g}",
+            expected="probabilities from 0 to 1",
+            hint="set `activation` in the TOML file beside the model, if it has one",
+        )
+    return soft
+
+
+def _whole_batch(batch: DecodedBatch, count: int, offset: int) -> _Images:
+    good = np.zeros(count, dtype=bool)
+    good[batch.index - offset] = True
+    if good.all():
+        return _Images(batch.images, batch.areas, good)
+    images = np.zeros((count, *batch.images.shape[1:]), np.uint8)
+    images[good] = batch.images
+    areas = np.tile(np.array(WHOLE_AREA), (count, 1))
+    areas[good] = batch.areas
+    return _Images(images, areas, good)
+
+
+@torch.inference_mode()
+def _columns(
+    soft: Tensor, label_set: LabelSet, recipe: Recipe, areas: NDArray[np.float64]
+) -> dict[str, NDArray[np.generic]]:
+    if recipe.hard:
+        best = soft.argmax(dim=1)
+        soft = torch.nn.functional.one_hot(best, soft.shape[1]).permute(0, 3, 1, 2).to(soft.dtype)
+    part_maps, body_map = group_soft(soft, label_set, recipe.grouping)
+    parts = quantise(area_average(part_maps, PARTS_SIZE, areas))
+    body = quantise(area_average(body_map, BODY_SIZE, areas)[:, 0])
+    return {"parts": parts, "body": body, "quality": confidence(soft, body_map) * plausibility(parts, body)}
+
+
+def _rows(
+    start: int, columns: dict[str, NDArray[np.generic]], good: NDArray[np.bool_], reasons: Mapping[int, str]
+) -> MaskRows:
+    for column in columns.values():
+        column[~good] = 0
+    return MaskRows(start, columns, np.where(good, OK, FAILED).astype(np.uint8), reasons)
+
+
+@functools.lru_cache(maxsize=1)
+def _worker_parser(spec: str, label_set: str | None, device: str) -> Parser:
+    tune_allocator()
+    return load_parser(spec, label_set=label_set, device=device)
