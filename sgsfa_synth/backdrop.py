@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.runtime import seeds
 from sgsfa_synth.camera import View, Window
+from sgsfa_synth.jit import njit
 from sgsfa_synth.light import Light, ShadowMap, sunlit
 from sgsfa_synth.noise import cloud2, lattice, noise2
 from sgsfa_synth.props import paint
@@ -212,20 +212,20 @@ def paint_backdrop(
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _step(value: float, edge: float, soft: float) -> float:
     """0 below `edge`, 1 above, with a ramp `soft` wide: an anti-aliased comparison."""
     return min(max((value - edge) / max(soft, 1e-6) + 0.5, 0.0), 1.0)
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _band(value: float, half: float, soft: float) -> float:
     """1 where |value| < half, with soft borders; fainter when it is thinner than a pixel."""
     inner = 1.0 - _step(abs(value), half, soft)
     return inner * min(1.0, 2.0 * half / max(soft, 1e-6) + 0.15)
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _ground(kind: int, u: float, v: float, pixel: float, seed: int, colour: Array, out: Array) -> None:
     """Albedo of the ground at (u, v) metres; `pixel` is a pixel's size there."""
     value = 1.0
@@ -288,7 +288,7 @@ def _ground(kind: int, u: float, v: float, pixel: float, seed: int, colour: Arra
     out[2] = colour[2] * max(value, 0.05) * (1.0 - tint)
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _foliage(u: float, z: float, pixel: float, seed: int, out: Array) -> None:
     """Albedo of leaves: clumps lit from above, made of small leaves."""
     clump = cloud2(u * 1.1, z * 1.1, 3, seed)
@@ -304,7 +304,7 @@ def _foliage(u: float, z: float, pixel: float, seed: int, out: Array) -> None:
     out[2] = 0.030 * lit
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _trees(u: float, z: float, pixel: float, seed: int, sky: Array, out: Array) -> None:
     """A row of trees with trunks over shrubs; the sky shows through the crowns."""
     _foliage(u, z, pixel, seed, out)
@@ -330,7 +330,7 @@ def _trees(u: float, z: float, pixel: float, seed: int, sky: Array, out: Array) 
             out[c] = out[c] * (1 - hole) + hole * sky[c] * 0.9
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _window(a: float, b: float, pixel: float, seed: int, sky: Array, frame: Array, out: Array) -> None:
     """A window pane at (a, b) in [0, 1]^2: reflected sky, something dim inside, a frame."""
     curtain = lattice(seed, 5, 1, 77)
@@ -350,7 +350,7 @@ def _window(a: float, b: float, pixel: float, seed: int, sky: Array, frame: Arra
         out[c] = out[c] * (1 - bar) + bar * frame[c]
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _wall(
     kind: int, u: float, z: float, pixel: float, seed: int, colour: Array, accent: Array, sky: Array, out: Array
 ) -> None:
@@ -473,7 +473,7 @@ def _wall(
                     out[c] = paper * (1 - mark) + mark * 0.7 * lattice(int(cell), int(row), 16 + c, seed)
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _paint(
     window: Array,
     eye: Array,

@@ -11,12 +11,12 @@ import importlib.resources
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numba as nb
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from sgsfa_synth.jit import njit
 from sgsfa_synth.mesh import FloatArray, IntArray
 from sgsfa_synth.raster import vertex_normals
 
@@ -239,7 +239,7 @@ def bone_transforms(
     return np.concatenate([turn, shift[:, :, None]], axis=2).astype(np.float32)
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def skin(
     vertices: FloatArray, influences: NDArray[np.int16], weights: FloatArray, transforms: NDArray[np.float32]
 ) -> FloatArray:

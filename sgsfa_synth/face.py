@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 
-import numba as nb
 import numpy as np
 
 from sgsfa_synth.body import body_model
 from sgsfa_synth.hair import above_hairline
 from sgsfa_synth.identity import Identity
+from sgsfa_synth.jit import njit
 from sgsfa_synth.mesh import FloatArray
 from sgsfa_synth.noise import noise3
 
@@ -42,19 +42,19 @@ def face_albedo(canonical: FloatArray, identity: Identity) -> FloatArray:
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _bell(value: float, width: float) -> float:
     return math.exp(-((value / width) ** 2))
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _ramp(value: float, low: float, high: float) -> float:
     """0 at `low`, 1 at `high` (either order), smooth between."""
     t = min(1.0, max(0.0, (value - low) / (high - low)))
     return t * t * (3.0 - 2.0 * t)
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _skin(
     points: FloatArray,
     scalp: FloatArray,

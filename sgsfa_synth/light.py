@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.runtime import seeds
+from sgsfa_synth.jit import njit
 from sgsfa_synth.mesh import Mesh
 from sgsfa_synth.noise import noise3
 from sgsfa_synth.raster import rasterise
@@ -119,7 +119,7 @@ def cast_shadows(mesh: Mesh, direction: Array, reach: float = 5.2) -> ShadowMap:
     return ShadowMap(buffer.inverse_depth, axes, np.array([corner[0], corner[1], scale]))
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def sunlit(depth: Array, axes: Array, frame: Array, x: float, y: float, z: float, spread: float) -> float:
     """Share of the sun, 0 to 1, that reaches a point; `spread` is the width of the half-shadow in map pixels."""
     u = (axes[0, 0] * x + axes[0, 1] * y + axes[0, 2] * z - frame[0]) * frame[2]
@@ -155,7 +155,7 @@ def contact(mesh: Mesh, extent: float = CONTACT_EXTENT, cells: int = 96) -> Arra
     return np.clip(0.55 * near + 0.9 * far, 0, 0.75).astype(np.float32)
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def shade(
     albedo: Array32,
     normals: Array32,

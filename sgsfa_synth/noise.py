@@ -6,11 +6,12 @@ seed give the same value in every process.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
+from sgsfa_synth.jit import njit
 
-@nb.njit(cache=True, nogil=True)
+
+@njit
 def lattice(i: int, j: int, k: int, seed: int) -> float:
     """Uniform value in [0, 1) of a lattice point (integer hash after Jenkins and Wang)."""
     h = np.uint32(i & 0xFFFFFFFF) * np.uint32(0x8DA6B343)
@@ -25,7 +26,7 @@ def lattice(i: int, j: int, k: int, seed: int) -> float:
     return np.float64(h & np.uint32(0xFFFFFF)) / 16777216.0
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def noise2(x: float, y: float, seed: int) -> float:
     """Value noise in the plane, in [0, 1), features about one unit wide."""
     fx = np.floor(x)
@@ -41,7 +42,7 @@ def noise2(x: float, y: float, seed: int) -> float:
     return float(low * (1.0 - v) + high * v)
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def noise3(x: float, y: float, z: float, seed: int) -> float:
     """Value noise in space, in [0, 1), features about one unit wide."""
     fx = np.floor(x)
@@ -63,7 +64,7 @@ def noise3(x: float, y: float, z: float, seed: int) -> float:
     return float((a * (1.0 - v) + b * v) * (1.0 - w) + (c * (1.0 - v) + d * v) * w)
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def cloud2(x: float, y: float, octaves: int, seed: int) -> float:
     """Sum of octaves of `noise2`, each twice as fine and half as strong, scaled to [0, 1)."""
     total = 0.0

@@ -13,10 +13,10 @@ from enum import IntEnum
 from typing import Any
 
 import cv2
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from sgsfa_synth.jit import njit
 from sgsfa_synth.mesh import FloatArray
 from sgsfa_synth.noise import noise3
 
@@ -176,13 +176,13 @@ def paint(
     return result
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _step(value: float, width: float) -> float:
     """0 below -width, 1 above width, linear between."""
     return min(1.0, max(0.0, 0.5 + 0.5 * value / width))
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _shares(
     pattern: int,
     points: FloatArray,
@@ -351,7 +351,7 @@ def noise_at(points: FloatArray, frequency: float, seed: int) -> FloatArray:
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _noise_at(points: FloatArray, frequency: float, seed: int, out: FloatArray) -> None:
     for i in range(points.shape[0]):
         out[i] = noise3(points[i, 0] * frequency, points[i, 1] * frequency, points[i, 2] * frequency, seed)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
+from sgsfa_synth.jit import njit
 from sgsfa_synth.mesh import FloatArray, IntArray
 
 NOTHING = -1
@@ -107,7 +107,7 @@ def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _fill(
     xy: NDArray[np.float64],
     inverse_depth: NDArray[np.float64],
@@ -173,7 +173,7 @@ def _fill(
                 weights[y, x, 1] = pb
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _interpolate(attributes: FloatArray, faces: IntArray, face: IntArray, weights: FloatArray, out: FloatArray) -> None:
     height, width = face.shape
     for y in range(height):
@@ -188,7 +188,7 @@ def _interpolate(attributes: FloatArray, faces: IntArray, face: IntArray, weight
                 out[y, x, k] = pa * attributes[a, k] + pb * attributes[b, k] + pc * attributes[c, k]
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _vertex_normals(vertices: FloatArray, faces: IntArray, out: FloatArray) -> None:
     for number in range(faces.shape[0]):
         a, b, c = faces[number, 0], faces[number, 1], faces[number, 2]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
@@ -26,6 +25,7 @@ from sgsfa_synth.coverage import VISIBLE_RANGE, Coverage
 from sgsfa_synth.degradation import Degradation, degrade, develop
 from sgsfa_synth.garments import dress, seat
 from sgsfa_synth.identity import Identity, sample_identity
+from sgsfa_synth.jit import njit
 from sgsfa_synth.light import Light, Tone
 from sgsfa_synth.mesh import Label, Material, Mesh, merge
 from sgsfa_synth.pose import sample_pose
@@ -596,7 +596,7 @@ def vote(labels: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _vote(labels: npt.NDArray[np.uint8], factor: int, out: npt.NDArray[np.uint8]) -> None:
     counts = np.zeros(_LABELS, np.int64)
     for y in range(out.shape[0]):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numba as nb
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,6 +16,7 @@ from sgsfa_synth.body import body_model, sheet
 from sgsfa_synth.face import face_albedo
 from sgsfa_synth.hair import above_hairline
 from sgsfa_synth.identity import Identity
+from sgsfa_synth.jit import njit
 from sgsfa_synth.mesh import FloatArray, IntArray, Label, Material, Mesh
 from sgsfa_synth.noise import noise3
 from sgsfa_synth.patterns import Cloth, noise_at, paint
@@ -216,7 +216,7 @@ def _cloth(kind: Material, identity: Identity, points: _Points) -> tuple[FloatAr
     return (albedo * shade[:, None]).astype(np.float32), bump
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _folds(
     points: FloatArray, arm: FloatArray, leg: FloatArray, seed: int, strength: float, trousers: bool, out: FloatArray
 ) -> None:
@@ -376,7 +376,7 @@ def bend_normals(
     return out
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _bend(normals: FloatArray, positions: FloatArray, height: FloatArray, strength: float, out: FloatArray) -> None:
     rows, columns = height.shape
     s, t, change = np.zeros(3), np.zeros(3), np.zeros(2)
@@ -419,7 +419,7 @@ def _bend(normals: FloatArray, positions: FloatArray, height: FloatArray, streng
             out[row, column, 2] = nz / length
 
 
-@nb.njit(cache=True, nogil=True)
+@njit
 def _gather(attributes: FloatArray, faces: IntArray, face: IntArray, weights: FloatArray, out: FloatArray) -> None:
     for i in range(face.shape[0]):
         a, b, c = faces[face[i], 0], faces[face[i], 1], faces[face[i], 2]
