@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.datasets.images import read_resized, write_image
-from pipeline.runtime.lettering import write_text
+from pipeline.runtime.text import draw_text
 
 ROWS_A_SHEET = 8
 
@@ -73,7 +73,7 @@ def sheet(root: Path, rankings: Sequence[RankedQuery]) -> npt.NDArray[np.uint8]:
         _paste(canvas, draw, root / ranking.name, (_GAP, top), _QUERY)
         draw.text((_GAP, top + _HEIGHT + 2 * _FRAME + 2), ranking.title, _INK, small)
         below = (_GAP, top + _HEIGHT + 2 * _FRAME + 16)
-        write_text(canvas, below, _short(ranking.name), 10, _INK, _SIDE + _GAP)
+        draw_text(canvas, below, _short(ranking.name), 10, _INK, width=_SIDE + _GAP)
         for line, part in enumerate(["visible:", *(ranking.parts.split() or ["nothing"])]):
             draw.text((_GAP + _WIDTH + 2 * _FRAME + 6, top + 16 * line), part, _INK, bold if line == 0 else small)
         for column, name in enumerate(ranking.gallery):

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.datasets.images import RgbImage, read_image, resize
 from pipeline.errors import DataError, ImageError
 from pipeline.formats.masks import OK, PART_NAMES, MaskFile, Masks
-from pipeline.runtime.lettering import write_text
+from pipeline.runtime.text import draw_text
 
 HEIGHT, WIDTH = 192, 96
 PART_COLOURS: dict[str, tuple[int, int, int]] = {
@@ -128,7 +128,7 @@ def _draw_cell(
         draw.text((left + 8, top + HEIGHT // 2), draw_note, fill=_INK, font=small)
     name = PurePosixPath(masks.names[row]).name
     shown = name if len(name) <= 44 else f"{name[:20]}...{name[-21:]}"
-    write_text(sheet, (left, top + HEIGHT + 1), shown, 11, _INK, 3 * WIDTH + 2 * _GAP)
+    draw_text(sheet, (left, top + HEIGHT + 1), shown, 11, _INK, width=3 * WIDTH + 2 * _GAP)
     area = masks.body[row].mean() / 255
     draw.text((left, top + HEIGHT + 14), f"quality {masks.quality[row]:.2f}  area {area:.0%}", fill=_FAINT, font=small)
 

@@ -1,4 +1,4 @@
-"""Keep glibc from handing large buffers back to the system after every forward pass."""
+"""Settings of the C allocator for networks on the CPU."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _M_ARENA_MAX = -8
 
 @functools.cache
 def tune_allocator() -> bool:
-    """Make the C allocator keep the memory it has; for processes that run a network on the CPU.
+    """Make glibc keep freed memory, for processes that run a network on the CPU.
 
-    glibc maps each large tensor anew and returns it when it dies, and zeroing those pages takes a third of the time
-    of a ResNet-50 training step on two cores. The price is that the process stays at its peak memory.
+    By default glibc maps each large tensor again and unmaps it when it is freed; zeroing those pages takes a third of
+    a ResNet-50 training step on two cores. In return the process stays at its peak memory.
 
     Returns:
-        Whether the settings were made: on Linux with glibc only.
+        Whether the settings apply: on Linux with glibc only.
     """
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return False

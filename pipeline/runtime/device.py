@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""Devices and precisions."""
 
 from __future__ import annotations
 
@@ -12,34 +12,30 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.errors import DeviceError, first_line
+from pipeline.runtime.memory import out_of_memory as memory_exhausted
 
 if TYPE_CHECKING:
     from pipeline.config import Precision
 
 Context = Callable[[], contextlib.AbstractContextManager[object]]
-"""Makes the context that something runs in, such as `autocast`."""
+"""Returns the context that something runs in, such as `autocast`."""
 
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-# Of torch's allocator for the processor, also on Windows, and of C++.
 _OUT_OF_HOST_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
-# And of those for CUDA and MPS, of cuBLAS and cuDNN, and of ONNX Runtime.
-_OUT_OF_MEMORY = (
-    *_OUT_OF_HOST_MEMORY, "out of memory", "alloc_failed", "allocation_failed", "failed to allocate memory",
-)  # fmt: skip
 _CONTEXT_BYTES = 2e9
 """A program's kernels and libraries take less than that of a GPU, besides what torch counts."""
 
-_CUDA_HINT = "use `auto` or `cpu`, or install a build of PyTorch for your GPU"
+_CUDA_HINT = "use `auto` or `cpu`, or install a PyTorch build for your GPU"
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn a device name of the configuration into a device that is there.
+    """Return the device of a configured name.
 
     Args:
         name: `auto` (the first CUDA device, else Apple's `mps`, else `cpu`), `cpu`, `cuda`, `cuda:N` or `mps`.
 
     Raises:
-        DeviceError: The name is not a device, or this machine has no such device.
+        DeviceError: The name is not valid, or the device is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -48,44 +44,29 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise DeviceError(f"{name!r} is not a device", expected="auto | cpu | cuda | cuda:N | mps") from None
+        raise DeviceError(f"unknown device {name!r}", expected="auto | cpu | cuda | cuda:N | mps") from None
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if count == 0:
-            raise DeviceError(f"{name!r} was asked for, but PyTorch sees no CUDA device here", hint=_CUDA_HINT)
+            raise DeviceError(f"device {name!r} is not available: PyTorch finds no CUDA device", hint=_CUDA_HINT)
         if device.index is not None and device.index >= count:
-            raise DeviceError(f"there is no device {name!r}", expected=f"cuda:0 to cuda:{count - 1}")
+            raise DeviceError(f"device {name!r} is not available", expected=f"cuda:0 to cuda:{count - 1}")
     elif device.type == "mps":
         if not torch.backends.mps.is_available():
-            raise DeviceError("'mps' was asked for, but this machine has none", hint="use `auto` or `cpu`")
+            raise DeviceError("device 'mps' is not available", hint="use `auto` or `cpu`")
     elif device.type != "cpu":
-        raise DeviceError(f"{name!r} is not supported", expected="auto | cpu | cuda | cuda:N | mps")
+        raise DeviceError(f"unsupported device {name!r}", expected="auto | cpu | cuda | cuda:N | mps")
     return device
 
 
 def device_label(device: torch.device) -> str:
-    """A name of `device` for people: `NVIDIA H100 (cuda:0)`, `AMD EPYC 7763, 2 threads (cpu)`."""
+    """Return a name to show: `NVIDIA H100 (cuda:0)`, `AMD EPYC 7763, 2 threads (cpu)`."""
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         return f"{torch.cuda.get_device_name(index)} (cuda:{index})"
     if device.type == "cpu":
         return f"{_processor()}, {torch.get_num_threads()} threads (cpu)"
     return f"{platform.machine()} ({device.type})"
-
-
-def memory_exhausted(error: Exception) -> bool:
-    """Whether an error of a computation means that the device's memory is too small for it.
-
-    torch has an exception for CUDA, but only texts for the processor, for MPS and for what TorchScript passes on; ONNX
-    Runtime has texts only.
-
-    Args:
-        error: What torch or ONNX Runtime raised.
-    """
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in _OUT_OF_MEMORY)
 
 
 @contextlib.contextmanager
@@ -144,22 +125,22 @@ def no_room(device: torch.device, what: str, *, hint: str | None = None) -> Devi
 
 
 def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """A float32 vector on a device, made once: copying even three numbers to a GPU waits for all it was given.
+    """Return a cached float32 vector on a device; it is shared and must not be changed.
 
-    The tensor is shared; it must not be changed.
+    Copying even three numbers to a GPU waits for all work that is queued there.
     """
     return _constant(values, device)
 
 
 @lru_cache(maxsize=64)
 def _constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    # One that is made within inference mode could not be used in training later.
+    # A tensor created in inference mode cannot be used in training later.
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def autocast(device: torch.device, amp: Precision) -> contextlib.AbstractContextManager[object]:
-    """The context in which forwards run in precision `amp`; nothing at all for `off`.
+    """Return the context of forward passes in precision `amp`, an empty one for `off`.
 
     Raises:
         DeviceError: fp16 on the CPU, where its kernels are missing or slower than float32.
@@ -167,7 +148,7 @@ def autocast(device: torch.device, amp: Precision) -> contextlib.AbstractContext
     if amp == "off":
         return contextlib.nullcontext()
     if amp == "fp16" and device.type == "cpu":
-        raise DeviceError("fp16 does not work on the CPU", hint="set amp to bf16 or off")
+        raise DeviceError("fp16 is not available on the CPU", hint="set amp to bf16 or off")
     return torch.autocast(device.type, dtype=_AMP_DTYPES[amp])
 
 

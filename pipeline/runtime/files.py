@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their hashes."""
+"""Atomic writes, reserved space and hashes of files."""
 
 from __future__ import annotations
 
@@ -14,38 +14,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Names that `atomic_write` gives to what is not finished.
-_TEMPORARY = re.compile(r"^\..+\.\d+-[0-9a-f]{8}(\.[^.]*)?$")
-
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Numbers of the errors that mean: there is no room."""
+"""Error numbers of a full disk, an exhausted quota and a limit on file sizes."""
 
 _CANNOT_RESERVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF})
+_TEMPORARY = re.compile(r"^\..+\.\d+-[0-9a-f]{8}(\.[^.]*)?$")
 
 
 def at_home(path: Path | str) -> Path:
-    """A path that the user named, with `~` and `~name` made into home folders.
+    """Return a path with `~` and `~name` replaced by home folders.
 
-    Unlike `Path.expanduser` it does not fail where there is no such user: the file is then found missing, by its name.
+    Unlike `Path.expanduser` it keeps the name of an unknown user, which the caller then reports as not found.
     """
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the folder of `path`; on a clean exit what was written there becomes `path`.
+    """Write a file so that readers, also after a power cut, see the old content or the new one, never a part.
 
-    The folder of `path` is made if it is missing. On an error the temporary file is removed and `path` stays as it
-    was. A reader, or a power cut, sees the old file or the new one, never a part.
+    The folder is created if it is missing. On an error the temporary file is removed and `path` is left alone.
 
     Args:
         path: The file to write.
 
     Yields:
-        A path that does not exist yet, with the suffix of `path`, for any writer to create.
+        A path in the same folder with the same suffix, which does not exist yet; a clean exit renames it to `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden, so that no glob for finished files finds it; the suffix stays, because writers choose formats by it.
+    # Hidden from globs for finished files; with the suffix, because writers choose formats by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield temporary
@@ -62,13 +59,13 @@ def is_temporary(path: Path) -> bool:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Give a file, which is made if it is missing, `size` bytes of the disk, so that writing to them cannot fail.
+    """Allocate `size` bytes of the disk for a file, which is created if it is missing, so that writing cannot fail.
 
-    HDF5 crashes the process where it meets the end of a disk while it closes a file; so the space is asked for before.
-    Where the system or the disk cannot reserve, the free space is compared.
+    HDF5 crashes the process if the disk is full when it closes a file. Where the file system cannot allocate, the
+    free space is compared instead.
 
     Raises:
-        OSError: There is not so much space (`is_no_space` tells), or the file cannot be written.
+        OSError: There is not enough space (`is_no_space`), or the file cannot be written.
     """
     path.touch()
     # Not for appending: where the C library has to write the bytes itself, it refuses such files.
@@ -82,18 +79,18 @@ def reserve(path: Path, size: int) -> None:
                     raise
         status = os.fstat(stream.fileno())
         # Sparse files have fewer blocks than bytes; not every system counts blocks.
-        there = 512 * getattr(status, "st_blocks", status.st_size // 512)
-        if shutil.disk_usage(path.parent).free < size - there:
+        allocated = 512 * getattr(status, "st_blocks", status.st_size // 512)
+        if shutil.disk_usage(path.parent).free < size - allocated:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def is_no_space(error: OSError) -> bool:
-    """Whether an error means that the disk, a quota or a limit on files leaves no room."""
+    """Whether an error means that a disk, a quota or a limit on file sizes is exhausted."""
     return error.errno in NO_SPACE
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write `obj` as indented JSON, whole or not at all. Keys keep their order; NaN is refused."""
+    """Write `obj` as indented JSON by `atomic_write`. Keys keep their order; NaN is an error."""
     text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -110,22 +107,22 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file, as 64 hexadecimal digits."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sha256_bytes(data: bytes) -> str:
-    """SHA-256 of `data`, as 64 hexadecimal digits."""
+    """Return the SHA-256 of `data`, as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 
 def fsync_path(path: Path) -> None:
-    """Have the system write a file or a folder's entries to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:
-        # Windows opens no folders; there a rename is durable as it is.
+        # Windows cannot open folders; its renames are durable without.
         if os.name == "nt" and path.is_dir():
             return
         raise

@@ -1,4 +1,4 @@
-"""Independent random streams, each found by a seed and words, the same in every process and on every platform."""
+"""Independent random streams, each named by a seed and words; equal in every process and on every platform."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *words: int | str) -> int:
-    """A 63-bit seed for the stream that `words` name under `seed`.
+    """Return a 63-bit seed for the stream that `words` name under `seed`.
 
-    Python's own `hash` differs between processes and summing seeds makes neighbours collide, so the words are
-    hashed, each with its type. Words must not hold the character U+001F, which stands between them.
+    Python's `hash` differs between processes, and sums of seeds collide, so the words are hashed with their types.
+    Words must not contain the character U+001F, which separates them.
     """
     text = "\x1f".join(f"{type(word).__name__}:{word}" for word in (seed, *words))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def rng(seed: int, *words: int | str) -> np.random.Generator:
-    """NumPy's generator (PCG64) for the stream named by `words`."""
+    """Return NumPy's generator (PCG64) for the stream named by `words`."""
     return np.random.Generator(np.random.PCG64(derive(seed, *words)))
 
 
 def generator(seed: int, *words: int | str) -> torch.Generator:
-    """A torch generator on the CPU for the stream named by `words`."""
+    """Return a torch generator on the CPU for the stream named by `words`."""
     import torch  # here, because rendering workers need `rng` but not a second of torch's import
 
-    made = torch.Generator(device="cpu")
-    made.manual_seed(derive(seed, *words))
-    return made
+    stream = torch.Generator(device="cpu")
+    stream.manual_seed(derive(seed, *words))
+    return stream
 
 
 def set_deterministic(on: bool) -> None:
-    """Ask torch for kernels that give the same bits each time; where there is none, it warns and goes on."""
+    """Ask torch for deterministic kernels; where none exists, torch warns and continues."""
     import torch
 
     if on:
