@@ -32,8 +32,8 @@ from pipeline.config import RunConfig, load_config
 from pipeline.runtime.device import device_label, resolve_device
 from pipeline.runtime.files import atomic_write, read_json, write_json
 from pipeline.runtime.progress import SILENT, Task
-from pipeline.stages.execute import execute
-from pipeline.stages.plan import plan
+from pipeline.stages.plan import make_plan
+from pipeline.stages.run import run_stages
 
 RESULTS = Path(__file__).parent / "results" / "ablation"
 GROUPS = ("presets", "attention", "matching", "dynamic", "balance")
@@ -119,7 +119,7 @@ def run_cell(config: RunConfig) -> dict[str, Any]:
         Metrics in [0, 1], processor and wall seconds of this session, and what the training said of itself.
     """
     begun, processor = time.monotonic(), time.process_time()
-    report = execute(config, progress=Printed())
+    report = run_stages(config, progress=Printed())
     assert report.results is not None
     (result,) = report.results["tests"].values()
     trained = next(outcome for outcome in report.stages if outcome.stage == "train")
@@ -143,7 +143,7 @@ def run_cell(config: RunConfig) -> dict[str, Any]:
 
 def is_trained(config: RunConfig) -> bool:
     """Whether the cell needs no training any more."""
-    return all(entry.fresh for entry in plan(config) if entry.stage.name in ("synth", "masks", "train"))
+    return all(entry.state == "up to date" for entry in make_plan(config, until="train").selected)
 
 
 def key_of(cell: Cell, seed: int) -> str:

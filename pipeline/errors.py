@@ -108,6 +108,7 @@ class RejectedInputs(SgsfaError):
     """The work is finished and published, but some inputs were skipped; ends with exit code 3."""
 
     exit_code = 3
+    hint: str | None = None
 
     def __init__(self, stage: str, rejected: Sequence[Rejected], *, total: int) -> None:
         self.stage = stage

@@ -1,8 +1,9 @@
-"""The app: a table of commands, each loaded when it is asked for, so that help comes at once."""
+"""The app: a table of commands, each imported when it is used, so that help is fast."""
 
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 import traceback
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sgsfa_cli import console, torchrun
+from sgsfa_cli import console, errors, torchrun
 from sgsfa_cli.options import examples
 
 
@@ -39,17 +40,17 @@ class Entry:
 
 ENTRIES = (
     Entry("init", "Whole runs", "Write a commented sgsfa.toml."),
-    Entry("run", "Whole runs", "Run all stages, from images to metrics; does only what is missing."),
-    Entry("status", "Whole runs", "Show each stage: fresh, stale (and why), partial or missing."),
-    Entry("artifacts", "Whole runs", "List, verify and prune what runs have left.", group=True),
+    Entry("run", "Whole runs", "Run all stages, from images to metrics; only those that are missing or stale run."),
+    Entry("status", "Whole runs", "Show the state of each stage, and why a stage is stale."),
+    Entry("artifacts", "Whole runs", "List, verify and prune cached artifacts.", group=True),
     Entry("data", "Images and masks", "Check, list, preview and render data sets.", group=True),
-    Entry("masks", "Images and masks", "Build part masks and look at them.", group=True),
+    Entry("masks", "Images and masks", "Build, inspect and export part masks.", group=True),
     Entry("train", "Single stages", "Train a network."),
     Entry("extract", "Single stages", "Compute the features of a data set."),
     Entry("export", "Single stages", "Write a checkpoint as an ONNX model."),
     Entry("eval", "Single stages", "Compute CMC, mAP and mINP from features."),
-    Entry("search", "Looking at people", "Find the gallery images that show the person of an image."),
-    Entry("compare", "Looking at people", "Compare two images, part by part."),
+    Entry("search", "Retrieval", "Find the gallery images of the same identity as an image."),
+    Entry("compare", "Retrieval", "Compare two images, part by part."),
 )
 
 
@@ -65,15 +66,27 @@ class Commands(TyperGroup):
         """Find the command named first in `args`, a misspelt one with a suggestion, and load it."""
         name, _, rest = super().resolve_command(ctx, args)
         entry = next((entry for entry in ENTRIES if entry.name == name), None)
-        return name, None if entry is None else load_command(entry), rest
+        if entry is None:
+            return name, None, rest
+        command = load_command(entry)
+        leaf = command.commands.get(rest[0] if rest else "", command) if entry.group else command
+        ctx.meta["options"] = [option for parameter in leaf.params for option in parameter.opts]
+        return name, command, rest
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The group's own options."""
         return _without_values(super().get_params(ctx))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the group's own options; errors are JSON from here on, if the command's options ask for it."""
+        ctx.meta["json"] = "--json" in args
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; errors become a panel and an exit code."""
-        with console.guard():
+        """Run the command; errors become a message and an exit code."""
+        console.show_logs()
+        with errors.guard(ctx):
             return super().invoke(ctx)
 
 
@@ -125,13 +138,16 @@ def main(
 ) -> None:
     """Occluded person re-identification: part masks, training, features and evaluation.
 
-    Exit codes: 0 done, 1 a defect of the program, 2 something you can put right, 3 done but some inputs were
-    rejected, 130 stopped by Ctrl-C.
+    Exit codes: 0 success, 1 internal error, 2 invalid input or configuration, 3 finished with some inputs skipped,
+    130 interrupted.
     """
 
 
 def run() -> None:
     """Entry point of the `sgsfa` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A code page that lacks a character of a name must not end a finished run with an error.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="sgsfa")
     except SystemExit as stop:
@@ -139,11 +155,14 @@ def run() -> None:
             torchrun.leave(stop.code or 0)
         raise
     except KeyboardInterrupt:
-        torchrun.leave(console.EXIT_INTERRUPTED)
+        torchrun.leave(errors.EXIT_INTERRUPTED)
         raise
     except Exception as error:
         torchrun.record_error(error)
         traceback.print_exc()
-        sys.stderr.write("\nThis is a defect of sgsfa. Please report it with the lines above.\n")
-        torchrun.leave(1)
-        sys.exit(1)
+        message = f"internal error: {type(error).__name__}: {error}"
+        sys.stderr.write(f"\n{message}\nPlease report it with the lines above.\n")
+        if "--json" in sys.argv:
+            console.print_json(errors.as_json(message, [], errors.EXIT_INTERNAL))
+        torchrun.leave(errors.EXIT_INTERNAL)
+        sys.exit(errors.EXIT_INTERNAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +13,8 @@ import typer
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.runtime.progress import Progress
+
+log = logging.getLogger("sgsfa.cli")
 
 DEFAULT_FILE = Path("sgsfa.toml")
 
@@ -106,10 +108,9 @@ def load(config: Path | None, preset: str | None, overrides: Sequence[str] | Non
     return load_config(config, preset=preset, overrides=overrides or ())
 
 
-def warn_of_defaults(settings: RunConfig, config: Path | None, preset: str | None, progress: Progress) -> None:
-    """Say that nothing was configured before a long run begins, on rendered people: most likely the folder is wrong."""
+def warn_of_defaults(settings: RunConfig, config: Path | None, preset: str | None) -> None:
+    """Warn before a long run on rendered images that nothing was configured: most likely the folder is wrong."""
     if config is None and preset is None and not DEFAULT_FILE.is_file() and settings.data.source == "rendered":
-        progress.warn(
-            f"there is no {DEFAULT_FILE} here, and neither -c nor --preset was given: the defaults apply, and the "
-            "people are rendered (data.source)"
+        log.warning(
+            "no %s here and neither -c nor --preset given: using the defaults, with rendered images", DEFAULT_FILE
         )

@@ -1,1 +1,1 @@
-"""The graph of stages: what each needs, reads and makes; what is to be done; doing it; what lies where."""
+"""Stages of a run: what each needs and builds, the plan of a run, and its execution."""

@@ -1,60 +1,244 @@
-"""What a configuration would make, and what of it is there already."""
+"""The plan of a run: the stages it needs, the state of each and why, and which of them would run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
 
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, suggestion
+from pipeline.errors import ArtifactError, ConfigError, UserError
+from pipeline.formats.provenance import Provenance
 from pipeline.runtime.progress import SILENT, Progress
-from pipeline.stages.graph import STAGES, needed
+from pipeline.stages.checks import check_disk
+from pipeline.stages.evaluate import Evaluate
+from pipeline.stages.extract import Extract
+from pipeline.stages.masks import Masks
 from pipeline.stages.sources import Sources
-from pipeline.stages.stage import PlannedStage, Stage, stage_provenance
+from pipeline.stages.stage import Check, CheckResult, Stage
+from pipeline.stages.synth import Synth
+from pipeline.stages.train import Train
 from pipeline.store.artifact import Artifact
+from pipeline.store.manifest import Manifest
 from pipeline.store.store import ArtifactStore
 
+STAGES: tuple[type[Stage], ...] = (Synth, Masks, Train, Extract, Evaluate)
+"""All stages, in order."""
 
-def plan(config: RunConfig, *, progress: Progress = SILENT, stages: Sequence[Stage] = STAGES) -> list[PlannedStage]:
-    """The stages that a configuration needs, in order, each with its fingerprint and its artifact.
+STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
-    Images are read for their content the first time, and by a stat cache after that. Nothing is built.
+StageState = Literal["up to date", "stale", "incomplete", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """A stage of a run and the state of its artifact.
+
+    Attributes:
+        stage: The stage.
+        provenance: Everything that decides its output.
+        upstream: Names of the stages whose artifacts it reads.
+        artifact: Its artifact, whether finished or not.
+        state: `up to date`: finished, as the configuration wants it; `stale`: finished, but from other settings or
+            inputs; `incomplete`: interrupted or being built; `missing`.
+        reasons: Why it is not up to date, one phrase each.
+        previous: The latest artifact of other settings or inputs, from which `reasons` of a stale stage are found.
+        will_run: Whether the run executes it.
+    """
+
+    stage: Stage
+    provenance: Provenance
+    upstream: tuple[str, ...]
+    artifact: Artifact
+    state: StageState
+    reasons: tuple[str, ...]
+    will_run: bool
+    previous: Artifact | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the stage."""
+        return self.stage.name
+
+    @property
+    def path(self) -> Path:
+        """Folder of the artifact; of the previous one, if there is only that."""
+        return (self.previous or self.artifact).folder
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """Manifest of the artifact in `path`."""
+        return (self.previous or self.artifact).manifest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a run, in order.
+
+    Attributes:
+        config: The configuration.
+        sources: The inputs of its stages.
+        stages: All stages that the configuration needs.
+        last: Name of the last stage of the run, after which it stops.
+    """
+
+    config: RunConfig
+    sources: Sources
+    stages: tuple[PlannedStage, ...]
+    last: str
+
+    @cached_property
+    def selected(self) -> tuple[PlannedStage, ...]:
+        """The stages up to the last one of the run."""
+        return self.stages[: [entry.name for entry in self.stages].index(self.last) + 1]
+
+    @property
+    def pending(self) -> tuple[PlannedStage, ...]:
+        """The stages that the run executes."""
+        return tuple(entry for entry in self.stages if entry.will_run)
+
+    def check(self) -> list[CheckResult]:
+        """Verify what can be verified before the first stage runs, for all stages that the run executes."""
+        results = [_verify(entry.name, check) for entry in self.pending for check in entry.stage.checks()]
+        if self.pending and not any(result.error for result in results):
+            size = sum(entry.stage.disk_bytes() for entry in self.pending)
+            results.append(_verify("all", Check("disk space", lambda: check_disk(self.config.artifacts, size))))
+        return results
+
+
+def make_plan(
+    config: RunConfig,
+    *,
+    from_stage: str | None = None,
+    until: str | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
+    stages: Sequence[type[Stage]] = STAGES,
+) -> Plan:
+    """Plan a run; nothing is built.
+
+    The contents of images are hashed the first time, and looked up in a cache of file times after that.
+
+    Args:
+        config: The configuration.
+        from_stage: First stage that may run; those before it must be up to date.
+        until: Last stage of the run.
+        force: Run all stages of that range, even those that are up to date.
+        progress: Shows the hashing of many images.
+        stages: All stages in order, of which the last one decides what is needed.
 
     Raises:
+        ConfigError: `from_stage` or `until` is not a stage of this run, or they are in the wrong order.
+        ArtifactError: A stage before `from_stage` is not up to date.
         UserError: An input is missing or cannot be read.
     """
-    return plan_sources(config, Sources(config, progress), stages)
-
-
-def plan_sources(config: RunConfig, sources: Sources, stages: Sequence[Stage]) -> list[PlannedStage]:
-    """As `plan`, leaving the artifacts in `sources` for the stages' bodies."""
-    store = ArtifactStore(config.artifacts)
-    wanted = needed(config)
+    sources = Sources(config, progress)
+    wanted = required_stages([kind(config, sources) for kind in stages])
+    start, stop = _range([stage.name for stage in wanted], from_stage, until)
     planned: list[PlannedStage] = []
-    for stage in stages:
-        if stage.name not in wanted:
-            continue
-        decisive = dict(stage.decisive(config))
-        inputs = dict(stage.inputs(config, sources))
-        identity = stage_provenance(stage, decisive, inputs).fingerprint()
-        artifact = store.open(stage.name, config.name, identity)
-        read = [earlier for earlier in planned if earlier.fingerprint in inputs.values()]
-        upstream = tuple(earlier.stage.name for earlier in read)
-        planned.append(PlannedStage(stage, identity, decisive, inputs, artifact, upstream, _outdated(artifact, read)))
-        sources.artifacts[stage.name] = (identity, artifact)
-    return planned
+    store = ArtifactStore(config.artifacts)
+    for number, stage in enumerate(wanted):
+        entry = _planned(stage, store, planned, selected=start <= number < stop, force=force)
+        if number < start and entry.state != "up to date":
+            raise _too_early(entry, str(from_stage))
+        planned.append(entry)
+    return Plan(config, sources, tuple(planned), wanted[stop - 1].name)
 
 
-def _outdated(artifact: Artifact, read: Sequence[PlannedStage]) -> tuple[str, ...]:
-    """Which of the artifacts that a whole one was made from are others today, though their fingerprints are equal."""
-    if artifact.manifest is None:
-        return ()
-    found = []
-    for earlier in read:
-        name, manifest = earlier.stage.name, earlier.artifact.manifest
-        stamp = artifact.manifest.built_from.get(name)
-        if stamp is None:
-            continue
-        if not earlier.fresh or manifest is None:
-            found.append(f"{name} is to be built anew")
-        elif manifest.content != stamp:
-            found.append(f"{name} was built anew")
-    return tuple(found)
+def required_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Return those of all stages that the last one needs, directly or through others, in order."""
+    names = {stages[-1].name}
+    for stage in reversed(stages):
+        if stage.name in names:
+            names.update(stage.requires())
+    return tuple(stage for stage in stages if stage.name in names)
+
+
+def failures(results: Sequence[CheckResult]) -> UserError | None:
+    """Return one error for all failed checks, or None: a single one as it is, several as a list."""
+    errors = list({str(result.error): result.error for result in results if result.error is not None}.values())
+    if len(errors) < 2:
+        return errors[0] if errors else None
+    lines = [f"{error.message}" + (f" ({error.where})" if error.where else "") for error in errors]
+    hints = list(dict.fromkeys(error.hint for error in errors if error.hint))
+    return UserError(f"{len(errors)} checks failed\n" + "\n".join(lines), hint="; ".join(hints) or None)
+
+
+def _planned(
+    stage: Stage, store: ArtifactStore, earlier: Sequence[PlannedStage], *, selected: bool, force: bool
+) -> PlannedStage:
+    provenance = stage.provenance()
+    artifact = store.open(stage.name, stage.config.name, provenance.fingerprint())
+    upstream = [entry for entry in earlier if entry.name in stage.requires()]
+    state, reasons = _state(artifact, upstream)
+    previous = _previous(artifact, store) if state == "missing" else None
+    if previous is not None and previous.manifest is not None:
+        state, reasons = "stale", tuple(map(str, previous.manifest.provenance.diff(provenance)))
+    stage.sources.fingerprints[stage.name] = provenance.fingerprint()
+    if state == "up to date":
+        stage.sources.folders[stage.name] = artifact.path
+    will_run = selected and (force or state != "up to date")
+    names = tuple(entry.name for entry in upstream)
+    return PlannedStage(stage, provenance, names, artifact, state, reasons, will_run, previous)
+
+
+def _state(artifact: Artifact, upstream: Sequence[PlannedStage]) -> tuple[StageState, tuple[str, ...]]:
+    if artifact.manifest is not None:
+        rebuilt = tuple(_changed(artifact.manifest, upstream))
+        return ("stale" if rebuilt else "up to date"), rebuilt
+    if artifact.state == "incomplete":
+        owner = f"being built by {artifact.owner}" if artifact.owner else "interrupted; the next run resumes it"
+        return "incomplete", (owner,)
+    if artifact.fault is not None:
+        return "stale", (artifact.fault.message,)
+    return "missing", ()
+
+
+def _previous(artifact: Artifact, store: ArtifactStore) -> Artifact | None:
+    """Return the latest finished artifact of the same stage and run."""
+    found = [other for other in store.list() if (other.stage, other.name) == (artifact.stage, artifact.name)]
+    finished = [other for other in found if other.manifest is not None]
+    return finished[-1] if finished else None
+
+
+def _changed(manifest: Manifest, upstream: Sequence[PlannedStage]) -> Iterator[str]:
+    """Yield which upstream artifacts are not those that an artifact was built from, although their record is equal."""
+    for entry in upstream:
+        current = entry.artifact.manifest
+        if entry.state != "up to date" or current is None:
+            yield f"{entry.name} is {entry.state}"
+        elif current.content != manifest.built_from.get(entry.name):
+            yield f"{entry.name} was rebuilt with another result"
+
+
+def _verify(stage: str, check: Check) -> CheckResult:
+    try:
+        return CheckResult(stage, check.what, check.run())
+    except UserError as error:
+        return CheckResult(stage, check.what, error=error)
+
+
+def _range(names: Sequence[str], from_stage: str | None, until: str | None) -> tuple[int, int]:
+    first = 0 if from_stage is None else _position(names, from_stage)
+    last = len(names) - 1 if until is None else _position(names, until)
+    if last < first:
+        raise ConfigError(f"stage {until} comes before {from_stage}", expected=" -> ".join(names))
+    return first, last + 1
+
+
+def _position(names: Sequence[str], name: str) -> int:
+    if name not in names:
+        message = f"stage {name!r} is not part of this run" if name in STAGE_NAMES else f"unknown stage {name!r}"
+        raise ConfigError(message, expected=" | ".join(names), hint=suggestion(name, names))
+    return names.index(name)
+
+
+def _too_early(entry: PlannedStage, from_stage: str) -> ArtifactError:
+    reasons = f" ({'; '.join(entry.reasons)})" if entry.reasons else ""
+    return ArtifactError(
+        f"cannot start at {from_stage}: {entry.name} is {entry.state}{reasons}",
+        where=entry.path,
+        hint="run from the first stage; only what is needed runs",
+    )

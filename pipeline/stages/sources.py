@@ -1,7 +1,8 @@
-"""Where the stages' inputs come from: data sets, files of the user, and the artifacts of earlier stages."""
+"""Inputs of the stages: data sets, files of the user, and the artifacts of earlier stages."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,23 +13,27 @@ from pipeline.datasets.records import Dataset, Record, Split, lonely_queries, sh
 from pipeline.errors import ArtifactError, DataError, UserError
 from pipeline.formats.provenance import fingerprint
 from pipeline.runtime.files import at_home, sha256_file
-from pipeline.runtime.progress import Progress
-from pipeline.store.artifact import Artifact
+from pipeline.runtime.progress import SILENT, Progress
+
+log = logging.getLogger("sgsfa.data")
 
 RENDERED = "rendered"
-"""The data source that names the people rendered by the `synth` stage."""
+"""The data source that names the images rendered by the stage `synth`."""
 
 SYNTH_FOLDER = "dataset"
 """Folder of the rendered data set inside its artifact."""
+
+PACKAGE = Path(__file__).resolve().parents[1]
+"""Folder of this package, which brings some weights."""
 
 _CACHE = Path(".cache") / "images.json"
 
 
 @dataclass(frozen=True, slots=True)
 class TestSet:
-    """A data set to test on: a name that is safe for folders, and what it was named by."""
+    """A data set to test on: a name that is safe for folders, and its specification KIND:PATH."""
 
-    __test__ = False  # not a test case, whatever pytest makes of the name
+    __test__ = False  # not a test case for pytest
 
     name: str
     spec: str
@@ -36,39 +41,52 @@ class TestSet:
 
 @dataclass
 class Sources:
-    """Opens data sets once, and knows the fingerprint of everything that a stage reads.
+    """Opens each data set once, and fingerprints everything that a stage reads.
 
     Attributes:
         config: The configuration of the run.
-        progress: Told what is read.
-        artifacts: Earlier stages of the run, by name, with their fingerprints; filled by the plan.
+        progress: Shows the hashing of many images.
+        fingerprints: Of the artifacts of earlier stages, finished or not; filled by the plan.
+        folders: Of the artifacts of earlier stages that are finished.
     """
 
     config: RunConfig
-    progress: Progress
-    artifacts: dict[str, tuple[str, Artifact]] = field(default_factory=dict)
+    progress: Progress = SILENT
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    folders: dict[str, Path] = field(default_factory=dict)
     _opened: dict[str, Dataset] = field(default_factory=dict)
-    _prints: dict[tuple[str, str, tuple[str, ...]], str] = field(default_factory=dict)
+    _hashed: dict[tuple[str, str, tuple[str, ...]], str] = field(default_factory=dict)
+
+    # Earlier stages
+
+    def fingerprint(self, stage: str) -> str:
+        """Return the fingerprint of an earlier stage's artifact."""
+        return self.fingerprints[stage]
 
     def folder(self, stage: str) -> Path:
-        """Folder of an earlier stage's artifact.
+        """Return the folder of an earlier stage's artifact.
 
         Raises:
-            ArtifactError: It is not there.
+            ArtifactError: It is not finished.
         """
-        _, artifact = self.artifacts[stage]
-        if artifact.state != "complete":
-            raise ArtifactError(f"the stage {stage} is not finished", where=artifact.path, hint="`sgsfa run` makes it")
-        return artifact.path
+        if stage not in self.folders:
+            raise ArtifactError(f"stage {stage} is not finished", hint="run it first")
+        return self.folders[stage]
+
+    def reopened(self) -> Sources:
+        """Return the same sources with nothing remembered, to find what changed since."""
+        return Sources(self.config, SILENT, self.fingerprints, self.folders)
+
+    # Data sets
 
     def open(self, spec: str) -> Dataset:
-        """The data set that `spec` names; `rendered` is the one that the `synth` stage made.
+        """Return the data set of a specification; `rendered` is the one of the stage `synth`.
 
         Raises:
             DataError: It cannot be read.
         """
         if spec not in self._opened:
-            # Reading names needs no more than that; whole plans of rendered people never come here.
+            # Only names are read; plans of rendered images never come here.
             from pipeline.datasets.registry import open_dataset
 
             if spec == RENDERED:
@@ -77,12 +95,12 @@ class Sources:
             else:
                 dataset = open_dataset(spec, expect_counts=self.config.data.expect_counts)
                 for note in dataset.notes:
-                    self.progress.note(f"{spec}: {note}")
+                    log.info("%s: %s", spec, note)
             self._opened[spec] = dataset
         return self._opened[spec]
 
     def training(self) -> Dataset:
-        """The data set to train on.
+        """Return the data set to train on.
 
         Raises:
             DataError: It cannot be read, or has no training images.
@@ -90,21 +108,15 @@ class Sources:
         spec = self.config.data.source
         dataset = self.open(spec)
         if not dataset.split("train"):
-            raise DataError(
-                "the data set has no images to train on",
-                where=spec,
-                expected="images in a `train` split",
-                hint="for masks or features alone, use `sgsfa masks build` or `sgsfa extract`",
-            )
+            raise DataError("data set has no training images", where=spec, expected="images in the split `train`")
         return dataset
 
     def tests(self) -> tuple[TestSet, ...]:
-        """The data sets to test on, with distinct names."""
+        """Return the data sets to test on, with distinct names."""
         found: list[TestSet] = []
         taken: set[str] = set()
         for spec in self.config.data.tests or (self.config.data.source,):
-            label = RENDERED if spec == RENDERED else self.open(spec).name
-            base = short_name(label)
+            base = short_name(RENDERED if spec == RENDERED else self.open(spec).name)
             name, number = base, 2
             while name in taken:
                 name, number = f"{base}-{number}", number + 1
@@ -113,7 +125,7 @@ class Sources:
         return tuple(found)
 
     def test_records(self, spec: str) -> tuple[Record, ...]:
-        """Query and gallery of a data set.
+        """Return query and gallery of a data set.
 
         Raises:
             DataError: One of them is empty.
@@ -121,68 +133,99 @@ class Sources:
         dataset = self.open(spec)
         for split in ("query", "gallery"):
             if not dataset.split(split):
-                raise DataError(
-                    f"the data set has no {split} images", where=spec, expected="a query and a gallery to test on"
-                )
+                raise DataError(f"data set has no {split} images", where=spec, expected="a query and a gallery")
         return dataset.split("query", "gallery")
 
-    def require_matches(self, spec: str) -> None:
-        """See that something can be found at all.
+    # Checks
+
+    def describe_training(self) -> str:
+        """Return the numbers of training images and identities; see `training` for errors."""
+        if self.config.data.source == RENDERED:
+            return "to be rendered"
+        records = self.training().split("train")
+        return f"{len(records):,} of {len({record.pid for record in records}):,} identities"
+
+    def describe_test(self, test: TestSet, *, matches: bool = False) -> str:
+        """Return the numbers of queries and gallery images of a test set.
+
+        Args:
+            test: The test set.
+            matches: Also require that some query has a match.
 
         Raises:
-            DataError: No query's identity was seen by another camera of the gallery.
+            DataError: A split is empty, or no query has a match in another camera.
         """
-        dataset = self.open(spec)
-        queries = dataset.split("query")
-        if queries and len(lonely_queries(queries, dataset.split("gallery"))) == len(queries):
+        if test.spec == RENDERED:
+            return "to be rendered"
+        self.test_records(test.spec)
+        dataset = self.open(test.spec)
+        queries, gallery = dataset.split("query"), dataset.split("gallery")
+        text = f"{len(queries):,} queries, {len(gallery):,} gallery images"
+        if not matches:
+            return text
+        without = len(lonely_queries(queries, gallery))
+        if without == len(queries):
             raise DataError(
                 "no query has a gallery image of the same identity in another camera",
-                where=spec,
-                expected="another camera than the query's: images of its own camera are not counted as found",
+                where=test.spec,
+                expected="images of another camera than the query's; those of its own are ignored",
                 hint=NO_CAMERAS,
             )
+        return f"{text}, {len(queries) - without:,} queries with a match"
+
+    def count_images(self, spec: str, *splits: Split) -> int:
+        """Return the number of images of a data set in some splits."""
+        if spec == RENDERED:
+            synth = self.config.synth
+            return synth.ids * synth.cameras * synth.shots
+        return len(self.open(spec).split(*splits))
+
+    # Fingerprints
 
     def images(self, spec: str, *splits: Split) -> str:
-        """Fingerprint of the images of a data set in some splits: names, identities, cameras and contents.
+        """Return the fingerprint of the images in some splits: names, identities, cameras and contents.
 
         Raises:
-            DataError: The data set cannot be read, or some images are not there.
+            DataError: The data set or some of its images cannot be read.
         """
         if spec == RENDERED:
-            return self.artifacts["synth"][0]
+            return self.fingerprint("synth")
         key = ("images", spec, splits)
-        if key not in self._prints:
+        if key not in self._hashed:
             dataset = self.open(spec)
-            cache = self.config.artifacts / _CACHE
-            self._prints[key] = dataset_fingerprint(dataset, dataset.split(*splits), cache, self.progress)
-        return self._prints[key]
+            self._hashed[key] = dataset_fingerprint(dataset, dataset.split(*splits), self._cache, self.progress)
+        return self._hashed[key]
+
+    def test_images(self) -> dict[str, str]:
+        """Return the fingerprints of the images of all test sets."""
+        return {f"test images {test.name}": self.images(test.spec, "query", "gallery") for test in self.tests()}
 
     def contents(self, spec: str, *splits: Split) -> str:
-        """Fingerprint of the images of a data set in some splits, whoever they show: names and contents.
+        """Return the fingerprint of the images in some splits, regardless of identities: names and contents.
 
         Raises:
-            DataError: The data set cannot be read, or some images are not there.
+            DataError: The data set or some of its images cannot be read.
         """
         if spec == RENDERED:
-            return self.artifacts["synth"][0]
+            return self.fingerprint("synth")
         key = ("contents", spec, splits)
-        if key not in self._prints:
+        if key not in self._hashed:
             dataset = self.open(spec)
-            names = sorted(unique_names(dataset.split(*splits)))
-            self._prints[key] = fingerprint(
-                image_hashes(dataset.root, names, cache=self.config.artifacts / _CACHE, progress=self.progress)
+            names = unique_names(dataset.split(*splits))
+            self._hashed[key] = fingerprint(
+                image_hashes(dataset.root, names, cache=self._cache, progress=self.progress)
             )
-        return self._prints[key]
+        return self._hashed[key]
 
     def attributes(self, spec: str) -> str | None:
-        """Fingerprint of a data set's further columns, which results are broken down by; None: it has none."""
+        """Return the fingerprint of the further columns of a data set, or None if it has none of its own."""
         if spec == RENDERED:
-            return None  # part of the rendered images' own
+            return None  # part of the fingerprint of the rendered images
         extra = self.open(spec).extra
         return fingerprint({name: dict(columns) for name, columns in extra.items()}) if extra else None
 
     def tree(self, folder: Path, *suffixes: str) -> str:
-        """Fingerprint of the files under a folder: relative names and contents.
+        """Return the fingerprint of the files under a folder: relative names and contents.
 
         Args:
             folder: The folder.
@@ -192,22 +235,22 @@ class Sources:
             DataError: The folder is missing or some files cannot be read.
         """
         if not folder.is_dir():
-            raise DataError("the folder does not exist", where=folder)
+            raise DataError("folder not found", where=folder)
         names = sorted(
             path.relative_to(folder).as_posix()
             for path in folder.rglob("*")
             if path.is_file() and (not suffixes or path.suffix.lower() in suffixes)
         )
-        return fingerprint(image_hashes(folder, names, cache=self.config.artifacts / _CACHE, progress=self.progress))
+        return fingerprint(image_hashes(folder, names, cache=self._cache, progress=self.progress))
 
     @staticmethod
     def file(path: Path, what: str, error: type[UserError]) -> str:
-        """SHA-256 of a file that the user named.
+        """Return the SHA-256 of a file of the user.
 
         Args:
             path: The file.
-            what: What it is, for the message.
-            error: The error to raise.
+            what: Its description for messages, as in `mask file`.
+            error: Class of the error to raise.
 
         Raises:
             UserError: It cannot be read; of the class `error`.
@@ -215,6 +258,10 @@ class Sources:
         try:
             return sha256_file(at_home(path))
         except FileNotFoundError:
-            raise error(f"{what} does not exist", where=path) from None
-        except OSError as trouble:
-            raise error(f"{what} cannot be read: {trouble.strerror or trouble}", where=path) from trouble
+            raise error(f"{what} not found", where=path) from None
+        except OSError as cause:
+            raise error(f"{what} cannot be read: {cause.strerror or cause}", where=path) from cause
+
+    @property
+    def _cache(self) -> Path:
+        return self.config.artifacts / _CACHE

@@ -1,4 +1,4 @@
-"""`sgsfa artifacts`: list, verify and prune what runs have left."""
+"""`sgsfa artifacts`: list, verify and prune cached artifacts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.store.artifact import Artifact
     from pipeline.store.prune import Removal
 
-app = command_app("List, verify and prune what runs have left.", "sgsfa artifacts list", "sgsfa artifacts verify")
+app = command_app("List, verify and prune cached artifacts.", "sgsfa artifacts list", "sgsfa artifacts verify")
 
 RootOption = Annotated[Path, typer.Option("--root", metavar="FOLDER", help="The artifacts folder.", show_default=True)]
 _ROOT = Path("artifacts")
@@ -27,20 +27,12 @@ _ROOT = Path("artifacts")
 
 @app.command("list", epilog=examples("sgsfa artifacts list", "sgsfa artifacts list --root /data/artifacts --json"))
 def list_artifacts(root: RootOption = _ROOT, json: JsonOption = False) -> None:
-    """List all artifacts: whole, begun and broken."""
+    """List all artifacts: complete, incomplete and broken ones."""
     from pipeline.store.store import ArtifactStore
 
     found = ArtifactStore(root).list()
     console.emit(
-        {"artifacts": [_as_data(artifact) for artifact in found]},
-        json=json,
-        draw=lambda: (
-            console.table(
-                "Stage", "Run", "State", "Size>", "When", "Where", rows=[_row(artifact) for artifact in found]
-            )
-            if found
-            else f"There is nothing in {root}."
-        ),
+        {"artifacts": [_as_data(artifact) for artifact in found]}, json=json, draw=lambda: _draw_list(found, root)
     )
 
 
@@ -54,7 +46,7 @@ def verify(
 ) -> None:
     """Compare the size and SHA-256 of every file with the manifests.
 
-    Ends with 0 if all is as it was published, else with 3 and a list of what is not.
+    Exits with 0 if all files are as published, otherwise with 3 and a list of what is not.
     """
     from pipeline.errors import ArtifactError, Rejected, RejectedInputs
     from pipeline.store.store import ArtifactStore
@@ -65,15 +57,13 @@ def verify(
     else:
         chosen = [artifact for artifact in store.list() if artifact.state != "incomplete"]
         if not chosen:
-            raise ArtifactError("there is no artifact to verify", where=root, hint="`sgsfa run` makes some")
+            raise ArtifactError("no artifacts to verify", where=root, hint="`sgsfa run` builds some")
     faults = {artifact.path: store.verify(artifact) for artifact in chosen}
     console.emit(
-        {"artifacts": [{"path": path, "sound": not found, "faults": found} for path, found in faults.items()]},
+        {"artifacts": [{"path": path, "intact": not found, "faults": found} for path, found in faults.items()]},
         json=json,
         draw=lambda: console.table(
-            "Artifact",
-            "Verdict",
-            rows=[(path, "\n".join(found) if found else "as published") for path, found in faults.items()],
+            "Artifact", "State", rows=[(path, "\n".join(found) or "intact") for path, found in faults.items()]
         ),
     )
     broken = [Rejected(str(path), "; ".join(found)) for path, found in faults.items() if found]
@@ -95,47 +85,45 @@ def prune(
     preset: PresetOption = None,
     overrides: SetOption = None,
     everything: Annotated[
-        bool, typer.Option("--all-runs", help="Also artifacts of runs with other names than the configurations'.")
+        bool, typer.Option("--all-runs", help="Also remove artifacts of runs with other names.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed; remove nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Remove old artifacts of a run that its configuration no longer uses, and the litter of dead runs.
+    """Remove artifacts of a run that its configuration no longer uses, and leftovers of crashed runs.
 
     What a configuration uses depends on all its keys: name it by -c or --preset, with the same --set as the run.
-    Other runs' artifacts stay, unless --all-runs is given, and so does whatever a live process is building. It asks
-    before it removes anything.
+    Artifacts of other runs are kept unless --all-runs is given, and so is whatever a live process is building. The
+    command asks before it removes anything.
     """
-    from pipeline.stages.plan import plan
+    from pipeline.stages.plan import make_plan
     from pipeline.store.store import ArtifactStore
 
     settings = _settings(configs, preset, overrides)
-    roots = {config.artifacts.resolve(): config.artifacts for config in settings}
     progress = console.progress(quiet=quiet)
-    keep = [entry.artifact.path for config in settings for entry in plan(config, progress=progress)]
-    runs = {f"run {config.name!r}" for config in settings}
+    keep = [entry.artifact.path for config in settings for entry in make_plan(config, progress=progress).stages]
     names = None if everything else sorted({config.name for config in settings})
-    found = [(ArtifactStore(root), ArtifactStore(root).prunable(keep, names=names)) for root in roots.values()]
+    stores = [
+        ArtifactStore(root) for root in {config.artifacts.resolve(): config.artifacts for config in settings}.values()
+    ]
+    found = [(store, store.prunable(keep, names=names)) for store in stores]
     removals = [removal for _, some in found for removal in some]
-    total = sum(removal.size for removal in removals)
     removed = False
     busy: tuple[Removal, ...] = ()
     if removals and not dry_run:
         if not json:
-            console.out().print(f"Kept: what {_origin(configs, preset, overrides)} uses ({', '.join(sorted(runs))}).")
-            console.out().print(console.table("Path", "Why", "Size>", rows=_removal_rows(removals)))
-        if yes or _confirmed(total):
+            console.out().print(f"Kept: artifacts of {_origin(configs, preset, overrides)}", markup=False)
+            console.out().print(_removal_table(removals))
+        if yes or _confirmed(sum(removal.size for removal in removals)):
             busy = tuple(left for store, some in found for left in store.remove(some))
             removed = True
-    for left in busy:
-        progress.warn(f"{left.path} was left: another run builds it now")
-    total -= sum(left.size for left in busy)
+    total = sum(removal.size for removal in removals) - sum(left.size for left in busy)
     console.emit(
         {"removed": removed, "bytes": total, "removals": removals, "left": busy},
         json=json,
-        draw=lambda: _verdict(removals, total, removed, dry_run),
+        draw=lambda: _draw_prune(removals, busy, total, removed=removed, dry_run=dry_run),
     )
 
 
@@ -148,7 +136,7 @@ def _confirmed(total: int) -> bool:
         if sys.stdin.isatty():
             raise  # Ctrl-C
         raise ConfigError(
-            "nobody answers whether to remove them", hint="--yes removes them, --dry-run only lists them"
+            "cannot ask for confirmation without a terminal", hint="--yes removes them, --dry-run only lists them"
         ) from None
 
 
@@ -158,11 +146,11 @@ def _settings(configs: list[Path] | None, preset: str | None, overrides: list[st
 
     files: list[Path | None] = list(configs or [])
     if not files and preset is None and not DEFAULT_FILE.is_file():
-        # The defaults would pass for a configuration named `run`, and all that other ones made would go.
+        # The defaults would be taken for a configuration named `run`, and the artifacts of all others would go.
         raise ConfigError(
-            "nothing says which artifacts to keep",
+            "no configuration says which artifacts to keep",
             expected="-c FILE or --preset NAME, or a sgsfa.toml in this folder",
-            hint="with the same --set options as the runs whose artifacts are to stay",
+            hint="use the same --set options as the runs whose artifacts are to be kept",
         )
     if not files:
         files = [DEFAULT_FILE if preset is None else None]
@@ -170,43 +158,51 @@ def _settings(configs: list[Path] | None, preset: str | None, overrides: list[st
 
 
 def _origin(configs: list[Path] | None, preset: str | None, overrides: list[str] | None) -> str:
-    """The configurations in words."""
+    """Return the options that name the configurations."""
     files = [str(file) for file in configs or ([DEFAULT_FILE] if preset is None else [])]
     named = [*files, *([f"--preset {preset}"] if preset else []), *(f"--set {text}" for text in overrides or [])]
     return ", ".join(named)
 
 
-def _verdict(removals: Sequence[Removal], total: int, removed: bool, dry_run: bool) -> RenderableType:
+def _draw_prune(
+    removals: Sequence[Removal], busy: Sequence[Removal], total: int, *, removed: bool, dry_run: bool
+) -> RenderableType:
     if not removals:
-        return "There is nothing to remove."
+        return "Nothing to remove."
     if dry_run:
-        return console.table("Path", "Why", "Size>", rows=_removal_rows(removals), title="Would be removed")
-    return f"Removed {console.size(total)}." if removed else "Nothing was removed."
+        return _removal_table(removals, title="Would be removed")
+    if not removed:
+        return "Nothing was removed."
+    left = "".join(f"\nKept {each.path}: another run is building it." for each in busy)
+    return f"Removed {console.size(total)}.{left}"
 
 
-def _removal_rows(removals: Sequence[Removal]) -> list[tuple[object, ...]]:
-    return [(removal.path, removal.reason, console.size(removal.size)) for removal in removals]
+def _removal_table(removals: Sequence[Removal], title: str | None = None) -> RenderableType:
+    rows = [(removal.path, removal.reason, console.size(removal.size)) for removal in removals]
+    return console.table("Path", "Why", "Size>", rows=rows, title=title)
 
 
 def _as_data(artifact: Artifact) -> dict[str, object]:
+    manifest = artifact.manifest
     return {
         "stage": artifact.stage,
         "name": artifact.name,
         "state": artifact.state,
         "path": artifact.folder,
-        "fingerprint": artifact.manifest.fingerprint if artifact.manifest else None,
-        "size": artifact.manifest.size if artifact.manifest else None,
-        "finished": artifact.manifest.finished if artifact.manifest else None,
+        "fingerprint": manifest.fingerprint if manifest else None,
+        "size": manifest.size if manifest else None,
+        "finished": manifest.finished if manifest else None,
         "built_by": str(artifact.owner) if artifact.owner else None,
     }
 
 
-def _row(artifact: Artifact) -> tuple[object, ...]:
-    manifest = artifact.manifest
-    if manifest is not None:
-        when = console.moment(manifest.finished)
-        return artifact.stage, artifact.name, "complete", console.size(manifest.size), when, artifact.path
-    if artifact.state == "broken":
-        return artifact.stage, artifact.name, "broken", "-", "-", artifact.path
-    state = f"being built by {artifact.owner}" if artifact.owner else "incomplete"
-    return artifact.stage, artifact.name, state, "-", "-", artifact.partial
+def _draw_list(found: Sequence[Artifact], root: Path) -> RenderableType:
+    if not found:
+        return f"{root} has no artifacts."
+    rows = []
+    for artifact in found:
+        data, manifest = _as_data(artifact), artifact.manifest
+        size, when = (console.size(manifest.size), console.moment(manifest.finished)) if manifest else ("-", "-")
+        state = f"being built by {artifact.owner}" if artifact.owner else data["state"]
+        rows.append((artifact.stage, artifact.name, state, size, when, data["path"]))
+    return console.table("Stage", "Run", "State", "Size>", "Finished", "Path", rows=rows)

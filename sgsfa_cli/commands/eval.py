@@ -128,7 +128,7 @@ def evaluate(
         results, tables = _evaluate_files(settings, features, data or [], out, flip, progress)
     else:
         _refuse_without_features(data, out)
-        warn_of_defaults(settings, config, preset, progress)
+        warn_of_defaults(settings, config, preset)
         results, tables, rejected = _evaluate_run(settings, progress)
     comparisons = _comparisons(tables, before, against)
     found = {"tests": results, "against": comparisons} if against is not None else {"tests": results}
@@ -193,9 +193,9 @@ def _evaluate_run(
     from pipeline.errors import RejectedInputs
     from pipeline.evaluation.compare_runs import find_tables
     from pipeline.runtime.files import read_json
-    from pipeline.stages.execute import execute
+    from pipeline.stages.run import run_stages
 
-    report = execute(settings, until="eval", progress=progress)
+    report = run_stages(settings, until="eval", progress=progress)
     folder = report.stages[-1].path
     results = read_json(folder / "result.json")["tests"]
     rejected = RejectedInputs("eval", report.rejected, total=report.total) if report.rejected else None

@@ -74,7 +74,7 @@ def extract(
                 "--split goes with --data, --checkpoint and --out",
                 hint="the configured run extracts the queries and the gallery of its test sets",
             )
-        warn_of_defaults(settings, config, preset, console.progress(quiet=quiet))
+        warn_of_defaults(settings, config, preset)
         _extract_run(settings, json=json, quiet=quiet)
     else:
         _extract_images(settings, data, checkpoint, out, split, json=json, quiet=quiet)
@@ -83,9 +83,9 @@ def extract(
 def _extract_run(settings: RunConfig, *, json: bool, quiet: bool) -> None:
     from pipeline.errors import RejectedInputs
     from pipeline.formats.features import FeatureFile
-    from pipeline.stages.execute import execute
+    from pipeline.stages.run import run_stages
 
-    report = execute(settings, until="extract", progress=console.progress(quiet=quiet))
+    report = run_stages(settings, until="extract", progress=console.progress(quiet=quiet))
     outcome = report.stages[-1]
     files = {path: FeatureFile.open(path) for path in sorted(outcome.path.glob("*/*.h5"))}
     console.emit(

@@ -1,4 +1,4 @@
-"""`sgsfa init`: a commented configuration file to begin with."""
+"""`sgsfa init`: a commented configuration file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write.", show_default=True)] = DEFAULT_FILE,
     preset: PresetOption = None,
     overrides: SetOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Write a configuration file with every key, its meaning and its value.
@@ -34,7 +34,7 @@ def init(
     from pipeline.runtime.files import atomic_write
 
     if file.exists() and not force:
-        raise ConfigError("the file is there already", where=file, hint="--force overwrites it")
+        raise ConfigError("file exists", where=file, hint="--force overwrites it")
     # Not through `load`, whose default would be the very file that is to be written.
     from pipeline.config import load_config
 

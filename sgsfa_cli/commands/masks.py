@@ -126,17 +126,17 @@ def build(
         from rich.markup import escape
 
         from pipeline.errors import ConfigError
-        from pipeline.stages.bodies import MASKS_FILE
-        from pipeline.stages.execute import StoppedRun, execute
+        from pipeline.stages.masks import MASKS_FILE
+        from pipeline.stages.run import StoppedRun, run_stages
 
         if out is not None or split:
             raise ConfigError(
                 "--out and --split need images to build masks of", expected="sgsfa masks build KIND:PATH --out FILE"
             )
-        warn_of_defaults(run, config, preset, progress)
+        warn_of_defaults(run, config, preset)
         stopped = None
         try:
-            report = execute(run, until="masks", progress=progress)
+            report = run_stages(run, until="masks", progress=progress)
         except StoppedRun as error:
             report, stopped = error.report, error
         file = report.stages[-1].path / MASKS_FILE

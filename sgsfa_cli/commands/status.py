@@ -1,8 +1,8 @@
-"""`sgsfa status`: what is there, and what a run would do."""
+"""`sgsfa status`: the state of each stage."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sgsfa_cli import console
 from sgsfa_cli.options import (
@@ -19,11 +19,11 @@ from sgsfa_cli.options import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipeline.stages.status import StageStatus
+    from pipeline.stages.plan import PlannedStage
 
 app = command_app()
 
-_STYLES = {"fresh": "green", "stale": "yellow", "partial": "cyan", "missing": "dim", "broken": "red"}
+_STYLES = {"up to date": "green", "stale": "yellow", "incomplete": "cyan", "missing": "dim"}
 
 
 @app.command(
@@ -38,32 +38,49 @@ def status(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show the state of each stage, and why a stale one no longer fits.
+    """Show the state of each stage, and why a stage is stale.
 
-    fresh: there, as the configuration wants it. stale: there, but made from another configuration or other inputs;
-    the table names what changed. partial: begun, and the next run goes on. missing: not begun. broken: its manifest
-    cannot be read; `sgsfa artifacts prune` removes it.
+    up to date: finished with the current configuration and inputs. stale: finished with other settings or inputs,
+    which are listed. incomplete: interrupted (the next run resumes it) or being built. missing: not started.
     """
-    from pipeline.stages.status import status as stages_status
+    from pipeline.stages.plan import make_plan
 
-    settings = load(config, preset, overrides)
-    states = stages_status(settings, progress=console.progress(quiet=quiet))
-    console.emit({"stages": states}, json=json, draw=lambda: _draw(states))
+    stages = make_plan(load(config, preset, overrides), progress=console.progress(quiet=quiet)).stages
+    console.emit({"stages": [_as_data(entry) for entry in stages]}, json=json, draw=lambda: _draw(stages))
 
 
-def _draw(states: list[StageStatus]) -> RenderableType:
-    table = console.table("Stage", "State", "Why", "Where", "Size>", "When", "Took>", rows=[])
+def _as_data(entry: PlannedStage) -> dict[str, Any]:
+    manifest = entry.manifest
+    return {
+        "stage": entry.name,
+        "state": entry.state,
+        "reasons": entry.reasons,
+        "path": entry.path,
+        "size": manifest.size if manifest else _size(entry),
+        "finished": manifest.finished if manifest else None,
+        "seconds": manifest.seconds if manifest else None,
+    }
+
+
+def _size(entry: PlannedStage) -> int:
+    """Return the bytes of an unfinished artifact."""
+    return sum(file.stat().st_size for file in entry.path.rglob("*") if file.is_file())
+
+
+def _draw(stages: tuple[PlannedStage, ...]) -> RenderableType:
     from rich.markup import escape
 
-    for state in states:
-        style = _STYLES[state.state]
+    table = console.table("Stage", "State", "Why", "Path", "Size>", "Finished", "Time>", rows=[])
+    for entry in stages:
+        row = _as_data(entry)
+        style = _STYLES[entry.state]
         table.add_row(
-            state.stage,
-            f"[{style}]{state.state}[/{style}]",
-            escape("\n".join(state.reasons)),
-            escape(str(state.path)),
-            console.size(state.size) if state.size else "-",
-            console.moment(state.finished) if state.finished else "-",
-            console.duration(state.seconds) if state.seconds is not None else "-",
+            entry.name,
+            f"[{style}]{entry.state}[/{style}]",
+            escape("\n".join(entry.reasons)),
+            escape(str(entry.path)),
+            console.size(row["size"]) if row["size"] else "-",
+            console.moment(row["finished"]) if row["finished"] else "-",
+            console.duration(row["seconds"]) if row["seconds"] is not None else "-",
         )
     return table

@@ -89,21 +89,20 @@ def train(
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
 
     from pipeline.runtime.files import read_json
-    from pipeline.stages.execute import execute
-    from pipeline.stages.graph import needed
+    from pipeline.stages.plan import make_plan
+    from pipeline.stages.run import run_stages
     from pipeline.training.run import REPORT_FILE
 
     progress = console.progress(quiet=quiet)
-    warn_of_defaults(settings, config, preset, progress)
+    warn_of_defaults(settings, config, preset)
     if force:
         # Only the training is done anew; what it needs is made if it is missing.
-        names = needed(settings)
-        before = names[: names.index("train")] if "train" in names else ()
-        if before:
-            execute(settings, until=before[-1], progress=progress)
-        report = execute(settings, from_stage="train", until="train", force=True, progress=progress)
+        names = [entry.name for entry in make_plan(settings, until="train", progress=progress).selected]
+        if len(names) > 1:
+            run_stages(settings, until=names[-2], progress=progress)
+        report = run_stages(settings, from_stage="train", until="train", force=True, progress=progress)
     else:
-        report = execute(settings, until="train", progress=progress)
+        report = run_stages(settings, until="train", progress=progress)
     outcome = report.stages[-1]
     result: dict[str, Any] = read_json(outcome.path / REPORT_FILE)
     console.emit(

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from pipeline.version import __version__
@@ -145,20 +144,6 @@ def test_help_is_within_its_time():
     assert min(times) < HELP_SECONDS
 
 
-def test_a_defect_keeps_its_traceback_and_ends_with_1():
-    code = (
-        "import sgsfa_cli.main as main\n"
-        "def broken(entry): raise ZeroDivisionError('a defect')\n"
-        "main.load_command = broken\n"
-        "import sys; sys.argv = ['sgsfa', 'run']\n"
-        "main.run()\n"
-    )
-    result = fresh_python("-c", code)
-    assert result.returncode == 1
-    assert "ZeroDivisionError: a defect" in result.stderr
-    assert "Please report it" in result.stderr
-
-
 def test_the_installed_command_is_this_one():
     try:
         points = importlib.metadata.entry_points(group="console_scripts", name="sgsfa")
@@ -180,10 +165,3 @@ def test_import_rules_hold():
         check=False,
     )
     assert result.returncode == 0, result.stdout
-
-
-def test_typer_exceptions_pass_the_guard():
-    from sgsfa_cli import console
-
-    with pytest.raises(typer.Exit), console.guard():
-        raise typer.Exit(5)

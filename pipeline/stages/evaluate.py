@@ -1,0 +1,108 @@
+"""The stage `eval`: rankings and metrics of every test set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError, FormatError
+from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.progress import Progress
+from pipeline.stages.checks import check_device
+from pipeline.stages.extract import FEATURES_FILE
+from pipeline.stages.sources import RENDERED, TestSet
+from pipeline.stages.stage import Check, Stage, StageReport, section_settings
+
+RESULT_FILE = "result.json"
+
+
+class Evaluate(Stage):
+    """Rank and measure: a folder for each test set, and all results in one `result.json`."""
+
+    name = "eval"
+    result_file = RESULT_FILE
+
+    def requires(self) -> tuple[str, ...]:
+        """Return `extract`, unless a features file is given."""
+        return ("extract",) if self.config.matching.features is None else ()
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return the section `matching`."""
+        return section_settings("matching", self.config.matching, "features")
+
+    def inputs(self) -> Mapping[str, str]:
+        """Return the fingerprints of the features, and of images and further columns that results are split by."""
+        sources, features = self.sources, self.config.matching.features
+        if features is None:
+            found = {"features": sources.fingerprint("extract")}
+        else:
+            found = {"features": sources.file(features, "features file", FormatError)}
+            if self._tests():
+                found |= sources.test_images()
+        for test in self._tests():
+            if (attributes := sources.attributes(test.spec)) is not None:
+                found[f"attributes {test.name}"] = attributes
+        return found
+
+    def _tests(self) -> tuple[TestSet, ...]:
+        """Return the test sets; for a given features file the only one named, if exactly one is.
+
+        `rendered` is the default source, so it does not describe where such a file comes from.
+        """
+        if self.config.matching.features is None:
+            return self.sources.tests()
+        specs = self.config.data.tests or (self.config.data.source,)
+        return self.sources.tests() if len(specs) == 1 and specs[0] != RENDERED else ()
+
+    def checks(self) -> Iterator[Check]:
+        """Yield the device, queries that can match, and a features file."""
+        yield Check("device", lambda: check_device(self.config.matching.device))
+        if self.config.matching.features is not None:
+            yield Check("features file", self._check_features)
+            return
+        for test in self._tests():
+            yield Check(f"matches {test.name}", partial(self.sources.describe_test, test, matches=True))
+
+    def _check_features(self) -> str:
+        from pipeline.formats.features import FeatureFile
+
+        assert self.config.matching.features is not None
+        file = FeatureFile.open(self.config.matching.features)
+        splits = file.roles()[2].tolist()
+        for split in ("query", "gallery"):
+            if split not in splits:
+                raise DataError(
+                    f"features file has no {split} images",
+                    where=self.config.matching.features,
+                    expected="features of a query and a gallery",
+                )
+        return f"{splits.count('query'):,} queries, {splits.count('gallery'):,} gallery images"
+
+    def run(self, folder: Path, progress: Progress) -> StageReport:
+        """Evaluate one test set after the other."""
+        from pipeline.evaluation.evaluate import evaluate
+
+        results: dict[str, Any] = {}
+        for name, features, test in self._evaluations():
+            (folder / name).mkdir(exist_ok=True)
+            evaluate(
+                folder / name,
+                features=features,
+                dataset=None if test is None else self.sources.open(test.spec),
+                config=self.config.matching,
+                progress=progress,
+            )
+            results[name] = read_json(folder / name / RESULT_FILE)
+        write_json(folder / RESULT_FILE, {"tests": results})
+        return StageReport()
+
+    def _evaluations(self) -> list[tuple[str, Path, TestSet | None]]:
+        """Return name, features file and test set of each evaluation."""
+        given = self.config.matching.features
+        if given is not None:
+            tests = self._tests()
+            return [(tests[0].name, given, tests[0])] if tests else [(given.stem, given, None)]
+        root = self.sources.folder("extract")
+        return [(test.name, root / test.name / FEATURES_FILE, test) for test in self._tests()]

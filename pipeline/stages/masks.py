@@ -1,0 +1,172 @@
+"""The stage `masks`: part masks of the training images."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pipeline.datasets.records import unique_names
+from pipeline.errors import ConfigError, FormatError, WeightsError
+from pipeline.formats.provenance import fingerprint
+from pipeline.parsing.files import parser_files
+from pipeline.parsing.versions import version_of
+from pipeline.runtime.files import at_home
+from pipeline.runtime.progress import Progress
+from pipeline.stages.sources import PACKAGE, RENDERED
+from pipeline.stages.stage import FILE, Check, RejectedPolicy, Stage, StageReport, section_settings
+
+MASKS_FILE = "masks.h5"
+
+_LABEL_MAP_SUFFIXES = (".png", ".npy")
+_LABEL_SET = "lip-20"
+_SAMPLE = 64
+_ENTRY_POINTS = "sgsfa.parsers"
+_BUILTIN_WEIGHTS = PACKAGE / "parsing" / "weights" / "builtin.safetensors"
+_BYTES_PER_IMAGE = 12_000
+"""Of a row of a mask file, before compression."""
+
+
+class Masks(Stage):
+    """Build the part masks of the training images."""
+
+    name = "masks"
+    allow_key = "masks.allow_failed"
+
+    def requires(self) -> tuple[str, ...]:
+        """Return `synth`, if the training images are rendered."""
+        return ("synth",) if self.config.data.source == RENDERED else ()
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return the section `masks`; whether failed masks stop the run does not change them."""
+        settings = section_settings("masks", self.config.masks, "file", "allow_failed")
+        settings["masks.parser"] = self._kind
+        for key in ("masks.label_set", "masks.grouping"):
+            if (settings[key] or "").endswith(".toml"):
+                settings[key] = FILE
+        return settings
+
+    def inputs(self) -> Mapping[str, str]:
+        """Return the fingerprints of the images, regardless of identities and cameras, and of the parser."""
+        config, sources = self.config, self.sources
+        found = {"training images": sources.contents(config.data.source, "train"), **self._parser_input()}
+        if (version := version_of(self._kind)) is not None:
+            found["parser version"] = version
+        for what, value in (("label set", config.masks.label_set), ("grouping", config.masks.grouping)):
+            if value is not None and value.endswith(".toml"):
+                found[what] = sources.file(Path(value), f"{what} file", ConfigError)
+        return found
+
+    @property
+    def _kind(self) -> str:
+        return self.config.masks.parser.partition(":")[0]
+
+    def _parser_input(self) -> dict[str, str]:
+        sources, argument = self.sources, self.config.masks.parser.partition(":")[2]
+        if self._kind == "builtin":
+            return {"parser": sources.file(_BUILTIN_WEIGHTS, "weights file of the built-in parser", WeightsError)}
+        if self._kind == "label-maps":
+            folder = self._label_maps()
+            return {} if folder is None else {"label maps": sources.tree(folder, *_LABEL_MAP_SUFFIXES)}
+        found = {}
+        path = at_home(argument)
+        if argument and path.is_file():
+            for what, file in parser_files(path).items():
+                found[what] = sources.file(file, what if file != path else "file of the parser", WeightsError)
+        elif self._kind in ("schp", "onnx", "torchscript"):
+            if argument:
+                raise WeightsError("file of the parser not found", where=argument)
+        elif argument:
+            # Only an installed parser knows what its argument means: a folder counts by content, others by text.
+            found["parser argument"] = sources.tree(path) if path.is_dir() else fingerprint(argument)
+        for point in importlib.metadata.entry_points(group=_ENTRY_POINTS, name=self._kind):
+            if point.dist is not None:
+                found["parser package"] = f"{point.dist.name} {point.dist.version}"
+        return found
+
+    def _label_maps(self) -> Path | None:
+        """Return the folder of label maps; None for rendered images, whose fingerprint includes theirs."""
+        argument = self.config.masks.parser.partition(":")[2]
+        if argument:
+            return at_home(argument)
+        return None if self.config.data.source == RENDERED else self.sources.training().label_maps
+
+    def checks(self) -> Iterator[Check]:
+        """Yield the images, the parser with its device, labels and grouping, and the back end."""
+        yield Check("training images", self.sources.describe_training)
+        if self._kind == "label-maps":
+            yield Check("label maps", self._check_label_maps)
+        else:
+            yield Check("parser", self._check_parser)
+        if self.config.masks.backend != "none":
+            yield Check("back end", self._check_backend)
+
+    def _check_parser(self) -> str:
+        from pipeline.parsing.labels import load_grouping
+        from pipeline.parsing.parser import load_parser
+
+        masks = self.config.masks
+        info = load_parser(masks.parser, label_set=masks.label_set, device=masks.device).info
+        load_grouping(masks.grouping, info.label_set)
+        return f"{masks.parser}, labels {info.label_set.name}"
+
+    def _check_label_maps(self) -> str:
+        from pipeline.parsing.labelmaps import LabelMaps
+        from pipeline.parsing.labels import load_label_set
+
+        if self.config.data.source == RENDERED:
+            return "those of the rendered images"
+        folder = self._label_maps()
+        if folder is None:
+            raise ConfigError(
+                "data set has no label maps", where="masks.parser", expected="label-maps:DIR, or another parser"
+            )
+        names = unique_names(self.sources.training().split("train"))
+        maps = LabelMaps(folder, names, load_label_set(self.config.masks.label_set or _LABEL_SET))
+        errors = []
+        for name in names[:_SAMPLE]:
+            try:
+                maps.find(name)
+            except FormatError as error:
+                errors.append(error)
+        sample = min(len(names), _SAMPLE)
+        if len(errors) == sample:
+            raise errors[0]
+        return f"{sample - len(errors)} of the first {sample} images"
+
+    def _check_backend(self) -> str:
+        backend = self.config.masks.backend
+        if backend == "dask" and find_spec("distributed") is None:
+            raise ConfigError(
+                "the back end dask needs the package distributed",
+                where="masks.backend",
+                hint="pip install 'sgsfa[dask]'",
+            )
+        return backend
+
+    def disk_bytes(self) -> int:
+        """Return about how much the mask file takes."""
+        return self.sources.count_images(self.config.data.source, "train") * _BYTES_PER_IMAGE
+
+    @property
+    def on_rejected(self) -> RejectedPolicy:
+        """Stop the run if masks failed, unless `masks.allow_failed`."""
+        return "allow" if self.config.masks.allow_failed else "stop"
+
+    def run(self, folder: Path, progress: Progress) -> StageReport:
+        """Build the mask file."""
+        from pipeline.masks.build import build_masks
+
+        dataset = self.sources.training()
+        report = build_masks(
+            folder / MASKS_FILE,
+            root=dataset.root,
+            names=unique_names(dataset.split("train")),
+            config=self.config.masks,
+            label_maps=dataset.label_maps,
+            progress=progress,
+        )
+        figures = {"images_per_second": report.images_per_second}
+        return StageReport(total=report.total, rejected=report.failed, figures=figures)

@@ -1,0 +1,176 @@
+"""The stage `train`: a network from images and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import ModelConfig
+from pipeline.errors import FormatError, WeightsError
+from pipeline.runtime.files import at_home
+from pipeline.runtime.process_group import rank_info
+from pipeline.runtime.progress import Progress
+from pipeline.stages.checks import check_device, check_package, find_imagenet
+from pipeline.stages.masks import MASKS_FILE
+from pipeline.stages.sources import PACKAGE, RENDERED
+from pipeline.stages.stage import FILE, Check, Stage, StageReport, section_settings
+
+CHECKPOINT = "model.safetensors"
+
+_BUILTIN_WEIGHTS = PACKAGE / "model" / "imagenet" / "mobilenet_v2.safetensors"
+
+
+class Train(Stage):
+    """Train the network."""
+
+    name = "train"
+    distributed = True
+
+    def requires(self) -> tuple[str, ...]:
+        """Return `synth` for rendered images, and `masks` unless they are a file or not needed."""
+        config = self.config
+        images = (config.data.source, *(config.data.tests if config.train.eval_every else ()))
+        masks = config.model.kind != "baseline" and config.masks.file is None
+        return (*(("synth",) if RENDERED in images else ()), *(("masks",) if masks else ()))
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return the sections `model`, `loss` and `train`."""
+        config = self.config
+        settings = {
+            **section_settings("model", config.model),
+            **section_settings("loss", config.loss),
+            **section_settings("train", config.train),
+        }
+        if config.train.start is not None:
+            settings["train.start"] = FILE
+            del settings["model.weights"]  # the checkpoint brings those of the backbone
+        elif self._weights_file is not None:
+            settings["model.weights"] = FILE
+        return settings
+
+    @property
+    def _weights_file(self) -> Path | None:
+        weights = self.config.model.weights
+        return None if weights in ("imagenet", "builtin", "none") else at_home(weights)
+
+    def inputs(self) -> Mapping[str, str]:
+        """Return the fingerprints of images, masks, starting weights and, if it evaluates, test images."""
+        config, sources = self.config, self.sources
+        found = {"training images": sources.images(config.data.source, "train")}
+        if config.model.kind != "baseline":
+            file = config.masks.file
+            found["masks"] = (
+                sources.fingerprint("masks") if file is None else sources.file(file, "mask file", FormatError)
+            )
+        if config.train.start is not None:
+            found["start"] = sources.file(config.train.start, "checkpoint to start from", WeightsError)
+        elif self._weights_file is not None:
+            found["weights"] = sources.file(self._weights_file, "weights file", WeightsError)
+        elif config.model.weights == "builtin":
+            found["weights"] = sources.file(_BUILTIN_WEIGHTS, "file of the built-in ImageNet weights", WeightsError)
+        if config.train.eval_every:
+            found |= sources.test_images()
+        return found
+
+    def checks(self) -> Iterator[Check]:
+        """Yield images, device, network with its starting weights, batches, mask file and packages."""
+        config, sources = self.config, self.sources
+        yield Check("training images", sources.describe_training)
+        if config.train.eval_every:
+            yield Check("test images", lambda: sources.describe_test(sources.tests()[0], matches=True))
+        yield Check("device", lambda: check_device(config.train.device, config.train.amp, distributed=True))
+        yield Check("network", self._check_network)
+        if config.data.source != RENDERED:
+            yield Check("batches", self._check_batches)
+        if config.model.kind != "baseline" and config.masks.file is not None and config.data.source != RENDERED:
+            yield Check("mask file", self._check_mask_file)
+        if config.train.tensorboard:
+            yield Check("TensorBoard", lambda: check_package("tensorboard", "tensorboard", "train.tensorboard"))
+
+    def _check_network(self) -> str:
+        from pipeline.training.run import check_network
+
+        model, start = self.config.model, self.config.train.start
+        check_network(model, from_weights=start is None)
+        if start is not None:
+            return f"{model.backbone}, continued from {_describe_checkpoint(start, model)}"
+        if self._weights_file is not None:
+            from pipeline.model.network import build_model
+            from pipeline.model.weights import load_backbone_weights
+
+            build_model(model, 2, backbone_weights=load_backbone_weights(model.weights, model.backbone))
+        elif model.weights == "imagenet":
+            return f"{model.backbone}, {find_imagenet(model.backbone)}"
+        return f"{model.backbone}, weights {model.weights}"
+
+    def _check_batches(self) -> str:
+        from pipeline.training.sampler import check_batches
+
+        train = self.config.train
+        pids = {record.path: record.pid for record in self.sources.training().split("train")}
+        check_batches(list(pids.values()), train, processes=rank_info().world_size)
+        return f"{train.identities} identities with {train.instances} images each"
+
+    def _check_mask_file(self) -> str:
+        from pipeline.formats.masks import MaskFile
+
+        assert self.config.masks.file is not None
+        masks = MaskFile.open(self.config.masks.file)
+        names = {record.path for record in self.sources.training().split("train")}
+        covered = sum(name in masks for name in names)
+        if not covered:
+            raise FormatError(
+                "mask file has none of the training images",
+                where=self.config.masks.file,
+                expected=f"masks of images such as {min(names)}; the file has {masks.names[0]}",
+            )
+        return f"{covered:,} of {len(names):,} images"
+
+    def disk_bytes(self) -> int:
+        """Return about how much decoded images, the resumable state and the checkpoints take."""
+        model = self.config.model
+        images = self.sources.count_images(self.config.data.source, "train")
+        return images * model.height * model.width * 3 + 600_000_000
+
+    def run(self, folder: Path, progress: Progress) -> StageReport:
+        """Train."""
+        from pipeline.training.run import train
+
+        config, sources = self.config, self.sources
+        masks = None
+        if config.model.kind != "baseline":
+            masks = config.masks.file or sources.folder("masks") / MASKS_FILE
+        report = train(
+            folder,
+            dataset=sources.training(),
+            masks=masks,
+            model=config.model,
+            loss=config.loss,
+            config=config.train,
+            tests=[sources.open(test.spec) for test in sources.tests()] if config.train.eval_every else (),
+            progress=progress,
+        )
+        figures = {"images_per_second": report.images_per_second, "train_seconds": report.seconds}
+        return StageReport(total=report.images + len(report.failed), rejected=report.failed, figures=figures)
+
+
+def _describe_checkpoint(path: Path, model: ModelConfig) -> str:
+    """Check that a checkpoint is of a network, whatever its image size and starting weights were.
+
+    Raises:
+        WeightsError: It cannot be read, or is of another network.
+    """
+    from pipeline.formats.checkpoint import read_meta
+
+    meta = read_meta(at_home(path))
+    recorded, current = meta.model.model_dump(), model.model_dump()
+    ignored = ("weights", "height", "width")
+    differing = [key for key in current if key not in ignored and recorded[key] != current[key]]
+    if differing:
+        raise WeightsError(
+            "checkpoint to start from is of another network: "
+            + ", ".join(f"model.{key} = {recorded[key]} instead of {current[key]}" for key in differing),
+            where=path,
+        )
+    return f"{path.name}, trained on {meta.trained_on}"

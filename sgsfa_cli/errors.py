@@ -1,0 +1,180 @@
+"""Errors: one panel on standard error, or JSON on standard output, and the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from sgsfa_cli import torchrun
+from sgsfa_cli.console import err, print_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pipeline.errors import RejectedInputs
+
+EXIT_INTERNAL = 1
+EXIT_INVALID = 2
+EXIT_INTERRUPTED = 130
+
+_LISTED = 20
+_MEMORY_HINT = "use a smaller batch size, another device or a machine with more memory; finished work is kept"
+_EXTERNAL = frozenset(
+    {
+        errno.EMFILE, errno.EACCES, errno.EPERM, errno.EROFS,
+        # A file where a folder is needed, or the reverse; names that no disk takes.
+        errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+        # Memory for a new process or a mapped file; a disk without locks or with defects.
+        errno.ENOMEM, errno.ENOLCK, errno.EIO, errno.ESTALE, errno.ENOENT,
+        # A full disk or quota.
+        errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
+    }
+)  # fmt: skip
+"""System errors whose cause lies outside the program."""
+
+_OPTIONS = {
+    ("masks.allow_failed", "true"): "--allow-failed",
+    ("data.expect_counts", "false"): "--expect-counts off",
+}
+"""Options of some commands for values of the configuration; all other values are set by `--set`."""
+
+_ASSIGNMENT = re.compile(
+    r"(?:\bset )?(?<!--set )\b((?:data|synth|masks|model|loss|train|extract|matching)\.[a-z][a-z0-9_]*) ?= ?([^\s,;)]+)"
+)
+
+
+@contextlib.contextmanager
+def guard(context: typer.Context | None = None) -> Iterator[None]:
+    """Turn errors with an outside cause into a message and an exit code.
+
+    Errors of the library end with their own code, usage errors with 2, Ctrl-C with 130. Other exceptions are internal
+    errors and pass.
+
+    Args:
+        context: Of the command line; its `meta` holds what `sgsfa_cli.main` found out about it.
+    """
+    meta: dict[str, Any] = {} if context is None else context.meta
+    json = bool(meta.get("json"))
+    try:
+        yield
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", [("hint", "run the same command again to resume")], EXIT_INTERRUPTED, json=json)
+    except typer.TyperException as error:
+        # A misspelt option or command; without --json typer prints it with the usage.
+        if not json:
+            raise
+        _fail(error.format_message(), [], error.exit_code, json=True, error=error)
+    except (typer.Exit, BrokenPipeError):
+        raise
+    except OSError as error:
+        if error.errno not in _EXTERNAL:
+            raise
+        # Of a renaming, the second name is the user's.
+        name = error.filename2 or error.filename
+        _fail(str(error.strerror), [("where", str(name))] if name else [], EXIT_INVALID, json=json, error=error)
+    except Exception as error:
+        _translate(error, set(meta.get("options", ())), json=json)
+        raise
+
+
+def _translate(error: Exception, options: set[str], *, json: bool) -> None:
+    """Report an error of the library, or of exhausted memory, and exit; others return."""
+    # If the module was never loaded, no error is from it; help must not load the library.
+    errors = sys.modules.get("pipeline.errors")
+    if errors is not None and isinstance(error, errors.UserError):
+        details = [(label, in_terms_of(text, options)) for label, text in error.details()]
+        _fail(error.message, details, error.exit_code, json=json, error=error)
+    if errors is not None and isinstance(error, errors.RejectedInputs):
+        # The result, which was printed before, lists them as well; standard output stays one JSON object.
+        if torchrun.record_error(error):
+            hint = [("hint", in_terms_of(error.hint, options))] if error.hint else []
+            _panel(str(error), [*_rejected(error), *hint])
+        raise typer.Exit(error.exit_code) from error
+    if errors is not None and isinstance(error, errors.SgsfaError):
+        _fail(str(error), [], error.exit_code, json=json, error=error)
+    memory = sys.modules.get("pipeline.runtime.memory")
+    if isinstance(error, MemoryError) or (memory is not None and memory.out_of_memory(error)):
+        text = str(error).strip()
+        details = [("cause", text)] if text else []
+        _fail("out of memory", [("hint", _MEMORY_HINT), *details], EXIT_INVALID, json=json, error=error)
+
+
+def in_terms_of(text: str, options: set[str]) -> str:
+    """Return a message of the library with assignments of configuration keys as options of the current command.
+
+    `masks.allow_failed=true` becomes `--set masks.allow_failed=true`, or `--allow-failed` where that exists.
+
+    Args:
+        text: The message.
+        options: Options of the command.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        own = _OPTIONS.get((match[1], match[2]))
+        if own is not None and own.split()[0] in options:
+            return own
+        return f"--set {match[1]}={match[2]}" if "--set" in options else match[0]
+
+    return _ASSIGNMENT.sub(option, text)
+
+
+def as_json(message: str, details: Sequence[tuple[str, str]], code: int) -> dict[str, Any]:
+    """Return an error as it is printed with `--json`."""
+    known = dict(details)
+    fields = {label: known.get(label) for label in ("where", "expected", "hint")}
+    cause = {"cause": known["cause"]} if "cause" in known else {}
+    return {"error": {"message": message, **fields, **cause, "exit_code": code}}
+
+
+def _fail(
+    message: str,
+    details: Sequence[tuple[str, str]],
+    code: int,
+    *,
+    json: bool,
+    error: BaseException | None = None,
+) -> NoReturn:
+    if error is not None and not torchrun.record_error(error):
+        pass
+    elif json:
+        print_json(as_json(message, details, code))
+    elif torchrun.is_main():
+        _panel(message, details, title="Stopped" if code == EXIT_INTERRUPTED else "Error")
+    raise typer.Exit(code) from error
+
+
+def _rejected(error: RejectedInputs) -> list[tuple[str, str]]:
+    """Return the rejected inputs by reason, each reason once with its first inputs."""
+    by_reason: dict[str, list[str]] = {}
+    for rejected in error.rejected:
+        by_reason.setdefault(rejected.reason, []).append(rejected.path)
+    lines = []
+    for reason, paths in by_reason.items():
+        more = f" and {len(paths) - 3:,} more" if len(paths) > 4 else ""
+        lines.append((", ".join(paths[: 3 if more else 4]) + more, reason))
+    rest = len(lines) - _LISTED
+    return lines if rest <= 0 else [*lines[:_LISTED], ("...", f"{rest} more reasons")]
+
+
+def _panel(headline: str, details: Sequence[tuple[str, str]], title: str = "Error") -> None:
+    from rich.console import Group
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(headline)]
+    if details:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="bold", overflow="fold")
+        grid.add_column(overflow="fold")
+        for label, text in details:
+            grid.add_row(Text(label), Text(text))
+        parts.append(grid)
+    style = "yellow" if title == "Stopped" else "red"
+    err().print(Panel(Group(*parts), title=title, title_align="left", border_style=style))
