@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
-import safetensors
-import safetensors.torch
-import torch
 import torchvision
 from torch import Tensor
 
 from pipeline.errors import WeightsError
+from pipeline.formats.foreign import load_state_dict
 from pipeline.runtime.files import at_home
 
 
@@ -38,7 +32,7 @@ def load_backbone_weights(spec: str, backbone: str) -> Mapping[str, Tensor] | No
         return _imagenet(backbone)
     if spec == "builtin":
         return _builtin()
-    return read_state_dict(at_home(spec))
+    return load_state_dict(at_home(spec))
 
 
 def require_weights_for(spec: str, backbone: str) -> None:
@@ -67,9 +61,10 @@ def _imagenet(backbone: str) -> Mapping[str, Tensor]:
         state: Mapping[str, Tensor] = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
         raise WeightsError(
-            f"the ImageNet weights of {backbone} could not be downloaded: {error}",
+            f"the ImageNet weights of {backbone} cannot be downloaded",
             where=chosen.url,
-            hint="fetch that file on a machine with internet and name it here: --weights FILE; or --weights none",
+            hint="download that file on a machine with internet and set model.weights to it, or to none",
+            cause=error,
         ) from error
     return state
 
@@ -77,40 +72,5 @@ def _imagenet(backbone: str) -> Mapping[str, Tensor]:
 def _builtin() -> Mapping[str, Tensor]:
     """MobileNetV2's ImageNet weights, which lie in this package (`imagenet/card.md`)."""
     with resources.as_file(resources.files("pipeline.model") / "imagenet" / "mobilenet_v2.safetensors") as path:
-        stored = read_state_dict(path)
+        stored = load_state_dict(path)
     return {key: value.float() for key, value in stored.items()}
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from safetensors, or from a PyTorch file under `weights_only=True`.
-
-    A `state_dict` entry and the prefix `module.` of DataParallel are taken off.
-
-    Raises:
-        WeightsError: The file is missing, damaged, holds no tensors, or asks for code to be run.
-    """
-    if not path.is_file():
-        raise WeightsError("the weights file does not exist", where=path, expected="a .safetensors, .pth or .pt file")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = safetensors.torch.load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            "the weights file asks for code to be run when it is opened, and was not opened",
-            where=path,
-            expected="tensors only, as torch.save(model.state_dict(), ...) or safetensors write them",
-            hint="take it from a source you trust and save its state dict again",
-        ) from error
-    except (safetensors.SafetensorError, OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise WeightsError(f"the weights file cannot be read: {error}", where=path) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"the weights file holds a {type(content).__name__}", where=path, expected="a state dict")
-    state = {str(k).removeprefix("module."): v for k, v in content.items() if isinstance(v, Tensor)}
-    if not state:
-        raise WeightsError("the weights file holds no tensors", where=path, expected="a state dict")
-    return state

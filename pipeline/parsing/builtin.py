@@ -1,8 +1,8 @@
-"""The built-in human parser: a small network trained by `tools/parser`, its weights in this package.
+"""The built-in human parser: a small network trained by `tools/parser`, with weights in this package.
 
 A MobileNetV2 encoder (Sandler et al., CVPR 2018) and a feature pyramid over its strides 2, 4, 8, 16 and 32 (Lin et al.,
-CVPR 2017) give the 20 labels of LIP at a quarter of the input's size. What it was trained on, how well it does and
-where it fails is written in `weights/card.md`.
+CVPR 2017) predict the 20 labels of LIP at a quarter of the input size. `weights/card.md` describes training data,
+accuracy and limits.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import mobilenet_v2
 
 from pipeline.errors import WeightsError
+from pipeline.formats.foreign import load_state_dict
 from pipeline.parsing import versions
 from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import load_label_set
@@ -31,7 +31,7 @@ OUTPUT_SIZE = (64, 32)
 LABEL_SET = "lip-20"
 CLASSES = 20
 _LEARNT = 22
-"""The network tells bags and things in front from other background; to the parser all three are background."""
+"""The network has labels for bags and occluding objects; the parser returns both as background."""
 
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
@@ -44,13 +44,13 @@ class BuiltinNet(nn.Module):
 
     Args:
         width: Channels of the pyramid at strides 32, 16 and 8.
-        fine_width: Channels at stride 4, where three quarters of the pyramid's work are done.
-        classes: Channels of the output: the labels of LIP, then kinds of background.
+        fine_width: Channels at stride 4, where three quarters of the pyramid's operations are.
+        classes: Output channels: the labels of LIP, then kinds of background.
     """
 
     def __init__(self, width: int = 96, fine_width: int = 64, classes: int = _LEARNT) -> None:
         super().__init__()
-        # The last 1x1 convolution of MobileNetV2 serves its classifier only.
+        # The last 1x1 convolution of MobileNetV2 only feeds its classifier.
         self.encoder = mobilenet_v2(weights=None).features[:18]
         finest, fine, middle, coarse, deep = _CHANNELS
         self.from_deep = _block(deep, width, 1)
@@ -58,7 +58,7 @@ class BuiltinNet(nn.Module):
         self.from_coarse = _block(coarse, width, 1)
         self.from_middle = _block(middle, width, 1)
         self.from_fine = _block(fine, fine_width, 1)
-        # Crops of 128 x 64 come doubled: stride 2 is the last that has all their pixels, where outlines are decided.
+        # Crops of 128 x 64 are enlarged twofold: stride 2 still has all their pixels, which decide outlines.
         self.from_finest = nn.Conv2d(finest, fine_width, 3, stride=2, padding=1)
         self.fuse_coarse = _block(width, width, 3)
         self.fuse_middle = _block(width, width, 3)
@@ -82,7 +82,7 @@ class BuiltinNet(nn.Module):
             if index in _TAPS:
                 taps.append(x)
         finest, fine, middle, coarse, deep = taps
-        # The mean over the image says how the person stands and how much is seen; one 3x3 at stride 32 cannot.
+        # The mean over the image carries pose and visibility, which one 3x3 at stride 32 cannot see.
         x = self.from_deep(deep) + self.context(deep.mean((2, 3), keepdim=True))
         x = self.fuse_coarse(self.from_coarse(coarse) + _like(x, coarse))
         x = self.fuse_middle(self.from_middle(middle) + _like(x, middle))
@@ -92,13 +92,13 @@ class BuiltinNet(nn.Module):
 
 
 class BuiltinParser:
-    """The network ready for use; a `pipeline.parsing.parser.Parser`.
+    """The network as a `pipeline.parsing.interface.Parser`.
 
     Args:
-        network: In evaluation mode or not; it is copied, not changed.
-        device: Where it runs.
-        weights_sha256: Of the weights' file.
-        half: Compute in bfloat16; None: where the processor does so natively.
+        network: The network; it is copied, not changed.
+        device: Device of the copy.
+        weights_sha256: Hash of the weights file.
+        half: Compute in bfloat16; None: if the device supports it natively.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class BuiltinParser:
 
     @property
     def info(self) -> ParserInfo:
-        """What it is."""
+        """Description of the parser."""
         return self._info
 
     @property
@@ -138,10 +138,10 @@ class BuiltinParser:
             images: (B, 256, 128, 3) uint8, RGB.
 
         Returns:
-            (B, 20, 64, 32) float32, the probability of each LIP label; sums to 1 over the labels.
+            (B, 20, 64, 32) float32, the probability of each LIP label; the sum over the labels is 1.
         """
         pixels = torch.as_tensor(images).to(self._device).to(torch.float32)
-        # (B, H, W, 3) seen as (B, 3, H, W) is channels-last memory already.
+        # (B, H, W, 3) viewed as (B, 3, H, W) is channels-last memory.
         batch = (pixels * self._scale).add_(self._shift).permute(0, 3, 1, 2)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
             logits = self._network(batch)
@@ -154,8 +154,8 @@ def load_builtin(device: torch.device | str = "cpu", *, half: bool | None = None
     """Load the parser with the weights of this package.
 
     Args:
-        device: Where it runs.
-        half: Compute in bfloat16; None: where the processor does so natively.
+        device: Where it computes.
+        half: Compute in bfloat16; None: if the device supports it natively.
 
     Raises:
         WeightsError: The package's weights are missing or damaged.
@@ -169,21 +169,15 @@ def load_builtin_from(path: Path, device: torch.device | str = "cpu", *, half: b
 
     Args:
         path: A safetensors file.
-        device: Where it runs.
-        half: Compute in bfloat16; None: where the processor does so natively.
+        device: Where it computes.
+        half: Compute in bfloat16; None: if the device supports it natively.
 
     Raises:
-        WeightsError: The file is missing, damaged or of another network.
+        WeightsError: The file is missing, damaged or belongs to another network.
     """
     network = BuiltinNet()
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(
-            "the built-in parser's weights cannot be read", where=path, hint="install the package again"
-        ) from error
-    # Counters of batches seen, which only training needs, are not stored.
+    state = {name: tensor.float() for name, tensor in load_state_dict(path, title="built-in parser").items()}
+    # Batch counters, which only training needs, are not stored.
     wanted = {
         name: value.shape for name, value in network.state_dict().items() if not name.endswith("num_batches_tracked")
     }
@@ -191,27 +185,27 @@ def load_builtin_from(path: Path, device: torch.device | str = "cpu", *, half: b
     if found != wanted:
         different = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise WeightsError(
-            f"the weights are of another network: {len(different)} tensors differ, such as {different[0]}",
+            f"the weights belong to another network: {len(different)} tensors differ, such as {different[0]}",
             where=path,
-            expected="a file that tools.parser.train wrote with this version",
+            expected="a file written by tools.parser.train of this version",
         )
     network.load_state_dict(state, strict=False)
     return BuiltinParser(network, torch.device(device), weights_sha256=sha256_file(path), half=half)
 
 
 def has_native_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there without being emulated."""
+    """Whether a device computes in bfloat16 natively."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        # Older releases of torch cannot say; float32 is right everywhere.
+        # Older releases of torch cannot tell; float32 works everywhere.
         abilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
     return False
 
 
 def fold_batch_norms(network: BuiltinNet) -> BuiltinNet:
-    """A copy in evaluation mode whose batch normalisations are folded into the convolutions before them."""
+    """Return a copy in evaluation mode with batch normalisations folded into the preceding convolutions."""
     folded = copy.deepcopy(network).eval()
     _fold(folded)
     return folded

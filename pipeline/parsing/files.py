@@ -1,6 +1,6 @@
-"""The files that a parser's file stands for: what else is read when it is loaded.
+"""All files that are read when a parser is loaded.
 
-Kept apart from the back ends, because a fingerprint of a parser must not wait for PyTorch.
+Separate from the back ends, because the fingerprint of a parser must not import PyTorch.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
 
 
 def sidecar_path(model: Path) -> Path:
-    """Where the description of an ONNX or TorchScript model lies."""
+    """Return the path of the description of an ONNX or TorchScript model."""
     return model.with_name(model.name + ".toml")
 
 
 def parser_files(model: Path) -> dict[str, Path]:
-    """Every file that is read when a parser is loaded from `model`, by what it is.
+    """Return every file that is read when a parser is loaded from `model`, by its role.
 
-    That is the model, the files that hold an ONNX model's tensors, the description beside it and the label set that
-    the description names. Files that do not exist are left out, apart from `model` itself: what is missing is told
-    when the parser is loaded.
+    These are the model, the files that hold an ONNX model's tensors, the description beside it and the label set that
+    the description names. Missing files are left out, except `model` itself; loading the parser reports them.
     """
     found = {"parser": model}
     found |= {f"parser's file {path.name}": path for path in weights_files(model)[1:]}
@@ -38,14 +37,14 @@ def parser_files(model: Path) -> dict[str, Path]:
         try:
             label_set = read_toml(sidecar, "the description of the model").get("label_set")
         except ConfigError:
-            label_set = None  # told, with the line, when the parser is loaded
+            label_set = None  # reported when the parser is loaded
         if isinstance(label_set, str) and label_set.endswith(".toml") and (model.parent / label_set).is_file():
             found["parser's label set"] = model.parent / label_set
     return found
 
 
 def weights_files(model: Path) -> tuple[Path, ...]:
-    """The model's own file, and those beside it that hold an ONNX model's tensors, in order of their names."""
+    """Return the model's own file, then those beside it that hold an ONNX model's tensors, sorted by name."""
     if model.suffix != ".onnx" or not model.is_file() or model.stat().st_size == 0:
         return (model,)
     with model.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -60,7 +59,7 @@ def weights_files(model: Path) -> tuple[Path, ...]:
 
 
 def weights_hash(model: Path) -> str:
-    """SHA-256 of a model's weights: of its file, or of the hashes of all its files where there are several.
+    """Return the SHA-256 of a model's weights: of its file, or of the hashes of all its files if there are several.
 
     Raises:
         OSError: One of the files cannot be read.

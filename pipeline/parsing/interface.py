@@ -1,7 +1,6 @@
-"""What a human parser is to the rest of the program, whichever back end computes it.
+"""The interface of human parsers, independent of the back end.
 
-The lowest module of the parsers: the back ends import from here, and `pipeline.parsing.parser`, which opens them by
-name, imports the back ends.
+Back ends import from here; `pipeline.parsing.parser`, which loads them by name, imports the back ends.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ from torch import Tensor
 from pipeline.parsing.labels import LabelSet
 
 Fit = Literal["stretch", "square"]
-"""How an image comes to a parser's input size: resized straight to it, or in its own proportions, centred on zeros."""
+"""How an image is fitted to the input size: resized to it, or with its proportions kept, centred on a black square."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParserInfo:
-    """What a mask file records of the parser that made it, and what must be known to feed it.
+    """Description of a parser, part of which mask files record.
 
     Attributes:
         name: As in the configuration, without the file (`builtin`, `schp`, ...).
-        version: Of the parser; a change of version means other masks.
-        label_set: What the channels of its output mean.
+        version: Version of the parser; another version means other masks.
+        label_set: Meaning of the output channels.
         native_size: Height and width of its output.
-        weights_sha256: Of its weights file, or an empty string where it has none.
-        backend: What computes it: `torch`, `onnxruntime`, ...
+        weights_sha256: Hash of its weights file; empty without one.
+        backend: `torch`, `onnxruntime`, ...
         precision: `float32`, `float16`, ...
-        fit: How images are brought to its input size.
-        device: Where it computes (`cpu`, `cuda:0`), for a suitable batch; empty: where the output of `parse` lies.
+        fit: How images are fitted to its input size.
+        device: Where it computes (`cpu`, `cuda:0`), for a suitable batch size; empty: where the output of `parse` is.
     """
 
     name: str
@@ -48,11 +47,11 @@ class ParserInfo:
 
 @runtime_checkable
 class Parser(Protocol):
-    """Anything that labels the pixels of a batch of images."""
+    """An object that labels the pixels of a batch of images."""
 
     @property
     def info(self) -> ParserInfo:
-        """What it is."""
+        """Description of the parser."""
         ...
 
     @property
@@ -68,18 +67,18 @@ class Parser(Protocol):
 
         Returns:
             (B, C, h, w) float32, the probability of each label, summing to 1 over C (label sets of kind `fields`: each
-            in [0, 1]). The maps cover exactly the area of the images that went in.
+            in [0, 1]). The maps cover exactly the area of the input images.
 
         Raises:
-            torch.OutOfMemoryError: The batch is too large for the device; so does any RuntimeError or MemoryError say
-                that `pipeline.runtime.device.memory_exhausted` knows. Where a GPU computes and the batch size is
-                `auto`, smaller batches are tried before the build begins; anywhere else the error ends it.
+            torch.OutOfMemoryError: The batch is too large for the device (or any error that
+                `pipeline.runtime.memory.out_of_memory` recognises). On a GPU with the batch size `auto`, smaller
+                batches are tried before the build starts.
         """
         ...
 
 
 def parse_flipped(parser: Parser, images: Tensor | np.ndarray) -> Tensor:
-    """Average a parser's output over images and their mirror images, left and right labels swapped back.
+    """Average a parser's output over images and their mirror images, with left and right labels swapped back.
 
     Args:
         parser: Any parser.

@@ -1,6 +1,6 @@
 """Label sets of human parsers, and the grouping of labels into the four parts.
 
-The published sets stand in `label_sets.toml`; a user's own set or grouping is a TOML file with the same keys.
+`label_sets.toml` has the published sets; a user's own set or grouping is a TOML file with the same keys.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.errors import ConfigError
 from pipeline.parts import SEMANTIC
 
 PART_NAMES = SEMANTIC
-"""The four parts that masks are made of, in the order of every array of ours."""
+"""The four parts of masks, in the order of every array."""
 
 IGNORED = 255
 """Label of pixels without a label in label-map images."""
@@ -35,14 +35,14 @@ _GROUPING_KEYS = ("name", "label_set", "body", *PART_NAMES)
 
 @dataclass(frozen=True, slots=True)
 class LabelSet:
-    """What the channels of a parser's output mean.
+    """Meaning of the channels of a parser's output.
 
     Attributes:
         name: `lip-20`, ... or the name in a user's file.
         classes: Class names by id. In a set of labels, class 0 is the background.
-        flip_pairs: Ids that change places when an image is mirrored.
-        parts: For each of `PART_NAMES` the ids that make it up (grouping `spreid`), or None where the set has none.
-        body: The ids of a person.
+        flip_pairs: Ids that are swapped when an image is mirrored.
+        parts: For each of `PART_NAMES` its ids (grouping `spreid`), or None if the set has none.
+        body: The ids of the body.
         kind: `labels`: a pixel has one label, channels sum to 1, groups add up. `fields`: channels overlap, each in
             [0, 1], and a group is their maximum.
     """
@@ -60,7 +60,7 @@ class LabelSet:
         return len(self.classes)
 
     def flipped(self) -> Ids:
-        """For each class, the class that takes its place in a mirror image."""
+        """Return for each class its counterpart in the mirror image."""
         order = list(range(self.count))
         for left, right in self.flip_pairs:
             order[left], order[right] = right, left
@@ -69,12 +69,12 @@ class LabelSet:
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """Which labels make up each part.
+    """The labels of each part.
 
     Attributes:
         name: `spreid`, `ssp` or the name in a user's file.
-        parts: For each of `PART_NAMES` the label ids, or None where the label set cannot give that part.
-        body: Label ids of the whole body.
+        parts: For each of `PART_NAMES` the label ids, or None if the label set does not have that part.
+        body: Label ids of the body.
     """
 
     name: str
@@ -83,26 +83,26 @@ class Grouping:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """Names of the parts that cannot be given; their masks are zeros."""
+        """Names of the parts without labels; their masks are zeros."""
         return tuple(name for name, ids in zip(PART_NAMES, self.parts, strict=True) if ids is None)
 
 
 def label_set_names() -> tuple[str, ...]:
-    """Names of the label sets that come with the package."""
+    """Return the names of the label sets in the package."""
     return tuple(name for name in _table() if name != "groupings")
 
 
 def grouping_names(label_set: LabelSet) -> tuple[str, ...]:
-    """Names of the groupings that come with the package and are defined for `label_set`."""
+    """Return the names of the groupings in the package that are defined for `label_set`."""
     extra = [name for name, table in _table()["groupings"].items() if label_set.name in table["label_sets"]]
     return ("spreid", *extra)
 
 
 def load_label_set(name_or_toml: str) -> LabelSet:
-    """Get a label set by name, or read a user's from a TOML file.
+    """Return a label set by name, or read a user's from a TOML file.
 
     Raises:
-        ConfigError: No such set or file, or the file is wrong.
+        ConfigError: The set or file does not exist, or the file is not valid.
     """
     if _is_file(name_or_toml):
         return _label_set(
@@ -110,7 +110,7 @@ def load_label_set(name_or_toml: str) -> LabelSet:
         )
     if name_or_toml not in label_set_names():
         raise ConfigError(
-            f"there is no label set {name_or_toml!r}",
+            f"unknown label set {name_or_toml!r}",
             expected=f"{' | '.join(label_set_names())} | a .toml file",
             hint=suggestion(name_or_toml, label_set_names()),
         )
@@ -118,10 +118,10 @@ def load_label_set(name_or_toml: str) -> LabelSet:
 
 
 def load_grouping(name_or_toml: str, label_set: LabelSet) -> Grouping:
-    """Get a grouping of `label_set` by name, or read a user's from a TOML file.
+    """Return a grouping of `label_set` by name, or read a user's from a TOML file.
 
     Raises:
-        ConfigError: No such grouping for this label set, or the file is wrong.
+        ConfigError: The grouping does not exist for this label set, or the file is not valid.
     """
     if _is_file(name_or_toml):
         return _grouping(
@@ -136,7 +136,7 @@ def load_grouping(name_or_toml: str, label_set: LabelSet) -> Grouping:
     if name_or_toml not in known:
         defined = _table()["groupings"].get(name_or_toml)
         raise ConfigError(
-            f"there is no grouping {name_or_toml!r} of the label set {label_set.name}",
+            f"unknown grouping {name_or_toml!r} of the label set {label_set.name}",
             expected=f"{' | '.join(known)} | a .toml file",
             hint=f"{name_or_toml} is defined for {', '.join(defined['label_sets'])}"
             if defined
@@ -147,19 +147,19 @@ def load_grouping(name_or_toml: str, label_set: LabelSet) -> Grouping:
 
 
 def group_soft(soft: Tensor, label_set: LabelSet, grouping: Grouping) -> tuple[Tensor, Tensor]:
-    """Group soft label maps into the four parts and the whole body.
+    """Group soft label maps into the four parts and the body.
 
     Args:
         soft: (B, C, h, w) float in [0, 1].
-        label_set: What the C channels mean.
-        grouping: Which of them make up each part.
+        label_set: Meaning of the C channels.
+        grouping: The labels of each part.
 
     Returns:
-        Parts (B, 4, h, w) in the order of `PART_NAMES`, zeros for parts that are absent, and the whole body
-        (B, 1, h, w); both in [0, 1].
+        Parts (B, 4, h, w) in the order of `PART_NAMES`, zeros for absent parts, and the body (B, 1, h, w); both in
+        [0, 1].
 
     Raises:
-        ValueError: The number of channels is not that of the label set (a defect of a parser).
+        ValueError: The number of channels is not that of the label set (an error of the parser).
     """
     if soft.ndim != 4 or soft.shape[1] != label_set.count:
         raise ValueError(f"soft labels of shape {tuple(soft.shape)} do not fit {label_set.name}: {label_set.count}")
@@ -169,7 +169,7 @@ def group_soft(soft: Tensor, label_set: LabelSet, grouping: Grouping) -> tuple[T
 
 
 def _summed(soft: Tensor, groups: Sequence[Ids | None]) -> Tensor:
-    """(B, groups, h, w): as one product of matrices, seven times as fast as picking the channels of each group."""
+    """(B, groups, h, w): as one matrix product, seven times as fast as picking the channels of each group."""
     member = soft.new_zeros((len(groups), soft.shape[1]))
     for row, ids in zip(member, groups, strict=True):
         row[list(ids or ())] = 1
@@ -206,7 +206,7 @@ def _label_set(table: Mapping[str, Any], *, where: str, name: str) -> LabelSet:
     flip = [_ids(pair, classes, "flip_pairs", where) for pair in pairs]
     flat = [index for pair in flip for index in pair]
     if len(set(flat)) != len(flat):
-        raise ConfigError("a class is in two of the `flip_pairs`, or is its own", where=where)
+        raise ConfigError("a class is in two of the `flip_pairs`, or paired with itself", where=where)
     parts, body = _parts(table, classes, kind, where)
     named = table.get("name", name)
     return LabelSet(str(named), tuple(classes), tuple((pair[0], pair[1]) for pair in flip), parts, body, kind)
@@ -228,7 +228,7 @@ def _grouping(table: Mapping[str, Any], label_set: LabelSet, *, where: str, name
 def _parts(
     table: Mapping[str, Any], classes: Sequence[str], kind: Kind, where: str
 ) -> tuple[tuple[Ids | None, ...], Ids]:
-    """The four parts and the whole body of a table, checked."""
+    """Read and check the four parts and the body of a table."""
     parts = tuple(_ids(table[part], classes, part, where) or None if part in table else None for part in PART_NAMES)
     background = 0 if kind == "labels" else None
     if "body" in table:
@@ -244,7 +244,7 @@ def _parts(
                 raise ConfigError(f"{classes[index]!r} is in both {owner[index]} and {part}", where=where)
             owner[index] = part
     if not body or background in body:
-        raise ConfigError("`body` must name the classes of a person, without the background", where=where)
+        raise ConfigError("`body` must name the classes of the body, without the background", where=where)
     return parts, body
 
 

@@ -9,31 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError, DeviceError, FormatError, WeightsError, first_line
-from pipeline.parsing.files import weights_hash
+from pipeline.errors import ConfigError, DeviceError, FormatError, WeightsError
+from pipeline.formats.foreign import check_file
+from pipeline.parsing.files import sidecar_path, weights_hash
 from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import LabelSet
 from pipeline.parsing.sidecar import Sidecar, input_size_of, label_set_of, read_sidecar, to_input, to_soft
-from pipeline.runtime.device import memory_exhausted, resolve_device
+from pipeline.runtime.device import resolve_device
+from pipeline.runtime.memory import out_of_memory
 
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 _CUDA = "CUDAExecutionProvider"
 
 
 class OnnxParser:
-    """An ONNX model as a `Parser`; made by `load_onnx`."""
+    """An ONNX model as a `Parser`; returned by `load_onnx`."""
 
     def __init__(self, session: Any, path: Path, sidecar: Sidecar, label_set: LabelSet) -> None:
         self._session = session
         self._path = path
         self._sidecar = sidecar
         entry = session.get_inputs()[0]
-        if len(entry.shape) != 4 or entry.type not in _TYPES:
-            raise WeightsError(
-                f"the model's input has shape {entry.shape} and type {entry.type}",
-                where=path,
-                expected="a batch of images, of floating-point numbers",
-            )
+        _check_input(entry, sidecar, path)
         self._input = entry.name
         self._type = _TYPES[entry.type]
         axes = entry.shape[2:] if sidecar.layout == "nchw" else entry.shape[1:3]
@@ -41,12 +38,14 @@ class OnnxParser:
         self.input_size = input_size_of(sidecar, path, (fixed[0], fixed[1]))
         # Exported with a fixed batch, a model takes no other.
         self._batch = entry.shape[0] if isinstance(entry.shape[0], int) else None
-        names = [output.name for output in session.get_outputs()]
-        self._output = sidecar.output or names[0]
-        if self._output not in names:
-            raise ConfigError(f"the model has no output {self._output!r}", where=path, expected=" | ".join(names))
+        outputs = {output.name: output.shape for output in session.get_outputs()}
+        listed = ", ".join(f"{name} {shape}" for name, shape in outputs.items())
+        self._output = sidecar.output or next(iter(outputs))
+        if self._output not in outputs:
+            raise ConfigError(f"the model has no output {self._output!r}", where=path, expected=listed)
         probe = self._run(np.zeros((1, *self.input_size, 3), np.uint8))
-        soft = to_soft(probe, sidecar, label_set, path)
+        alternatives = f"set output in {sidecar_path(path).name} to one of: {listed}" if len(outputs) > 1 else None
+        soft = to_soft(probe, sidecar, label_set, path, hint=alternatives)
         self.info = ParserInfo(
             name="onnx",
             version=sidecar.version,
@@ -56,7 +55,7 @@ class OnnxParser:
             backend="onnxruntime",
             precision=str(np.dtype(self._type)),
             fit=sidecar.fit,
-            # What comes out of ONNX Runtime lies in the processor's memory, wherever it was computed.
+            # ONNX Runtime returns arrays in the computer's memory, wherever it computes.
             device=_device_of(session),
         )
 
@@ -79,15 +78,15 @@ class OnnxParser:
     def _run_block(self, block: np.ndarray) -> np.ndarray:
         try:
             output: np.ndarray = self._session.run([self._output], {self._input: block})[0]
-        # ONNX Runtime's exceptions share no base of their own.
+        # ONNX Runtime's exceptions have no common base.
         except Exception as error:
-            text = str(error).strip() or type(error).__name__
-            if memory_exhausted(error):
-                raise torch.OutOfMemoryError(text) from error
+            if out_of_memory(error):
+                raise
             raise FormatError(
-                f"the model fails on a batch of {len(block)} images: {text.splitlines()[0]}",
+                f"the model fails on a batch of {len(block)} images",
                 where=self._path,
-                hint="masks.batch_size=1, if it was exported for single images" if len(block) > 1 else None,
+                hint="set masks.batch_size=1 if it was exported for single images" if len(block) > 1 else None,
+                cause=error,
             ) from error
         return output
 
@@ -97,20 +96,19 @@ def load_onnx(path: Path, *, label_set: str | None = None, device: str = "auto")
 
     Args:
         path: The model; `PATH.toml` beside it describes it (docs/how-to/own-parser.md).
-        label_set: What its labels mean, where the TOML file does not say it.
+        label_set: What its labels mean, if the TOML file does not state it.
         device: As in the configuration; CUDA needs the package `onnxruntime-gpu`.
 
     Raises:
         ConfigError: ONNX Runtime is not installed, or the description is missing or wrong.
-        WeightsError: The file is missing or is no ONNX model.
+        WeightsError: The file is missing, not an ONNX model, or newer than the installed ONNX Runtime.
         DeviceError: ONNX Runtime cannot use the device.
     """
     try:
         import onnxruntime
     except ImportError:
         raise ConfigError("ONNX Runtime is not installed", hint="pip install onnxruntime") from None
-    if not path.is_file():
-        raise WeightsError("the ONNX model does not exist", where=path)
+    check_file(path, ["onnx"], title="ONNX model")
     sidecar = read_sidecar(path)
     labels = label_set_of(sidecar, path, label_set)
     options = onnxruntime.SessionOptions()
@@ -118,23 +116,53 @@ def load_onnx(path: Path, *, label_set: str | None = None, device: str = "auto")
     providers = _providers(device)
     try:
         session = onnxruntime.InferenceSession(path, sess_options=options, providers=providers)
-    # ONNX Runtime's exceptions share no base of their own.
+    # ONNX Runtime's exceptions have no common base.
     except Exception as error:
-        if memory_exhausted(error):
-            raise torch.OutOfMemoryError(first_line(error)) from error
-        raise WeightsError(f"the ONNX model cannot be loaded: {first_line(error)}", where=path) from error
-    # ONNX Runtime goes on without a provider that does not start, which here would be a hundred times slower.
+        if out_of_memory(error):
+            raise
+        raise _load_error(error, path, onnxruntime.__version__) from error
+    # ONNX Runtime continues without a provider that does not start, which here would be a hundred times slower.
     if device.startswith("cuda") and _CUDA not in session.get_providers():
         raise DeviceError(
-            "ONNX Runtime could not start on CUDA",
+            "ONNX Runtime cannot start on CUDA",
             where=path,
-            hint="its messages above say why, often another version of CUDA or cuDNN; or use --device cpu",
+            hint="its messages above give the reason, often another version of CUDA or cuDNN; or set masks.device=cpu",
         )
     return OnnxParser(session, path, sidecar, labels)
 
 
+def _check_input(entry: Any, sidecar: Sidecar, path: Path) -> None:
+    """Check that a model's first input is a batch of images in the layout that the description states."""
+    if len(entry.shape) != 4 or entry.type not in _TYPES:
+        raise WeightsError(
+            f"the model's input {entry.name} has shape {entry.shape} and type {entry.type}",
+            where=path,
+            expected="a batch of images of floating-point numbers",
+        )
+    channels = {"nchw": entry.shape[1], "nhwc": entry.shape[3]}
+    other = "nhwc" if sidecar.layout == "nchw" else "nchw"
+    if isinstance(channels[sidecar.layout], int) and channels[sidecar.layout] != 3:
+        raise ConfigError(
+            f"the model's input {entry.name} has shape {entry.shape}, which is not {sidecar.layout} with 3 channels",
+            where=path,
+            hint=f'layout = "{other}" in {sidecar_path(path).name}' if channels[other] == 3 else None,
+        )
+
+
+def _load_error(error: Exception, path: Path, version: str) -> WeightsError:
+    text = str(error).lower()
+    if "ir version" in text or "opset" in text:
+        return WeightsError(
+            f"the ONNX model is newer than the installed ONNX Runtime {version}",
+            where=path,
+            hint="update onnxruntime, or export the model with an older opset and IR version",
+            cause=error,
+        )
+    return WeightsError("ONNX Runtime cannot load the model", where=path, cause=error)
+
+
 def _device_of(session: Any) -> str:
-    """Where a session computes, as torch names it."""
+    """Return where a session computes, as torch names it."""
     if _CUDA not in session.get_providers():
         return "cpu"
     return f"cuda:{session.get_provider_options()[_CUDA].get('device_id', 0)}"
@@ -150,9 +178,9 @@ def _providers(device: str) -> list[Any]:
     if target.type == "cuda":
         if _CUDA not in offered:
             raise DeviceError(
-                "the installed ONNX Runtime cannot use CUDA", hint="install onnxruntime-gpu, or use --device cpu"
+                "the installed ONNX Runtime cannot use CUDA", hint="install onnxruntime-gpu, or set masks.device=cpu"
             )
         return [(_CUDA, {"device_id": target.index or 0}), "CPUExecutionProvider"]
     if target.type != "cpu":
-        raise DeviceError(f"ONNX models cannot be computed on {device}", expected="auto, cpu or cuda")
+        raise DeviceError(f"ONNX models cannot run on {device}", expected="auto, cpu or cuda")
     return ["CPUExecutionProvider"]

@@ -1,7 +1,7 @@
-"""Human parsers by name; what one is stands in `pipeline.parsing.interface`, whose names can be imported from here.
+"""Load human parsers by name; `pipeline.parsing.interface` defines what a parser is.
 
 A parser is named `KIND` or `KIND:FILE` (`builtin`, `schp:model.pth`, `onnx:model.onnx`, `torchscript:model.pt`), or by
-the name that an installed package registered under the entry-point group `sgsfa.parsers`.
+the name that an installed package registers in the entry-point group `sgsfa.parsers`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from pipeline.config import suggestion
-from pipeline.errors import ConfigError, DeviceError
+from pipeline.errors import ConfigError
 from pipeline.parsing.interface import Fit, Parser, ParserInfo, parse_flipped
 from pipeline.runtime.files import at_home
 
@@ -21,7 +21,7 @@ ENTRY_POINTS = "sgsfa.parsers"
 """Entry-point group of parsers in other packages."""
 
 Factory = Callable[[str, str | None, str], Parser]
-"""What an entry point of `sgsfa.parsers` names: (argument after the colon, label set or None, device) -> Parser."""
+"""Type of an entry point of `sgsfa.parsers`: (argument after the colon, label set or None, device) -> Parser."""
 
 
 def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto") -> Parser:
@@ -29,26 +29,14 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
 
     Args:
         spec: `builtin`, `schp:FILE`, `onnx:FILE`, `torchscript:FILE`, or an installed parser's `NAME[:ARGUMENT]`.
-        label_set: Label set of its output where it does not say it itself: a name or a TOML file.
+        label_set: Label set of its output, if the parser does not state one: a name or a TOML file.
         device: As in the configuration.
 
     Raises:
-        ConfigError: There is no such parser, or its file is not named.
+        ConfigError: The parser is unknown, or its file is not named.
         WeightsError: Its weights cannot be used.
-        DeviceError: The device is not there, or its memory is too small for one image.
+        DeviceError: The device does not exist.
     """
-    from pipeline.runtime.device import memory_watched
-
-    def too_large() -> DeviceError:
-        where = "the device" if device == "auto" else device
-        hint = None if device == "cpu" else "use --device cpu"
-        return DeviceError(f"the parser {spec} does not fit into the memory of {where}", hint=hint)
-
-    with memory_watched(None, too_large):
-        return _load(spec, label_set, device)
-
-
-def _load(spec: str, label_set: str | None, device: str) -> Parser:
     kind, _, argument = spec.partition(":")
     if kind == "builtin":
         from pipeline.parsing.builtin import LABEL_SET as BUILTIN_LABELS
@@ -57,7 +45,7 @@ def _load(spec: str, label_set: str | None, device: str) -> Parser:
 
         if label_set not in (None, BUILTIN_LABELS):
             raise ConfigError(
-                f"the built-in parser gives the labels of {BUILTIN_LABELS}, not {label_set!r}",
+                f"the built-in parser has the labels of {BUILTIN_LABELS}, not {label_set!r}",
                 where="masks.label_set",
                 hint="leave it out",
             )
@@ -79,10 +67,9 @@ def _load(spec: str, label_set: str | None, device: str) -> Parser:
         written = ("builtin", "schp:FILE", "onnx:FILE", "torchscript:FILE", "label-maps:DIR", *sorted(installed))
         known = [each.partition(":")[0] for each in written]
         raise ConfigError(
-            f"there is no parser {spec!r}",
+            f"unknown parser {spec!r}",
             expected=" | ".join(written),
-            hint=suggestion(kind, known, after=f":{argument}" if argument else "")
-            or "`sgsfa masks build --help` lists the parsers",
+            hint=suggestion(kind, known, after=f":{argument}" if argument else ""),
         )
     return _from_package(installed[kind], argument, label_set, device)
 
@@ -98,12 +85,12 @@ def _from_package(point: EntryPoint, argument: str, label_set: str | None, devic
         factory: Factory = point.load()
     except Exception as error:
         raise ConfigError(
-            f"the installed parser {point.name!r} cannot be imported: {error}", where=point.value
+            f"the installed parser {point.name!r} cannot be imported", where=point.value, cause=error
         ) from error
     parser = factory(argument, label_set, device)
     if not isinstance(parser, Parser):
         raise ConfigError(
-            f"the installed parser {point.name!r} gave a {type(parser).__name__}",
+            f"the installed parser {point.name!r} returned a {type(parser).__name__}",
             where=point.value,
             expected="an object with info, input_size and parse(); see docs/how-to/own-parser.md",
         )

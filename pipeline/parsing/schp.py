@@ -1,15 +1,13 @@
 """Self-Correction for Human Parsing (SCHP): its published checkpoints in plain torch.
 
-Li et al., "Self-Correction for Human Parsing", TPAMI 2020. The network is CE2P on ResNet-101 as the authors train it:
-module names are those of their checkpoints, so that these load strictly. Two rules are not visible in the weights, and
-leaving either out gives garbage: every normalisation is the early in-place ABN, whose scale is |weight| + 1e-5, and a
-LeakyReLU of slope 0.01 follows exactly those 13 that the authors left with their default activation.
+Li et al., "Self-Correction for Human Parsing", TPAMI 2020. The network is CE2P on ResNet-101; its modules have the
+names of the authors' checkpoints, so that these load strictly. Two rules are not visible in the weights and necessary:
+every normalisation is the early in-place ABN, whose scale is |weight| + 1e-5, and a LeakyReLU of slope 0.01 follows
+exactly the 13 normalisations that the authors left with their default activation.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import WeightsError
+from pipeline.formats.foreign import load_state_dict
 from pipeline.parsing import versions
 from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import LabelSet, load_label_set
@@ -36,7 +35,7 @@ class ActivatedNorm(nn.Module):
     """Normalisation of the early in-place ABN, for inference.
 
     y = act((x - running_mean) / sqrt(running_var + 1e-5) * (|weight| + 1e-5) + bias), with act the identity, or
-    LeakyReLU(0.01) where `leaky`. It has no `num_batches_tracked`, as its checkpoints have none.
+    LeakyReLU(0.01) if `leaky`. It has no `num_batches_tracked`, as its checkpoints have none.
     """
 
     weight: Tensor
@@ -144,7 +143,7 @@ class SchpNet(nn.Module):
     Args:
         classes: Number of labels.
         width: Channels of the stem; 64 in all published checkpoints, less in tests.
-        blocks: Residual blocks a stage; those of ResNet-101 in all published checkpoints.
+        blocks: Residual blocks per stage; those of ResNet-101 in all published checkpoints.
     """
 
     def __init__(self, classes: int, *, width: int = 64, blocks: tuple[int, int, int, int] = (3, 4, 23, 3)) -> None:
@@ -189,7 +188,7 @@ class SchpNet(nn.Module):
 
 
 class SchpParser:
-    """SCHP as a `Parser`. Images come on squares, in their own proportions, as in the authors' extractor."""
+    """SCHP as a `Parser`. Images keep their proportions on a black square, as in the authors' extractor."""
 
     def __init__(
         self, net: nn.Module, label_set: LabelSet, side: int, *, weights_sha256: str, device: torch.device
@@ -209,7 +208,7 @@ class SchpParser:
             backend="torch",
             precision="float32",
             fit="square",
-            # Told, because asking a forward where its output lies takes a second here.
+            # Stated, because a forward pass to find out takes a second here.
             device=str(device),
         )
 
@@ -220,7 +219,7 @@ class SchpParser:
         return torch.softmax(logits.float(), dim=1)
 
     def normalised(self, images: Tensor | np.ndarray) -> Tensor:
-        """What the network sees: (B, 3, S, S) float in the channel order blue, green, red."""
+        """Return the input of the network: (B, 3, S, S) float in the channel order blue, green, red."""
         rgb = torch.as_tensor(images).to(self._device).permute(0, 3, 1, 2)
         return rgb.flip(1).float().div_(255).sub_(self._mean).div_(self._std)
 
@@ -230,7 +229,7 @@ def load_schp(path: Path, *, label_set: str | None = None, device: str = "auto")
 
     Args:
         path: The checkpoint; loaded without running any code in it.
-        label_set: For a checkpoint trained on other labels; None: told by the number of classes.
+        label_set: For a checkpoint trained on other labels; None: inferred from the number of classes.
         device: As in the configuration.
 
     Raises:
@@ -239,15 +238,15 @@ def load_schp(path: Path, *, label_set: str | None = None, device: str = "auto")
     state = _read_state(path)
     if _CLASSIFIER not in state or state[_CLASSIFIER].ndim != 4:
         raise WeightsError(
-            f"this is not an SCHP checkpoint: it has no {_CLASSIFIER!r}", where=path, expected="a file of the authors"
+            f"not an SCHP checkpoint: no tensor {_CLASSIFIER!r}", where=path, expected="a checkpoint of the authors"
         )
     classes = state[_CLASSIFIER].shape[0]
     if label_set is None and classes not in _PUBLISHED:
         raise WeightsError(
-            f"the checkpoint has {classes} classes, of no published label set",
+            f"the checkpoint has {classes} classes, which no published label set has",
             where=path,
             expected="20 (lip), 18 (atr) or 7 (pascal)",
-            hint="name its label set (masks.label_set, a TOML file)",
+            hint="set masks.label_set to a TOML file",
         )
     labels = load_label_set(label_set or _PUBLISHED[classes][0])
     if labels.count != classes:
@@ -257,41 +256,12 @@ def load_schp(path: Path, *, label_set: str | None = None, device: str = "auto")
     try:
         net.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
-        raise WeightsError(f"the checkpoint does not fit the SCHP network: {_first_lines(error)}", where=path) from None
+        raise WeightsError("the checkpoint does not fit the SCHP network", where=path, cause=error) from None
     side = _PUBLISHED.get(classes, ("", 473))[1]
     return SchpParser(net, labels, side, weights_sha256=sha256_file(path), device=resolve_device(device))
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(
-            "the SCHP checkpoint does not exist", where=path, hint="the authors' page links it; sgsfa downloads nothing"
-        ) from None
-    except pickle.UnpicklingError:
-        with path.open("rb") as stream:
-            begin = stream.read(64)
-        if not begin.startswith((b"PK\x03\x04", b"\x80")):
-            raise WeightsError(
-                f"this is no checkpoint: it begins with {begin[:24]!r}", where=path, hint="download it again"
-            ) from None
-        # Not torch's own words, which tell how to load it all the same.
-        raise WeightsError(
-            "the checkpoint holds more than tensors, or is damaged, and was not loaded",
-            where=path,
-            expected="a file of the authors, which holds tensors only",
-        ) from None
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"the checkpoint cannot be read: {_first_lines(error)}", where=path) from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError("the checkpoint has no table of tensors", where=path, expected="{'state_dict': {...}}")
-    # Saved from nn.BatchNorm2d by some; it counts training steps and has no part in the prediction.
-    names = {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
-    return {name: tensor for name, tensor in names.items() if not name.endswith(".num_batches_tracked")}
-
-
-def _first_lines(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[:3])[:400]
+    # nn.BatchNorm2d's counter of training steps has no part in the prediction.
+    state = load_state_dict(path, title="SCHP checkpoint")
+    return {name: tensor for name, tensor in state.items() if not name.endswith(".num_batches_tracked")}

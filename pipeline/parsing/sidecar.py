@@ -1,7 +1,7 @@
-"""What a model file does not say about itself: the TOML file beside an ONNX or TorchScript model.
+"""The description of an ONNX or TorchScript model: a TOML file beside it.
 
-`model.onnx.toml` describes `model.onnx`. Every key has a default; only the label set must be told, here or by the
-configuration's `masks.label_set`.
+`model.onnx.toml` describes `model.onnx`. Every key has a default except the label set, which is stated here or in the
+configuration (`masks.label_set`).
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from pipeline.config import read_toml, suggestion
 from pipeline.errors import ConfigError, FormatError
 from pipeline.parsing.files import sidecar_path
 from pipeline.parsing.interface import Fit
-from pipeline.parsing.labels import LabelSet, load_label_set
+from pipeline.parsing.labels import LabelSet, label_set_names, load_label_set
 
 Triple = tuple[float, float, float]
 
 
 class Sidecar(BaseModel):
-    """How to feed a model and how to read its output."""
+    """Input and output conventions of a model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     label_set: str | None = Field(None, description="A name, or a TOML file relative to this one.")
     version: str = Field("1", description="Recorded in mask files.")
-    height: int | None = Field(None, ge=8, description="Input height; not needed where the model fixes it.")
-    width: int | None = Field(None, ge=8, description="Input width, likewise.")
+    height: int | None = Field(None, ge=8, description="Input height in pixels; not needed if the model fixes it.")
+    width: int | None = Field(None, ge=8, description="Input width in pixels; likewise.")
     fit: Fit = Field(
-        "stretch", description="stretch: resize straight to it. square: own proportions on a black square."
+        "stretch", description="stretch: resize to the input size. square: keep proportions, on a black square."
     )
     layout: Literal["nchw", "nhwc"] = Field("nchw", description="Order of the input's axes.")
     colour: Literal["rgb", "bgr"] = Field("rgb", description="Order of the input's channels.")
     scale: float = Field(255.0, gt=0, description="Pixel values are divided by this first.")
     mean: Triple = Field((0.485, 0.456, 0.406), description="Then this is subtracted, in the order R, G, B.")
     std: Triple = Field((0.229, 0.224, 0.225), description="Then they are divided by this, in the order R, G, B.")
-    output: str | None = Field(None, description="Name of the output to use; the first one by default (ONNX only).")
+    output: str | None = Field(None, description="Name of the output to use; by default the first one (ONNX only).")
     activation: Literal["softmax", "sigmoid", "none"] = Field(
         "softmax", description="Turns scores into probabilities; none: they are probabilities. Unused for label ids."
     )
-    trust: bool = Field(False, description="TorchScript only: yes, run the program in this file.")
+    trust: bool = Field(False, description="TorchScript only: allow the program in this file to run.")
 
 
 def read_sidecar(model: Path) -> Sidecar:
-    """Read the description of a model, or take the defaults where there is none.
+    """Read the description of a model; without one, return the defaults.
 
     Raises:
-        ConfigError: The file is wrong.
+        ConfigError: The file is not valid.
     """
     path = sidecar_path(model)
     if not path.is_file():
@@ -74,19 +74,19 @@ def read_sidecar(model: Path) -> Sidecar:
 
 
 def label_set_of(sidecar: Sidecar, model: Path, option: str | None) -> LabelSet:
-    """The label set of a model: the option's, else the sidecar's.
+    """Return the label set of a model: the configured one, else that of its description.
 
     Raises:
-        ConfigError: Neither names one.
+        ConfigError: Neither states one.
     """
     if option is not None:
         return load_label_set(option)
     if sidecar.label_set is None:
         raise ConfigError(
-            "nothing says what the labels of this model mean",
+            "no label set for this model",
             where=model,
-            expected=f'label_set = "..." in {sidecar_path(model).name}, or the option --label-set',
-            hint="`sgsfa masks labels` lists the known sets",
+            expected=f'masks.label_set, or label_set = "..." in {sidecar_path(model).name}',
+            hint=f"known sets: {', '.join(label_set_names())}",
         )
     if sidecar.label_set.endswith(".toml"):
         return load_label_set(str(model.parent / sidecar.label_set))
@@ -94,28 +94,28 @@ def label_set_of(sidecar: Sidecar, model: Path, option: str | None) -> LabelSet:
 
 
 def input_size_of(sidecar: Sidecar, model: Path, fixed: tuple[int | None, int | None]) -> tuple[int, int]:
-    """Height and width to feed: what the model fixes, else what the sidecar says.
+    """Return height and width of the input: fixed by the model, else stated in its description.
 
     Raises:
-        ConfigError: Neither tells, or they contradict each other.
+        ConfigError: Neither is the case, or they contradict each other.
     """
     sizes = []
-    for name, told, own in (("height", sidecar.height, fixed[0]), ("width", sidecar.width, fixed[1])):
-        if told is not None and own is not None and told != own:
-            raise ConfigError(f"{name} = {told}, but the model's input has {own}", where=sidecar_path(model))
-        size = own if own is not None else told
+    for name, stated, own in (("height", sidecar.height, fixed[0]), ("width", sidecar.width, fixed[1])):
+        if stated is not None and own is not None and stated != own:
+            raise ConfigError(f"{name} = {stated}, but the model's input has {own}", where=sidecar_path(model))
+        size = own if own is not None else stated
         if size is None:
             raise ConfigError(
-                f"the model takes any {name}",
+                f"the model accepts any {name}",
                 where=model,
-                expected=f"{name} = ... in {sidecar_path(model).name}: what it was trained with",
+                expected=f"{name} = ... in {sidecar_path(model).name}, as in its training",
             )
         sizes.append(size)
     return sizes[0], sizes[1]
 
 
 def to_input(images: Tensor | np.ndarray, sidecar: Sidecar, device: torch.device) -> Tensor:
-    """Bring uint8 RGB (B, H, W, 3) into the form that the model wants, as float32."""
+    """Convert uint8 RGB (B, H, W, 3) to the model's input layout, as normalised float32."""
     values = torch.as_tensor(images).to(device).float() / sidecar.scale
     values = (values - torch.tensor(sidecar.mean, device=device)) / torch.tensor(sidecar.std, device=device)
     if sidecar.colour == "bgr":
@@ -125,14 +125,15 @@ def to_input(images: Tensor | np.ndarray, sidecar: Sidecar, device: torch.device
     return values.contiguous()
 
 
-def to_soft(output: Tensor, sidecar: Sidecar, label_set: LabelSet, model: Path) -> Tensor:
-    """Turn a model's output into soft labels (B, C, h, w).
+def to_soft(output: Tensor, sidecar: Sidecar, label_set: LabelSet, model: Path, *, hint: str | None = None) -> Tensor:
+    """Convert a model's output to soft labels (B, C, h, w).
 
     Args:
         output: Scores or probabilities (B, C, h, w), or label ids (B, h, w) or (B, 1, h, w).
         sidecar: The model's description.
         label_set: What its labels mean.
-        model: The model's file, named in errors.
+        model: The model's file, for errors.
+        hint: For the error about an output of another kind.
 
     Raises:
         FormatError: The output is none of these.
@@ -143,7 +144,7 @@ def to_soft(output: Tensor, sidecar: Sidecar, label_set: LabelSet, model: Path) 
     if ids and output.ndim == 3:
         if int(output.min()) < 0 or int(output.max()) >= label_set.count:
             raise FormatError(
-                f"the model gives label ids from {int(output.min())} to {int(output.max())}",
+                f"the model returns label ids from {int(output.min())} to {int(output.max())}",
                 where=model,
                 expected=f"0 to {label_set.count - 1} ({label_set.name})",
             )
@@ -152,8 +153,8 @@ def to_soft(output: Tensor, sidecar: Sidecar, label_set: LabelSet, model: Path) 
         raise FormatError(
             f"the model's output has shape {tuple(output.shape)} and type {output.dtype}",
             where=model,
-            expected=f"(B, {label_set.count}, h, w) scores of {label_set.name}, or whole-numbered label ids (B, h, w)",
-            hint="name the right output or label set in the TOML file beside the model",
+            expected=f"(B, {label_set.count}, h, w) scores of {label_set.name}, or integer label ids (B, h, w)",
+            hint=hint or f"set label_set in {sidecar_path(model).name} to the labels of this model",
         )
     scores = output.float()
     if sidecar.activation == "softmax":

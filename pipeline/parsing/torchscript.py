@@ -1,7 +1,7 @@
 """Human parsers as TorchScript files.
 
-Unlike weights and ONNX graphs, a TorchScript file is a program: whoever wrote it decides what runs. So it is only
-loaded where the TOML file beside it says `trust = true`.
+Unlike weights and ONNX graphs, a TorchScript file is a program. So it is only loaded if the TOML file beside it has
+`trust = true`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError, FormatError, WeightsError, first_line
+from pipeline.errors import ConfigError, FormatError, WeightsError
+from pipeline.formats.foreign import check_file
 from pipeline.parsing.files import sidecar_path
 from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import LabelSet
@@ -25,12 +26,13 @@ from pipeline.parsing.sidecar import (
     to_input,
     to_soft,
 )
-from pipeline.runtime.device import memory_exhausted, resolve_device
+from pipeline.runtime.device import resolve_device
 from pipeline.runtime.files import sha256_file
+from pipeline.runtime.memory import out_of_memory
 
 
 class TorchScriptParser:
-    """A TorchScript module as a `Parser`; made by `load_torchscript`."""
+    """A TorchScript module as a `Parser`; returned by `load_torchscript`."""
 
     def __init__(
         self, module: torch.nn.Module, path: Path, sidecar: Sidecar, label_set: LabelSet, device: torch.device
@@ -60,10 +62,11 @@ class TorchScriptParser:
         try:
             output = self._module(to_input(images, self._sidecar, self._device))
         except RuntimeError as error:
-            if memory_exhausted(error):
+            if out_of_memory(error):
                 raise
-            last = (str(error).strip().splitlines() or ["no reason given"])[-1]
-            raise FormatError(f"the model fails on a batch of images: {last}", where=self._path) from error
+            raise FormatError(
+                f"the model fails on a batch of {len(images)} images", where=self._path, cause=error
+            ) from error
         if isinstance(output, tuple | list) and output:
             output = output[0]
         if not isinstance(output, Tensor):
@@ -81,28 +84,27 @@ def load_torchscript(path: Path, *, label_set: str | None = None, device: str = 
 
     Raises:
         ConfigError: The description is missing or wrong, or does not declare trust.
-        WeightsError: The file is missing or is no TorchScript module.
+        WeightsError: The file is missing or not a TorchScript module.
         FormatError: The module does not take images or does not give label maps.
     """
-    if not path.is_file():
-        raise WeightsError("the TorchScript file does not exist", where=path)
+    check_file(path, ["torchscript"], title="TorchScript file")
     sidecar = read_sidecar(path)
     if not sidecar.trust:
         raise ConfigError(
-            "a TorchScript file is a program, and nothing says that this one may run",
+            "a TorchScript file is a program, and this one is not declared as trusted",
             where=path,
             expected=f"trust = true in {sidecar_path(path).name}",
-            hint="write it only if you trust whoever made the file; an ONNX file needs no trust",
+            hint="only for files from a source you trust; ONNX files need no trust",
         )
     labels = label_set_of(sidecar, path, label_set)
     target = resolve_device(device)
     try:
-        # torch announces the end of TorchScript; until then users have such files, and cannot act on the warning here.
+        # torch deprecates TorchScript, but users of existing files cannot act on that warning here.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             module = torch.jit.load(str(path), map_location=target).eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
-        if memory_exhausted(error):
+        if out_of_memory(error):
             raise
-        raise WeightsError(f"the TorchScript file cannot be loaded: {first_line(error)}", where=path) from error
+        raise WeightsError("torch cannot load the TorchScript file", where=path, cause=error) from error
     return TorchScriptParser(module, path, sidecar, labels, target)

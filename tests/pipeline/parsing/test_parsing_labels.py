@@ -100,7 +100,7 @@ def test_parts_that_a_set_cannot_give_are_named() -> None:
 def literal_groups(soft: torch.Tensor, parts: list[set[int]], body: set[int]) -> tuple[torch.Tensor, torch.Tensor]:
     batch, classes, height, width = soft.shape
     grouped = torch.zeros(batch, len(parts), height, width)
-    body = torch.zeros(batch, 1, height, width)
+    covered = torch.zeros(batch, 1, height, width)
     for image in range(batch):
         for label in range(classes):
             for row in range(height):
@@ -110,8 +110,8 @@ def literal_groups(soft: torch.Tensor, parts: list[set[int]], body: set[int]) ->
                         if label in ids:
                             grouped[image, part, row, column] += value
                     if label in body:
-                        body[image, 0, row, column] += value
-    return grouped, body
+                        covered[image, 0, row, column] += value
+    return grouped, covered
 
 
 def test_group_soft_equals_the_literal_sum() -> None:
@@ -204,7 +204,7 @@ def test_own_grouping(tmp_path: Path) -> None:
         ('head = ["hat"]\nupper = ["hat"]', "in both head and upper", None),
         ('head = ["hat", 1]', "names a class twice", None),
         ('label_set = "atr-18"\nhead = ["hat"]', "for the label set 'atr-18'", None),
-        ("whole = []", "`whole` must name", None),
+        ("body = []", "`body` must name", None),
         ("head = [", "cannot be read", None),
     ],
 )

@@ -61,7 +61,7 @@ def test_faulty_parsers_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> No
     install(monkeypatch, gone="no_such_package:make", empty=f"{__name__}:make_nothing")
     with pytest.raises(ConfigError, match="cannot be imported"):
         load_parser("gone")
-    with pytest.raises(ConfigError, match="gave a object"):
+    with pytest.raises(ConfigError, match="returned a object"):
         load_parser("empty")
 
 
