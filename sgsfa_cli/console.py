@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger("sgsfa")
 
+_printed = False
+"""Whether the command has printed its JSON object."""
+
 
 def out() -> Console:
     """Return the console for results: standard output."""
@@ -52,9 +55,16 @@ def emit(obj: Mapping[str, object] | DataclassInstance, *, json: bool, draw: Cal
         out().print(draw())
 
 
+def has_printed() -> bool:
+    """Return whether the command has printed its JSON object."""
+    return _printed
+
+
 def print_json(obj: Any) -> None:
-    """Print JSON to standard output."""
+    """Print the one JSON object of a command to standard output."""
+    global _printed  # noqa: PLW0603
     sys.stdout.write(json_module.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    _printed = True
 
 
 def plain(obj: object) -> Any:
@@ -131,8 +141,10 @@ class _StderrHandler(logging.Handler):
         self.console.print(text, style="yellow" if warning else None, markup=False, soft_wrap=True)
 
 
-def show_logs() -> None:
-    """Print what the library logs to standard error: notes and warnings, on ranks above 0 errors only."""
+def begin() -> None:
+    """Start a command: print what the library logs to standard error, on ranks above 0 errors only."""
+    global _printed  # noqa: PLW0603
+    _printed = False
     for handler in [each for each in _LOGGER.handlers if isinstance(each, _StderrHandler)]:
         _LOGGER.removeHandler(handler)
     _LOGGER.addHandler(_StderrHandler())

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from sgsfa_cli import torchrun
-from sgsfa_cli.console import err, print_json
+from sgsfa_cli import console, torchrun
+from sgsfa_cli.console import err
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -142,8 +142,8 @@ def _fail(
 ) -> NoReturn:
     if error is not None and not torchrun.record_error(error):
         pass
-    elif json:
-        print_json(as_json(message, details, code))
+    elif json and not console.has_printed():
+        console.print_json(as_json(message, details, code))
     elif torchrun.is_main():
         _panel(message, details, title="Stopped" if code == EXIT_INTERRUPTED else "Error")
     raise typer.Exit(code) from error

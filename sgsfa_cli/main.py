@@ -85,7 +85,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; errors become a message and an exit code."""
-        console.show_logs()
+        console.begin()
         with errors.guard(ctx):
             return super().invoke(ctx)
 
@@ -162,7 +162,7 @@ def run() -> None:
         traceback.print_exc()
         message = f"internal error: {type(error).__name__}: {error}"
         sys.stderr.write(f"\n{message}\nPlease report it with the lines above.\n")
-        if "--json" in sys.argv:
+        if "--json" in sys.argv and not console.has_printed():
             console.print_json(errors.as_json(message, [], errors.EXIT_INTERNAL))
         torchrun.leave(errors.EXIT_INTERNAL)
         sys.exit(errors.EXIT_INTERNAL)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sgsfa_cli import console
+from sgsfa_cli import console, errors
 from sgsfa_cli.options import (
     ConfigOption,
     JsonOption,
@@ -96,7 +96,8 @@ def _show_plan(plan: Plan, *, json: bool) -> None:
     from pipeline.stages.plan import failures
 
     checks = plan.check()
-    data = {
+    error = failures(checks)
+    data: dict[str, Any] = {
         "stages": [
             {"stage": entry.name, "would_run": entry.will_run, "state": entry.state, "reasons": entry.reasons}
             for entry in plan.stages
@@ -106,9 +107,9 @@ def _show_plan(plan: Plan, *, json: bool) -> None:
             for check in checks
         ],
     }
-    error = failures(checks)
-    if error is None or not json:
-        console.emit(data, json=json, draw=lambda: _draw_plan(plan, checks))
+    if error is not None:
+        data |= errors.as_json(error.message, error.details(), error.exit_code)
+    console.emit(data, json=json, draw=lambda: _draw_plan(plan, checks))
     if error is not None:
         raise error
 

@@ -22,7 +22,7 @@ def terminal(monkeypatch):
     text = io.StringIO()
     made = Console(file=text, force_terminal=True, width=100, highlight=False)
     monkeypatch.setattr(console, "err", lambda: made)
-    console.show_logs()
+    console.begin()
     return text
 
 
@@ -30,7 +30,7 @@ def terminal(monkeypatch):
 def lines(monkeypatch):
     """Standard error that is no terminal, with a line for each step."""
     monkeypatch.setattr(bars, "_LINE_SECONDS", 0.0)
-    console.show_logs()
+    console.begin()
 
 
 # Results
@@ -84,7 +84,7 @@ def test_size(count, text):
 
 
 def test_log__notes_and_warnings_go_to_standard_error(capsys):
-    console.show_logs()
+    console.begin()
     LOG.debug("detail")
     LOG.info("a note [x]")
     LOG.warning("careful")
@@ -94,7 +94,7 @@ def test_log__notes_and_warnings_go_to_standard_error(capsys):
 
 
 def test_log__quiet_keeps_warnings_and_shows_no_progress(capsys):
-    console.show_logs()
+    console.begin()
     with console.progress(quiet=True).task("masks", total=2) as task:
         task.advance(2)
     LOG.info("a note")
@@ -104,7 +104,7 @@ def test_log__quiet_keeps_warnings_and_shows_no_progress(capsys):
 
 def test_log__other_ranks_report_errors_only(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
-    console.show_logs()
+    console.begin()
     assert console.progress() is SILENT
     LOG.warning("careful")
     assert capsys.readouterr().err == ""
@@ -128,7 +128,7 @@ def test_progress__lines_without_a_terminal(lines, capsys):
 
 
 def test_progress__few_lines_for_fast_work(capsys):
-    console.show_logs()
+    console.begin()
     with console.progress().task("masks", total=10_000) as task:
         for _ in range(10_000):
             task.advance()
@@ -136,7 +136,7 @@ def test_progress__few_lines_for_fast_work(capsys):
 
 
 def test_progress__no_summary_of_failed_or_empty_work(capsys):
-    console.show_logs()
+    console.begin()
     with pytest.raises(RuntimeError), console.progress().task("masks", total=2):
         raise RuntimeError
     with console.progress().task("masks", total=40, done=40):
@@ -162,7 +162,7 @@ def test_progress__bars_on_a_terminal(terminal):
 
 
 def test_progress__rates_do_not_count_what_an_earlier_run_did(capsys):
-    console.show_logs()
+    console.begin()
     progress = console.progress()
     now = [0.0]
     progress.bars.get_time = lambda: now[0]
@@ -177,7 +177,7 @@ def test_progress__rates_do_not_count_what_an_earlier_run_did(capsys):
 
 
 def test_progress__slow_work_is_shown_as_time_each(capsys):
-    console.show_logs()
+    console.begin()
     progress = console.progress()
     now = [0.0]
     progress.bars.get_time = lambda: now[0]

@@ -87,16 +87,16 @@ def test_a_configured_run_against_another_tells_test_sets_of_one_name_apart(
             run("eval", "-f", features, "--out", folder / name, "--rule", rule, "-q")
         tests = {name: json.loads((folder / name / "result.json").read_text()) for name in rules}
         assert {result["test_set"] for result in tests.values()} == {"toy"}
-        (folder / "result.json").write_text(json.dumps({"columns": [], "rows": [], "tests": tests}))
+        (folder / "result.json").write_text(json.dumps({"tests": tests}))
         return folder
 
     before = artifact(tmp_path / "before", {"toy": "shrunk", "toy-2": "all"})
     now = artifact(tmp_path / "now", {"toy": "shrunk", "toy-2": "mean"})
 
-    def execute(*_: Any, **__: Any) -> Any:
+    def run_stages(*_: Any, **__: Any) -> Any:
         return SimpleNamespace(stages=[SimpleNamespace(path=now)], rejected=())
 
-    monkeypatch.setattr("pipeline.stages.execute.execute", execute)
+    monkeypatch.setattr("pipeline.stages.run.run_stages", run_stages)
     printed = json.loads(run("eval", "--preset", "demo", "--json", "-q", "--against", before).stdout)
     assert [one["test_set"] for one in printed["against"]] == ["toy", "toy-2"]
     for one in printed["against"]:
