@@ -62,7 +62,7 @@ def has_printed() -> bool:
 
 def print_json(obj: Any) -> None:
     """Print the one JSON object of a command to standard output."""
-    global _printed  # noqa: PLW0603
+    global _printed
     sys.stdout.write(json_module.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     _printed = True
 
@@ -143,7 +143,7 @@ class _StderrHandler(logging.Handler):
 
 def begin() -> None:
     """Start a command: print what the library logs to standard error, on ranks above 0 errors only."""
-    global _printed  # noqa: PLW0603
+    global _printed
     _printed = False
     for handler in [each for each in _LOGGER.handlers if isinstance(each, _StderrHandler)]:
         _LOGGER.removeHandler(handler)
