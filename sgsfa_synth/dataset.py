@@ -130,7 +130,8 @@ def _render(
     done = len(planned) - sum(len(group) for group in missing)
     if done:
         _LOG.info("resuming: %s of %s images are rendered", f"{done:,}", f"{len(planned):,}")
-    work = functools.partial(_render_identity, out, config.seed, SceneSettings.of(config))
+    # Absolute: worker processes that are reused may have been started in another working folder.
+    work = functools.partial(_render_identity, out.absolute(), config.seed, SceneSettings.of(config))
     with progress.task("rendering identities", total=len(planned), done=done) as task:
         for count in parallel_map(work, missing, backend="loky", jobs=config.jobs):
             task.advance(count)

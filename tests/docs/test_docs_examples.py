@@ -33,7 +33,7 @@ def sgsfa(line, codes=(0,)):
     words = shlex.split(line, comments=True)[1:]
     if ACCEPT_SET.match(line):
         words += [word for setting in SMALL for word in ("--set", setting)]
-    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, words)
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, words, catch_exceptions=False)
     assert result.exit_code in codes, f"{line}\n{result.output}"
 
 
