@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from pipeline.config import ModelConfig
 from pipeline.errors import WeightsError
+from pipeline.formats.foreign import check_file
 from pipeline.formats.provenance import Provenance
 from pipeline.runtime.files import atomic_write
 from pipeline.version import __version__
@@ -125,14 +126,13 @@ def read_meta(path: Path) -> CheckpointMeta:
     Raises:
         WeightsError: The file is missing, damaged, not a checkpoint, or of another format.
     """
-    if not path.is_file():
-        raise WeightsError("checkpoint not found", where=path, expected="a model.safetensors of a training")
+    check_file(path, ["safetensors"], title="checkpoint", expected="a model.safetensors of a training")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise WeightsError(
-            f"not a readable safetensors file: {error}", where=path, expected="a model.safetensors of a training"
+            "the checkpoint is damaged", where=path, expected="a model.safetensors of a training", cause=error
         ) from error
     if _KEY not in metadata:
         raise WeightsError(

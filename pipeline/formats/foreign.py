@@ -127,6 +127,11 @@ def _sniff_text(data: bytes) -> Content:
     return "lfs" if begin.startswith("version https://git-lfs") else "text"
 
 
+def describe(content: Content) -> str:
+    """Return what a content is, for messages: `a web page`."""
+    return _DESCRIPTIONS.get(content, "of an unknown format")
+
+
 def check_file(path: Path, accepted: Collection[Content], *, title: str, expected: str | None = None) -> Content:
     """Check that a file exists and holds what a reader can read; an unknown content is left to the reader.
 

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ArtifactError, FormatError
+from pipeline.formats.foreign import describe, sniff
 from pipeline.formats.provenance import Difference, Provenance, canonical_json
 from pipeline.runtime.files import NO_SPACE, atomic_write, reserve, sha256_bytes
 from pipeline.version import __version__
@@ -40,7 +41,6 @@ REASON_BYTES = 120
 
 STATUS, REASON, CRC = "status", "reason", "crc"
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _STRUCTURE = 1 << 16  # most bytes that the structure of a file takes
 _ERRNO = re.compile(r"errno = (\d+)")
 
@@ -247,14 +247,9 @@ def reading(path: Path, kind: RowFormat) -> Iterator[h5py.File]:
     if not path.is_file():
         raise FormatError(f"{kind.title} not found", where=path)
     with translated(path, kind):
-        with path.open("rb") as stream:
-            signature = stream.read(len(_SIGNATURE))
-        if signature != _SIGNATURE:
-            raise FormatError(
-                f"not an HDF5 file: it begins with {signature!r}" if signature else "the file is empty",
-                where=path,
-                expected=f"a {kind.title} (HDF5)",
-            )
+        content = sniff(path)
+        if content != "hdf5":
+            raise FormatError(f"the {kind.title} is {describe(content)}", where=path, expected="an HDF5 file")
         with h5py.File(path, "r", locking=False) as file:
             _check_attributes(file, path, kind)
             yield file
