@@ -1,0 +1,1 @@
+"""Training of the built-in re-identification network on rendered identities."""
