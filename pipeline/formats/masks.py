@@ -1,7 +1,7 @@
 """The mask file: part masks of a list of images in one HDF5 file that any program with HDF5 can read.
 
 Contiguous, uncompressed datasets, read into memory at once (30,000 images are 81 MB). `pipeline.formats.rows` writes
-and resumes them; docs/formats-masks.md describes the layout.
+and resumes them; docs/formats/masks.md describes the layout.
 """
 
 from __future__ import annotations
