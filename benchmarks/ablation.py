@@ -28,7 +28,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.config import RunConfig, load_config
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config
 from pipeline.runtime.device import device_label, resolve_device
 from pipeline.runtime.files import atomic_write, read_json, write_json
 from pipeline.runtime.progress import SILENT, Task

@@ -35,7 +35,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ModelConfig, RunConfig, TrainConfig, load_config
+from pipeline.config import ModelConfig, RunConfig, TrainConfig
+from pipeline.config_file import load_config
 from pipeline.model.losses import total_loss
 from pipeline.model.network import build_model
 from pipeline.model.normalise import normalise

@@ -1,38 +1,29 @@
-"""The typed configuration of a run: every choice, its default, its meaning, its source.
+"""The schema of the configuration: every key with its type, range, default and meaning.
 
-One TOML file holds it; presets are such files too; `--set section.key=value` overrides both. Unknown keys are an
-error that names the nearest known key. A field marked `execution` decides how fast or where the work is done but
-not what comes out, so it is no part of an artifact's fingerprint.
+`pipeline.config_file` reads it from TOML. A field marked `execution` decides how fast or where the work is done but not
+its result, so it is not part of an artifact's provenance.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
+from typing import Annotated, Literal, Self
 
-import tomlkit
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     JsonValue,
-    ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
 
-from pipeline.errors import ConfigError
 from pipeline.runtime.files import at_home
-
-PRESETS = ("demo", "paper", "strong", "baseline")
 
 _EXECUTION: dict[str, JsonValue] = {"execution": True}
 
@@ -56,7 +47,7 @@ class Section(BaseModel):
 
     @classmethod
     def decisive_fields(cls) -> tuple[str, ...]:
-        """Names of the fields that decide the content of what a stage makes."""
+        """Return the names of the fields that decide the output of a stage."""
         return tuple(name for name, info in cls.model_fields.items() if not is_execution(info))
 
 
@@ -155,8 +146,8 @@ class ModelConfig(Section):
         description="Where the backbone starts: imagenet (torchvision downloads), builtin (ImageNet weights in "
         "this package, for mobilenet_v2), none, or a file (.safetensors, .pth).",
     )
-    height: Annotated[int, Field(ge=64)] = Field(256, description="Input height in pixels, a multiple of 16.")
-    width: Annotated[int, Field(ge=32)] = Field(128, description="Input width in pixels, a multiple of 16.")
+    height: Annotated[int, Field(ge=64, multiple_of=16)] = Field(256, description="Input height in pixels.")
+    width: Annotated[int, Field(ge=32, multiple_of=16)] = Field(128, description="Input width in pixels.")
     body_attention: bool = Field(True, description="Body attention after stage 1 (paper, Table 5).")
     body_reduction: Positive = Field(8, description="gamma of Fig. 3.")
     local_reduction: Positive = Field(2, description="gamma_1 of Fig. 4.")
@@ -195,16 +186,15 @@ class ModelConfig(Section):
     def _known(cls, backbone: str) -> str:
         if backbone not in BACKBONES and not backbone.startswith("timm:"):
             near = suggestion(backbone, BACKBONES)
-            raise ValueError("there is no such backbone" + (f", {near}" if near else ""))
+            raise ValueError("unknown backbone" + (f", {near}" if near else ""))
         return backbone
 
-    @model_validator(mode="after")
-    def _sizes(self) -> Self:
-        if self.height % 16 or self.width % 16:
-            raise ValueError(f"input size {self.height}x{self.width} is not a multiple of 16")
-        if abs(sum(self.strips) - 1.0) > 1e-6 or min(self.strips) <= 0:
-            raise ValueError(f"strips {self.strips} must be positive and add up to 1")
-        return self
+    @field_validator("strips")
+    @classmethod
+    def _divide(cls, strips: tuple[float, float, float]) -> tuple[float, float, float]:
+        if abs(sum(strips) - 1.0) > 1e-6 or min(strips) <= 0:
+            raise ValueError("the shares must be positive and add up to 1")
+        return strips
 
 
 class LossConfig(Section):
@@ -360,7 +350,9 @@ class MatchingConfig(Section):
     @model_validator(mode="after")
     def _expansible(self) -> Self:
         if self.query_expansion and self.rule in SUMMING_RULES:
-            raise ValueError(f"query_expansion does not go with rule = {self.rule!r}; shrunk, mean and all do")
+            raise ValueError(
+                f"query_expansion cannot be combined with rule = {self.rule!r}, only with shrunk, mean and all"
+            )
         return self
 
 
@@ -384,247 +376,38 @@ class RunConfig(Section):
 
 
 def is_execution(info: FieldInfo) -> bool:
-    """Whether a field only decides how the work is done, not what comes out."""
+    """Return whether a field decides only how the work is done, not its result."""
     return info.json_schema_extra == _EXECUTION
 
 
-def load_config(path: Path | None = None, *, preset: str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Resolve a configuration: defaults, then the preset, then the file, then the overrides.
-
-    Args:
-        path: A TOML file. It may name its own `preset` at the top; the argument `preset` wins over it.
-        preset: One of `PRESETS`.
-        overrides: `section.key=value` strings; the value is TOML, or else taken as a bare string.
-
-    Raises:
-        ConfigError: On an unreadable file, an unknown key or a value of the wrong kind or range.
-    """
-    tables: list[tuple[str, Mapping[str, Any]]] = []
-    file_table: dict[str, Any] = {}
-    if path is not None:
-        file_table = read_toml(path, "the configuration file", hint="`sgsfa init` writes one")
-        named = file_table.pop("preset", None)
-        if named is not None and not isinstance(named, str):
-            raise ConfigError(f"preset must be a name, not {named!r}", where=path)
-        preset = preset or named
-    if preset is not None:
-        tables.append((f"preset {preset}", preset_table(preset)))
-    if path is not None:
-        tables.append((str(path), file_table))
-    tables += [(f"--set {text}", parse_override(text)) for text in overrides]
-
-    merged: dict[str, Any] = {}
-    for origin, table in tables:
-        _refuse_unknown(RunConfig, table, origin)
-        _merge(merged, table)
-    try:
-        return RunConfig.model_validate(merged)
-    except ValidationError as error:
-        raise _explain(error, tables) from error
-
-
-def read_toml(path: Path, what: str, *, hint: str | None = None) -> dict[str, Any]:
-    """Read a TOML file, or say where it is broken.
-
-    Args:
-        path: The file.
-        what: What it is, for the message: `the configuration file`.
-        hint: What to do where there is none.
-
-    Raises:
-        ConfigError: The file is missing or is not TOML.
-    """
-    try:
-        # Some editors of Windows begin files with a byte order mark.
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise ConfigError(f"{what} does not exist", where=path, hint=hint) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{what} cannot be read: {error}", where=path) from error
-
-
-def preset_table(name: str) -> dict[str, Any]:
-    """The TOML table of a preset.
-
-    Raises:
-        ConfigError: There is no such preset.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"there is no preset {name!r}", expected=" | ".join(PRESETS), hint=suggestion(name, PRESETS))
-    text = (resources.files("pipeline") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
-def parse_override(text: str) -> dict[str, Any]:
-    """Turn `a.b=value` into nested tables.
-
-    Raises:
-        ConfigError: There is no `=`, or a key is empty.
-    """
-    key, equals, raw = text.partition("=")
-    names = [name.strip() for name in key.split(".")]
-    if not equals or not all(names):
-        raise ConfigError(f"{text!r} is not an override", expected="section.key=value, as in train.epochs=60")
-    try:
-        value: Any = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw.strip()
-    # What looks like a number or a date is text where text is wanted, as in name=2024.
-    if not isinstance(value, str | list | dict) and _wants_text(_field(names)):
-        value = raw.strip()
-    for name in reversed(names):
-        value = {name: value}
-    table: dict[str, Any] = value
-    return table
-
-
-def to_toml(config: RunConfig, *, comments: bool = False) -> str:
-    """Write a configuration as TOML; with `comments`, each key under its meaning."""
-    document = tomlkit.document()
-    _write(document, config, comments)
-    return tomlkit.dumps(document)
-
-
 def suggestion(name: str, known: Iterable[str], before: str = "", after: str = "") -> str | None:
-    """`did you mean ...?`, or None when nothing is near.
+    """Return `did you mean ...?`, or None if nothing is near.
 
     Args:
         name: What was given.
-        known: What there is.
-        before: What stands before the name where it is written; it has no say in what is near.
-        after: What stands after it.
+        known: What is valid.
+        before: What precedes the name where it is written; it does not count in the comparison.
+        after: What follows it.
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean {before + near[0] + after!r}?" if near else None
 
 
-def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
-    """All dotted keys of the configuration."""
-    keys: list[str] = []
-    for name, info in model.model_fields.items():
-        section = _section_of(info)
-        if section is None:
-            keys.append(prefix + name)
-        else:
-            keys += known_keys(section, f"{prefix}{name}.")
-    return keys
-
-
-def _elsewhere(name: str) -> str | None:
-    """A suggestion for a key that stands in another section."""
-    keys = {key.rpartition(".")[2]: key for key in known_keys()}
-    near = difflib.get_close_matches(name, keys, 1)
-    return f"did you mean {keys[near[0]]!r}?" if near else None
-
-
-def _section_of(info: FieldInfo) -> type[Section] | None:
+def section_of(info: FieldInfo) -> type[Section] | None:
+    """Return the section that a field holds, None for a plain value."""
     kind = info.annotation
     return kind if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
-def _refuse_unknown(model: type[Section], table: Mapping[str, Any], origin: str, prefix: str = "") -> None:
-    for name, value in table.items():
-        info = model.model_fields.get(name)
-        if info is None:
-            near = suggestion(name, model.model_fields, prefix) or _elsewhere(name)
-            raise ConfigError(f"unknown key {prefix + name!r}", where=origin, hint=near)
-        section = _section_of(info)
+def known_keys() -> dict[str, FieldInfo]:
+    """Return all plain fields of the configuration by dotted key."""
+    return dict(_fields(RunConfig, ""))
+
+
+def _fields(model: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, info in model.model_fields.items():
+        section = section_of(info)
         if section is None:
-            continue
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{prefix + name!r} is a section, not a value", where=origin)
-        _refuse_unknown(section, value, origin, f"{prefix}{name}.")
-
-
-def _merge(into: dict[str, Any], table: Mapping[str, Any]) -> None:
-    for name, value in table.items():
-        if isinstance(value, Mapping) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
-        elif isinstance(value, Mapping):
-            into[name] = {}
-            _merge(into[name], value)
+            yield prefix + name, info
         else:
-            into[name] = value
-
-
-def _explain(error: ValidationError, tables: Sequence[tuple[str, Mapping[str, Any]]]) -> ConfigError:
-    first = error.errors()[0]
-    names = [str(part) for part in first["loc"]]
-    # Pydantic adds the tag of a union's branch to the location; our keys are at most two deep.
-    key = ".".join(names[:2])
-    origin = next((where for where, table in reversed(tables) if _has(table, names[:2])), None)
-    found, message = first.get("input"), first["msg"].removeprefix("Value error, ")
-    if isinstance(found, Mapping):
-        # A section as a whole; its validator says which values do not go together.
-        return ConfigError(f"[{key}]: {message}", where=origin)
-    expected = None
-    info = _field(names[:2])
-    if info is not None:
-        choices = [str(choice) for choice in get_args(info.annotation) if isinstance(choice, str)]
-        # Pydantic's own messages say what would be right; ours may not.
-        expected = " | ".join(choices) or (None if message.startswith("Input should") else info.description)
-        if first["type"] == "tuple_type":
-            expected = '["...", "..."]' if get_args(info.annotation)[0] is str else "[..., ...]"
-        if choices and isinstance(found, str) and (near := suggestion(found, choices)):
-            expected = f"{expected} ({near})"
-    return ConfigError(f"{key} = {found!r}: {message}", where=origin, expected=expected)
-
-
-def _has(table: Mapping[str, Any], names: Sequence[str]) -> bool:
-    value: Any = table
-    for name in names:
-        if not isinstance(value, Mapping) or name not in value:
-            return False
-        value = value[name]
-    return True
-
-
-def _field(names: Sequence[str]) -> FieldInfo | None:
-    model: type[Section] | None = RunConfig
-    info: FieldInfo | None = None
-    for name in names:
-        if model is None:
-            return info
-        info = model.model_fields.get(name)
-        if info is None:
-            return None
-        model = _section_of(info)
-    return info
-
-
-def _kinds(info: FieldInfo) -> list[Any]:
-    """The plain types that a field takes, without their constraints."""
-    union = get_origin(info.annotation) in (UnionType, Union)
-    kinds = get_args(info.annotation) if union else (info.annotation,)
-    return [get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in kinds]
-
-
-def _wants_text(info: FieldInfo | None) -> bool:
-    return info is not None and any(kind in (str, Path) for kind in _kinds(info))
-
-
-def _write(table: Any, config: Section, comments: bool) -> None:
-    for name, info in type(config).model_fields.items():
-        value = getattr(config, name)
-        if isinstance(value, Section):
-            section = tomlkit.table()
-            if comments and type(value).__doc__:
-                section.comment(str(type(value).__doc__).splitlines()[0])
-            _write(section, value, comments)
-            table.add(name, section)
-            continue
-        if comments and info.description:
-            table.add(tomlkit.comment(info.description))
-        if value is None:
-            if comments:
-                table.add(tomlkit.comment(f"{name} = ..."))
-            continue
-        table.add(name, _plain(value))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return value.as_posix()
-    if isinstance(value, tuple):
-        return list(value)
-    return value
+            yield from _fields(section, f"{prefix}{name}.")

@@ -99,9 +99,9 @@ def load(config: Path | None, preset: str | None, overrides: Sequence[str] | Non
     """Resolve the configuration from the shared options.
 
     Raises:
-        ConfigError: See `pipeline.config.load_config`.
+        ConfigError: See `pipeline.config_file.load_config`.
     """
-    from pipeline.config import load_config
+    from pipeline.config_file import load_config
 
     if config is None and preset is None and DEFAULT_FILE.is_file():
         config = DEFAULT_FILE

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from pipeline.config import SynthConfig, preset_table
+from pipeline.config import SynthConfig
+from pipeline.config_file import preset_table
 
 PRESETS: Mapping[str, SynthConfig] = MappingProxyType(
     {

@@ -9,7 +9,7 @@ import mmap
 import re
 from pathlib import Path, PurePosixPath
 
-from pipeline.config import read_toml
+from pipeline.config_file import read_toml
 from pipeline.errors import ConfigError
 from pipeline.runtime.files import sha256_bytes, sha256_file
 

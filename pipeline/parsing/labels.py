@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeGuard
 import torch
 from torch import Tensor
 
-from pipeline.config import read_toml, suggestion
+from pipeline.config import suggestion
+from pipeline.config_file import read_toml
 from pipeline.errors import ConfigError
 from pipeline.parts import SEMANTIC
 

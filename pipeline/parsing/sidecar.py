@@ -14,7 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from pipeline.config import read_toml, suggestion
+from pipeline.config import suggestion
+from pipeline.config_file import read_toml
 from pipeline.errors import ConfigError, FormatError
 from pipeline.parsing.files import sidecar_path
 from pipeline.parsing.interface import Fit

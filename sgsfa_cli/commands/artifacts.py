@@ -141,7 +141,7 @@ def _confirmed(total: int) -> bool:
 
 
 def _settings(configs: list[Path] | None, preset: str | None, overrides: list[str] | None) -> list[RunConfig]:
-    from pipeline.config import load_config
+    from pipeline.config_file import load_config
     from pipeline.errors import ConfigError
 
     files: list[Path | None] = list(configs or [])

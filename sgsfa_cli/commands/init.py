@@ -29,15 +29,13 @@ def init(
 
     Without --preset the values are the defaults. `sgsfa run` reads sgsfa.toml where it is started.
     """
-    from pipeline.config import to_toml
+    from pipeline.config_file import load_config, to_toml
     from pipeline.errors import ConfigError
     from pipeline.runtime.files import atomic_write
 
     if file.exists() and not force:
         raise ConfigError("file exists", where=file, hint="--force overwrites it")
-    # Not through `load`, whose default would be the very file that is to be written.
-    from pipeline.config import load_config
-
+    # Not through `options.load`, whose default is the very file that is written here.
     settings = load_config(preset=preset, overrides=overrides or ())
     with atomic_write(file) as temporary:
         temporary.write_text(to_toml(settings, comments=True), encoding="utf-8")

@@ -1,6 +1,6 @@
 import tomllib
 
-from pipeline.config import load_config
+from pipeline.config_file import load_config
 from sgsfa_cli.options import overriding
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import SynthConfig, load_config
+from pipeline.config import SynthConfig
+from pipeline.config_file import load_config
 from pipeline.datasets.registry import open_dataset
 from pipeline.errors import ConfigError, DataError
 from pipeline.runtime.progress import SILENT

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from pipeline.config import load_config
+from pipeline.config_file import load_config
 from pipeline.errors import Rejected
 from pipeline.stages.plan import make_plan
 from pipeline.stages.run import run_stages

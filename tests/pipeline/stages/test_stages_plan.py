@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.config import load_config
+from pipeline.config_file import load_config
 from pipeline.errors import ArtifactError, ConfigError, DataError, UserError
 from pipeline.stages.plan import STAGE_NAMES, STAGES, failures, make_plan, required_stages
 from pipeline.stages.sources import Sources

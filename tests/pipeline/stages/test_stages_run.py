@@ -300,7 +300,7 @@ def test_folder__of_an_unfinished_stage_is_an_error(configure):
 PROGRAM = textwrap.dedent(
     """
     import sys, time
-    from pipeline.config import load_config
+    from pipeline.config_file import load_config
     from pipeline.runtime.files import atomic_write
     from pipeline.stages.run import run_stages
     from pipeline.stages.stage import StageReport
