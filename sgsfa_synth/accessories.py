@@ -23,7 +23,7 @@ STEEL = (0.25, 0.25, 0.26)
 
 
 def worn(model: BodyModel, rest: Rest, identity: Identity, outermost: NDArray[np.floating]) -> list[Piece]:
-    """Pieces that move with the body: hat, glasses, scarf, backpack or shoulder bag.
+    """Return pieces that move with the body: hat, glasses, scarf, backpack or shoulder bag.
 
     Args:
         model: Of `body.body_model`.
@@ -154,14 +154,14 @@ def _scarf(model: BodyModel, rest: Rest, outermost: NDArray[np.floating], textur
 
 
 def _between(position: NDArray[np.floating], half_width: float) -> list[NDArray[np.floating]]:
-    """Two edge fields for a band. Not one with an absolute value: its crease would be lost inside a triangle."""
+    """Return two edge fields for a band. Not one with an absolute value: its crease would be lost inside a triangle."""
     return [half_width - position, half_width + position]
 
 
 def _band(
     model: BodyModel, rest: Rest, bag: Bag, offset: NDArray[np.floating], fields: list[NDArray[np.floating]]
 ) -> Piece:
-    """A strap: a narrow sheet over the clothes of the trunk."""
+    """Build a strap: a narrow sheet over the clothes of the trunk."""
     off_arm = 0.05 - 0.1 * sheet("torso").chart.arm_weight
     points = lifted(rest, "torso", offset)
     return draped(
@@ -170,7 +170,7 @@ def _band(
 
 
 def _back_surface(model: BodyModel, x: NDArray[np.floating], z: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Canonical y of the back at points (x, z): the hindmost skin near them."""
+    """Return the canonical y of the back at points (x, z): the hindmost skin near them."""
     points = sheet("torso").chart.points
     back = points[(points[:, 1] > 0.0) & (np.abs(points[:, 0]) < 0.2)]
     distance = (x[:, None] - back[None, :, 0]) ** 2 + (z[:, None] - back[None, :, 2]) ** 2
@@ -180,7 +180,7 @@ def _back_surface(model: BodyModel, x: NDArray[np.floating], z: NDArray[np.float
 
 
 def _backpack(model: BodyModel, rest: Rest, bag: Bag, outermost: NDArray[np.floating]) -> list[Piece]:
-    """A sack that starts on the back's own surface, with straps that lie on the shoulders."""
+    """Build a sack that starts on the back's own surface, with straps that lie on the shoulders."""
     size = bag.size
     middle, half_height, half_width, depth = 0.42, 0.205 * size, 0.145 * size, 0.125 * size
     columns, rows = 17, 19
@@ -273,7 +273,7 @@ def _mesh(shape: Solid, offset: NDArray[np.floating], material: Material = Mater
 
 
 def held(pose: Pose, hands: Mapping[str, FloatArray], body: Mesh, rng: np.random.Generator) -> list[Mesh]:
-    """What a pose puts into the hands: a phone or a box."""
+    """Return what a pose puts into the hands: a phone or a box."""
     if pose.holds == "phone":
         hand = hands[pose.hand]
         slab = box((0.011, 0.074, 0.148), DARK, Finish.GLASS, bevel=0.004).moved(z=-0.074)
@@ -295,7 +295,7 @@ def held(pose: Pose, hands: Mapping[str, FloatArray], body: Mesh, rng: np.random
 
 
 def carried(identity: Identity, pose: Pose, hands: Mapping[str, FloatArray], body: Mesh) -> list[Mesh]:
-    """Bag in the hand or suitcase beside the feet; when the hands are full they stand on the floor."""
+    """Return the bag in the hand or suitcase beside the feet; when the hands are full they stand on the floor."""
     bag = identity.bag
     if bag is None or bag.kind not in ("hand", "suitcase"):
         return []

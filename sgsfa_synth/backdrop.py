@@ -96,7 +96,7 @@ _WALL_COLOUR = {
 
 
 def _wall_colour(wall: str, random: np.random.Generator) -> Array:
-    """Walls are mostly brick red, sand, grey and white; one in six has been painted."""
+    """Draw a wall colour: mostly brick red, sand, grey or white; one in six is painted."""
     if random.random() < 0.16:
         return paint(random, saturation=0.45, low=0.4, high=0.9)
     colours = _WALL_COLOUR.get(wall, _WALL_COLOUR["plaster"])
@@ -105,7 +105,7 @@ def _wall_colour(wall: str, random: np.random.Generator) -> Array:
 
 
 def sample_place(random: np.random.Generator) -> Place:
-    """Any place. Most are grey, sand or brick, as towns are; lawns and painted walls are the exception."""
+    """Draw a place: mostly grey, sand or brick, as towns are; lawns and painted walls are the exception."""
     indoor = random.random() < 0.10
     ground = "indoor" if indoor else str(random.choice(list(_GROUND_SHARES), p=list(_GROUND_SHARES.values())))
     wall = str(random.choice(_INDOOR_WALLS)) if indoor else str(random.choice(_OUTDOOR_WALLS, p=_OUTDOOR_SHARES))
@@ -137,7 +137,7 @@ def sample_place(random: np.random.Generator) -> Place:
 
 
 def camera_place(seed: int, camera: int) -> Place:
-    """The place that camera number `camera` watches."""
+    """Return the place that camera number `camera` watches."""
     return sample_place(seeds.rng(seed, "place", camera))
 
 
@@ -167,7 +167,7 @@ def paint_backdrop(
     contact_extent: float,
     covered: npt.NDArray[np.bool_],
 ) -> Array32:
-    """Radiance of ground, wall and sky where nothing stands before them.
+    """Return the radiance of ground, wall and sky where nothing stands before them.
 
     Args:
         place: What to draw.
@@ -214,20 +214,20 @@ def paint_backdrop(
 
 @njit
 def _step(value: float, edge: float, soft: float) -> float:
-    """0 below `edge`, 1 above, with a ramp `soft` wide: an anti-aliased comparison."""
+    """Return 0 below `edge`, 1 above, with a ramp `soft` wide: an anti-aliased comparison."""
     return min(max((value - edge) / max(soft, 1e-6) + 0.5, 0.0), 1.0)
 
 
 @njit
 def _band(value: float, half: float, soft: float) -> float:
-    """1 where |value| < half, with soft borders; fainter when it is thinner than a pixel."""
+    """Return 1 where |value| < half, with soft borders; fainter when it is thinner than a pixel."""
     inner = 1.0 - _step(abs(value), half, soft)
     return inner * min(1.0, 2.0 * half / max(soft, 1e-6) + 0.15)
 
 
 @njit
 def _ground(kind: int, u: float, v: float, pixel: float, seed: int, colour: Array, out: Array) -> None:
-    """Albedo of the ground at (u, v) metres; `pixel` is a pixel's size there."""
+    """Return the albedo of the ground at (u, v) metres; `pixel` is a pixel's size there."""
     value = 1.0
     tint = 0.0
     wide = cloud2(u * 0.45, v * 0.45, 3, seed)
@@ -290,7 +290,7 @@ def _ground(kind: int, u: float, v: float, pixel: float, seed: int, colour: Arra
 
 @njit
 def _foliage(u: float, z: float, pixel: float, seed: int, out: Array) -> None:
-    """Albedo of leaves: clumps lit from above, made of small leaves."""
+    """Return the albedo of leaves: clumps lit from above, made of small leaves."""
     clump = cloud2(u * 1.1, z * 1.1, 3, seed)
     above = cloud2(u * 1.1, z * 1.1 + 0.22, 3, seed)
     fade = max(0.0, 1.0 - pixel * 14.0)
@@ -306,7 +306,7 @@ def _foliage(u: float, z: float, pixel: float, seed: int, out: Array) -> None:
 
 @njit
 def _trees(u: float, z: float, pixel: float, seed: int, sky: Array, out: Array) -> None:
-    """A row of trees with trunks over shrubs; the sky shows through the crowns."""
+    """Return a row of trees with trunks over shrubs; the sky shows through the crowns."""
     _foliage(u, z, pixel, seed, out)
     cell = np.floor(u / 2.3)
     middle = 0.5 + 0.5 * (lattice(int(cell), 1, 0, seed) - 0.5)
@@ -332,7 +332,7 @@ def _trees(u: float, z: float, pixel: float, seed: int, sky: Array, out: Array) 
 
 @njit
 def _window(a: float, b: float, pixel: float, seed: int, sky: Array, frame: Array, out: Array) -> None:
-    """A window pane at (a, b) in [0, 1]^2: reflected sky, something dim inside, a frame."""
+    """Return a window pane at (a, b) in [0, 1]^2: reflected sky, something dim inside, a frame."""
     curtain = lattice(seed, 5, 1, 77)
     glint = cloud2(a * 1.7 + seed, b * 1.3 + a, 3, seed)
     for c in range(3):
@@ -354,7 +354,7 @@ def _window(a: float, b: float, pixel: float, seed: int, sky: Array, frame: Arra
 def _wall(
     kind: int, u: float, z: float, pixel: float, seed: int, colour: Array, accent: Array, sky: Array, out: Array
 ) -> None:
-    """Albedo of a wall at `u` metres along it and `z` above the ground."""
+    """Return the albedo of a wall at `u` metres along it and `z` above the ground."""
     stain = cloud2(u * 0.6, z * 0.5, 4, seed + 40)
     fine = noise2(u * 70.0, z * 70.0, seed + 41) if pixel < 0.03 else 0.5
     drip = noise2(u * 9.0, z * 0.6, seed + 42)

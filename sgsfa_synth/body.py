@@ -1,7 +1,7 @@
 """The body: shape from principal components, a skeleton, linear blend skinning, and coordinates along the limbs.
 
 All people share one topology, so a vertex number, a canonical (mean-shape, rest-pose) coordinate and a position along a
-limb mean the same place on everybody. See `assets/README.md` for where the data come from.
+limb mean the same place on every person. See `assets/README.md` for where the data come from.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEAD_BONES = ("head", "neck02", "neck03", "eye")
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Coordinates of places on the body, the same for everybody, in which hems and patterns are drawn.
+    """Coordinates of places on the body, the same for every person, in which hems and patterns are drawn.
 
     Args:
         points: (n, 3) canonical coordinates, metres.
@@ -79,7 +79,7 @@ class Sheet:
 
 @dataclass(frozen=True, slots=True)
 class BodyModel:
-    """What `body.npz` holds, and what follows from it for everybody.
+    """What `body.npz` holds, and what follows from it for every person.
 
     Args:
         template: (V, 3) canonical vertices, metres.
@@ -121,7 +121,7 @@ class BodyModel:
         return Chart(self.template, self.arm, self.leg, self.arm_weight)
 
     def head(self, bone: str) -> FloatArray:
-        """(3,) canonical head of a bone."""
+        """Return (3,) canonical head of a bone."""
         point: FloatArray = self.heads[self.bone[bone]]
         return point
 
@@ -136,7 +136,7 @@ class Rest:
 
 @functools.cache
 def body_model() -> BodyModel:
-    """The body, read once a process (about 0.3 s)."""
+    """Return the body, read once a process (about 0.3 s)."""
     with (importlib.resources.files("sgsfa_synth") / "assets" / "body.npz").open("rb") as file:
         data = dict(np.load(file))
     bones = [str(name) for name in data["bones"]]
@@ -186,14 +186,14 @@ _SURFACES = ("body", "eyes", "tights", "skirt", "hair")
 
 
 def _along(points: NDArray[np.floating], start: FloatArray, end: FloatArray) -> NDArray[np.floating]:
-    """Position of points along a bone: 0 at its start, 1 at its end."""
+    """Return the position of points along a bone: 0 at its start, 1 at its end."""
     axis = end - start
     result: NDArray[np.floating] = ((points - start) @ axis) / (axis @ axis)
     return result
 
 
 def shaped(model: BodyModel, coefficients: Sequence[float]) -> Rest:
-    """The rest body of given coefficients: mean + coefficients · components.
+    """Return the rest body of given coefficients: mean + coefficients · components.
 
     Args:
         model: Of `body_model`.
@@ -205,7 +205,7 @@ def shaped(model: BodyModel, coefficients: Sequence[float]) -> Rest:
 
 
 def of_stature(rest: Rest, stature: float) -> Rest:
-    """The body scaled as a whole to a height from sole to crown, in metres."""
+    """Return the body scaled as a whole to a height from sole to crown, in metres."""
     tall = rest.vertices[:, 2].max() - rest.vertices[:, 2].min()
     scale = np.float32(stature / tall)
     return Rest(rest.vertices * scale, rest.heads * scale)
@@ -243,7 +243,7 @@ def bone_transforms(
 def skin(
     vertices: FloatArray, influences: NDArray[np.int16], weights: FloatArray, transforms: NDArray[np.float32]
 ) -> FloatArray:
-    """Linear blend skinning: each vertex by the weighted mean of its bones' transforms.
+    """Apply linear blend skinning: move each vertex by the weighted mean of its bones' transforms.
 
     Args:
         vertices: (n, 3) rest positions.
@@ -270,7 +270,7 @@ def skin(
 
 @functools.cache
 def sheet(name: str) -> Sheet:
-    """A surface for clothes.
+    """Return a surface for clothes.
 
     Args:
         name: skin (body and eyes), torso (trunk and sleeves), legs, feet, skirt, scalp, hands or collar.
@@ -300,7 +300,7 @@ def sheet(name: str) -> Sheet:
 
 
 def _cut_out(faces: IntArray, keep: NDArray[np.bool_], rounds: int) -> Sheet:
-    """The faces whose three vertices are all kept, renumbered, with `rounds` of Laplacian smoothing of the inside."""
+    """Return the faces whose vertices are all kept, renumbered, the inside smoothed in `rounds` (Laplacian)."""
     used, flat = np.unique(faces[keep[faces].all(axis=1)], return_inverse=True)
     own = flat.reshape(-1, 3).astype(np.int32)
     smooth = _smoothing(own, len(used), rounds) if rounds else None
@@ -348,7 +348,7 @@ def _skin_tree(part: str) -> tuple[cKDTree, IntArray]:
 
 
 def nearest_skin(points: NDArray[np.floating], part: str = "body", count: int = 6) -> tuple[IntArray, FloatArray]:
-    """Vertices of the body near points of canonical space, so that things can follow the person's shape and motion.
+    """Return vertices of the body near points of canonical space, which things follow.
 
     Args:
         points: (n, 3) canonical coordinates.

@@ -42,7 +42,7 @@ class Site:
 
 
 def camera_site(seed: int, camera: int) -> Site:
-    """The site of camera number `camera` in the data set of `seed`."""
+    """Return the site of camera number `camera` in the data set of `seed`."""
     random = seeds.rng(seed, "site", camera)
     return Site(
         height=float(random.uniform(1.7, 4.6)),
@@ -67,7 +67,7 @@ class View:
 
     @classmethod
     def looking(cls, position: Sequence[float], target: Sequence[float], roll: float = 0.0) -> View:
-        """A camera at `position` aimed at `target`, turned by `roll` radians about its axis."""
+        """Return a camera at `position` aimed at `target`, turned by `roll` radians about its axis."""
         eye = np.asarray(position, float)
         ahead = np.asarray(target, float) - eye
         ahead /= np.linalg.norm(ahead)
@@ -100,7 +100,7 @@ class Window:
     height: float
 
     def pixels(self, plane: Array, height: int, width: int) -> Array:
-        """Pixel coordinates (V, 2) of image-plane points when the window is drawn at `height` x `width`."""
+        """Return the pixel coordinates (V, 2) of image-plane points when the window is drawn at `height` x `width`."""
         scale = np.array([width / self.width, height / self.height])
         return np.asarray((plane - [self.left, self.top]) * scale)
 
@@ -116,12 +116,12 @@ class Extent:
 
     @classmethod
     def of(cls, plane: Array) -> Extent:
-        """The box around points (V, 2); V must not be 0."""
+        """Return the box around points (V, 2); V must not be 0."""
         low, high = plane.min(0), plane.max(0)
         return cls(float(low[0]), float(low[1]), float(high[0]), float(high[1]))
 
     def blend(self, other: Extent, share: float) -> Extent:
-        """This box moved towards `other` by `share` in [0, 1]."""
+        """Return this box moved towards `other` by `share` in [0, 1]."""
 
         def mix(a: float, b: float) -> float:
             return a + (b - a) * share
@@ -134,7 +134,7 @@ class Extent:
         )
 
     def window(self, aspect: float, margins: Sequence[float], shift: float, *, narrow: float = 1.0) -> Window:
-        """A detector's box around this extent.
+        """Return a detector's box around this extent.
 
         Args:
             aspect: Width / height of the picture, and the most that the box has.

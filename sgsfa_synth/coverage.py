@@ -44,15 +44,15 @@ class Coverage:
         return rasterise(pixels, inverse_depth, mesh.faces, mesh.edges, self.height, self.width).inverse_depth
 
     def hides(self, mesh: Mesh) -> npt.NDArray[np.bool_]:
-        """(h, w) where `mesh` is before the person."""
+        """Return (h, w) where `mesh` is before the person."""
         return np.asarray(self.person & (self._depth(mesh) > self.depth))
 
     def share(self, hidden: npt.NDArray[np.bool_]) -> float:
-        """Share of the person that is not hidden."""
+        """Return the share of the person that is not hidden."""
         return float(1 - hidden.sum() / max(int(self.person.sum()), 1))
 
     def visible_extent(self) -> Extent | None:
-        """Box around the visible part of the person; None if all of it is hidden."""
+        """Return box around the visible part of the person; None if all of it is hidden."""
         rows, columns = np.nonzero(self.person & ~self.hidden)
         if len(rows) == 0:
             return None
@@ -65,7 +65,7 @@ class Coverage:
         )
 
     def seen_in(self, window: Window) -> tuple[float, float]:
-        """(visible share, share outside) inside `window`."""
+        """Return (visible share, share outside) inside `window`."""
         x = self.window.left + (np.arange(self.width) + 0.5) * self.window.width / self.width
         y = self.window.top + (np.arange(self.height) + 0.5) * self.window.height / self.height
         across = (x >= window.left) & (x <= window.left + window.width)

@@ -76,8 +76,7 @@ class DatasetSummary:
 
 def parameters(config: SynthConfig) -> dict[str, Any]:
     """Return everything that decides the bytes of the data set."""
-    chosen = {name: getattr(config, name) for name in config.decisive_fields()}
-    return {"format": FORMAT_VERSION, **chosen}
+    return {"format": FORMAT_VERSION, **config.model_dump(mode="json", include=set(config.decisive_fields()))}
 
 
 def render_dataset(out: Path, config: SynthConfig, *, progress: Progress = SILENT) -> DatasetSummary:

@@ -38,7 +38,7 @@ class Degradation:
 
 
 def sample_degradation(seed: int, camera: int, random: np.random.Generator) -> Degradation:
-    """A camera's own faults, varied by the image's `random`: distance, focus, speed, light."""
+    """Return a camera's own faults, varied by the image's `random`: distance, focus, speed, light."""
     mount = seeds.rng(seed, "degradation", camera)
     blur, resolution = abs(mount.normal(0, 0.0030)), mount.uniform(0.62, 1.25)
     noise, quality = mount.uniform(0.002, 0.014), mount.uniform(62, 95)
@@ -52,7 +52,7 @@ def sample_degradation(seed: int, camera: int, random: np.random.Generator) -> D
 
 
 def develop(radiance: Array32, tone: Tone) -> Array32:
-    """Linear radiance (H, W, 3) to display values in [0, 1]: exposure, a soft shoulder, sRGB, contrast, saturation."""
+    """Turn linear radiance (H, W, 3) into display values in [0, 1]: exposure, shoulder, sRGB, contrast, saturation."""
     light = np.maximum(radiance, 0.0) * (tone.gain * tone.exposure).astype(np.float32)
     # Rises like x in the shadows and bends over towards 1, so that a white shirt in the sun keeps its folds.
     light = light * (1 + light / 6.0) / (1 + light)
@@ -64,11 +64,11 @@ def develop(radiance: Array32, tone: Tone) -> Array32:
 
 
 def degrade(image: Array32, how: Degradation, random: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Blur, shrink, add noise and round.
+    """Return blur, shrink, add noise and round.
 
     Args:
         image: (H, W, 3) display values in [0, 1].
-        how: The faults; `quality` is for whoever writes the file.
+        how: The faults; `quality` is for the writer of the file.
         random: For the noise.
 
     Returns:

@@ -21,7 +21,7 @@ NOSTRILS_BELOW_EYES = 0.046
 
 
 def face_albedo(canonical: FloatArray, identity: Identity) -> FloatArray:
-    """(P, 3) float32 linear albedo of skin at canonical points (P, 3)."""
+    """Return (P, 3) float32 linear albedo of skin at canonical points (P, 3)."""
     eye = body_model().head("eye.L")
     out = np.empty((len(canonical), 3), np.float32)
     hairy = identity.hair.style != "bald"
@@ -49,7 +49,7 @@ def _bell(value: float, width: float) -> float:
 
 @njit
 def _ramp(value: float, low: float, high: float) -> float:
-    """0 at `low`, 1 at `high` (either order), smooth between."""
+    """Return 0 at `low`, 1 at `high` (either order), smooth between."""
     t = min(1.0, max(0.0, (value - low) / (high - low)))
     return t * t * (3.0 - 2.0 * t)
 

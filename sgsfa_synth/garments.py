@@ -36,7 +36,7 @@ from sgsfa_synth.pose import Arm, Pose, rotations
 from sgsfa_synth.raster import vertex_normals
 
 OVERLAP = 0.012
-"""How far skin goes on under the border of cloth, in metres."""
+"""How far skin continues under the border of cloth, in metres."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Wardrobe:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """Where somebody sits: the top of a bench at `height`, from `front_y` to `back_y` (metres; facing -y)."""
+    """Where a person sits: the top of a bench at `height`, from `front_y` to `back_y` (metres; facing -y)."""
 
     height: float
     front_y: float
@@ -95,7 +95,7 @@ class _Outfit:
         self.pieces.append(draped(self.model, name, points, fields, material, label))
 
     def lift(self, name: str, offset: Field | float) -> FloatArray:
-        """The sheet's vertices, moved off the body."""
+        """Return the sheet's vertices, moved off the body."""
         return lifted(self.rest, name, offset)
 
     # Pieces, from the inside outwards.
@@ -145,7 +145,7 @@ class _Outfit:
         self.cover(above(end + 0.06), below(self.hip + 0.08), off_arms)
 
     def _flared(self, flare: float, lift: Field, *, folds: float) -> FloatArray:
-        """The skirt helper, widened towards its hem, laid in folds and lifted off."""
+        """Return the skirt helper, widened towards its hem, laid in folds and lifted off."""
         part, chart = sheet("skirt"), sheet("skirt").chart
         points = lifted(self.rest, "skirt", 0.0)
         t = np.clip((self.hip + 0.06 - chart.z) / 0.7, 0, 1)
@@ -222,7 +222,7 @@ class _Outfit:
         self.cover(on_hands)
 
     def skin(self) -> None:
-        """What is left of the skin; must come last of the layers."""
+        """Return what is left of the skin; must come last of the layers."""
         hair = self.identity.hair
         if hair.style != "bald":
             self.covered = np.maximum(self.covered, covered_scalp(self.model, self.identity.hair) + OVERLAP - 0.006)
@@ -245,7 +245,7 @@ class _Outfit:
 
 @functools.lru_cache(maxsize=96)
 def wardrobe(identity: Identity) -> Wardrobe:
-    """Everything that somebody wears in every image, built once (about 30 ms) and kept for the next 96 people."""
+    """Return what a person wears in every image, built once (about 30 ms) and cached for 96 people."""
     outfit = _Outfit(identity)
     garment = identity.garment
     outfit.feet()
@@ -276,7 +276,7 @@ def wardrobe(identity: Identity) -> Wardrobe:
 
 
 def dress(identity: Identity, pose: Pose, rng: np.random.Generator) -> Mesh:
-    """The whole person: body, clothes, hair, and what they wear and carry.
+    """Return the whole person: body, clothes, hair, and what they wear and carry.
 
     Args:
         identity: Who.
@@ -311,14 +311,14 @@ def dress(identity: Identity, pose: Pose, rng: np.random.Generator) -> Mesh:
 
 
 def _palm(body: Mesh, side: str) -> FloatArray:
-    """(3,) middle of the hand's inside: the mean of the vertices beyond the wrist on that side."""
+    """Return (3,) middle of the hand's inside: the mean of the vertices beyond the wrist on that side."""
     own = (body.arm > 1.15) & (body.arm < 1.6) & ((body.canonical[:, 0] > 0) == (side == "L"))
     result: FloatArray = body.vertices[own].mean(axis=0)
     return result
 
 
 def adapted(pose: Pose, identity: Identity) -> Pose:
-    """The pose with the arms that the person's bag needs: the hand of a handbag hangs, a hip bag keeps its arm off."""
+    """Return the pose with the arms that the bag needs: a hand that holds a bag hangs, a hip bag keeps its arm off."""
     bag = identity.bag
     if bag is None or bag.kind == "backpack" or pose.kind == "sit":
         return pose
@@ -339,7 +339,7 @@ def adapted(pose: Pose, identity: Identity) -> Pose:
 
 
 def mirrored(pose: Pose) -> Pose:
-    """The pose with left and right exchanged."""
+    """Return the pose with left and right exchanged."""
     return replace(
         pose,
         left_arm=pose.right_arm,
@@ -355,7 +355,7 @@ def mirrored(pose: Pose) -> Pose:
 
 
 def seat(identity: Identity, pose: Pose) -> Seat | None:
-    """Where the person of a sitting pose needs a seat; None for other poses.
+    """Return where the person of a sitting pose needs a seat; None for other poses.
 
     The height is that of the underside of thighs and buttocks, so that a bench of this height touches them.
     """

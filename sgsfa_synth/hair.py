@@ -39,13 +39,13 @@ _THICKNESS = {
 
 
 def azimuth(points: FloatArray) -> NDArray[np.floating]:
-    """Angle about the head's axis, 0 at the forehead, pi at the back; equal on both sides."""
+    """Return the angle about the head's axis, 0 at the forehead, pi at the back; equal on both sides."""
     angle: NDArray[np.floating] = np.abs(np.arctan2(points[:, 0], -(points[:, 1] - HEAD_AXIS_Y)))
     return angle
 
 
 def above_hairline(points: FloatArray, hair: Hair) -> FloatArray:
-    """(P,) metres above the hairline at canonical points of the head; negative where no hair covers it."""
+    """Return (P,) metres above the hairline at canonical points of the head; negative where no hair covers it."""
     lines = _FRINGE if hair.fringe else _FRAMING if hair.style in ("long", "bob") else _LINE
     if lines is _FRAMING:
         # The opening is at the parting.
@@ -56,7 +56,7 @@ def above_hairline(points: FloatArray, hair: Hair) -> FloatArray:
 
 
 def covered_scalp(model: BodyModel, hair: Hair) -> FloatArray:
-    """(V,) how far inside the hair a vertex of the head is, in metres; negative elsewhere."""
+    """Return (V,) how far inside the hair a vertex of the head is, in metres; negative elsewhere."""
     height = above_hairline(model.template, hair)
     below_head = model.template[:, 2] < model.head("head")[2] - 0.06
     return np.where(below_head | (model.arm_weight > 0.1), -1, height).astype(np.float32)
@@ -65,7 +65,7 @@ def covered_scalp(model: BodyModel, hair: Hair) -> FloatArray:
 def hair_pieces(
     model: BodyModel, rest: Rest, hair: Hair, *, under_hat: bool, clearance: float, texture: int
 ) -> list[Piece]:
-    """The hair of a person.
+    """Return the hair of a person.
 
     Args:
         model: Of `body.body_model`.
@@ -118,7 +118,7 @@ def _cap(model: BodyModel, rest: Rest, hair: Hair, under_hat: bool, texture: int
 
 
 def _curtain(model: BodyModel, rest: Rest, hair: Hair, clearance: float, texture: int) -> Piece:
-    """Hair that falls from the sides and the back of the head, open at the face."""
+    """Return the hair that falls from the sides and the back of the head, open at the face."""
     start, columns, rows = np.radians(66), 44, 18
     turn = np.linspace(start, 2 * np.pi - start, columns)
     back = np.clip((np.minimum(turn, 2 * np.pi - turn) - start) / (np.radians(120) - start), 0, 1)

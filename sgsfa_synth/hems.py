@@ -18,32 +18,32 @@ Border = Callable[[Chart], Field]
 
 
 def off_arms(chart: Chart) -> Field:
-    """Positive but on the arms."""
+    """Return a field that is positive everywhere but on the arms."""
     return np.where(chart.arm_weight > 0.3, -1.0, 1.0)
 
 
 def above(height: float) -> Border:
-    """Positive above a height on the trunk, and on the arms."""
+    """Return a field that is positive above a height on the trunk, and on the arms."""
     return lambda chart: np.where(chart.arm_weight > 0.3, 1.0, chart.z - height)
 
 
 def below(height: float) -> Border:
-    """Positive below a height."""
+    """Return a field that is positive below a height."""
     return lambda chart: np.asarray(height - chart.z)
 
 
 def down_to(leg: float) -> Border:
-    """Positive as far down the legs as a coordinate."""
+    """Return a field that is positive as far down the legs as a coordinate."""
     return lambda chart: np.asarray((leg - chart.leg) * 0.8)
 
 
 def from_leg(leg: float) -> Border:
-    """Positive from a coordinate of the legs downwards."""
+    """Return a field that is positive from a coordinate of the legs downwards."""
     return lambda chart: np.asarray((chart.leg - leg) * 0.8)
 
 
 def sleeves(end: float) -> Border:
-    """Positive on the trunk and on the arms as far as `end`; a negative `end` leaves arm holes."""
+    """Return a field that is positive on the trunk and the arms as far as `end`; negative: arm holes."""
     if end < 0:
         # The skinning weights are the one smooth coordinate over the shoulder.
         return lambda chart: np.asarray((0.40 - chart.arm_weight) * 0.1)
@@ -54,7 +54,7 @@ NECKLINES = {"round": (0.646, 0.55), "v": (0.644, 0.60), "high": (0.694, 0.20)}
 
 
 def neckline(neck: str, lower: float = 0.0) -> Border:
-    """Positive below a plane through the neck, lower in front; a V goes down to the breastbone."""
+    """Return a field that is positive below a plane through the neck; a V reaches the breastbone."""
     height, slope = NECKLINES[neck]
 
     def field(chart: Chart) -> Field:
@@ -67,7 +67,7 @@ def neckline(neck: str, lower: float = 0.0) -> Border:
 
 
 def open_front(half_width: float, spread: float = 0.0) -> Border:
-    """Positive beside an open front, `spread` times wider at the hem; a negative width is closed."""
+    """Return a field that is positive beside an open front, `spread` times wider at the hem."""
     hip = float(body_model().head("upperleg01.L")[2])
 
     def field(chart: Chart) -> Field:
@@ -80,7 +80,7 @@ def open_front(half_width: float, spread: float = 0.0) -> Border:
 
 
 def shoe(kind: str) -> Border:
-    """Positive on the foot up to the opening of a shoe of a kind (low, pump, trainer or boot)."""
+    """Return a field that is positive on the foot up to the opening of a kind of shoe."""
     if kind == "boot":
         return from_leg(0.76)
     ankle = float(body_model().head("foot.L")[2])

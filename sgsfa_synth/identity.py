@@ -1,4 +1,4 @@
-"""Who somebody is: body, hair and clothes, drawn once and worn in front of every camera.
+"""Identities: body, hair and clothes, drawn once and worn in front of every camera.
 
 Identities come in teams of four neighbours (0-3, 4-7, ...), because people who share clothes and a palette are what
 makes re-identification hard. Two of three teams wear a uniform: one cut in one shade, woven in another pattern for
@@ -27,7 +27,7 @@ Colour = tuple[float, float, float]
 
 
 def srgb(red: float, green: float, blue: float) -> Colour:
-    """Linear albedo of a display colour in [0, 1] (IEC 61966-2-1)."""
+    """Return the linear albedo of a display colour in [0, 1] (IEC 61966-2-1)."""
     r, g, b = (((c + 0.055) / 1.055) ** 2.4 if c > 0.04045 else c / 12.92 for c in (red, green, blue))
     return r, g, b
 
@@ -305,7 +305,7 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
     above, below, shoe, tone, uniform = _traits(seed, word, index)
 
     def chosen(number: int, keeps: float) -> tuple[int, int, np.random.Generator]:
-        """Who chose a thing that the person wears: (0, team) or (1, index), and the generator of its details.
+        """Return the chooser of a thing, (0, team) or (1, index), and the generator of its details.
 
         The first member always keeps to the team's choice, so that nothing rare gets lost.
         """
@@ -315,7 +315,7 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
         return 0, team, np.random.default_rng([word, seed, 5, number, team])
 
     def dealt(deck: Sequence[str], number: int, keeps: float) -> tuple[str, np.random.Generator]:
-        """The card of whoever chose, and the generator of the details."""
+        """Return the card of the chooser, and the generator of the details."""
         alone, holder, details = chosen(number, keeps)
         order = np.random.default_rng([word, seed, 2, number, alone, holder // len(deck)]).permutation(len(deck))
         return deck[order[holder % len(deck)]], details
@@ -380,7 +380,7 @@ def sample_identity(seed: int, index: int, *, population: str = "cast") -> Ident
 
 
 def _traits(seed: int, word: int, index: int) -> tuple[int, int, int, int, bool]:
-    """The numbered traits of an identity: a one-to-one map from index to (above, below, shoes, skin).
+    """Return the numbered traits of an identity: a one-to-one map from index to (above, below, shoes, skin).
 
     A team has a pair (above, below), a tone of skin and a row of shoes, and each member its own shoes of that row. The
     pair's group of eight `above` colours says whether the team wears a uniform: in two of three groups it does. In the
@@ -405,7 +405,7 @@ def _traits(seed: int, word: int, index: int) -> tuple[int, int, int, int, bool]
 
 
 def _tinted(colour: Colour, rng: np.random.Generator, spread: float = 0.06) -> Colour:
-    """The colour as another dye lot: a little lighter or darker, a little warmer or colder."""
+    """Return the colour as another dye lot: a little lighter or darker, a little warmer or colder."""
     light, warm = np.exp(rng.normal(0, spread)), rng.normal(0, spread / 3)
     r, g, b = np.clip(np.array(colour) * light * (1 + np.array([warm, 0.0, -warm])), 0.004, 0.80)
     return float(r), float(g), float(b)
@@ -430,7 +430,7 @@ _TINGES = (
 
 
 def _woven(weaver: np.random.Generator, member: int, mean: Colour, weaves: Sequence[Pattern], contrast: float) -> Cloth:
-    """A member's own cloth of a team whose cloth is `mean` from afar.
+    """Return a member's own cloth of a team whose cloth is `mean` from afar.
 
     Every member has another place in `weaves`. A pattern that stands there twice, as `PLAIN` does for legs, may fall to
     two members, and plain cloths of one mean colour look alike.
@@ -459,13 +459,13 @@ _LEG_DESIGNS = {"plaid": 0.35, "pinstripes": 0.35, "melange": 0.20, "camo": 0.10
 
 
 def _design(rng: np.random.Generator, plain: float = 0.5, kinds: Mapping[str, float] = _DESIGNS) -> tuple[str, int]:
-    """Kind of pattern and the seed of its details."""
+    """Return the kind of pattern and the seed of its details."""
     kind = str(rng.choice(list(kinds), p=list(kinds.values())))
     return ("plain" if rng.random() < plain else kind), int(rng.integers(1 << 20))
 
 
 def _stature(rng: np.random.Generator, female: bool, adult: bool) -> float:
-    """Height in metres."""
+    """Draw a height in metres."""
     mean, spread = (1.64, 0.065) if female else (1.76, 0.070)
     if not adult:
         mean, spread = 1.32, 0.10
@@ -475,7 +475,7 @@ def _stature(rng: np.random.Generator, female: bool, adult: bool) -> float:
 def _shape(
     rng: np.random.Generator, model: BodyModel, female: bool, adult: bool, stature: float
 ) -> tuple[float, tuple[float, ...]]:
-    """Age in [0, 1], and a blend of two sampled bodies that are near the wanted phenotype."""
+    """Return the age in [0, 1], and a blend of two sampled bodies that are near the wanted phenotype."""
     age = float(rng.choice([0.50, 0.62, 0.67, 0.75, 0.90])) if adult else 0.40
     wanted = {
         "gender": 0.95 if female else 0.05,
@@ -497,7 +497,7 @@ def _shape(
 def _hair(
     rng: np.random.Generator, dyer: np.random.Generator, female: bool, adult: bool, tone: int, *, grey: bool
 ) -> Hair:
-    """Hair whose cut is drawn by `rng` and whose colour by `dyer`, which most of a team share."""
+    """Return the hair whose cut is drawn by `rng` and whose colour by `dyer`, which most of a team share."""
     women = {"long": 0.34, "bob": 0.18, "ponytail": 0.22, "bun": 0.10, "short": 0.08, "curly": 0.08}
     men = {"short": 0.50, "crop": 0.22, "bald": 0.08, "curly": 0.12, "bob": 0.04, "bun": 0.04}
     odds = women if female else men

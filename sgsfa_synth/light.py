@@ -71,7 +71,7 @@ class Light:
 
 
 def scene_light(random: np.random.Generator, azimuth: float, elevation: float, strength: float, warmth: float) -> Light:
-    """The light at one moment: clouds change the sun's strength, and with it how even the light is.
+    """Return the light at one moment: clouds change the sun's strength, and with it how even the light is.
 
     Args:
         random: Of the image.
@@ -121,7 +121,7 @@ def cast_shadows(mesh: Mesh, direction: Array, reach: float = 5.2) -> ShadowMap:
 
 @njit
 def sunlit(depth: Array, axes: Array, frame: Array, x: float, y: float, z: float, spread: float) -> float:
-    """Share of the sun, 0 to 1, that reaches a point; `spread` is the width of the half-shadow in map pixels."""
+    """Return the share of the sun, 0 to 1, that reaches a point; `spread` is the half-shadow in map pixels."""
     u = (axes[0, 0] * x + axes[0, 1] * y + axes[0, 2] * z - frame[0]) * frame[2]
     v = (axes[1, 0] * x + axes[1, 1] * y + axes[1, 2] * z - frame[1]) * frame[2]
     size = depth.shape[0]
@@ -139,7 +139,7 @@ def sunlit(depth: Array, axes: Array, frame: Array, x: float, y: float, z: float
 
 
 def contact(mesh: Mesh, extent: float = CONTACT_EXTENT, cells: int = 96) -> Array32:
-    """How much of the sky the ground near things cannot see: (cells, cells) in [0, 1] over +-`extent` metres."""
+    """Return how much of the sky the ground near things cannot see: (cells, cells) in [0, 1] over +-`extent` metres."""
     import cv2
 
     low = mesh.vertices[mesh.vertices[:, 2] < 0.35]
@@ -255,7 +255,7 @@ class Tone:
 
 
 def metered(light: Light) -> float:
-    """The exposure that a camera's automatic would choose for a scene: less light, longer exposure."""
+    """Return the exposure that a camera's automatic would choose for a scene: less light, longer exposure."""
     level = float(np.mean(light.sky + 0.45 * light.direction[2] * light.sun))
     return float(1.55 / level**0.8)
 

@@ -118,7 +118,7 @@ class Mesh:
                 raise ValueError(f"Mesh.{name} has shape {getattr(self, name).shape}, expected {shape}")
 
     def moved(self, yaw: float, offset: Sequence[float]) -> Mesh:
-        """The mesh turned about the vertical axis and then shifted.
+        """Return the mesh turned about the vertical axis and then shifted.
 
         Args:
             yaw: Radians, counter-clockwise seen from above.
@@ -147,7 +147,7 @@ def plain_mesh(
     label: int = Label.BACKGROUND,
     material: Material = Material.PLAIN,
 ) -> Mesh:
-    """A mesh without cuts and limbs: things, and the parts of a person that are things.
+    """Return a mesh without cuts and limbs: things, and the parts of a person that are things.
 
     Args:
         vertices: (V, 3) metres.

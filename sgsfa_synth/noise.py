@@ -13,7 +13,7 @@ from sgsfa_synth.jit import njit
 
 @njit
 def lattice(i: int, j: int, k: int, seed: int) -> float:
-    """Uniform value in [0, 1) of a lattice point (integer hash after Jenkins and Wang)."""
+    """Return the uniform value in [0, 1) of a lattice point (integer hash after Jenkins and Wang)."""
     h = np.uint32(i & 0xFFFFFFFF) * np.uint32(0x8DA6B343)
     h ^= np.uint32(j & 0xFFFFFFFF) * np.uint32(0xD8163841)
     h ^= np.uint32(k & 0xFFFFFFFF) * np.uint32(0xCB1AB31F)
@@ -28,7 +28,7 @@ def lattice(i: int, j: int, k: int, seed: int) -> float:
 
 @njit
 def noise2(x: float, y: float, seed: int) -> float:
-    """Value noise in the plane, in [0, 1), features about one unit wide."""
+    """Return value noise in the plane, in [0, 1), features about one unit wide."""
     fx = np.floor(x)
     fy = np.floor(y)
     i = int(fx)
@@ -44,7 +44,7 @@ def noise2(x: float, y: float, seed: int) -> float:
 
 @njit
 def noise3(x: float, y: float, z: float, seed: int) -> float:
-    """Value noise in space, in [0, 1), features about one unit wide."""
+    """Return value noise in space, in [0, 1), features about one unit wide."""
     fx = np.floor(x)
     fy = np.floor(y)
     fz = np.floor(z)
@@ -66,7 +66,7 @@ def noise3(x: float, y: float, z: float, seed: int) -> float:
 
 @njit
 def cloud2(x: float, y: float, octaves: int, seed: int) -> float:
-    """Sum of octaves of `noise2`, each twice as fine and half as strong, scaled to [0, 1)."""
+    """Return the sum of octaves of `noise2`, each twice as fine and half as strong, scaled to [0, 1)."""
     total = 0.0
     weight = 1.0
     norm = 0.0

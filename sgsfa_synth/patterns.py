@@ -76,7 +76,7 @@ def sample_cloth(
     *,
     trim: bool = False,
 ) -> Cloth:
-    """Cloth of a design in given colours.
+    """Return the cloth of a design in given colours.
 
     Args:
         design: Name of the pattern in lower case and the seed of its details; equal designs look equal.
@@ -102,7 +102,7 @@ def sample_cloth(
 
 
 def of_mean(cloth: Cloth, mean: tuple[float, float, float]) -> Cloth:
-    """The cloth in colours that, from afar, are `mean`: two cloths of one mean differ in pattern only.
+    """Return the cloth in colours that, from afar, are `mean`: two cloths of one mean differ in pattern only.
 
     The mean is that of cube roots of linear light, so that it holds for L*a*b*, and at any exposure. The ground is
     found by halving; where no ground can balance the pattern, the pattern's own colours come nearer to the mean.
@@ -144,7 +144,7 @@ def _colour(values: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def _sampled_shares(pattern: Pattern, scale: float, seed: int) -> FloatArray:
-    """(2000, 2) shares of the second and third colour all over a chest."""
+    """Return (2000, 2) shares of the second and third colour all over a chest."""
     points = np.random.default_rng(8).uniform([-0.15, -0.10, 0.0], [0.15, -0.10, 0.45], (2000, 3)).astype(np.float32)
     shares = np.zeros((len(points), 2), np.float32)
     _shares(int(pattern), points, np.full(len(points), -1, np.float32), scale, seed, 0.45, 0.0, False, shares)
@@ -154,7 +154,7 @@ def _sampled_shares(pattern: Pattern, scale: float, seed: int) -> FloatArray:
 def paint(
     cloth: Cloth, points: FloatArray, arm: FloatArray, *, shoulder: float, hip: float, legs: bool = False
 ) -> FloatArray:
-    """Colour of cloth at points of the body.
+    """Return the colour of cloth at points of the body.
 
     Args:
         cloth: Its look.
@@ -162,7 +162,7 @@ def paint(
         arm: (P,) coordinate along the arm, -1 off the arms.
         shoulder: Canonical height of the shoulder joints.
         hip: Canonical height of the hip joints.
-        legs: Trousers, of which each leg has its own pattern; other cloth goes on below the hips as above them.
+        legs: Trousers, of which each leg has its own pattern; other cloth continues below the hips.
 
     Returns:
         (P, 3) float32 linear albedo.
@@ -178,7 +178,7 @@ def paint(
 
 @njit
 def _step(value: float, width: float) -> float:
-    """0 below -width, 1 above width, linear between."""
+    """Return 0 below -width, 1 above width, linear between."""
     return min(1.0, max(0.0, 0.5 + 0.5 * value / width))
 
 
@@ -302,7 +302,7 @@ _LARGE = 4
 
 @functools.lru_cache(maxsize=256)
 def _emblem(seed: int) -> NDArray[np.uint8]:
-    """(64, 96) uint8 picture: letters, or a few shapes; 0 nothing, 1 second colour, 2 third."""
+    """Return (64, 96) uint8 picture: letters, or a few shapes; 0 nothing, 1 second colour, 2 third."""
     rng = np.random.default_rng([seed, 6])
     picture = np.zeros(_EMBLEM, np.uint8)
     if rng.random() < 0.5:
@@ -345,7 +345,7 @@ def _print(cloth: Cloth, points: FloatArray, arm: FloatArray, shoulder: float, s
 
 
 def noise_at(points: FloatArray, frequency: float, seed: int) -> FloatArray:
-    """(P,) float32 value noise in [0, 1) at points (P, 3), `frequency` features a metre."""
+    """Return (P,) float32 value noise in [0, 1) at points (P, 3), `frequency` features a metre."""
     out = np.empty(len(points), np.float32)
     _noise_at(np.ascontiguousarray(points, np.float32), frequency, seed, out)
     return out

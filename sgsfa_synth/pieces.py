@@ -1,7 +1,7 @@
 """Pieces that a person is put together from, in the rest pose, with the bones that move them.
 
 A piece is either *draped* - a sheet of the body's surface, lifted off it, whose borders are edge fields - or a *thing*
-that is modelled in canonical space and follows the skin near it, so that it fits everybody.
+that is modelled in canonical space and follows the skin near it, so that it fits every person.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Piece:
 
 
 def lifted(rest: Rest, name: str, offset: NDArray[np.floating] | float) -> FloatArray:
-    """The vertices of a sheet of one person, evened out and moved along their normals.
+    """Return the vertices of a sheet of one person, evened out and moved along their normals.
 
     Args:
         rest: The person's body.
@@ -75,7 +75,7 @@ def draped(
     label: Label,
     colour: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> Piece:
-    """A piece of cloth, hair or skin over a sheet of the body.
+    """Return a piece of cloth, hair or skin over a sheet of the body.
 
     Args:
         model: Of `body.body_model`.
@@ -111,7 +111,7 @@ def draped(
 
 
 def _trimmed(piece: Piece) -> Piece:
-    """The piece without faces that a field cuts away as a whole, and without the vertices that are then unused."""
+    """Return the piece without faces that a field cuts away as a whole, and without unused vertices."""
     kept = (piece.edges[piece.faces].max(axis=1) >= 0).all(axis=1)
     used, flat = np.unique(piece.faces[kept], return_inverse=True)
     return Piece(
@@ -140,7 +140,7 @@ def follow(model: BodyModel, rest: Rest, points: NDArray[np.floating], part: str
 def rigid(
     model: BodyModel, count: int, bones: Sequence[str], shares: NDArray[np.floating] | None = None
 ) -> tuple[NDArray[np.int16], FloatArray]:
-    """Skinning of `count` points by a few bones.
+    """Return the skinning of `count` points by a few bones.
 
     Args:
         model: Of `body.body_model`.
@@ -159,7 +159,7 @@ def rigid(
 def worn_with(
     model: BodyModel, points: NDArray[np.floating], part: str = "tights"
 ) -> tuple[NDArray[np.int16], FloatArray]:
-    """Skinning of points that move with the skin nearest to them (a backpack with the back)."""
+    """Return the skinning of points that move with the skin nearest to them (a backpack with the back)."""
     numbers, share = nearest_skin(points, part, count=8)
     dense = np.zeros((len(points), len(model.parents)), np.float32)
     rows = np.arange(len(points))[:, None]
@@ -179,7 +179,7 @@ def thing(
     label: Label = Label.BACKGROUND,
     fields: Sequence[NDArray[np.floating]] = (),
 ) -> Piece:
-    """A solid that somebody wears.
+    """Return a solid that a person wears.
 
     Args:
         shape: In canonical space.
@@ -212,7 +212,7 @@ def thing(
 
 
 def assembled(pieces: Sequence[Piece]) -> Piece:
-    """All pieces as one."""
+    """Return all pieces as one."""
     starts = np.cumsum([0, *(len(p.rest) for p in pieces[:-1])])
     return Piece(
         rest=np.concatenate([p.rest for p in pieces]),

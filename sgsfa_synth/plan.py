@@ -118,7 +118,7 @@ def _training_identities(ids: int, seed: int, share: float) -> frozenset[int]:
 
 
 def _first_distractor(ids: int) -> int:
-    """The first identity of the first team of which nobody counts."""
+    """Return the first identity of the first team of distractors."""
     return math.ceil(ids / TEAM) * TEAM
 
 

@@ -112,7 +112,7 @@ def _jitter(rng: np.random.Generator, spread: float) -> float:
 
 
 def _cycle(curve: tuple[float, ...], phase: float) -> float:
-    """A periodic curve at `phase` (1 is one cycle), smooth between its samples (Catmull-Rom)."""
+    """Return a periodic curve at `phase` (1 is one cycle), smooth between its samples (Catmull-Rom)."""
     position = (phase % 1.0) * len(curve)
     i, t = int(position), position % 1.0
     a, b, c, d = (curve[(i + k) % len(curve)] for k in (-1, 0, 1, 2))
@@ -160,7 +160,7 @@ def _walk(rng: np.random.Generator) -> Pose:
 
 
 def _relaxed_legs(rng: np.random.Generator) -> tuple[Leg, Leg, float]:
-    """Weight on one leg, the other bent and set out: people hardly ever stand like a soldier."""
+    """Return legs with the weight on one of them, the other bent and set out."""
     shift = rng.uniform(0.3, 1.0)
     bearing = Leg(flexion=-1, abduction=-1 - 2 * shift, outward=rng.uniform(3, 9), knee=2)
     knee = 6 + 16 * shift + _jitter(rng, 3)
@@ -212,7 +212,7 @@ def _one_arm(rng: np.random.Generator, raised: Arm) -> dict[str, object]:
 
 
 def _phone(rng: np.random.Generator) -> Pose:
-    """Telephoning, the phone at the ear."""
+    """Return the pose of a phone call, the phone at the ear."""
     raised = Arm(flexion=66 + _jitter(rng, 4), spread=40 + _jitter(rng, 5), inward=4 + _jitter(rng, 2), elbow=150)
     changes = _one_arm(rng, raised)
     lean = 7.0 if changes["hand"] == "L" else -7.0
@@ -220,7 +220,7 @@ def _phone(rng: np.random.Generator) -> Pose:
 
 
 def _hold(rng: np.random.Generator) -> Pose:
-    """Looking at a phone before the chest."""
+    """Return the pose of looking at a phone before the chest."""
     raised = Arm(flexion=30 + _jitter(rng, 5), spread=9, inward=30 + _jitter(rng, 5), elbow=98 + _jitter(rng, 7))
     changes = _one_arm(rng, raised)
     turn = 6.0 if changes["hand"] == "L" else -6.0
@@ -234,7 +234,7 @@ def _pocket(rng: np.random.Generator) -> Pose:
 
 
 def _sit(rng: np.random.Generator) -> Pose:
-    """On a bench, hands in the lap or on the thighs."""
+    """Return the pose of sitting on a bench, hands in the lap or on the thighs."""
     gap, tuck = rng.uniform(4, 11), rng.uniform(-8, 10)
     lap = Arm(flexion=24 + _jitter(rng, 4), spread=9, inward=28 + _jitter(rng, 8), elbow=52 + _jitter(rng, 7))
     legs = [Leg(flexion=84, abduction=gap + _jitter(rng, 2), outward=5, knee=84 + tuck + _jitter(rng, 5)) for _ in "LR"]
@@ -254,7 +254,7 @@ def _sit(rng: np.random.Generator) -> Pose:
 
 
 def _carry(rng: np.random.Generator) -> Pose:
-    """A box in both arms, standing or in a short step."""
+    """Return the pose of carrying a box in both arms, standing or in a short step."""
     arm = Arm(flexion=16 + _jitter(rng, 2), spread=15, inward=14, elbow=86 + _jitter(rng, 3))
     if rng.random() < 0.5:
         return _standing(rng, "carry", left_arm=arm, right_arm=arm, holds="box", lean=-2.0, twist=0.0, curl=20.0)
@@ -274,7 +274,7 @@ def _carry(rng: np.random.Generator) -> Pose:
 
 
 def about(axis: NDArray[np.floating] | tuple[float, float, float], degrees: float) -> NDArray[np.float64]:
-    """(3, 3) rotation about an axis by the right-hand rule (Rodrigues)."""
+    """Return (3, 3) rotation about an axis by the right-hand rule (Rodrigues)."""
     x, y, z = np.asarray(axis, float) / np.linalg.norm(axis)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     angle = math.radians(degrees)
@@ -285,10 +285,10 @@ _X, _Y, _Z = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 
 
 def rotations(pose: Pose, model: BodyModel, heads: FloatArray) -> Mapping[str, NDArray[np.float64]]:
-    """The pose as bone rotations for `body.bone_transforms`.
+    """Return the pose as bone rotations for `body.bone_transforms`.
 
     The source's rest pose holds the arms out and the elbows bent, by amounts that depend on the person; both are
-    measured on `heads` and taken off, so that an angle means the same on everybody.
+    measured on `heads` and taken off, so that an angle means the same on every person.
 
     Args:
         pose: Angles.

@@ -64,7 +64,7 @@ class Prop:
 
 
 def prop(kind: str, variant: int) -> Prop:
-    """Variant `variant` modulo `VARIANTS` of a kind named in `KINDS` or `SEATS`."""
+    """Return variant `variant` modulo `VARIANTS` of a kind named in `KINDS` or `SEATS`."""
     return _build(kind, variant % VARIANTS)
 
 
@@ -78,7 +78,7 @@ def _build(kind: str, variant: int) -> Prop:
 
 
 def paint(random: Random, *, saturation: float = 0.85, low: float = 0.12, high: float = 0.92) -> Array:
-    """A linear colour as things in a street are painted: every hue, more often muted than bright."""
+    """Draw the linear colour of a painted thing: every hue, more often muted than bright."""
     hue, strength, value = random.random(), saturation * random.random() ** 1.4, random.uniform(low, high)
     wheel = np.clip(np.abs((hue + np.array([1.0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
     return linear(value * (1 - strength * (1 - wheel)))
@@ -88,7 +88,7 @@ def paint(random: Random, *, saturation: float = 0.85, low: float = 0.12, high: 
 
 
 def _rounded(half_width: float, low: float, high: float, sides: int, power: float) -> Array:
-    """A cross-section (sides, 2) in y and z: an ellipse pushed towards its bounding box."""
+    """Build a cross-section (sides, 2) in y and z: an ellipse pushed towards its bounding box."""
     angle = np.linspace(0, 2 * np.pi, sides, endpoint=False) + np.pi / sides
     y = np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** power
     z = np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** power
@@ -96,7 +96,7 @@ def _rounded(half_width: float, low: float, high: float, sides: int, power: floa
 
 
 def _wheel(radius: float, width: float, spokes: int, rim: Colour) -> Solid:
-    """A car wheel about the y axis, its outer side towards -y."""
+    """Build a car wheel about the y axis, its outer side towards -y."""
     w, r = width / 2, radius
     tyre = lathe(
         [[r * 0.66, -w], [r * 0.9, -w], [r * 0.985, -w * 0.75], [r, -w * 0.3], [r, w * 0.3], [r * 0.985, w * 0.75]]
@@ -127,14 +127,14 @@ class _CarShape:
 
 
 def _around(stations: int, sides: int) -> tuple[Array, Array]:
-    """For each triangle of a wrapped sheet: its row's share of the length, and its angle around the section."""
+    """Return for each triangle of a wrapped sheet: its row's share of the length, and its angle around the section."""
     row, column = np.divmod(np.arange(stations * sides), sides)
     share, angle = (row + 0.5) / stations, 2 * np.pi * (column + 1) / sides
     return np.repeat(share, 2), np.repeat(angle, 2)
 
 
 def _car_body(car_shape: _CarShape) -> Solid:
-    """The lower body: cross-sections that narrow towards bumpers, bonnet and boot."""
+    """Return the lower body: cross-sections that narrow towards bumpers, bonnet and boot."""
     sides, stations = 36, []
     half = car_shape.width / 2
     ends = np.linspace(-1, 1, 41)
@@ -151,7 +151,7 @@ def _car_body(car_shape: _CarShape) -> Solid:
 
 
 def _car_cabin(car_shape: _CarShape) -> Solid:
-    """Roof, pillars and glass; the glass is told by where a triangle lies in the grid, so that its edges are even."""
+    """Build roof, pillars and glass; a triangle's place in the grid decides, so that edges are even."""
     sides, count = 48, 72
     back, front = (-0.93 if car_shape.estate else -0.68), 0.44
     slope = 0.13 if car_shape.estate else 0.30
@@ -180,7 +180,7 @@ def _car_cabin(car_shape: _CarShape) -> Solid:
 
 
 def _car_details(car_shape: _CarShape, random: Random) -> list[Solid]:
-    """Wheels, lamps, mirrors, handles, seams and number plates."""
+    """Return wheels, lamps, mirrors, handles, seams and number plates."""
     length, half, belt, coat = car_shape.length, car_shape.width / 2, car_shape.belt, car_shape.coat
     radius, axle = random.uniform(0.31, 0.35), length * 0.305
     rim = linear(np.full(3, random.choice([0.35, 0.62, 0.75])))
@@ -214,7 +214,7 @@ def _car_details(car_shape: _CarShape, random: Random) -> list[Solid]:
 
 
 def car(random: Random) -> Solid:
-    """A passenger car, lofted from cross-sections, driving to -x or +x."""
+    """Build a passenger car, lofted from cross-sections, driving to -x or +x."""
     coat = paint(random, saturation=0.8, low=0.08, high=0.95)
     if random.random() < 0.6:
         coat = linear(np.full(3, random.choice([0.08, 0.18, 0.42, 0.66, 0.9])) * random.uniform(0.95, 1.05, 3))
@@ -231,7 +231,7 @@ def car(random: Random) -> Solid:
 
 
 def _spoked(radius: float, tyre: Colour, rim: Colour) -> Solid:
-    """A bicycle wheel about the y axis, centred."""
+    """Build a bicycle wheel about the y axis, centred."""
     angle = np.linspace(0, 2 * np.pi, 32, endpoint=False)
     ring = np.stack([np.cos(angle), np.zeros(32), np.sin(angle)], 1)
     spoke = np.linspace(0, 2 * np.pi, 24, endpoint=False)
@@ -248,7 +248,7 @@ def _spoked(radius: float, tyre: Colour, rim: Colour) -> Solid:
 
 
 def bicycle(random: Random) -> Solid:
-    """A city bicycle on its stand, side on."""
+    """Build a city bicycle on its stand, side on."""
     coat = paint(random)
     r, h = 0.335, 0.353
     rear, front = np.array([-0.52, 0, h]), np.array([0.54, 0, h])
@@ -289,7 +289,7 @@ def bicycle(random: Random) -> Solid:
 
 
 def _wire_basket(length: float, depth: float, height: float, colour: Colour) -> Solid:
-    """An open basket of thin wire standing on z=0."""
+    """Build an open basket of thin wire standing on z=0."""
     x, y = length / 2, depth / 2
     corners = np.array([[-x, -y, 0], [x, -y, 0], [x, y, 0], [-x, y, 0]])
     starts: list[Array] = []
@@ -307,7 +307,7 @@ def _wire_basket(length: float, depth: float, height: float, colour: Colour) -> 
 
 
 def cart(random: Random) -> Solid:
-    """A supermarket trolley with some shopping in it."""
+    """Build a supermarket trolley with some shopping in it."""
     trim = paint(random, low=0.4)
     parts = [_wire_basket(0.86, 0.54, 0.40, _STEEL).moved(0, 0, 0.58)]
     for y in (-0.24, 0.24):
@@ -343,7 +343,7 @@ def _greens(random: Random, count: int) -> Array:
 
 
 def _foliage(random: Random, count: int, radii: Colour, size: float, core: float = 0.86) -> Solid:
-    """Leaves over an ellipsoid about the origin, with a dark core so that it hides what is behind."""
+    """Return leaves over an ellipsoid about the origin, with a dark core so that it hides what is behind."""
     outward = _directions(random, count)
     depth = random.uniform(0.80, 1.04, (count, 1))
     roots = outward * np.asarray(radii) * depth
@@ -357,7 +357,7 @@ def _foliage(random: Random, count: int, radii: Colour, size: float, core: float
 
 
 def plant(random: Random) -> Solid:
-    """A potted plant: long arching leaves, or a leafy shrub on a stem."""
+    """Build a potted plant: long arching leaves, or a leafy shrub on a stem."""
     pot_height, pot_radius = random.uniform(0.28, 0.5), random.uniform(0.17, 0.27)
     clay = linear((0.62, 0.36, 0.25)) if random.random() < 0.4 else paint(random, saturation=0.3, low=0.2)
     r, h = pot_radius, pot_height
@@ -404,7 +404,7 @@ def plant(random: Random) -> Solid:
 
 
 def bush(random: Random) -> Solid:
-    """A bush of several lobes growing from the ground."""
+    """Build a bush of several lobes growing from the ground."""
     parts = []
     for _ in range(int(random.integers(2, 5))):
         radius = random.uniform(0.32, 0.5)
@@ -420,7 +420,7 @@ def bush(random: Random) -> Solid:
 
 
 def hedge(random: Random) -> Solid:
-    """A clipped hedge, about as high as a hip."""
+    """Build a clipped hedge, about as high as a hip."""
     length, depth, height = random.uniform(1.4, 2.6), random.uniform(0.4, 0.6), random.uniform(0.75, 1.15)
     core = box((length - 0.08, depth - 0.08, height - 0.04), _greens(random, 1)[0] * 0.35, Finish.LEAF, bevel=0.06)
     count = 1500
@@ -444,7 +444,7 @@ def hedge(random: Random) -> Solid:
 
 
 def tree(random: Random) -> Solid:
-    """A tree's trunk with its roots and first boughs; its crown is above the picture."""
+    """Build a tree's trunk with its roots and first boughs; its crown is above the picture."""
     radius = random.uniform(0.13, 0.27)
     z = np.concatenate([np.linspace(0, 0.35, 6), np.linspace(0.55, 4.6, 10)])
     angle = np.linspace(0, 2 * np.pi, 22, endpoint=False)
@@ -479,7 +479,7 @@ def tree(random: Random) -> Solid:
 
 
 def railing(random: Random) -> Solid:
-    """A metal railing with upright bars, or with rails along it."""
+    """Build a metal railing with upright bars, or with rails along it."""
     coat = paint(random, saturation=0.5) if random.random() < 0.6 else _STEEL
     finish = Finish.PAINT
     length, height = random.uniform(1.8, 2.6), random.uniform(0.95, 1.15)
@@ -505,7 +505,7 @@ def railing(random: Random) -> Solid:
 
 
 def fence(random: Random) -> Solid:
-    """A wooden fence of pickets or of boards."""
+    """Build a wooden fence of pickets or of boards."""
     wood = linear((0.46, 0.34, 0.22)) * random.uniform(0.6, 1.6) if random.random() < 0.7 else _WHITE
     length, height = random.uniform(1.6, 2.4), random.uniform(0.8, 1.2)
     width = random.uniform(0.07, 0.13)
@@ -529,7 +529,7 @@ def fence(random: Random) -> Solid:
 
 
 def pillar(random: Random) -> Solid:
-    """A column, square or round, with a foot; some carry a poster."""
+    """Build a column, square or round, with a foot; some carry a poster."""
     stone = paint(random, saturation=0.22, low=0.45, high=0.9)
     r = random.uniform(0.11, 0.25)
     if random.random() < 0.5:
@@ -553,7 +553,7 @@ def pillar(random: Random) -> Solid:
 
 
 def post(random: Random) -> Solid:
-    """A lamp post: a slim tapering mast with a service hatch."""
+    """Build a lamp post: a slim tapering mast with a service hatch."""
     coat = paint(random, saturation=0.4, low=0.12, high=0.6)
     r = random.uniform(0.055, 0.09)
     shaft = lathe(
@@ -575,7 +575,7 @@ def post(random: Random) -> Solid:
 
 
 def sign(random: Random) -> Solid:
-    """A traffic sign or an information board on a post, or a folding board on the pavement."""
+    """Build a traffic sign or an information board on a post, or a folding board on the pavement."""
     first, second = paint(random, low=0.35), paint(random, low=0.1)
     style = random.integers(4)
     if style == 3:
@@ -632,7 +632,7 @@ def sign(random: Random) -> Solid:
 
 
 def boxes(random: Random) -> Solid:
-    """Parcels piled up, each with its tape and label."""
+    """Return parcels piled up, each with its tape and label."""
     parts = []
     level = 0.0
     wide = random.uniform(0.55, 0.85)
@@ -662,7 +662,7 @@ def boxes(random: Random) -> Solid:
 
 
 def litter_bin(random: Random) -> Solid:
-    """A litter bin on the pavement, or a wheeled refuse bin."""
+    """Build a litter bin on the pavement, or a wheeled refuse bin."""
     coat = paint(random, saturation=0.8, low=0.1, high=0.5)
     if random.random() < 0.5:
         w, d, h = 0.29, 0.33, random.uniform(0.92, 1.05)
@@ -719,7 +719,7 @@ def litter_bin(random: Random) -> Solid:
 
 
 def parasol(random: Random) -> Solid:
-    """A café parasol on its foot, open and a little tilted by its fold."""
+    """Build a café parasol on its foot, open and a little tilted by its fold."""
     first = paint(random, low=0.35)
     second = first if random.random() < 0.5 else _WHITE
     ribs, steps = 8, 4
@@ -754,7 +754,7 @@ def parasol(random: Random) -> Solid:
 
 
 def barrier(random: Random) -> Solid:
-    """A road works barrier: striped boards on two stands, or a concrete block."""
+    """Build a road works barrier: striped boards on two stands, or a concrete block."""
     if random.random() < 0.35:
         length = random.uniform(1.4, 2.2)
         outline = np.array(
@@ -787,7 +787,7 @@ def barrier(random: Random) -> Solid:
 
 
 def planter(random: Random) -> Solid:
-    """A long trough with low plants, as on squares."""
+    """Build a long trough with low plants, as on squares."""
     length, depth, height = random.uniform(1.0, 1.6), random.uniform(0.42, 0.55), random.uniform(0.45, 0.7)
     style = random.random()
     colour, finish = (
@@ -811,7 +811,7 @@ def planter(random: Random) -> Solid:
 
 
 def bench(random: Random) -> Solid:
-    """A slatted bench; its seat is 0.45 m high, its back is towards +y."""
+    """Build a slatted bench; its seat is 0.45 m high, its back is towards +y."""
     wood = linear((0.45, 0.31, 0.19)) * random.uniform(0.6, 1.5)
     iron = _DARK if random.random() < 0.7 else _STEEL
     length = random.uniform(1.3, 1.8)
@@ -832,7 +832,7 @@ def bench(random: Random) -> Solid:
 
 
 def stool(random: Random) -> Solid:
-    """A low round stool or a cube to sit on; its top is 0.45 m high."""
+    """Build a low round stool or a cube to sit on; its top is 0.45 m high."""
     cover = paint(random, low=0.15, high=0.7)
     if random.random() < 0.5:
         return box((0.46, 0.46, 0.45), cover, Finish.FABRIC if random.random() < 0.5 else Finish.WOOD, bevel=0.03)
@@ -851,7 +851,7 @@ def stool(random: Random) -> Solid:
 
 
 def block(random: Random) -> Solid:
-    """A stone block to sit on; its top is 0.45 m high."""
+    """Build a stone block to sit on; its top is 0.45 m high."""
     stone = paint(random, saturation=0.12, low=0.45, high=0.8)
     return box((random.uniform(0.9, 1.5), 0.48, 0.45), stone, Finish.CONCRETE, bevel=0.03)
 

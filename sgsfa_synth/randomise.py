@@ -115,7 +115,7 @@ class RandomCamera:
 
 @functools.lru_cache(maxsize=512)
 def varied_identity(seed: int, index: int) -> Identity:
-    """An identity of the cast in clothes of any colour and pattern; a share of the teams keeps its uniforms.
+    """Return an identity of the cast in clothes of any colour and pattern; a share of the teams keeps its uniforms.
 
     Args:
         seed: Of the data set.
@@ -171,7 +171,7 @@ _PATTERNS = tuple(pattern for pattern in Pattern if pattern is not Pattern.PLAIN
 
 
 def _any_cloth(random: Random, *, legs: bool = False) -> Cloth:
-    """Cloth of any colours; plain in four of ten cases, and in seven of ten below the hips."""
+    """Return the cloth of any colours; plain in four of ten cases, and in seven of ten below the hips."""
     plain = random.random() < (0.7 if legs else 0.4)
     pattern = Pattern.PLAIN if plain else _PATTERNS[int(random.integers(len(_PATTERNS)))]
     emblem = 0 if legs or random.random() < 0.6 else int(random.choice([1, 2, 3, 5, 6, 7]))

@@ -74,7 +74,7 @@ def rasterise(
 
 
 def interpolate(gbuffer: GBuffer, faces: IntArray, attributes: NDArray[np.floating]) -> FloatArray:
-    """Vertex attributes at the pixels.
+    """Return vertex attributes at the pixels.
 
     Args:
         gbuffer: Of `rasterise`.
@@ -97,7 +97,7 @@ def interpolate(gbuffer: GBuffer, faces: IntArray, attributes: NDArray[np.floati
 
 
 def vertex_normals(vertices: NDArray[np.floating], faces: NDArray[np.integer]) -> FloatArray:
-    """(V, 3) float32 unit normals: the sum of the adjoining faces' normals, weighted by their areas.
+    """Return (V, 3) float32 unit normals: the sum of the adjoining faces' normals, weighted by their areas.
 
     A vertex without a face of positive area gets the zero vector.
     """

@@ -140,7 +140,7 @@ class Rendered:
         occluder: Kind of what was put before the person, or None.
         pose: Of `pose.POSES`.
         outfit: Of the identity.
-        quality: JPEG quality for whoever writes the file.
+        quality: JPEG quality for the writer of the file.
     """
 
     image: npt.NDArray[np.uint8]
@@ -162,7 +162,7 @@ class Item:
     finish: npt.NDArray[np.uint8] | None = None
 
     def moved(self, yaw: float, x: float, y: float) -> Item:
-        """Turned about the vertical axis and then shifted along the ground."""
+        """Return turned about the vertical axis and then shifted along the ground."""
         return replace(self, mesh=self.mesh.moved(yaw, (x, y, 0.0)))
 
 
@@ -325,7 +325,7 @@ def draw(scene: Scene, settings: SceneSettings, noise: Random) -> Rendered:
 
 
 def _stand(site: Site, place: Place, random: Random) -> tuple[Stand, View]:
-    """Where the person stands in the place, and how the camera sees them."""
+    """Return where the person stands in the place, and how the camera sees them."""
     distance = site.distance * random.uniform(0.88, 1.10)
     bearing = random.uniform(-0.20, 0.20)
     wall = site.distance + place.wall_gap
@@ -338,7 +338,7 @@ def _stand(site: Site, place: Place, random: Random) -> tuple[Stand, View]:
 
 
 def _moment(tone: Tone, light: Light, random: Random) -> Tone:
-    """The camera's tone at one moment: automatic exposure and white balance wander a little."""
+    """Return the camera's tone at one moment: automatic exposure and white balance wander a little."""
     drift = random.normal(0, 1, 2)
     return replace(
         tone,
@@ -348,7 +348,7 @@ def _moment(tone: Tone, light: Light, random: Random) -> Tone:
 
 
 def _seat_under(height: float, middle: float, random: Random) -> Item:
-    """A seat whose top is at `height`, about `middle` metres behind the origin of somebody who faces -y."""
+    """Return a seat whose top is at `height`, about `middle` metres behind the origin of a person who faces -y."""
     kind = str(random.choice(["bench", "stool", "block"], p=[0.5, 0.25, 0.25]))
     seat_prop = prop(kind, int(random.integers(VARIANTS)))
     mesh = seat_prop.mesh
@@ -368,7 +368,7 @@ def _as_item(thing: Prop) -> Item:
 
 
 def _yaw_of(kind: str, random: Random) -> float:
-    """How a prop is turned: long ones lie across the view, round ones anyhow."""
+    """Return how a prop is turned: long ones lie across the view, round ones anyhow."""
     spread = {"car": 0.25, "railing": 0.3, "fence": 0.3, "hedge": 0.25, "barrier": 0.3, "bicycle": 0.4, "planter": 0.3}
     if kind in spread:
         return float(random.normal(0, spread[kind]) + (math.pi if random.random() < 0.5 else 0.0))
@@ -378,7 +378,7 @@ def _yaw_of(kind: str, random: Random) -> float:
 
 
 def _furniture(random: Random, place: Place, room: float, items: Sequence[Item]) -> list[Item]:
-    """Up to two things behind the person, none of them in the wall or in each other."""
+    """Return up to two things behind the person, none of them in the wall or in each other."""
     behind = max(float(item.mesh.vertices[:, 1].max()) for item in items)
     indoor = place.ground == "indoor"
     added: list[Item] = []
@@ -455,7 +455,7 @@ def _occlude(
 
 
 def _fallback(random: Random, wanted: float, front: float, coverage: Coverage) -> Item:
-    """Parcels wider than the person, stacked just as high as hides the wanted share (found by halving)."""
+    """Return parcels wider than the person, stacked just as high as hides the wanted share (found by halving)."""
     pile = _as_item(prop("boxes", int(random.integers(VARIANTS))))
     size = pile.mesh.vertices.max(0) - pile.mesh.vertices.min(0)
     span = 1.5 / float(size[0])
@@ -487,7 +487,7 @@ def _passer_by(random: Random, seed: int, people: int) -> Item:
 
 @functools.lru_cache(maxsize=1)
 def palette() -> npt.NDArray[np.uint8]:
-    """(20, 3) RGB of the labels: LIP's colours, as in most parsers' pictures."""
+    """Return (20, 3) RGB of the labels: LIP's colours, as in most parsers' pictures."""
     colours = "000000 800000 ff0000 005500 aa0033 ff5500 000055 0077dd 555500 005555 553300 345680 008000 0000ff"
     colours += " 33aadd 00ffff 55ffaa aaff55 ffff00 ffaa00"
     table = np.array([list(bytes.fromhex(colour)) for colour in colours.split()], np.uint8)
@@ -498,7 +498,7 @@ def palette() -> npt.NDArray[np.uint8]:
 def _shaded(
     scene: Scene, mesh: Mesh, owner: npt.NDArray[np.int32], buffer: GBuffer, *, flat: bool
 ) -> tuple[Array32, npt.NDArray[np.uint8]]:
-    """Radiance (H, W, 3) and labels (H, W) at the buffer's own resolution."""
+    """Return the radiance (H, W, 3) and labels (H, W) at the buffer's own resolution."""
     rows, columns = np.nonzero(buffer.face >= 0)
     faces = buffer.face[rows, columns]
     owners = owner[faces]
@@ -567,7 +567,7 @@ def _shaded(
 
 
 def _openness(buffer: GBuffer, scene: Scene) -> Array32:
-    """Ambient occlusion from depths: a pixel that lies behind its surroundings sees less of the sky."""
+    """Return ambient occlusion from depths: a pixel that lies behind its surroundings sees less of the sky."""
     height, width = buffer.face.shape
     nearest = scene.stand.distance + 0.6
     with np.errstate(divide="ignore"):
@@ -581,13 +581,13 @@ def _openness(buffer: GBuffer, scene: Scene) -> Array32:
 
 
 def unit(vectors: Array32) -> Array32:
-    """Vectors (..., 3) scaled to length 1; zero stays zero."""
+    """Return vectors (..., 3) scaled to length 1; zero stays zero."""
     length = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
     return np.asarray(vectors / np.maximum(length, np.float32(1e-12)), np.float32)
 
 
 def vote(labels: npt.NDArray[np.uint8], factor: int) -> npt.NDArray[np.uint8]:
-    """The label of each pixel from its `factor` x `factor` samples: the most frequent, the smaller one in a tie."""
+    """Return the most frequent label of each pixel's `factor` x `factor` samples, the smaller one in a tie."""
     if factor == 1:
         return labels
     height, width = labels.shape[0] // factor, labels.shape[1] // factor

@@ -65,7 +65,7 @@ class _Points:
 
 
 def surface(mesh: Mesh, identity: Identity, fragments: Fragments) -> Surface:
-    """Colour, label and relief of a person's pixels.
+    """Return the colour, label and relief of a person's pixels.
 
     Args:
         mesh: The person's mesh of `garments.dress`, or a merged one that contains it.
@@ -92,7 +92,7 @@ def surface(mesh: Mesh, identity: Identity, fragments: Fragments) -> Surface:
 
 
 def skin_label(canonical: FloatArray) -> NDArray[np.uint8]:
-    """(P,) label of bare skin: head and neck are face, shoulders are arm, from the hips down leg.
+    """Return (P,) label of bare skin: head and neck are face, shoulders are arm, from the hips down leg.
 
     In the rest pose the arms are held out and the legs apart, so that planes tell the parts from one another. The
     person's left is +x.
@@ -117,7 +117,7 @@ def _shoe_label(canonical: FloatArray) -> NDArray[np.uint8]:
 def _material(
     kind: Material, identity: Identity, points: _Points, plain: FloatArray
 ) -> tuple[FloatArray, FloatArray | float]:
-    """Albedo (P, 3) and relief (P,) of the pixels of one material."""
+    """Return the albedo (P, 3) and relief (P,) of the pixels of one material."""
     texture = identity.texture
     if kind in _CLOTH:
         return _cloth(kind, identity, points)
@@ -145,13 +145,13 @@ def _material(
 
 
 def _tint(colour: FloatArray, factor: NDArray[np.floating]) -> FloatArray:
-    """One colour times (P,) factors."""
+    """Return one colour times (P,) factors."""
     result: FloatArray = (colour[None, :] * np.asarray(factor)[:, None]).astype(np.float32)
     return result
 
 
 def _wear(kind: Material, identity: Identity) -> Cloth:
-    """The cloth of a material on this person."""
+    """Return the cloth of a material on this person."""
     if kind is Material.COAT and identity.coat is not None:
         return identity.coat.cloth
     if kind is Material.SCARF and identity.scarf is not None:
@@ -220,7 +220,7 @@ def _cloth(kind: Material, identity: Identity, points: _Points) -> tuple[FloatAr
 def _folds(
     points: FloatArray, arm: FloatArray, leg: FloatArray, seed: int, strength: float, trousers: bool, out: FloatArray
 ) -> None:
-    """Height of the folds of cloth: long soft ones, and rings where elbows, knees and ankles bend it."""
+    """Return the height of the folds of cloth: long soft ones, and rings where elbows, knees and ankles bend it."""
     for i in range(points.shape[0]):
         x, y, z = points[i, 0], points[i, 1], points[i, 2]
         bent = (noise3(x * 7, y * 7, z * 7, seed + 1) - 0.5) * 0.10
@@ -272,7 +272,7 @@ def _hair(kind: Material, identity: Identity, canonical: FloatArray) -> tuple[Fl
 
 
 def _strands(canonical: FloatArray, curly: bool, parting: float, seed: int) -> FloatArray:
-    """(P,) in [0, 1]: noise that is long along the way hair falls, away from the parting and down."""
+    """Return (P,) in [0, 1]: noise that is long along the way hair falls, away from the parting and down."""
     if curly:
         return 0.6 * noise_at(canonical, 95, seed) + 0.4 * noise_at(canonical, 210, seed + 1)
     x, y, z = canonical.T
@@ -328,7 +328,7 @@ def _shoe(identity: Identity, points: _Points) -> tuple[FloatArray, FloatArray]:
 def _hat(identity: Identity, canonical: FloatArray) -> tuple[FloatArray, FloatArray]:
     hat = identity.hat
     if hat is None:
-        raise ValueError("a face of material HAT on somebody without a hat")
+        raise ValueError("a face of material HAT on a person without a hat")
     x, y, z = canonical.T
     turn = np.arctan2(x, -(y + 0.05))
     factor = 0.92 + 0.16 * noise_at(canonical, 80, identity.texture)
@@ -350,7 +350,7 @@ def _hat(identity: Identity, canonical: FloatArray) -> tuple[FloatArray, FloatAr
 def bend_normals(
     normals: FloatArray, positions: FloatArray, height: FloatArray, *, strength: float = 1.0
 ) -> FloatArray:
-    """Normals of the surface raised by a height map, from differences between neighbouring pixels.
+    """Return the normals of the surface raised by a height map, from differences between neighbouring pixels.
 
     Mikkelsen, Bump mapping unparametrized surfaces on the GPU, 2010, eq. 4: with surface derivatives s, t along the
     two screen axes, the gradient is (h_s (t x n) + h_t (n x s)) / det and the new normal n - gradient. Where the

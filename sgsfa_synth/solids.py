@@ -57,11 +57,11 @@ class Solid:
     finish: npt.NDArray[np.uint8]
 
     def moved(self, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Solid:
-        """A copy displaced by (x, y, z)."""
+        """Build a copy displaced by (x, y, z)."""
         return replace(self, vertices=self.vertices + np.array([x, y, z]))
 
     def turned(self, angle: float, axis: int = 2) -> Solid:
-        """A copy turned by `angle` radians about the x (0), y (1) or z (2) axis."""
+        """Build a copy turned by `angle` radians about the x (0), y (1) or z (2) axis."""
         a, b = ((1, 2), (2, 0), (0, 1))[axis]
         out = self.vertices.copy()
         cos, sin = np.cos(angle), np.sin(angle)
@@ -70,28 +70,28 @@ class Solid:
         return replace(self, vertices=out)
 
     def scaled(self, x: float, y: float, z: float) -> Solid:
-        """A copy stretched along the axes by positive factors."""
+        """Build a copy stretched along the axes by positive factors."""
         return replace(self, vertices=self.vertices * np.array([x, y, z]))
 
     def coloured(self, mask: npt.NDArray[np.bool_], colour: Colour, finish: Finish) -> Solid:
-        """A copy whose faces in `mask` (F,) have another colour and finish."""
+        """Build a copy whose faces in `mask` (F,) have another colour and finish."""
         colours, finishes = self.colour.copy(), self.finish.copy()
         colours[mask], finishes[mask] = np.asarray(colour, float), finish
         return replace(self, colour=colours, finish=finishes)
 
     def centres(self) -> Array:
-        """(F, 3) centres of the faces."""
+        """Return (F, 3) centres of the faces."""
         return np.asarray(self.vertices[self.faces].mean(1))
 
 
 def linear(srgb: Colour) -> Array:
-    """Linear light of sRGB values in [0, 1] (IEC 61966-2-1)."""
+    """Return the linear light of sRGB values in [0, 1] (IEC 61966-2-1)."""
     value = np.asarray(srgb, float)
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
 
 def solid(vertices: npt.ArrayLike, faces: npt.ArrayLike, colour: Colour, finish: Finish) -> Solid:
-    """A solid of one colour and finish."""
+    """Build a solid of one colour and finish."""
     index = np.asarray(faces, np.int32).reshape(-1, 3)
     return Solid(
         np.asarray(vertices, float).reshape(-1, 3),
@@ -102,7 +102,7 @@ def solid(vertices: npt.ArrayLike, faces: npt.ArrayLike, colour: Colour, finish:
 
 
 def join(solids: Sequence[Solid]) -> Solid:
-    """All solids as one."""
+    """Return all solids as one."""
     starts = np.cumsum([0] + [len(part.vertices) for part in solids[:-1]])
     return Solid(
         np.concatenate([part.vertices for part in solids]),
@@ -113,7 +113,7 @@ def join(solids: Sequence[Solid]) -> Solid:
 
 
 def sheet(points: npt.ArrayLike, colour: Colour, finish: Finish, *, wrap: bool = False) -> Solid:
-    """A surface through a grid of points (M, N, 3); with `wrap` its last column joins the first."""
+    """Build a surface through a grid of points (M, N, 3); with `wrap` its last column joins the first."""
     grid = np.asarray(points, float)
     rows, columns = grid.shape[:2]
     i, j = np.meshgrid(np.arange(rows - 1), np.arange(columns if wrap else columns - 1), indexing="ij")
@@ -124,7 +124,7 @@ def sheet(points: npt.ArrayLike, colour: Colour, finish: Finish, *, wrap: bool =
 
 
 def box(size: Colour, colour: Colour, finish: Finish = Finish.MATT, *, bevel: float = 0.01) -> Solid:
-    """A box standing on z=0, centred in x and y, with bevelled edges."""
+    """Build a box standing on z=0, centred in x and y, with bevelled edges."""
     half = np.asarray(size, float) / 2
     cut = min(bevel, 0.45 * float(half.min()) * 2)
     vertices: list[Array] = []
@@ -145,7 +145,7 @@ def box(size: Colour, colour: Colour, finish: Finish = Finish.MATT, *, bevel: fl
         u, v = [other for other in range(3) if other != axis]
 
         def at(sign: int, su: int, sv: int, places: tuple[int, int, int] = (axis, u, v)) -> tuple[int, int, int]:
-            """The corner with these signs along `axis`, u and v."""
+            """Return the corner with these signs along `axis`, u and v."""
             corner = [0, 0, 0]
             for place, value in zip(places, (sign, su, sv), strict=True):
                 corner[place] = value
@@ -163,7 +163,7 @@ def box(size: Colour, colour: Colour, finish: Finish = Finish.MATT, *, bevel: fl
 
 
 def bars(starts: Points, ends: Points, radius: float, colour: Colour, finish: Finish, sides: int = 6) -> Solid:
-    """Straight round bars (N of them) between points (N, 3), open at their ends."""
+    """Return straight round bars (N of them) between points (N, 3), open at their ends."""
     low, high = np.asarray(starts, float).reshape(-1, 3), np.asarray(ends, float).reshape(-1, 3)
     along = high - low
     along = along / np.maximum(np.linalg.norm(along, axis=1, keepdims=True), 1e-9)
@@ -189,7 +189,7 @@ def bars(starts: Points, ends: Points, radius: float, colour: Colour, finish: Fi
 def tube(
     path: Points, radius: npt.ArrayLike, colour: Colour, finish: Finish, *, sides: int = 10, closed: bool = False
 ) -> Solid:
-    """A bent tube along points (N, 3) with a radius each; ends are capped unless the path is `closed`."""
+    """Build a bent tube along points (N, 3) with a radius each; ends are capped unless the path is `closed`."""
     points = np.asarray(path, float)
     count = len(points)
     radii = np.broadcast_to(np.asarray(radius, float), (count,))
@@ -214,7 +214,7 @@ def tube(
 
 
 def lathe(profile: Points, colour: Colour, finish: Finish, *, sides: int = 24) -> Solid:
-    """A turned shape about the z axis from a profile (N, 2) of radius and height."""
+    """Build a turned shape about the z axis from a profile (N, 2) of radius and height."""
     outline = np.asarray(profile, float)
     angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     points = np.stack(
@@ -231,7 +231,7 @@ def lathe(profile: Points, colour: Colour, finish: Finish, *, sides: int = 24) -
 def ellipsoid(
     radii: Colour, colour: Colour, finish: Finish, *, rows: int = 10, sides: int = 16, power: float = 1.0
 ) -> Solid:
-    """An ellipsoid about the origin; `power` below 1 makes it boxier (superellipsoid)."""
+    """Build an ellipsoid about the origin; `power` below 1 makes it boxier (superellipsoid)."""
     polar = np.linspace(0, np.pi, rows)[:, None]
     around = np.linspace(0, 2 * np.pi, sides, endpoint=False)[None]
 
@@ -245,7 +245,7 @@ def ellipsoid(
 
 
 def plate(outline: Points, thickness: float, colour: Colour, finish: Finish) -> Solid:
-    """A flat plate from a convex outline (N, 2) in x and z, `thickness` deep about y=0."""
+    """Build a flat plate from a convex outline (N, 2) in x and z, `thickness` deep about y=0."""
     points = np.asarray(outline, float)
     count = len(points)
     front = np.stack([points[:, 0], np.full(count, -thickness / 2), points[:, 1]], 1)
@@ -260,7 +260,7 @@ def plate(outline: Points, thickness: float, colour: Colour, finish: Finish) -> 
 
 
 def disc(radius: float, thickness: float, colour: Colour, finish: Finish, *, sides: int = 24) -> Solid:
-    """An upright round plate facing -y about the origin."""
+    """Build an upright round plate facing -y about the origin."""
     angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     return plate(radius * np.stack([np.cos(angle), np.sin(angle)], 1), thickness, colour, finish)
 
@@ -268,7 +268,7 @@ def disc(radius: float, thickness: float, colour: Colour, finish: Finish, *, sid
 def leaves(
     roots: Array, along: Array, up: Array, length: Array, width: Array, droop: Array, colour: Array, steps: int = 4
 ) -> Solid:
-    """Many bent, folded leaves at once.
+    """Return many bent, folded leaves at once.
 
     Args:
         roots: (N, 3) where they grow.
@@ -301,7 +301,7 @@ def leaves(
 
 
 def to_mesh(shape: Solid, *, crease: float = 38.0) -> tuple[Mesh, npt.NDArray[np.uint8]]:
-    """A mesh of label 0 with normals that are smooth except over edges sharper than `crease` degrees.
+    """Build a mesh of label 0 with normals that are smooth except over edges sharper than `crease` degrees.
 
     Returns:
         The mesh and the (F,) finish of its faces.

@@ -24,7 +24,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "pipeline" / "model" / "imagenet"
 
 
 def packed(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries that a backbone needs: (N, C, H, W) in half precision, vectors in single."""
+    """Return the entries that a backbone needs: (N, C, H, W) in half precision, vectors in single."""
     build_backbone(NAME, weights)  # Refuses what is not this network.
     kept = {k: v for k, v in weights.items() if k.startswith("features.") and not k.endswith("num_batches_tracked")}
     return {k: v.to(torch.float16 if v.ndim > 1 else torch.float32).contiguous() for k, v in kept.items()}

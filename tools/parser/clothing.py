@@ -78,13 +78,13 @@ class Photograph:
 
 
 def split_of(name: str) -> str:
-    """`holdout` (17 of 100), `tuning` (5 of 100) or `train`, by a hash of the file's name without its ending."""
+    """Return `holdout` (17 of 100), `tuning` (5 of 100) or `train`, by a hash of the file's name without its ending."""
     bucket = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % 100
     return "holdout" if bucket < 17 else "tuning" if bucket < 22 else "train"
 
 
 def read_photographs(root: Path, split: str, *, aligned: bool = True) -> list[Photograph]:
-    """All photographs of a split, in the order of their names; label maps without a person are left out.
+    """Return all photographs of a split, in the order of their names; label maps without a person are left out.
 
     Args:
         root: The folder with `images`, `labels` and `label_names.json`.
@@ -110,7 +110,7 @@ def read_photographs(root: Path, split: str, *, aligned: bool = True) -> list[Ph
 
 
 def moved_left(garments: np.ndarray) -> np.ndarray:
-    """Labels moved by one pixel to the left; the last column repeats.
+    """Return the labels moved by one pixel to the left; the last column repeats.
 
     The published maps lie one pixel right of their photographs: in all 608 of the training split the colours change
     most one pixel left of where the labels change (`tools.parser.offset`). A network that sees mirrored images too
@@ -121,7 +121,7 @@ def moved_left(garments: np.ndarray) -> np.ndarray:
 
 
 def to_lip(garments: np.ndarray, names: list[str]) -> np.ndarray:
-    """Garment labels as LIP labels.
+    """Return the garment labels as LIP labels.
 
     Args:
         garments: (H, W) uint8, indices into `names`, one person.
@@ -160,12 +160,12 @@ def to_lip(garments: np.ndarray, names: list[str]) -> np.ndarray:
 
 
 def is_person(labels: np.ndarray) -> np.ndarray:
-    """Where LIP's labels 1 to 19 stand: neither background nor what is only carried or in front."""
+    """Return where LIP's labels 1 to 19 stand: neither background nor what is only carried or in front."""
     return np.asarray((labels > 0) & (labels < BAG))
 
 
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom (exclusive) of the true pixels."""
+    """Return left, top, right and bottom (exclusive) of the true pixels."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 

@@ -89,7 +89,7 @@ def random_crop(
     rules: CropRules,
     things: Sequence[np.ndarray] = (),
 ) -> Crop:
-    """A training crop of one photograph; the others lend people, backgrounds and textures.
+    """Return a training crop of one photograph; the others lend people, backgrounds and textures.
 
     Args:
         rng: Random numbers.
@@ -125,7 +125,7 @@ def random_crop(
 def random_box(
     rng: np.random.Generator, box: tuple[int, int, int, int], rules: CropRules
 ) -> tuple[float, float, float, float]:
-    """A detector's box around a person: left, top, right, bottom in pixels of the photograph."""
+    """Return a detector's box around a person: left, top, right, bottom in pixels of the photograph."""
     left, top, right, bottom = (float(value) for value in box)
     width, height = right - left, bottom - top
     jitter = rng.normal(0, 0.025, 4)
@@ -175,19 +175,19 @@ def cut(photograph: Photograph, box: tuple[float, float, float, float], *, angle
 
 
 def mirrored(crop: Crop) -> Crop:
-    """The mirror image, left and right labels exchanged."""
+    """Return the mirror image, left and right labels exchanged."""
     return Crop(np.ascontiguousarray(crop.image[:, ::-1]), FLIPPED[crop.labels[:, ::-1]])
 
 
 def behind(crop: Crop, occluder: Occluder, label: int = IN_FRONT) -> Crop:
-    """The crop with something in front; where that is mostly opaque, it has the label given."""
+    """Return the crop with something in front; where that is mostly opaque, it has the label given."""
     alpha = occluder.opacity[..., None]
     image = (crop.image * (1 - alpha) + occluder.picture * alpha).astype(np.uint8)
     return Crop(image, np.where(occluder.opacity >= 0.5, label, crop.labels).astype(np.uint8))
 
 
 def lit(rng: np.random.Generator, occluder: Occluder) -> Occluder:
-    """The occluder with light and shade over it and an edge as sharp as the lens makes it."""
+    """Return the occluder with light and shade over it and an edge as sharp as the lens makes it."""
     height, width = occluder.opacity.shape
     light = (0.6 + 0.8 * textures.noise(rng, height, width, 60)) * rng.uniform(0.6, 1.2)
     picture = (occluder.picture * light[..., None]).clip(0, 255).astype(np.uint8)
@@ -197,7 +197,7 @@ def lit(rng: np.random.Generator, occluder: Occluder) -> Occluder:
 def random_occluder(
     rng: np.random.Generator, photographs: Sequence[Photograph], rules: CropRules, things: Sequence[np.ndarray] = ()
 ) -> Occluder:
-    """A thing of a picture, with a name or without, covered with anything, sometimes drawn out of shape."""
+    """Return a thing of a picture, with a name or without, covered with anything, sometimes drawn out of shape."""
     if things and rng.random() < rules.pictured:
         kind = cutouts.pasted(things)
     else:
@@ -212,7 +212,7 @@ _LEAST = 0.004
 
 
 def disguised(rng: np.random.Generator, occluder: Occluder, model: Crop) -> Occluder:
-    """The thing in the colours of something that a person shows: skin, hair or a garment.
+    """Return the thing in the colours of something that a person shows: skin, hair or a garment.
 
     Skin and hair have few colours. A network that has seen no thing in them takes brown for skin, whatever its texture.
     """
@@ -235,13 +235,13 @@ def disguised(rng: np.random.Generator, occluder: Occluder, model: Crop) -> Occl
 
 
 def random_texture(rng: np.random.Generator, height: int, width: int, unnamed: float) -> np.ndarray:
-    """A texture with a name or one without: (height, width, 3) uint8."""
+    """Return a texture with a name or one without: (height, width, 3) uint8."""
     kinds: Sequence[textures.Texture] = shaders.TRAINING if rng.random() < unnamed else textures.TRAINING
     return kinds[int(rng.integers(len(kinds)))](rng, height, width)
 
 
 def drawn_out(rng: np.random.Generator, texture: np.ndarray) -> np.ndarray:
-    """A texture turned, and stretched along one direction, upright or level half of the time.
+    """Return a texture turned, and stretched along one direction, upright or level half of the time.
 
     Surfaces are seldom seen from straight before them. What is even on a surface is then drawn out, and even noise
     becomes a grain.
@@ -257,7 +257,7 @@ def drawn_out(rng: np.random.Generator, texture: np.ndarray) -> np.ndarray:
 
 
 def on_backdrop(rng: np.random.Generator, crop: Crop, photographs: Sequence[Photograph], unnamed: float) -> Crop:
-    """The person before another background."""
+    """Return the person before another background."""
     if rng.random() < 0.7:
         picture = background_piece(rng, photographs, HEIGHT, WIDTH)
     else:
@@ -270,7 +270,7 @@ _GARMENTS = (UPPER, DRESS, COAT, PANTS, JUMPSUIT, SKIRT)
 
 
 def redressed(rng: np.random.Generator, crop: Crop, unnamed: float) -> Crop:
-    """One garment in another cloth, its folds kept; the labels stay."""
+    """Return one garment in another cloth, its folds kept; the labels stay."""
     worn = [label for label in _GARMENTS if (crop.labels == label).mean() > 0.02]
     if not worn:
         return crop
@@ -284,7 +284,7 @@ def redressed(rng: np.random.Generator, crop: Crop, unnamed: float) -> Crop:
 
 
 def beside(rng: np.random.Generator, crop: Crop, other: Photograph) -> Crop:
-    """The crop with another person, who is background: behind, or in front and to one side."""
+    """Return the crop with another person, who is background: behind, or in front and to one side."""
     left, top, right, bottom = other.box
     width, height = (right - left) / rng.uniform(0.45, 1.3), (bottom - top) / rng.uniform(0.7, 1.4)
     in_front = rng.random() < 0.5
@@ -304,7 +304,7 @@ def beside(rng: np.random.Generator, crop: Crop, other: Photograph) -> Crop:
 def background_piece(
     rng: np.random.Generator, photographs: Sequence[Photograph], height: int, width: int
 ) -> np.ndarray:
-    """A piece of a photograph beside its person: (height, width, 3) uint8."""
+    """Return a piece of a photograph beside its person: (height, width, 3) uint8."""
     photograph = photographs[int(rng.integers(len(photographs)))]
     left, _, right, _ = photograph.box
     total = photograph.image.shape[1]
@@ -315,7 +315,7 @@ def background_piece(
 
 
 def random_look(rng: np.random.Generator, image: np.ndarray, rules: CropRules) -> np.ndarray:
-    """Light, colour, size, blur, noise and compression of a surveillance camera; (256, 128, 3) uint8."""
+    """Return light, colour, size, blur, noise and compression of a surveillance camera; (256, 128, 3) uint8."""
     draw = rng.random()
     if draw < rules.shrunk:
         return _resized(_resized(image, 128, 64), HEIGHT, WIDTH)
@@ -378,7 +378,7 @@ def _paint(rng: np.random.Generator, photographs: Sequence[Photograph], rules: C
 
 
 def random_rendered(rng: np.random.Generator, crop: Crop, rules: CropRules) -> Crop:
-    """A training crop of a rendered image, which has its box, its occluders and its neighbours already."""
+    """Return a training crop of a rendered image, which has its box, its occluders and its neighbours already."""
     if rng.random() < 0.5:
         crop = mirrored(crop)
     if rng.random() < 0.5:

@@ -51,7 +51,7 @@ _LEFT_OUT = frozenset(f"{_PEOPLE} {_CLOTHES} {_SIGNS} {_KEPT}".split())
 
 
 def is_wanted(name: str) -> bool:
-    """Whether a file's stem, code points in hexadecimal joined by dashes, is one of the things."""
+    """Return whether a file's stem, code points in hexadecimal joined by dashes, is one of the things."""
     if not re.fullmatch(r"[0-9a-f]{4,5}(-fe0f)?", name):
         return False
     point = int(name.split("-")[0], 16)
@@ -60,7 +60,7 @@ def is_wanted(name: str) -> bool:
 
 
 def read_cutouts(folder: Path) -> list[np.ndarray]:
-    """The things of a folder, each (H, W, 4) uint8 RGBA, cut to its outline, its longer side 160 pixels.
+    """Return the things of a folder, each (H, W, 4) uint8 RGBA, cut to its outline, its longer side 160 pixels.
 
     Colours are multiplied by their opacity, so that pictures can be resized and turned.
 
@@ -86,7 +86,7 @@ def read_cutouts(folder: Path) -> list[np.ndarray]:
 
 
 def pasted(things: Sequence[np.ndarray]) -> Kind:
-    """A kind that pastes one of the things, upright or not, as it is or with its light on another paint."""
+    """Return a kind that pastes one of the things, upright or not, as it is or with its light on another paint."""
 
     def paste(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
         thing = things[int(rng.integers(len(things)))]

@@ -18,7 +18,7 @@ _CELLS = (np.arange(HEIGHT)[:, None] // CELL * (WIDTH // CELL) + np.arange(WIDTH
 
 
 def label_shares(labels: np.ndarray) -> np.ndarray:
-    """(256, 128) labels -> (22, 64, 32) float32, the share of each label in each cell of 4 x 4 pixels."""
+    """Turn (256, 128) labels into (22, 64, 32) float32, the share of each label in each cell of 4 x 4 pixels."""
     counts = np.bincount((_CELLS + labels).ravel(), minlength=HEIGHT * WIDTH // CELL**2 * LABELS)
     shares = counts.reshape(HEIGHT // CELL, WIDTH // CELL, LABELS).transpose(2, 0, 1)
     return np.ascontiguousarray(shares, np.float32) / CELL**2

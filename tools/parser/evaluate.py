@@ -26,7 +26,7 @@ _BATCH = 32
 
 
 def measure(parser: Parser, photographs: Sequence[Photograph]) -> dict[str, float]:
-    """IoU of the whole body (64 x 32) and the parts (16 x 8) at threshold one half, over all pixels and by image.
+    """Return the IoU of body (64 x 32) and parts (16 x 8) at threshold one half, by pixel and by image.
 
     Boxes are those of the labels, brought to 128 x 64 before they reach the parser.
     """
@@ -54,7 +54,7 @@ def measure_occluded(
     repeats: int = 3,
     seed: int = 11,
 ) -> dict[str, float]:
-    """With pasted occluders: IoU of what is left of the person, and the share of the occluder called person.
+    """Return with pasted occluders: IoU of what is left of the person, and the share of the occluder called person.
 
     Half of the occluders are covered with a texture, half with a piece of these photographs' own backgrounds. Those
     that cover less than 8 % or more than 60 % of the person are drawn again.

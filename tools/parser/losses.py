@@ -19,7 +19,7 @@ _BACKGROUNDS = [0, BAG, IN_FRONT]
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor, known: Tensor | None = None) -> Tensor:
-    """Cross-entropy against label shares.
+    """Return cross-entropy against label shares.
 
     Args:
         logits: (B, 22, H, W).
@@ -37,7 +37,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor, known: T
 
 
 def soft_jaccard(occupancy: Tensor, wanted: Tensor) -> Tensor:
-    """1 - intersection over union of masks cut at one half, the cut softened: both (B, H, W) in [0, 1]."""
+    """Return 1 - intersection over union of masks cut at one half, the cut softened: both (B, H, W) in [0, 1]."""
     mask = torch.sigmoid(_STEEPNESS * (occupancy - 0.5))
     truth = (wanted >= 0.5).to(mask.dtype)
     both = (mask * truth).sum()
@@ -54,7 +54,7 @@ def parser_loss(
     cells: Tensor | None = None,
     known: Tensor | None = None,
 ) -> Tensor:
-    """Loss of a batch.
+    """Return the loss of a batch.
 
     Args:
         logits: (B, 22, 64, 32).

@@ -35,7 +35,7 @@ Kind = Callable[[np.random.Generator, int, int, Paint], Occluder]
 
 
 def polygon(height: int, width: int, points: np.ndarray) -> np.ndarray:
-    """A filled polygon with smooth edges; points (N, 2) are x, y as shares of the width and height."""
+    """Draw a filled polygon with smooth edges; points (N, 2) are x, y as shares of the width and height."""
     opacity = np.zeros((height, width), np.uint8)
     fixed = np.round(points * (width, height) * 16).astype(np.int32)
     cv2.fillPoly(opacity, [fixed], 255, cv2.LINE_AA, 4)
@@ -43,12 +43,12 @@ def polygon(height: int, width: int, points: np.ndarray) -> np.ndarray:
 
 
 def rectangle(left: float, top: float, right: float, bottom: float) -> np.ndarray:
-    """Corners of an upright rectangle, as `polygon` takes them."""
+    """Draw corners of an upright rectangle, as `polygon` takes them."""
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)], np.float64)
 
 
 def box(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A board, crate or parcel, somewhat askew."""
+    """Draw a board, crate or parcel, somewhat askew."""
     w, h = rng.uniform(0.2, 0.8), rng.uniform(0.12, 0.5)
     x, y = rng.uniform(-0.2, 1.0) - w / 2 + 0.1, rng.uniform(0.1, 1.05) - h / 2
     corners = rectangle(x, y, x + w, y + h) + rng.normal(0, 0.03, (4, 2))
@@ -56,7 +56,7 @@ def box(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occl
 
 
 def wall(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """All below a line: a low wall, a counter, a hedge, a parked thing too wide to end in the picture."""
+    """Draw all below a line: a low wall, a counter, a hedge, a parked thing too wide to end in the picture."""
     top = rng.uniform(0.4, 0.92)
     edge = np.array([(0.0, top + rng.normal(0, 0.03)), (1.0, top + rng.normal(0, 0.03))])
     points = np.vstack([edge, [(1.0, 1.05), (0.0, 1.05)]])
@@ -64,7 +64,7 @@ def wall(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occ
 
 
 def side(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """All beside a line: a door, a corner of a house, the edge of a van."""
+    """Draw all beside a line: a door, a corner of a house, the edge of a van."""
     share = rng.uniform(0.15, 0.5)
     tilt = rng.normal(0, 0.05)
     points = np.array([(-0.05, -0.05), (share + tilt, -0.05), (share - tilt, 1.05), (-0.05, 1.05)])
@@ -74,7 +74,7 @@ def side(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occ
 
 
 def pole(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A post or lamp, upright or leaning."""
+    """Draw a post or lamp, upright or leaning."""
     half = rng.uniform(0.02, 0.11)
     x = rng.uniform(0.1, 0.9)
     lean = rng.normal(0, 0.06)
@@ -86,7 +86,7 @@ def pole(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occ
 
 
 def railing(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """Rails and bars with the person seen between them."""
+    """Draw rails and bars with the person seen between them."""
     opacity = np.zeros((height, width), np.float32)
     top, bottom = rng.uniform(0.4, 0.75), rng.uniform(0.85, 1.1)
     thick = rng.uniform(0.015, 0.04)
@@ -100,7 +100,7 @@ def railing(rng: np.random.Generator, height: int, width: int, paint: Paint) -> 
 
 
 def bush(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """Foliage: a heap of round clumps with a ragged edge, from below, a side or above."""
+    """Draw foliage: a heap of round clumps with a ragged edge, from below, a side or above."""
     mask = np.zeros((height, width), np.uint8)
     centre = {0: (rng.uniform(0, 1), 1.0), 1: (rng.choice([0.0, 1.0]), rng.uniform(0.3, 1)), 2: (rng.random(), 0.05)}[
         int(rng.choice(3, p=[0.6, 0.3, 0.1]))
@@ -118,7 +118,7 @@ def bush(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occ
 
 
 def sprig(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """Twigs with single leaves, much of the person seen through."""
+    """Draw twigs with single leaves, much of the person seen through."""
     mask = np.zeros((height, width), np.uint8)
     start = np.array([rng.choice([-0.05, 1.05]), rng.uniform(0.2, 1.0)]) * (width, height)
     if rng.random() < 0.5:
@@ -135,7 +135,7 @@ def sprig(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 
 
 def car(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """Bonnet, body, windows and wheels of a car that stands in front; mostly more of it than the picture holds."""
+    """Draw bonnet, body, windows and wheels of a car that stands in front; mostly more of it than the picture holds."""
     scale, top = rng.uniform(0.8, 2.2), rng.uniform(0.45, 0.85)
     x, tall = rng.uniform(-0.9, 0.4), rng.uniform(0.2, 0.4)
     roof = top - tall * rng.uniform(0.0, 0.6)
@@ -171,7 +171,7 @@ def car(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occl
 
 
 def umbrella(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A canopy over the head or held in front, its panels in two tones, with a shaft."""
+    """Draw a canopy over the head or held in front, its panels in two tones, with a shaft."""
     x, y = rng.uniform(0.1, 0.9), rng.uniform(0.05, 0.75)
     rx, ry = rng.uniform(0.35, 0.8), rng.uniform(0.1, 0.25)
     angles = np.linspace(np.pi, 2 * np.pi, 40)
@@ -191,7 +191,7 @@ def umbrella(rng: np.random.Generator, height: int, width: int, paint: Paint) ->
 
 
 def blob(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A closed smooth curve, for everything without a name."""
+    """Draw a closed smooth curve, for everything without a name."""
     count = int(rng.integers(4, 10))
     angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
     radius = np.ones(60)
@@ -204,7 +204,7 @@ def blob(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occ
 
 
 def table(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A table or bench: a slab on legs."""
+    """Draw a table or bench: a slab on legs."""
     top, thick = rng.uniform(0.5, 0.8), rng.uniform(0.03, 0.1)
     left, right = rng.uniform(-0.4, 0.3), rng.uniform(0.6, 1.4)
     opacity = polygon(height, width, rectangle(left, top, right, top + thick))
@@ -214,7 +214,7 @@ def table(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 
 
 def bicycle(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """Two wheels and a frame: thin lines over the legs."""
+    """Draw two wheels and a frame: thin lines over the legs."""
     mask = np.zeros((height, width), np.uint8)
     radius = int(rng.uniform(0.18, 0.4) * width)
     line = int(rng.integers(2, 6))
@@ -231,7 +231,7 @@ def bicycle(rng: np.random.Generator, height: int, width: int, paint: Paint) -> 
 
 
 def suitcase(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A trolley case or bag that stands before the legs."""
+    """Draw a trolley case or bag that stands before the legs."""
     w, h = rng.uniform(0.25, 0.6), rng.uniform(0.15, 0.35)
     x, bottom = rng.uniform(-0.1, 0.9), rng.uniform(0.85, 1.05)
     opacity = polygon(height, width, rectangle(x, bottom - h, x + w, bottom))
@@ -242,7 +242,7 @@ def suitcase(rng: np.random.Generator, height: int, width: int, paint: Paint) ->
 
 
 def rag(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A ragged piece of noise, with holes: everything without a plain outline."""
+    """Draw a ragged piece of noise, with holes: everything without a plain outline."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     centre = rng.uniform(0, 1, 2)
     reach = ((x / width - centre[0]) / rng.uniform(0.3, 0.9)) ** 2 + (
@@ -253,7 +253,7 @@ def rag(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occl
 
 
 def banner(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """All above a line: an awning, a branch's foliage, a banner, the frame of a window."""
+    """Draw all above a line: an awning, a branch's foliage, a banner, the frame of a window."""
     bottom = rng.uniform(0.08, 0.4)
     slope = rng.normal(0, 0.06)
     points = np.array([(-0.05, -0.05), (1.05, -0.05), (1.05, bottom + slope), (-0.05, bottom - slope)])
@@ -261,7 +261,7 @@ def banner(rng: np.random.Generator, height: int, width: int, paint: Paint) -> O
 
 
 def pillar(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A round column from the top to the bottom of the picture."""
+    """Draw a round column from the top to the bottom of the picture."""
     x, half = rng.uniform(0.1, 0.9), rng.uniform(0.08, 0.25)
     lit_from = rng.uniform(-0.6, 0.6)
     across = (np.arange(width) / width - x) / half
@@ -271,7 +271,7 @@ def pillar(rng: np.random.Generator, height: int, width: int, paint: Paint) -> O
 
 
 def chair(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A chair or stool: a back or none, a seat, legs."""
+    """Draw a chair or stool: a back or none, a seat, legs."""
     left, seat = rng.uniform(-0.2, 0.6), rng.uniform(0.6, 0.85)
     right, thick = left + rng.uniform(0.3, 0.7), rng.uniform(0.02, 0.07)
     bar = rng.uniform(0.03, 0.08)
@@ -288,7 +288,7 @@ def chair(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 
 
 def cable(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A thick curved stroke: hose, cable, arm of a machine, handrail."""
+    """Draw a thick curved stroke: hose, cable, arm of a machine, handrail."""
     ends = rng.uniform(-0.2, 1.2, (4, 2)) * (width, height)
     share = np.linspace(0, 1, 40)[:, None]
     curve = (
@@ -304,7 +304,7 @@ def cable(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 
 
 def ring(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A tyre, hoop or frame seen through its middle."""
+    """Draw a tyre, hoop or frame seen through its middle."""
     mask = np.zeros((height, width), np.uint8)
     centre = (int(rng.uniform(0, 1) * width), int(rng.uniform(0.2, 1.0) * height))
     axes = (int(rng.uniform(0.2, 0.7) * width), int(rng.uniform(0.2, 0.7) * width))
@@ -314,7 +314,7 @@ def ring(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occ
 
 
 def cushion(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A round or oval body shaded as a solid: ball, helmet, sack, animal, balloon."""
+    """Draw a round or oval body shaded as a solid: ball, helmet, sack, animal, balloon."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     centre = (rng.uniform(0.05, 0.95) * width, rng.uniform(0.15, 1.0) * height)
     axes = (rng.uniform(0.2, 0.55) * width, rng.uniform(0.2, 0.8) * width)
@@ -330,7 +330,7 @@ def cushion(rng: np.random.Generator, height: int, width: int, paint: Paint) -> 
 
 
 def angle_piece(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """Two boards at right angles, an L or a T: shelves, gates, machines, scaffolds."""
+    """Draw two boards at right angles, an L or a T: shelves, gates, machines, scaffolds."""
     x, y = rng.uniform(-0.1, 0.7), rng.uniform(0.2, 0.8)
     across, down = rng.uniform(0.3, 0.9), rng.uniform(0.2, 0.6)
     first, second = rng.uniform(0.04, 0.15), rng.uniform(0.08, 0.3)
@@ -348,7 +348,7 @@ TRAINING: tuple[Kind, ...] = (
 
 
 def sign(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A round or triangular board on a post."""
+    """Draw a round or triangular board on a post."""
     x, y, radius = rng.uniform(0.15, 0.85), rng.uniform(0.15, 0.6), rng.uniform(0.2, 0.4)
     corners = 3 if rng.random() < 0.4 else 40
     angles = np.linspace(0, 2 * np.pi, corners, endpoint=False) - np.pi / 2
@@ -358,7 +358,7 @@ def sign(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occ
 
 
 def trunk(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A tree's trunk, curved, wider at the root, with branches."""
+    """Draw a tree's trunk, curved, wider at the root, with branches."""
     rows = np.linspace(-0.05, 1.05, 30)
     middle = (
         rng.uniform(0.15, 0.85) + rng.normal(0, 0.08) * np.sin(rows * rng.uniform(1, 4)) + rng.normal(0, 0.1) * rows
@@ -377,7 +377,7 @@ def trunk(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 
 
 def barrel(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A cone, bin or barrel on the ground, shaded as if round."""
+    """Draw a cone, bin or barrel on the ground, shaded as if round."""
     x, bottom = rng.uniform(0.1, 0.9), rng.uniform(0.9, 1.05)
     low, high = rng.uniform(0.2, 0.45), rng.uniform(0.03, 0.4)
     tall = rng.uniform(0.25, 0.5)
@@ -388,7 +388,7 @@ def barrel(rng: np.random.Generator, height: int, width: int, paint: Paint) -> O
 
 
 def star(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A jagged shape with many corners."""
+    """Draw a jagged shape with many corners."""
     count = int(rng.integers(5, 12)) * 2
     angles = np.sort(rng.uniform(0, 2 * np.pi, count))
     radius = np.where(np.arange(count) % 2, rng.uniform(0.15, 0.3), rng.uniform(0.35, 0.6))
@@ -398,7 +398,7 @@ def star(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occ
 
 
 def ladder(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A ladder or shelf: two uprights and rungs."""
+    """Draw a ladder or shelf: two uprights and rungs."""
     x, w, bar = rng.uniform(0.0, 0.6), rng.uniform(0.25, 0.5), rng.uniform(0.03, 0.07)
     top = rng.uniform(-0.1, 0.5)
     opacity = np.zeros((height, width), np.float32)

@@ -18,7 +18,7 @@ _FAR = 5
 
 
 def change_by_offset(image: np.ndarray, person: np.ndarray) -> np.ndarray:
-    """How much colours change between neighbours in a row, by how many pixels right of the person's outlines.
+    """Return how much colours change between neighbours in a row, by how many pixels right of the person's outlines.
 
     Args:
         image: (H, W, 3) uint8.
@@ -38,7 +38,7 @@ def change_by_offset(image: np.ndarray, person: np.ndarray) -> np.ndarray:
 
 
 def most_change(photographs: Sequence[Photograph]) -> tuple[Counter[int], Counter[int]]:
-    """At which offset colours change most, counted over photographs: to the right, and downwards."""
+    """Return at which offset colours change most, counted over photographs: to the right, and downwards."""
     right: Counter[int] = Counter()
     down: Counter[int] = Counter()
     for photograph in photographs:

@@ -41,7 +41,7 @@ class Plausibility:
 
 
 def part_probabilities(parser: Parser, paths: Sequence[Path]) -> np.ndarray:
-    """(N, 5, 64, 32) float32: background, head, upper body, lower body, shoes."""
+    """Return (N, 5, 64, 32) float32: background, head, upper body, lower body, shoes."""
     height, width = parser.input_size
     rows = []
     for start in range(0, len(paths), _BATCH):
@@ -52,7 +52,7 @@ def part_probabilities(parser: Parser, paths: Sequence[Path]) -> np.ndarray:
 
 
 def plausibility(parts: np.ndarray) -> tuple[Plausibility, np.ndarray]:
-    """The figures, and for each image the area of the whole body as a share of the image: (N,)."""
+    """Return the figures, and for each image the area of the whole body as a share of the image: (N,)."""
     area = (1 - parts[:, 0] >= 0.5).mean((1, 2))
     masks = parts[:, 1:].reshape(len(parts), 4, 16, 4, 8, 4).mean((3, 5)) >= 0.5
     sizes = masks.sum((2, 3))
@@ -69,7 +69,7 @@ def plausibility(parts: np.ndarray) -> tuple[Plausibility, np.ndarray]:
 
 
 def contact_sheet(paths: Sequence[Path], parts: np.ndarray, *, columns: int = 20) -> np.ndarray:
-    """Images beside their parts in colours: (H, W, 3) uint8, RGB."""
+    """Return images beside their parts in colours: (H, W, 3) uint8, RGB."""
     tiles = []
     for path, soft in zip(paths, parts, strict=True):
         image = read_resized(path, 128, 64).astype(np.float32)

@@ -19,7 +19,7 @@ def make_rendered(folder: Path, settings: SynthConfig) -> None:
 
 
 def read_rendered(folder: Path) -> list[Crop]:
-    """All images of a folder that `sgsfa_synth.dataset.render_dataset` wrote, with their label maps."""
+    """Return all images of a folder that `sgsfa_synth.dataset.render_dataset` wrote, with their label maps."""
     crops = []
     for path in sorted((folder / "labels").rglob("*.png")):
         photograph = (folder / path.relative_to(folder / "labels")).with_suffix(".jpg")

@@ -26,7 +26,7 @@ _ACTIVATIONS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
 
 
 def program(rng: np.random.Generator, height: int, width: int, outputs: int = 3) -> np.ndarray:
-    """A random little network of the coordinates and of noise (a CPPN): (height, width, outputs) float32 in [0, 1]."""
+    """Evaluate a random network of coordinates and noise (a CPPN): (height, width, outputs) float32 in [0, 1]."""
     y, x = np.mgrid[0 : height // 2, 0 : width // 2].astype(np.float32)
     rows, columns = y.shape
     x, y = x / columns * 2 - 1, (y / rows * 2 - 1) * rows / columns
@@ -51,7 +51,7 @@ def program(rng: np.random.Generator, height: int, width: int, outputs: int = 3)
 
 
 def shaded(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A random program's three numbers as colours, or its first between two colours."""
+    """Draw a random program's three numbers as colours, or its first between two colours."""
     values = program(rng, height, width)
     if rng.random() < 0.4:
         return blend(values[..., 0], colour(rng), colour(rng))
@@ -59,7 +59,7 @@ def shaded(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def palette(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
-    """Three numbers in [0, 1] a pixel as a picture of random light and saturation."""
+    """Draw three numbers in [0, 1] a pixel as a picture of random light and saturation."""
     grey = values.mean(2, keepdims=True)
     mixed = grey + (values - grey) * rng.uniform(0, 1.2)
     light = rng.uniform(0.25, 0.75) * 255
@@ -67,7 +67,7 @@ def palette(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
 
 
 def spectral(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Noise whose power falls with frequency as in photographs, along a preferred direction or none."""
+    """Draw noise whose power falls with frequency as in photographs, along a preferred direction or none."""
     fy, fx = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     turn, squeeze = rng.random() * np.pi, np.exp(abs(rng.normal(0, 0.7)))
     u, v = fx * np.cos(turn) + fy * np.sin(turn), -fx * np.sin(turn) + fy * np.cos(turn)
@@ -87,7 +87,7 @@ def spectral(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def heaped(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Shapes of all sizes lying over one another ("dead leaves"), as things in a photograph do."""
+    """Draw shapes of all sizes lying over one another ("dead leaves"), as things in a photograph do."""
     picture = np.full((height, width, 3), colour(rng), np.uint8)
     ground = [colour(rng, dull=0.5) for _ in range(int(rng.integers(2, 7)))]
     smallest = rng.uniform(2, 10)
@@ -105,14 +105,14 @@ def heaped(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def veined(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Lines of equal height of a noise: marble, contour lines, moiré, growth."""
+    """Draw lines of equal height of a noise: marble, contour lines, moiré, growth."""
     field = fractal(rng, height, width, rng.uniform(15, 90), stretch=float(np.exp(rng.normal(0, 0.6))))
     waves = 0.5 + 0.5 * np.sin(field * rng.uniform(6, 60) + rng.random() * 7)
     return blend(waves ** rng.uniform(0.3, 4), colour(rng), colour(rng))
 
 
 def levelled(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A noise or a program cut into a few flat colours: camouflage, prints, peeling paint."""
+    """Draw a noise or a program cut into a few flat colours: camouflage, prints, peeling paint."""
     if rng.random() < 0.5:
         field = fractal(rng, height, width, rng.uniform(8, 60))
     else:
@@ -122,7 +122,7 @@ def levelled(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def banded(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Bands of uneven width, upright or across, some shaded as if round: shelves, fronts of houses, pipes, blinds."""
+    """Draw bands of uneven width, upright or across, some shaded as if round: shelves, pipes, blinds."""
     length = height if rng.random() < 0.6 else width
     edges = np.sort(rng.integers(0, length, int(rng.integers(2, 16))))
     which = np.searchsorted(edges, np.arange(length))
@@ -138,7 +138,7 @@ def banded(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def scribbled(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Strokes of few colours on a ground: graffiti, twigs, cracks, wiring, scratches."""
+    """Draw strokes of few colours on a ground: graffiti, twigs, cracks, wiring, scratches."""
     picture = levelled(rng, height, width) if rng.random() < 0.3 else np.full((height, width, 3), colour(rng), np.uint8)
     tones = [colour(rng, dull=0.3) for _ in range(int(rng.integers(1, 4)))]
     widest = int(rng.integers(2, 9))
@@ -154,7 +154,7 @@ _SIMPLE: tuple[Texture, ...] = (shaded, shaded, spectral, spectral, heaped, vein
 
 
 def warped(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Another of these drawn out of shape, or mirrored about its middle lines and repeated."""
+    """Draw another of these drawn out of shape, or mirrored about its middle lines and repeated."""
     picture = _SIMPLE[int(rng.integers(len(_SIMPLE)))](rng, height, width)
     if rng.random() < 0.4:
         tile = cv2.resize(picture, (max(4, int(rng.integers(8, 60))), max(4, int(rng.integers(8, 60)))))
@@ -170,7 +170,7 @@ def warped(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def quilted(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Rectangles of several of these side by side: stalls, fronts of shops, stacked goods, machines."""
+    """Draw rectangles of several of these side by side: stalls, fronts of shops, stacked goods, machines."""
     picture = _SIMPLE[int(rng.integers(len(_SIMPLE)))](rng, height, width)
     for _ in range(int(rng.integers(1, 5))):
         other = _SIMPLE[int(rng.integers(len(_SIMPLE)))](rng, height, width)

@@ -15,7 +15,7 @@ from tools.parser.textures import colour, noise
 
 
 def hull(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A convex body of three to eight corners."""
+    """Draw a convex body of three to eight corners."""
     spot, size = whereabouts(rng)
     points = (rng.uniform(-1.4, 1.4, (int(rng.integers(3, 9)), 2)) * size + spot) * 1000
     outline = cv2.convexHull(points.astype(np.float32))[:, 0] / 1000
@@ -23,7 +23,7 @@ def hull(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occ
 
 
 def slope(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """All on one side of a line in any direction."""
+    """Draw all on one side of a line in any direction."""
     turn = rng.random() * 2 * np.pi
     middle = np.array([0.5, 0.55]) + rng.uniform(0.05, 0.4) * np.array([np.cos(turn), np.sin(turn)])
     out, along = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
@@ -32,7 +32,7 @@ def slope(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 
 
 def plank(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A beam at any angle, its two ends in the picture or not."""
+    """Draw a beam at any angle, its two ends in the picture or not."""
     spot, _ = whereabouts(rng)
     turn = rng.random() * np.pi
     along = np.array([np.cos(turn), np.sin(turn) / 2]) * rng.uniform(0.3, 1.6)
@@ -46,7 +46,7 @@ def plank(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 
 
 def cuboid(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A block seen from a corner, its three sides lit differently."""
+    """Draw a block seen from a corner, its three sides lit differently."""
     spot, size = whereabouts(rng)
     edges = rng.normal(0, 1.1, (3, 2)) * size
     if rng.random() < 0.6:
@@ -62,7 +62,7 @@ def cuboid(rng: np.random.Generator, height: int, width: int, paint: Paint) -> O
 
 
 def cloud(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """Where a random program is high: one piece or several, smooth or torn."""
+    """Draw what lies where a random program is high: one piece or several, smooth or torn."""
     field = program(rng, height, width, 1)[..., 0]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     spot, size = whereabouts(rng)
@@ -74,7 +74,7 @@ def cloud(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 
 
 def turned(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A body of revolution with a wavy outline: vase, hydrant, bottle, figure, lamp; upright or hung from above."""
+    """Draw a body of revolution with a wavy outline: vase, hydrant, bottle, lamp; upright or hanging."""
     top, tall = rng.uniform(0.05, 0.7), rng.uniform(0.25, 0.8)
     rows = np.linspace(0, 1, 24)
     half = np.full(24, rng.uniform(0.05, 0.2))
@@ -93,7 +93,7 @@ def turned(rng: np.random.Generator, height: int, width: int, paint: Paint) -> O
 
 
 def fronds(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """Tapering blades from one root: grass, reeds, palm leaves, ribbons, cables that hang."""
+    """Draw tapering blades from one root: grass, reeds, palm leaves, ribbons, cables that hang."""
     opacity = np.zeros((height, width), np.float32)
     root = np.array([rng.uniform(0, 1), 1.05 if rng.random() < 0.7 else -0.05])
     up = -1 if root[1] > 0.5 else 1
@@ -110,7 +110,7 @@ def fronds(rng: np.random.Generator, height: int, width: int, paint: Paint) -> O
 
 
 def lattice(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """Crossing bars at any angle over a part of the picture: fences, trellises, shutters, scaffolds."""
+    """Draw crossing bars at any angle over a part of the picture: fences, trellises, shutters, scaffolds."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     opacity = np.zeros((height, width), np.float32)
     turn = rng.choice([0.0, np.pi / 4, rng.random() * np.pi])
@@ -125,7 +125,7 @@ def lattice(rng: np.random.Generator, height: int, width: int, paint: Paint) -> 
 
 
 def frame(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """All but an opening: a window, a doorway, an arch, a car's side window."""
+    """Draw all but an opening: a window, a doorway, an arch, a car's side window."""
     left, right = rng.uniform(-0.1, 0.3), rng.uniform(0.7, 1.1)
     top, bottom = rng.uniform(-0.1, 0.15), rng.uniform(0.55, 1.1)
     opening = polygon(height, width, rectangle(left, top, right, bottom))
@@ -135,7 +135,7 @@ def frame(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 
 
 def scattered(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """Many small pieces: leaves, flowers, bunting, hands, reflections on a pane."""
+    """Draw many small pieces: leaves, flowers, bunting, hands, reflections on a pane."""
     mask = np.zeros((height, width), np.uint8)
     spot, size = whereabouts(rng)
     largest = rng.uniform(3, 20)
@@ -148,7 +148,7 @@ def scattered(rng: np.random.Generator, height: int, width: int, paint: Paint) -
 
 
 def limbs(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """Capsules end to end: robot arms, hoses, pipes with elbows, animals, tools."""
+    """Draw capsules end to end: robot arms, hoses, pipes with elbows, animals, tools."""
     mask = np.zeros((height, width), np.uint8)
     point = rng.uniform(0, 1, 2) * (width, height)
     turn = rng.random() * 2 * np.pi
@@ -163,7 +163,7 @@ def limbs(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Oc
 
 
 def shell(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """A rounded rectangle to an ellipse to a diamond (a superellipse), turned: machines, bins, bags, balls, seats."""
+    """Draw a turned superellipse, from rounded rectangle to diamond: machines, bins, bags, balls."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     spot, size = whereabouts(rng)
     turn = rng.normal(0, 0.3) if rng.random() < 0.6 else rng.random() * np.pi
@@ -190,7 +190,7 @@ SIMPLE: tuple[Kind, ...] = (
 
 
 def assembled(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
-    """Two to four of the solid ones joined near a point, each with a paint of its own: things made of parts."""
+    """Draw two to four of the solid ones joined near a point, each with a paint of its own: things made of parts."""
     solid = (hull, plank, cuboid, turned, limbs, shell)
     opacity = np.zeros((height, width), np.float32)
     picture = np.zeros((height, width, 3), np.uint8)
@@ -212,7 +212,7 @@ def assembled(rng: np.random.Generator, height: int, width: int, paint: Paint) -
 
 
 def bent(rng: np.random.Generator, occluder: Occluder) -> Occluder:
-    """The same thing drawn out of shape by a smooth random displacement."""
+    """Draw the same thing drawn out of shape by a smooth random displacement."""
     height, width = occluder.opacity.shape
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     reach, cell = rng.uniform(4, 30), rng.uniform(20, 100)
@@ -224,12 +224,12 @@ def bent(rng: np.random.Generator, occluder: Occluder) -> Occluder:
 
 
 def rotation(angle: float) -> np.ndarray:
-    """(2, 2) matrix that turns by an angle in radians."""
+    """Return the (2, 2) matrix that turns by an angle in radians."""
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
 def whereabouts(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Where and how large: (2,) centre and (2,) half size, as shares of the width and height."""
+    """Draw what lies where and how large: (2,) centre and (2,) half size, as shares of the width and height."""
     spot = np.array([rng.uniform(0, 1), rng.uniform(0.1, 1.0)])
     size = np.array([rng.uniform(0.2, 0.7), rng.uniform(0.1, 0.42)])
     return spot, size

@@ -12,14 +12,14 @@ Texture = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 def noise(rng: np.random.Generator, height: int, width: int, cell: float, stretch: float = 1.0) -> np.ndarray:
-    """Smooth noise in [0, 1], its bumps `cell` pixels wide and `stretch` times as high: (height, width) float32."""
+    """Return smooth noise (height, width) in [0, 1], its bumps `cell` pixels wide and `stretch` times as high."""
     rows, columns = max(2, round(height / (cell * stretch)) + 1), max(2, round(width / cell) + 1)
     coarse = rng.random((rows, columns), np.float32)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1))
 
 
 def fractal(rng: np.random.Generator, height: int, width: int, cell: float, stretch: float = 1.0) -> np.ndarray:
-    """Noise on four scales, stretched to [0, 1]: (height, width) float32."""
+    """Draw noise on four scales, stretched to [0, 1]: (height, width) float32."""
     total = np.zeros((height, width), np.float32)
     for octave in range(4):
         total += noise(rng, height, width, max(1.5, cell / 2**octave), stretch) / 2**octave
@@ -28,7 +28,7 @@ def fractal(rng: np.random.Generator, height: int, width: int, cell: float, stre
 
 
 def colour(rng: np.random.Generator, *, dull: float = 0.6) -> np.ndarray:
-    """A random colour, drawn towards grey: (3,) float32 in 0..255."""
+    """Draw a random colour, drawn towards grey: (3,) float32 in 0..255."""
     vivid = rng.random(3) * 255
     grey = rng.random() * 255
     share = rng.random() ** (1 - dull)
@@ -36,12 +36,12 @@ def colour(rng: np.random.Generator, *, dull: float = 0.6) -> np.ndarray:
 
 
 def blend(weight: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """From colour `low` at weight 0 to `high` at weight 1: (H, W, 3) uint8."""
+    """Blend from colour `low` at weight 0 to `high` at weight 1: (H, W, 3) uint8."""
     return (low + weight[..., None] * (high - low)).clip(0, 255).astype(np.uint8)
 
 
 def painted(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """One colour with a gradient: metal, plaster, plastic."""
+    """Draw one colour with a gradient: metal, plaster, plastic."""
     angle = rng.random() * 2 * np.pi
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     ramp = (x * np.cos(angle) / width + y * np.sin(angle) / height) * rng.uniform(0, 0.6) + rng.uniform(0.3, 0.7)
@@ -50,12 +50,12 @@ def painted(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def mottled(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Fractal noise between two colours: stone, dirt, rust, camouflage."""
+    """Draw fractal noise between two colours: stone, dirt, rust, camouflage."""
     return blend(fractal(rng, height, width, rng.uniform(4, 50)), colour(rng), colour(rng))
 
 
 def striped(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Stripes in any direction."""
+    """Draw stripes in any direction."""
     angle, period = rng.random() * np.pi, rng.uniform(4, 40)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period)
@@ -63,7 +63,7 @@ def striped(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def checked(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Squares or tiles of two colours."""
+    """Draw squares or tiles of two colours."""
     y, x = np.mgrid[0:height, 0:width]
     rows, columns = rng.integers(4, 30, 2)
     weight = ((y // rows + x // columns) % 2).astype(np.float32)
@@ -71,7 +71,7 @@ def checked(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def bricks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Courses of bricks."""
+    """Draw courses of bricks."""
     course, length = int(rng.integers(5, 16)), int(rng.integers(12, 40))
     y, x = np.mgrid[0:height, 0:width]
     row = y // course
@@ -84,7 +84,7 @@ def bricks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def leaves(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A mass of small leaves with dark gaps; mostly green."""
+    """Draw a mass of small leaves with dark gaps; mostly green."""
     base = np.array([rng.uniform(20, 150), rng.uniform(60, 190), rng.uniform(10, 90)], np.float32)
     if rng.random() < 0.25:
         base = colour(rng, dull=0.3)
@@ -99,14 +99,14 @@ def leaves(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def speckled(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Fine grain of two colours: gravel, carpet, asphalt."""
+    """Draw fine grain of two colours: gravel, carpet, asphalt."""
     grain = cv2.GaussianBlur(rng.random((height, width), np.float32), (0, 0), rng.uniform(0.4, 1.5))
     low, high = float(grain.min()), float(grain.max())
     return blend((grain - low) / (high - low), colour(rng), colour(rng))
 
 
 def clouded(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Each colour with fractal noise of its own, as in blurred pictures of anything."""
+    """Draw each colour with fractal noise of its own, as in blurred pictures of anything."""
     cell = rng.uniform(6, 60)
     layers = np.stack([fractal(rng, height, width, cell) for _ in range(3)], 2)
     grey = layers.mean(2, keepdims=True)
@@ -115,7 +115,7 @@ def clouded(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def blocks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Large rectangles of few colours: containers, doors, panels, painted kiosks."""
+    """Draw large rectangles of few colours: containers, doors, panels, painted kiosks."""
     tones = [colour(rng, dull=0.5) for _ in range(int(rng.integers(2, 5)))]
     picture = np.full((height, width, 3), tones[0], np.uint8)
     for _ in range(int(rng.integers(2, 10))):
@@ -127,7 +127,7 @@ def blocks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def meshed(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Crossing lines on a plain ground: wire, gratings, tiles, window bars."""
+    """Draw crossing lines on a plain ground: wire, gratings, tiles, window bars."""
     ground, line = colour(rng), colour(rng)
     picture = np.full((height, width, 3), ground, np.uint8)
     step, thick = int(rng.integers(5, 34)), int(rng.integers(1, 4))
@@ -139,7 +139,7 @@ def meshed(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def folded(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A sheet of one colour with soft folds: tarpaulin, curtain, cushion."""
+    """Draw a sheet of one colour with soft folds: tarpaulin, curtain, cushion."""
     angle, period = rng.random() * np.pi, rng.uniform(10, 70)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     warp = fractal(rng, height, width, 40) * rng.uniform(0, 50)
@@ -149,7 +149,7 @@ def folded(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def streaked(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Grain drawn out sideways: brushed metal, motion, water, shutters out of focus."""
+    """Draw grain drawn out sideways: brushed metal, motion, water, shutters out of focus."""
     grain = noise(rng, height, width, rng.uniform(10, 60), stretch=rng.uniform(0.05, 0.3))
     return blend(grain, colour(rng), colour(rng))
 
@@ -160,7 +160,7 @@ _PLAIN: tuple[Texture, ...] = (
 
 
 def mixed(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Two of the others, one through holes in the other or both at once."""
+    """Draw two of the others, one through holes in the other or both at once."""
     first, second = (_PLAIN[int(rng.integers(len(_PLAIN)))](rng, height, width) for _ in range(2))
     share = fractal(rng, height, width, rng.uniform(10, 60))
     if rng.random() < 0.5:
@@ -173,14 +173,14 @@ TRAINING: tuple[Texture, ...] = (*_PLAIN, mixed, mixed)
 
 
 def bark(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Long vertical ridges."""
+    """Draw long vertical ridges."""
     ridges = np.abs(fractal(rng, height, width, rng.uniform(4, 9), stretch=7.0) * 2 - 1)
     base = np.array([110, 85, 60], np.float32) * rng.uniform(0.5, 1.4)
     return blend(ridges, base * 0.3, np.minimum(base * 1.5, 255))
 
 
 def wood(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Boards with grain in rings."""
+    """Draw boards with grain in rings."""
     board = max(8, int(rng.integers(10, 30)))
     warp = fractal(rng, height, width, 30, stretch=4.0)
     x = np.arange(width, dtype=np.float32)[None]
@@ -192,7 +192,7 @@ def wood(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def dotted(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Round dots in a grid."""
+    """Draw round dots in a grid."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     period = rng.uniform(7, 24)
     distance = np.hypot(x % period - period / 2, y % period - period / 2)
@@ -200,7 +200,7 @@ def dotted(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def cells(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Cells around random points, their joints dark: pebbles, cobbles, cracked earth."""
+    """Draw cells around random points, their joints dark: pebbles, cobbles, cracked earth."""
     count = int(rng.integers(20, 120))
     points = rng.random((count, 2)) * (height, width)
     y, x = np.mgrid[0:height, 0:width]
@@ -213,7 +213,7 @@ def cells(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def poster(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Blocks and lines of writing."""
+    """Draw blocks and lines of writing."""
     picture = np.full((height, width, 3), colour(rng), np.uint8)
     for _ in range(int(rng.integers(2, 5))):
         corner = (int(rng.integers(0, width)), int(rng.integers(0, height)))
@@ -229,7 +229,7 @@ RESERVED: tuple[Texture, ...] = (bark, wood, dotted, cells, poster)
 
 
 def from_pictures(pictures: Sequence[np.ndarray], rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A random cut-out of one of the pictures, at a random size, possibly mirrored."""
+    """Draw a random cut-out of one of the pictures, at a random size, possibly mirrored."""
     picture = pictures[int(rng.integers(len(pictures)))]
     share = rng.uniform(0.3, 1.0)
     rows, columns = max(4, int(picture.shape[0] * share)), max(4, int(picture.shape[1] * share))

@@ -75,7 +75,7 @@ class Stage:
 
 
 def starting_network(encoder: Path) -> BuiltinNet:
-    """The network with ImageNet weights (torchvision's key names) in its encoder."""
+    """Return the network with ImageNet weights (torchvision's key names) in its encoder."""
     network = BuiltinNet()
     state = {name.removeprefix("features."): value for name, value in load_file(encoder).items()}
     known = network.encoder.state_dict()
@@ -101,7 +101,7 @@ def load_start(network: BuiltinNet, path: Path) -> None:
 
 
 def class_weights(background: float, device: torch.device) -> Tensor:
-    """Small parts count somewhat more in the cross-entropy; much more, and their outlines would grow."""
+    """Return small parts count somewhat more in the cross-entropy; much more, and their outlines would grow."""
     weights = torch.ones(LABELS, device=device)
     weights[0] = background
     weights[[1, 2, 4, 13]] = 1.2
@@ -112,7 +112,7 @@ def class_weights(background: float, device: torch.device) -> Tensor:
 
 
 def learning_rate(step: int, stage: Stage, *, warm_up: int) -> float:
-    """Rate at a step of a stage: linear over the first `warm_up` steps, then along half a cosine to the final one."""
+    """Return the rate at a step of a stage: linear over `warm_up` steps, then half a cosine to the final one."""
     share = step / max(1, stage.steps)
     rate = stage.rate * (stage.final + (1 - stage.final) * 0.5 * (1 + math.cos(math.pi * share)))
     return rate * min(1.0, (step + 1) / max(1, warm_up))
@@ -129,7 +129,7 @@ def save_weights(path: Path, network: nn.Module) -> None:
 
 
 def tilted(network: BuiltinNet, tilt: float) -> BuiltinNet:
-    """A copy that calls a cell "in front" less readily: `tilt` is taken off that label's logit."""
+    """Return a copy that calls a cell "in front" less readily: `tilt` is taken off that label's logit."""
     copied = copy.deepcopy(network)
     assert copied.classify.bias is not None
     with torch.no_grad():
@@ -138,7 +138,7 @@ def tilted(network: BuiltinNet, tilt: float) -> BuiltinNet:
 
 
 def blended(shares: Mapping[Path, float]) -> BuiltinNet:
-    """The network with the mean of several files' weights, each with its share.
+    """Return the network with the mean of several files' weights, each with its share.
 
     Of networks that began with the same weights, the mean does better than each of them, which err in different ways
     (Wortsman et al., "Model soups", 2022).
