@@ -105,7 +105,7 @@ def decode_image(data: bytes, where: Path) -> RgbImage:
         raise ImageError(f"absurd size: {error}", where=where) from None
     except _DAMAGE as error:
         raise ImageError(f"the image is truncated or damaged: {error}", where=where) from error
-    return _to_rgb(image, where)
+    return pillow_to_rgb(image, where)
 
 
 def read_resized(path: Path, height: int, width: int) -> RgbImage:
@@ -288,7 +288,12 @@ def _turn_upright(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def _to_rgb(image: Image.Image, where: Path) -> RgbImage:
+def pillow_to_rgb(image: Image.Image, where: Path) -> RgbImage:
+    """Convert a Pillow image by the rules above; `where` names it in errors.
+
+    Raises:
+        ImageError: Its pixels are of a kind that is refused.
+    """
     if image.mode == "RGB":
         return np.array(image, dtype=np.uint8)
     # Pillow gives the 16 bits of a PGM file in 32.

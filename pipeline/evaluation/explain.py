@@ -1,168 +1,132 @@
-"""Distances with their reasons: which parts two images share, and how far apart each is."""
+"""Distances with their reasons: the contribution of every part to the distance of two images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from pydantic_core import to_jsonable_python
 
-from pipeline.config import MatchingConfig
-from pipeline.evaluation.evaluate import rule_of
-from pipeline.formats.features import FeatureFile, Features, require_comparable
-from pipeline.matching.distance import PartSet, Rule, distance_matrix, part_distances, part_set
-from pipeline.matching.search import search
+from pipeline.errors import DataError
+from pipeline.formats.features import Features
+from pipeline.formats.table import Table
+from pipeline.matching.contributions import GLOBAL, NO_SHARED_PART, Contributions, contributions
+from pipeline.matching.distance import SHRUNK, MatchingRule
 from pipeline.parts import PARTS
-from pipeline.runtime.device import resolve_device
-from pipeline.runtime.progress import SILENT, Progress
 
-WHOLE = "whole body"
+TERMS = (*PARTS, GLOBAL, NO_SHARED_PART)
+"""Names of the columns of `Contributions`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
-    """One gallery image that was found.
+class PartContribution:
+    """One term of a distance.
 
     Attributes:
-        rank: From 1.
-        name: Image name.
-        pid: Its identity, -1 where unknown.
-        camid: Its camera, -1 where unknown.
-        distance: By the rule.
-        shared: Distance of each part that counted, by name; the whole body's where it took part.
+        name: A part, `global`, or `no shared part`, a constant that ranks such pairs last.
+        visible: Whether the part is visible in the query and in the gallery image.
+        distance: Distance of the part by itself; None where the features have no such part.
+        weight: Its weight in the distance; 0 where it does not count.
+        share: `weight * distance` as a share of the whole distance, in [0, 1].
     """
 
-    rank: int
     name: str
-    pid: int
-    camid: int
-    distance: float
-    shared: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What was found for one image; `visible` names the parts that it shows."""
-
-    image: str
-    visible: tuple[str, ...]
-    hits: tuple[Hit, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PairPart:
-    """One part of two images; `counts` tells whether it enters the distance, `distance` is None without a feature."""
-
-    name: str
-    visible_first: bool
-    visible_second: bool
+    visible: tuple[bool, bool]
     distance: float | None
-    counts: bool
+    weight: float
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """Two images compared."""
+class PairExplanation:
+    """The distance of two images and its terms: the sum of `weight * distance` over them.
 
-    first: str
-    second: str
+    Attributes:
+        query: Image name.
+        gallery: Image name.
+        rule: Name of the matching rule.
+        distance: Distance by the rule.
+        parts: One term per part, for the global feature, and `no shared part` where it counts.
+    """
+
+    query: str
+    gallery: str
     rule: str
     distance: float
-    parts: tuple[PairPart, ...]
+    parts: tuple[PartContribution, ...]
+
+    def table(self) -> Table:
+        """Return one row per term."""
+        return Table(
+            ("Part", "In query", "In gallery", "Distance", "Weight", "Share"),
+            tuple(
+                (part.name, *("yes" if each else "no" for each in part.visible), part.distance, part.weight, part.share)
+                for part in self.parts
+            ),
+            title=f"{self.query} and {self.gallery}: distance {self.distance:.3f} (rule {self.rule})",
+            percent=("Share",),
+        )
+
+    def to_json(self) -> Mapping[str, Any]:
+        """Return the explanation as plain values."""
+        plain: Mapping[str, Any] = to_jsonable_python(self)
+        return plain
 
 
-def find(
-    query: Features, gallery: Path, *, k: int, config: MatchingConfig, progress: Progress = SILENT
-) -> tuple[Found, ...]:
-    """Search a gallery file for each query image.
+def explain_pair(query: Features, gallery: Features, rule: MatchingRule = SHRUNK) -> PairExplanation:
+    """Explain the distance of two images.
 
     Args:
-        query: Features of the images to look for.
-        gallery: A features file; all its rows but queries of a test set are searched.
-        k: Hits for each.
-        config: Rule, metric, visibility, device.
-        progress: Told of rows gone through.
+        query: Features of one image.
+        gallery: Features of the other.
+        rule: The matching rule.
 
     Raises:
-        FormatError: The file cannot be used, or was made with another checkpoint.
-        DataError: It holds nothing to search in.
+        DataError: There is not exactly one image on each side.
+        FormatError: The features have different dimensions.
     """
-    file = FeatureFile.open(gallery)
-    require_comparable(query, file)
-    pids, camids, splits = file.roles()
-    rows = np.flatnonzero(splits != "query")
-    rule = rule_of(config)
-    left = part_set(query, query.thresholds, config.visibility, resolve_device(config.device))
-    hits = search(left, file, k, rule=rule, visibility=config.visibility, rows=rows, progress=progress)
-    names = file.names(hits.rows)
-    unique, inverse = np.unique(hits.rows, return_inverse=True)
-    right = part_set(file.at(unique), file.thresholds, config.visibility)
-    place = inverse.reshape(hits.rows.shape)
-    left = left.to("cpu")
-    found = []
-    for i in range(len(query)):
-        one, others = left[i : i + 1], right.take(place[i])
-        by_part = part_distances(one, others, metric=config.metric)[0].numpy()
-        counting = _counting(one, others, rule)
-        listed = tuple(
-            Hit(
-                rank=j + 1,
-                name=str(names[i, j]),
-                pid=int(pids[row]),
-                camid=int(camids[row]),
-                distance=float(hits.distances[i, j]),
-                shared={
-                    part: float(by_part[j, column])
-                    for column, part in enumerate((*PARTS, WHOLE))
-                    if counting[j, column]
-                },
-            )
-            for j, row in enumerate(hits.rows[i])
-        )
-        visible = tuple(part for part, seen in zip(PARTS, query.visible[i], strict=True) if seen)
-        found.append(Found(str(query.names[i]), visible, listed))
-    return tuple(found)
+    if len(query) != 1 or len(gallery) != 1:
+        raise DataError(f"{len(query)} and {len(gallery)} images to explain", expected="one image on each side")
+    return explain_pairs(query, gallery, rule)[0]
 
 
-def compare_pair(images: Features, config: MatchingConfig) -> Pair:
-    """Compare the first two images of `images`.
+def explain_pairs(query: Features, gallery: Features, rule: MatchingRule = SHRUNK) -> tuple[PairExplanation, ...]:
+    """Explain the distances of query i and gallery image i, for N pairs at once.
 
     Raises:
-        FormatError: There is nothing to compare.
+        FormatError: The two differ in number or dimensions.
     """
-    rule = rule_of(config)
-    both = part_set(images, images.thresholds, config.visibility)
-    first, second = both[0:1], both[1:2]
-    distance = float(distance_matrix(first, second, rule=rule)[0, 0])
-    by_part = part_distances(first, second, metric=config.metric)[0, 0].numpy()
-    counting = _counting(first, second, rule)[0]
-    seen = np.concatenate([images.visible[:2], np.ones((2, 1), dtype=np.bool_)], axis=1)
-    parts = tuple(
-        PairPart(
-            name,
-            bool(seen[0, i]),
-            bool(seen[1, i]),
-            float(by_part[i]) if np.isfinite(by_part[i]) else None,
-            bool(counting[i]),
+    terms = contributions(query, gallery, rule)
+    totals, shares = terms.totals, terms.shares
+    visible = np.stack([_visible(query), _visible(gallery)], axis=2)
+    return tuple(
+        PairExplanation(
+            str(query.names[i]),
+            str(gallery.names[i]),
+            rule.name,
+            float(totals[i]),
+            tuple(_parts(query, terms, shares, visible, i)),
         )
-        for i, name in enumerate((*PARTS, WHOLE))
+        for i in range(len(query))
     )
-    return Pair(str(images.names[0]), str(images.names[1]), rule.name, distance, parts)
 
 
-def _counting(query: PartSet, gallery: PartSet, rule: Rule) -> npt.NDArray[np.bool_]:
-    """(G,8) which parts, and in the last column whether the whole body, enter the distances of the first query."""
-    shared: npt.NDArray[np.bool_] = (query.visible[0] * gallery.visible).numpy() > 0
-    if query.parts.shape[2] == 0:
-        shared[:] = False
-    elif rule.name == "all":
-        shared[:] = True
-    elif rule.name == "query":
-        shared[:] = query.visible[0].numpy() > 0
-    has_global = rule.global_term and query.global_feature.shape[1] > 0
-    always = has_global and rule.name == "shrunk" and rule.shrink > 0
-    alone = has_global and (rule.name != "sum" or query.parts.shape[2] == 0)
-    global_feature = ~shared.any(axis=1, keepdims=True) & alone | always
-    return np.concatenate([shared, global_feature], axis=1)
+def _visible(side: Features) -> np.ndarray[Any, Any]:
+    return np.concatenate([side.visible, np.ones((len(side), 2), dtype=np.bool_)], axis=1)
+
+
+def _parts(
+    query: Features, terms: Contributions, shares: np.ndarray[Any, Any], visible: np.ndarray[Any, Any], pair: int
+) -> list[PartContribution]:
+    made = []
+    for column, name in enumerate(TERMS):
+        weight = float(terms.weights[pair, column])
+        if name == NO_SHARED_PART and not weight:
+            continue
+        missing = (name in PARTS and query.part_dim == 0) or (name == GLOBAL and query.global_dim == 0)
+        distance = None if missing else float(terms.distances[pair, column])
+        first, second = (bool(each) for each in visible[pair, column])
+        made.append(PartContribution(name, (first, second), distance, weight, float(shares[pair, column])))
+    return made

@@ -1,9 +1,7 @@
-"""The simplest rival: ranking by colour histograms of eight horizontal stripes, printed beside results.
+"""The histogram baseline: ranking by colour histograms of eight horizontal stripes of the whole image.
 
-The stripes cover the whole image, people and backdrop alike; no mask is used.
-
-A method that looks at more than colour must beat it clearly. Its second figure, how often the nearest picture is of
-the query's own camera, tells how far a data set's cameras give themselves away by colours and backdrops.
+A trained model must clearly exceed it. Its second figure, how often the nearest image is of the query's own camera,
+shows how far the cameras of a data set are recognisable by colours and backgrounds.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 
 HEIGHT, WIDTH = 128, 64
 STRIPES = 8
-"""Horizontal bands, each with its own histogram, so that shirt and trousers are not mixed up."""
+"""Horizontal stripes, each with its own histogram, so that shirt and trousers stay apart."""
 
 BINS = (8, 4, 4)
 """Bins of hue, saturation and value."""
@@ -31,12 +29,11 @@ BINS = (8, 4, 4)
 
 @dataclass(frozen=True, slots=True)
 class HistogramBaseline:
-    """What colour histograms reach.
+    """Result of ranking by colour histograms.
 
     Attributes:
-        metrics: Rank-1, mAP and so on, by the same rules as any result.
-        same_camera: Share of the queries whose first-ranked entry is of the query's own camera (another person
-            there, since the query's own images in its camera do not count).
+        metrics: Rank-1, mAP and so on, by the same protocol as any result.
+        same_camera: Share of the queries whose first entry is of the query's own camera, and so another identity.
     """
 
     metrics: RankMetrics
@@ -44,7 +41,7 @@ class HistogramBaseline:
 
     @property
     def rank1(self) -> float:
-        """Share of the queries whose first-ranked entry is the right person."""
+        """Share of the queries with a correct first entry."""
         return self.metrics.rank(1)
 
 
@@ -76,12 +73,12 @@ def histogram_baseline(
 
 
 def histograms(dataset: Dataset, records: Sequence[Record]) -> Floats:
-    """(N, STRIPES * bins) descriptors of images, see `histogram`."""
+    """Return (N, STRIPES * bins) descriptors of images, see `histogram`."""
     return np.stack([histogram(read_resized(dataset.path_of(record), HEIGHT, WIDTH)) for record in records])
 
 
 def histogram(image: npt.NDArray[np.uint8]) -> Floats:
-    """HSV histogram of an image (HEIGHT, WIDTH, 3), one for each stripe: square roots, scaled to length 1.
+    """Return the HSV histograms of the stripes of an image (HEIGHT, WIDTH, 3): square roots, scaled to length 1.
 
     The inner product of two such vectors is the Bhattacharyya coefficient of the two histograms.
     """
@@ -96,7 +93,7 @@ def histogram(image: npt.NDArray[np.uint8]) -> Floats:
 
 
 def histogram_distances(queries: Floats, gallery: Floats) -> Floats:
-    """(Q, G) one minus the Bhattacharyya coefficient."""
+    """Return (Q, G), one minus the Bhattacharyya coefficient."""
     return np.asarray(1.0 - queries @ gallery.T, np.float32)
 
 
@@ -107,7 +104,7 @@ def same_camera_share(
     query_camids: npt.NDArray[np.int64],
     gallery_camids: npt.NDArray[np.int64],
 ) -> float:
-    """Share of the queries whose nearest entry is of their own camera, after their own images there are removed."""
+    """Return the share of queries whose nearest entry, junk removed, is of their own camera."""
     same_camera = query_camids[:, None] == gallery_camids[None]
     junk = same_camera & (query_pids[:, None] == gallery_pids[None])
     nearest = np.where(junk, np.inf, distances).argmin(1)

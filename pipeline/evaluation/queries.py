@@ -1,4 +1,4 @@
-"""The table of single queries beside a result, for comparing runs query by query: `queries.csv`."""
+"""The table of queries next to a result, for comparing runs query by query: `queries.csv`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import numpy.typing as npt
 from pipeline.errors import FormatError
 from pipeline.runtime.files import atomic_write
 
+QUERIES_FILE = "queries.csv"
+
 Doubles = npt.NDArray[np.float64]
 
 _COLUMNS = ("name", "pid", "camid", "visible_fraction", "parts", "ap", "inp", "first_hit", "ap_visibility_ignored")
@@ -21,14 +23,14 @@ _COLUMNS = ("name", "pid", "camid", "visible_fraction", "parts", "ap", "inp", "f
 
 @dataclass(frozen=True, slots=True)
 class QueryTable:
-    """One row a query.
+    """One row per query.
 
     Attributes:
         names: Image names.
         pids: (Q,) identities.
         camids: (Q,) cameras.
-        visible_fraction: (Q,) share of the person that is seen: the data set's own figure where it gives one, else
-            the share of the seven parts that the network found.
+        visible_fraction: (Q,) visible share of the person: the data set's own figure where it has one, else the share
+            of the seven parts that the network predicts as visible.
         parts: Names of the visible parts of each query, separated by blanks.
         ap: (Q,) average precision, NaN without a match.
         inp: (Q,) matches / rank of the last one, NaN without a match.
@@ -50,7 +52,7 @@ class QueryTable:
         return len(self.names)
 
     def keys(self) -> list[tuple[str, int]]:
-        """What identifies a query between runs: its image and camera."""
+        """Return what identifies each query between runs: image name and camera."""
         return list(zip(self.names, self.camids.tolist(), strict=True))
 
     def write(self, path: Path) -> None:
@@ -84,7 +86,7 @@ class QueryTable:
             with path.open(encoding="utf-8", newline="") as stream:
                 reader = csv.DictReader(stream)
                 if tuple(reader.fieldnames or ()) != _COLUMNS:
-                    raise FormatError("this is not a table of queries", where=path, expected=",".join(_COLUMNS))
+                    raise FormatError("not a table of queries", where=path, expected=",".join(_COLUMNS))
                 rows = list(reader)
             return cls(
                 tuple(row["name"] for row in rows),
@@ -97,6 +99,8 @@ class QueryTable:
                 np.array([int(row["first_hit"]) for row in rows], dtype=np.int64),
                 _floats(row["ap_visibility_ignored"] for row in rows),
             )
+        except FileNotFoundError:
+            raise FormatError("the result has no table of queries", where=path) from None
         except (OSError, ValueError, TypeError) as error:
             raise FormatError(f"the table of queries cannot be read: {error}", where=path) from error
 

@@ -3,12 +3,11 @@
 Needs the extra `faiss`. No single vector has the shared-part distance as its distance, because the divisor depends on
 the pair. The visibility-weighted concatenation scaled to unit length comes near: the product of two of them is the
 numerator over the root of the product of each side's own weight, where the rule has the shared weight. So the index
-only proposes, `candidates` of them a query, and the exact distance decides; `measure_recall` tells how often the
-right ones were among those proposed.
+only proposes candidates, and the exact distance decides; `measure_recall` returns how many were found.
 
-The lists of the inverted file are learned from the global feature alone, where it takes part in the distance.
-Images of one person whose visible parts differ are far apart in the concatenation, and more lists would have to be
-looked through; the global feature is there in every image.
+The lists of the inverted file are learned from the global feature alone, where it joins every distance. Images of one
+identity with different visible parts are far apart in the concatenation, and more lists would have to be probed; the
+global feature exists in every image.
 """
 
 from __future__ import annotations
@@ -22,75 +21,65 @@ import numpy.typing as npt
 import torch
 
 from pipeline.errors import ConfigError, FormatError
-from pipeline.formats.features import FeatureFile, FeatureRows, MappedRows
-from pipeline.matching.distance import (
-    SHRUNK,
-    PartSet,
-    Prepared,
-    Rule,
-    VisibilityKind,
-    candidate_distances,
-    part_set,
-    prepare,
-)
-from pipeline.matching.search import Hits, block_rows
+from pipeline.formats.feature_file import FeatureFile
+from pipeline.formats.features import Features, as_slice
+from pipeline.matching.distance import SHRUNK, MatchingRule, Prepared, candidate_distances, prepare
+from pipeline.matching.search import Neighbours, block_rows
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 
 _SUB = 4
-"""Numbers that one code of four bits stands for."""
+"""Dimensions that one code of four bits encodes."""
 
-_EACH = 40
+_ROWS_PER_LIST = 40
 """Rows that a list is learned from, at least."""
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateIndex:
-    """An inverted file over the gallery.
+    """An inverted file over a gallery.
 
     Attributes:
         index: The FAISS index.
-        gallery: The features it was built from.
-        rows: Their arrays; exact distances are computed from them.
-        rule: The rule that it approximates.
-        visibility: How mask means become visibility.
-        lengths: Length of each feature that the rule uses; queries must have the same.
-        probes: Lists that a search looks through unless told otherwise: two of five where they are learned from the
-            global feature, else half of them.
+        gallery: Memory-mapped features it was built from; exact distances are computed from them.
+        rows: (N,) rows of the features file.
+        rule: The matching rule that it approximates.
+        dims: Dimension of each feature that the rule uses; queries must have the same.
+        probes: Lists that a search probes by default: two fifths where they are learned from the global feature, else
+            half of them.
     """
 
     index: Any
-    gallery: FeatureFile
-    rows: MappedRows
-    rule: Rule
-    visibility: VisibilityKind
-    lengths: tuple[int, ...]
+    gallery: Features
+    rows: Ints
+    rule: MatchingRule
+    dims: tuple[int, ...]
     probes: int
 
-    def search(self, query: PartSet, k: int, *, candidates: int = 200, probes: int | None = None) -> Hits:
-        """The k nearest among the candidates, by exact distance.
+    def search(self, query: Features, k: int, *, candidates: int = 200, probes: int | None = None) -> Neighbours:
+        """Find the k nearest among the candidates, by exact distance.
 
         Args:
-            query: (Q) features on the CPU.
-            k: How many.
-            candidates: Proposed a query; more cost time and find more.
-            probes: Lists of the inverted file that are looked through; None: the index's own `probes`.
+            query: (Q) features.
+            k: Neighbours per query.
+            candidates: Candidates per query; more cost time and raise the recall.
+            probes: Lists of the inverted file to probe; None: the index's own `probes`.
 
         Returns:
-            Hits; where fewer than k were proposed, rows are -1 and distances infinite.
+            The neighbours; where fewer than k were proposed, rows are -1 and distances infinite.
 
         Raises:
-            FormatError: The query has features of other lengths than the gallery.
+            FormatError: The query has features of other dimensions than the gallery.
         """
         left = prepare(query, self.rule, is_query=True)
-        if _lengths(left) != self.lengths:
+        if _dims(left) != self.dims:
             raise FormatError(
-                f"query features have lengths {_lengths(left)}, the index's gallery has {self.lengths}",
+                f"query features have dimensions {_dims(left)}, the gallery of the index has {self.dims}",
                 hint="extract both with the same checkpoint",
             )
         self.index.nprobe = probes or self.probes
-        # Asked for very few, FAISS's register scan (seen in 1.15) now and then returns none at all.
+        # For very few, FAISS's register scan (1.15) sometimes returns none at all.
         _, proposed = self.index.search(_unit(left), max(candidates, 64))
         proposed = np.sort(proposed[:, :candidates], axis=1)
         width = proposed.shape[1]
@@ -99,121 +88,112 @@ class CandidateIndex:
         step = max(1, block_rows(self.gallery, 1) // width)
         for start in range(0, len(query), step):
             block = proposed[start : start + step]
-            raw = self.rows.at(np.maximum(block, 0).ravel())
-            right = _prepared(raw, self.gallery, self.rule, self.visibility)
-            exact = candidate_distances(left[start : start + step], right, self.rule).numpy()
+            right = prepare(self.gallery.select(np.maximum(block, 0).ravel()), self.rule, is_query=False)
+            exact = candidate_distances(left[start : start + step], right).numpy()
             exact[block < 0] = np.inf
-            # Rows ascend, so a stable sort gives ties to the smaller one.
+            # Rows ascend, so a stable sort resolves ties to the smaller one.
             order = np.argsort(exact, axis=1, kind="stable")[:, :k]
             rows[start : start + step, : order.shape[1]] = np.take_along_axis(block, order, axis=1)
             found[start : start + step, : order.shape[1]] = np.take_along_axis(exact, order, axis=1)
-        return Hits(rows, found)
+        return Neighbours(np.where(rows >= 0, self.rows[rows], -1), found)
 
 
 def build_index(
     gallery: FeatureFile,
     *,
-    rule: Rule = SHRUNK,
-    visibility: VisibilityKind = "hard",
+    rule: MatchingRule = SHRUNK,
+    rows: Ints | None = None,
     lists: int | None = None,
     training_rows: int = 100_000,
     seed: int = 0,
 ) -> CandidateIndex:
-    """Build an inverted file over all rows of a features file.
+    """Build an inverted file over rows of a features file.
 
-    The index holds four numbers of a vector in half a byte (product quantisation, scanned in registers): a 32nd of the
-    features' memory. So coarse a code is good enough for proposing a few hundred candidates.
+    The index holds four dimensions of a vector in half a byte (product quantisation, scanned in registers): 1/32 of the
+    memory of the features. Such a coarse code is good enough to propose a few hundred candidates.
 
     Args:
         gallery: The features.
-        rule: The rule to approximate: `shrunk` or `mean` (cosine).
-        visibility: How mask means become visibility.
-        lists: Lists of the inverted file; each is learned from 40 rows or more. None: twice the root of the number of
-            rows, or as many as the training rows suffice for where those are fewer.
+        rule: The matching rule to approximate: `shrunk` or `mean` (cosine).
+        rows: Ascending rows of the file to search; None: all.
+        lists: Lists of the inverted file, each learned from at least 40 rows. None: twice the root of the number of
+            rows, or fewer where the training rows do not suffice.
         training_rows: Rows, spread over the file, that lists and codes are learned from.
         seed: Seed of that learning.
 
     Raises:
-        ConfigError: FAISS is not installed, the rule is another, or the training rows are too few for `lists`.
+        ConfigError: FAISS is not installed, the rule cannot be approximated, or `lists` needs more training rows.
     """
     try:
         import faiss  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
-        raise ConfigError("approximate search needs FAISS", hint="pip install faiss-cpu") from None
+        raise ConfigError("approximate search needs FAISS", hint="pip install 'sgsfa[faiss]'") from None
     if rule.name not in ("shrunk", "mean") or rule.metric != "cosine":
         raise ConfigError(
-            f"the rule {rule.name!r} with {rule.metric} distance cannot be approximated",
-            expected="shrunk or mean, cosine",
+            f"rule {rule.name!r} with {rule.metric} distance cannot be approximated",
+            expected="shrunk or mean with cosine distance",
         )
-    mapped = gallery.mapped()
-    some = np.unique(np.linspace(0, gallery.done - 1, min(training_rows, gallery.done)).astype(np.int64))
-    count = _count_lists(lists, gallery.done, len(some))
-    learned_from = _prepared(mapped.at(some), gallery, rule, visibility)
-    sample = _unit(learned_from)
+    chosen = gallery.rows if rows is None else rows
+    mapped = gallery.mapped().select(as_slice(chosen))
+    total = len(mapped)
+    some = np.unique(np.linspace(0, total - 1, min(training_rows, total)).astype(np.int64))
+    count = _count_lists(lists, total, len(some))
+    training = prepare(mapped.select(some), rule, is_query=False)
+    sample = _unit(training)
     dimensions = sample.shape[1]
-    by_global = _global_takes_part(learned_from)
-    told_by = _whole_body(learned_from) if by_global else slice(0, dimensions)
-    quantizer = _quantizer(faiss, sample, told_by, count, seed)
+    columns = _global_columns(training) if training.global_joins else slice(0, dimensions)
+    quantizer = _quantizer(faiss, sample, columns, count, seed)
     index: Any = faiss.IndexIVFPQFastScan(
         quantizer, dimensions, count, dimensions // _SUB, 4, faiss.METRIC_INNER_PRODUCT
     )
-    _hand_over(index, quantizer)
-    # Codes of the vectors themselves: products with residuals would have to be corrected list by list.
+    _own(index, quantizer)
+    # Codes of the vectors themselves: products with residuals would need a correction for each list.
     index.by_residual = False
     index.pq.cp.seed = seed
     index.pq.cp.niter = 8
     index.train(sample)
-    for block in gallery.blocks(block_rows(gallery, 1), reuse=True):
-        index.add(_unit(_prepared(block, gallery, rule, visibility)))
-    # Images of one person lie in fewer lists where what is hidden has no say in it.
-    probes = max(1, count * 2 // 5 if by_global else count // 2)
-    return CandidateIndex(index, gallery, mapped, rule, visibility, _lengths(learned_from), probes)
+    for _, block in gallery.blocks(block_rows(gallery, 1), chosen, reuse=True):
+        index.add(_unit(prepare(block, rule, is_query=False)))
+    # Images of one identity lie in fewer lists where hidden parts do not decide the list.
+    probes = max(1, count * 2 // 5 if training.global_joins else count // 2)
+    return CandidateIndex(index, mapped, chosen, rule, _dims(training), probes)
 
 
-def measure_recall(approximate: Hits, exact: Hits) -> float:
-    """Share of the exact hits that the approximate search found, (Q,k) against (Q,k)."""
+def measure_recall(approximate: Neighbours, exact: Neighbours) -> float:
+    """Return the share of the exact neighbours (Q,k) that the approximate search found."""
     found = [np.isin(right, left).mean() for left, right in zip(approximate.rows, exact.rows, strict=True)]
     return float(np.mean(found))
 
 
-def _prepared(raw: FeatureRows, gallery: FeatureFile, rule: Rule, visibility: VisibilityKind) -> Prepared:
-    return prepare(part_set(raw, gallery.thresholds, visibility), rule, is_query=False)
+def _dims(side: Prepared) -> tuple[int, ...]:
+    """Return the dimensions of all features that a distance may need, the global one's as a fallback among them."""
+    return side.dims if side.global_feature is None else (*side.dims, side.global_feature.shape[1])
 
 
-def _lengths(side: Prepared) -> tuple[int, ...]:
-    """Of all features that a distance may need, the whole body's among them where it decides pairs sharing nothing."""
-    return side.lengths if side.global_feature is None else (*side.lengths, side.global_feature.shape[1])
-
-
-def _count_lists(lists: int | None, rows: int, learned_from: int) -> int:
-    """How many lists the inverted file gets. See `build_index`."""
-    most = max(1, learned_from // _EACH)
+def _count_lists(lists: int | None, rows: int, training_rows: int) -> int:
+    """Return the number of lists of the inverted file. See `build_index`."""
+    most = max(1, training_rows // _ROWS_PER_LIST)
     if lists is None:
         return min(round(2 * math.sqrt(rows)), most)
     if not 1 <= lists <= most:
         raise ConfigError(
-            f"{lists} lists cannot be learned from {learned_from:,} rows",
+            f"{lists} lists cannot be learned from {training_rows:,} rows",
             where="lists",
-            expected=f"1 to {most:,}: {_EACH} rows for each",
-            hint="take fewer lists, or more training_rows if the gallery has them",
+            expected=f"1 to {most:,}: {_ROWS_PER_LIST} rows for each",
+            hint="use fewer lists or, in a larger gallery, more training_rows",
         )
     return lists
 
 
-def _global_takes_part(side: Prepared) -> bool:
-    """Whether the global feature is part of every distance."""
-    return len(side.lengths) > side.num_parts
+def _global_columns(side: Prepared) -> slice:
+    """Return the columns of the global feature in the concatenation."""
+    stop = sum(side.dims)
+    return slice(stop - side.dims[-1], stop)
 
 
-def _whole_body(side: Prepared) -> slice:
-    """Where the global feature stands in the concatenation."""
-    stop = sum(side.lengths)
-    return slice(stop - side.lengths[-1], stop)
-
-
-def _quantizer(faiss: Any, sample: Floats, told_by: slice, count: int, seed: int) -> Any:
-    """What gives a vector its list: the nearest of `count` centres, by direction, of some of its numbers."""
-    wanted = np.ascontiguousarray(sample[:, told_by])
+def _quantizer(faiss: Any, sample: Floats, columns: slice, count: int, seed: int) -> Any:
+    """Return what assigns a vector to a list: the nearest of `count` centres, by direction, of some of its columns."""
+    wanted = np.ascontiguousarray(sample[:, columns])
     width, dimensions = wanted.shape[1], sample.shape[1]
     clusters = faiss.Kmeans(width, count, niter=6, spherical=True, seed=seed, max_points_per_centroid=len(sample))
     clusters.train(wanted / np.maximum(np.linalg.norm(wanted, axis=1, keepdims=True), 1e-12))
@@ -222,14 +202,14 @@ def _quantizer(faiss: Any, sample: Floats, told_by: slice, count: int, seed: int
     if width == dimensions:
         return centres
     pick = faiss.LinearTransform(dimensions, width, False)
-    faiss.copy_array_to_vector(np.eye(dimensions, dtype=np.float32)[told_by].ravel(), pick.A)
+    faiss.copy_array_to_vector(np.eye(dimensions, dtype=np.float32)[columns].ravel(), pick.A)
     pick.is_trained = True
     quantizer = faiss.IndexPreTransform(pick, centres)
-    _hand_over(quantizer, pick, centres)
+    _own(quantizer, pick, centres)
     return quantizer
 
 
-def _hand_over(owner: Any, *parts: Any) -> None:
+def _own(owner: Any, *parts: Any) -> None:
     """Let one FAISS object free others with itself; Python would free them too early."""
     owner.own_fields = True
     for part in parts:
@@ -237,7 +217,7 @@ def _hand_over(owner: Any, *parts: Any) -> None:
 
 
 def _unit(side: Prepared) -> Floats:
-    """The concatenation scaled to length 1, with zeros up to a multiple of 4, in which the index codes it."""
+    """Return the concatenation scaled to length 1, padded to a multiple of 4, as the index codes it."""
     units = torch.nn.functional.normalize(side.units, dim=1)
     padded: Floats = torch.nn.functional.pad(units, (0, -units.shape[1] % _SUB)).numpy()
     return np.ascontiguousarray(padded)

@@ -1,15 +1,15 @@
-"""Where a ranking is good and where it is not: by what the query shows, and by pair of cameras."""
+"""Metrics of groups of queries: by visible fraction, by visible parts and by pair of cameras."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import DataError
+from pipeline.formats.results import Gain, Group
 from pipeline.matching.intervals import bootstrap_mean
 from pipeline.matching.metrics import AveragePrecision, Ranking, RankMetrics
 from pipeline.parts import PARTS, SEMANTIC
@@ -20,50 +20,8 @@ FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Edges of the bins of the visible fraction; the last bin holds its right edge."""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Metrics of some queries.
-
-    Attributes:
-        by: What divides the queries: visible fraction, a part, the set of semantic parts, cameras.
-        value: Which of the groups.
-        queries: Queries with a match.
-        rank1: Share of them whose first entry is the right person.
-        mAP: Their mean average precision.
-        mINP: Their mean inverse negative penalty.
-    """
-
-    by: str
-    value: str
-    queries: int
-    rank1: float
-    mAP: float  # noqa: N815
-    mINP: float  # noqa: N815
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """What looking only at shared parts gained, query by query, against the same rule with visibility ignored.
-
-    Attributes:
-        mean: Mean difference of AP.
-        low: Lower end of its 95 % bootstrap interval.
-        high: Upper end.
-        better: Queries whose AP rose.
-        worse: Queries whose AP fell.
-        equal: Queries whose AP stayed.
-    """
-
-    mean: float
-    low: float
-    high: float
-    better: int
-    worse: int
-    equal: int
-
-
 def by_fraction(metrics: RankMetrics, fraction: npt.NDArray[np.float64]) -> list[Group]:
-    """By the visible fraction of the query, in four bins; queries of unknown fraction (NaN) are left out."""
+    """Group by the visible fraction of the query, in four bins, without queries of unknown fraction (NaN)."""
     bin_of = np.clip(np.searchsorted(FRACTIONS, fraction, side="right") - 1, 0, len(FRACTIONS) - 2)
     known = ~np.isnan(fraction)
     return [
@@ -74,7 +32,7 @@ def by_fraction(metrics: RankMetrics, fraction: npt.NDArray[np.float64]) -> list
 
 
 def by_part(metrics: RankMetrics, visible: Bools) -> list[Group]:
-    """For each part, queries that show it and queries that do not. `visible` is (Q,7)."""
+    """Group by each part: queries where it is visible and where it is not. `visible` is (Q,7)."""
     return [
         group
         for i, part in enumerate(PARTS)
@@ -84,7 +42,7 @@ def by_part(metrics: RankMetrics, visible: Bools) -> list[Group]:
 
 
 def by_visible_set(metrics: RankMetrics, visible: Bools, *, at_least: int = 1) -> list[Group]:
-    """By the set of semantic parts that the query shows, most frequent first; sets of fewer queries are left out."""
+    """Group by the set of visible semantic parts, most frequent first, of at least `at_least` queries."""
     semantic = visible[:, : len(SEMANTIC)]
     code = semantic @ (1 << np.arange(len(SEMANTIC)))
     codes, counts = np.unique(code[metrics.valid], return_counts=True)
@@ -102,10 +60,10 @@ def by_camera_pair(
     gallery_camids: npt.NDArray[np.int64],
     average_precision: AveragePrecision = "mean",
 ) -> list[Group]:
-    """By camera of the query and of the match: only the matches of one camera count, those of others are removed."""
-    relatives = ranking.relatives
-    from_camera, to_camera = query_camids[relatives.query], gallery_camids[relatives.entry]
-    pairs = np.unique(np.stack([from_camera, to_camera], axis=1)[relatives.match], axis=0)
+    """Group by camera of the query and of the match; matches of other cameras are removed."""
+    related = ranking.related
+    from_camera, to_camera = query_camids[related.query], gallery_camids[related.entry]
+    pairs = np.unique(np.stack([from_camera, to_camera], axis=1)[related.positive], axis=0)
     found: list[Group] = []
     for a, b in pairs.tolist():
         try:
@@ -116,16 +74,18 @@ def by_camera_pair(
     return found
 
 
-def gain(shared: RankMetrics, ignored: RankMetrics, *, samples: int = 1000) -> Gain:
-    """Compare the AP of each query under two rankings of the same gallery."""
+def gain(shared: RankMetrics, ignored: RankMetrics, *, samples: int = 1000) -> Gain | None:
+    """Compare the AP of each query under two rankings of the same gallery; None without a query in both."""
     difference = (shared.per_query_ap - ignored.per_query_ap)[shared.valid & ignored.valid]
     interval = bootstrap_mean(difference, samples=samples)
+    if interval is None:
+        return None
     better, worse = int((difference > 1e-12).sum()), int((difference < -1e-12).sum())
     return Gain(interval.mean, interval.low, interval.high, better, worse, len(difference) - better - worse)
 
 
 def _group(by: str, value: str, metrics: RankMetrics, queries: Bools) -> Iterator[Group]:
-    """One group, or none where no query of it has a match."""
+    """Yield the group, or nothing where none of its queries has a match."""
     chosen = metrics.subset(queries)
     if chosen is not None:
         yield Group(by, value, chosen.num_valid_queries, chosen.rank(1), chosen.mAP, chosen.mINP)

@@ -1,12 +1,12 @@
-"""Exact ranking metrics of re-identification: CMC, mAP, mINP, verification rates, bootstrap intervals.
+"""Exact ranking metrics of re-identification: CMC, mAP and mINP, from distances and ids.
 
 Rules (docs/concepts/protocols.md): gallery entries with the query's identity and camera are removed for that query; a
 query left without a match is skipped and counted; ties rank by gallery order; NaN is an error.
 
 The rank of a match is the number of entries before it, plus one. Entries of other identities before it are counted
 by comparison, never by sorting the gallery with its indices: the gallery is grouped by identity once, and a query
-compares its row with the handful of values of its own matches. That needs no compiler and no Python loop over
-gallery entries, and it works on any consecutive rows or columns of the matrix, so none has to be held whole.
+compares its row with the few values of its own matches. That needs neither a compiler nor a Python loop over gallery
+entries, and it works on any consecutive rows or columns of the matrix, so the matrix is never held whole.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _STRETCH = 2**17
-"""Identities looked through at a time."""
+"""Identities searched at a time."""
 
 _COUNTED = 64
-"""Up to this many matches a query compares its row with each; more are looked up in the sorted row."""
+"""Up to this many matches of a query are compared with its row one by one; more are found in the sorted row."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankMetrics:
-    """Metrics of a ranking; fractions, not per cent.
+    """Metrics of a ranking, as fractions.
 
     Attributes:
         cmc: (max_rank,) float64, cmc[r - 1] = share of valid queries with a match within the first r.
@@ -63,7 +63,7 @@ class RankMetrics:
     first_hit: Ints
 
     def rank(self, r: int) -> float:
-        """CMC at rank r; past the end of the curve its last value."""
+        """Return CMC at rank r; past the end of the curve, its last value."""
         return float(self.cmc[min(r, len(self.cmc)) - 1])
 
     @property
@@ -72,7 +72,7 @@ class RankMetrics:
         return self.first_hit > 0
 
     def subset(self, queries: Bools) -> RankMetrics | None:
-        """The metrics of some of the queries, or None where none of them has a match."""
+        """Return the metrics of some of the queries, or None where none of them has a match."""
         if not (queries & self.valid).any():
             return None
         return _summary(self.per_query_ap[queries], self.per_query_inp[queries], self.first_hit[queries], len(self.cmc))
@@ -88,7 +88,7 @@ def rank_metrics(
     *,
     average_precision: AveragePrecision = "mean",
 ) -> RankMetrics:
-    """Exact metrics of a distance matrix.
+    """Compute exact metrics of a distance matrix.
 
     Args:
         distances: (Q,G), smaller is more alike; any real type, infinities allowed.
@@ -108,7 +108,7 @@ def rank_metrics(
 
 
 class _Stream(ABC):
-    """What both streaming forms hold and end with.
+    """State and result that both streaming forms share.
 
     Args:
         query_pids: (Q,) identities.
@@ -131,29 +131,29 @@ class _Stream(ABC):
         max_rank: int = 50,
         average_precision: AveragePrecision = "mean",
     ) -> None:
-        self._relatives = Relatives.of(query_pids, gallery_pids, query_camids, gallery_camids)
+        self._related = PositivesAndJunk.of(query_pids, gallery_pids, query_camids, gallery_camids)
         self._max_rank = max_rank
         self._average_precision: AveragePrecision = average_precision
-        self._values: Doubles = np.full(len(self._relatives.entry), np.nan)
-        self._before = np.zeros(len(self._relatives.entry), dtype=np.int64)
+        self._values: Doubles = np.full(len(self._related.entry), np.nan)
+        self._before = np.zeros(len(self._related.entry), dtype=np.int64)
         self._fed = 0
 
     @abstractmethod
     def _missing(self) -> str | None:
-        """What was not given yet, as a sentence."""
+        """Describe the distances that are missing, None where there are none."""
 
     def ranking(self) -> Ranking:
-        """What the metrics are computed from.
+        """Return what the metrics are computed from.
 
         Raises:
             DataError: Distances are missing.
         """
         if missing := self._missing():
             raise DataError(missing)
-        return Ranking(self._relatives, self._values, self._before)
+        return Ranking(self._related, self._values, self._before)
 
     def compute(self) -> RankMetrics:
-        """The metrics of all queries.
+        """Return the metrics of all queries.
 
         Raises:
             DataError: Distances are missing, or no query has a match.
@@ -162,39 +162,39 @@ class _Stream(ABC):
 
 
 class RankStream(_Stream):
-    """The metrics from blocks of distances, fed in query order. See `rank_metrics` for the arguments."""
+    """Metrics from blocks of distances in query order. See `rank_metrics` for the arguments."""
 
     def update(self, distances: npt.ArrayLike | torch.Tensor) -> None:
-        """Take the distances (B,G) of the next B queries to the whole gallery.
+        """Add the distances (B,G) of the next B queries to the whole gallery.
 
         Raises:
             DataError: A distance is NaN, or the block does not fit.
         """
         block = as_float_matrix(distances)
-        relatives = self._relatives
+        related = self._related
         count, width = block.shape if block.ndim == 2 else (0, -1)
-        if width != relatives.num_gallery or self._fed + count > relatives.num_queries:
+        if width != related.num_gallery or self._fed + count > related.num_queries:
             raise DataError(
                 f"distances of shape {block.shape} after {self._fed} queries",
-                expected=f"rows of {relatives.num_gallery}, {relatives.num_queries} in all",
+                expected=f"rows of {related.num_gallery}, {related.num_queries} in all",
             )
-        first, last = relatives.start[self._fed], relatives.start[self._fed + count]
-        rows = relatives.query[first:last] - self._fed
-        self._values[first:last] = block[rows, relatives.entry[first:last]]
-        self._before[first:last] = relatives.others_before(block, self._values, first_query=self._fed, first_entry=0)
+        first, last = related.start[self._fed], related.start[self._fed + count]
+        rows = related.query[first:last] - self._fed
+        self._values[first:last] = block[rows, related.entry[first:last]]
+        self._before[first:last] = related.others_before(block, self._values, first_query=self._fed, first_entry=0)
         self._fed += count
 
     def _missing(self) -> str | None:
-        if self._fed == self._relatives.num_queries:
+        if self._fed == self._related.num_queries:
             return None
-        return f"distances of {self._fed} of {self._relatives.num_queries} queries were given"
+        return f"distances of {self._fed} of {self._related.num_queries} queries were given"
 
 
 class GalleryStream(_Stream):
-    """The metrics from blocks of distances of all queries to successive gallery entries.
+    """Metrics from blocks of distances of all queries to successive gallery entries.
 
     For galleries that do not fit into memory. The distances of the queries to entries of their own identity are
-    needed first (`pairs` names them), because the others are counted against them. See `rank_metrics` for the
+    needed first (`pairs` lists them), because the others are counted against them. See `rank_metrics` for the
     arguments.
     """
 
@@ -212,11 +212,11 @@ class GalleryStream(_Stream):
 
     @property
     def pairs(self) -> tuple[Ints, Ints]:
-        """Query and gallery indices of the pairs whose distances `begin` wants, in its order."""
-        return self._relatives.query, self._relatives.entry
+        """Query and gallery indices of the pairs whose distances `begin` needs, in its order."""
+        return self._related.query, self._related.entry
 
     def begin(self, distances: npt.ArrayLike) -> None:
-        """Take the distances of `pairs`.
+        """Set the distances of `pairs`.
 
         Raises:
             DataError: One is NaN, or the number is wrong.
@@ -225,49 +225,49 @@ class GalleryStream(_Stream):
         if values.shape != self._before.shape:
             raise DataError(f"{values.shape} distances", expected=f"{self._before.shape}, one for each of `pairs`")
         if np.isnan(values).any():
-            raise DataError("a distance is not a number", hint="the features hold NaN; extract them again")
+            raise DataError("a distance is not a number", hint="the features contain NaN; extract them again")
         self._values = values
         self._begun = True
 
     def update(self, distances: npt.ArrayLike | torch.Tensor) -> None:
-        """Take the distances (Q,B) of all queries to the next B gallery entries.
+        """Add the distances (Q,B) of all queries to the next B gallery entries.
 
         Raises:
             DataError: A distance is NaN, or the block does not fit.
         """
         block = as_float_matrix(distances)
-        relatives = self._relatives
+        related = self._related
         if not self._begun:
             raise DataError("distances of the queries' own identities were not given first")
-        if block.ndim != 2 or len(block) != relatives.num_queries or self._fed + block.shape[1] > relatives.num_gallery:
+        if block.ndim != 2 or len(block) != related.num_queries or self._fed + block.shape[1] > related.num_gallery:
             raise DataError(
                 f"distances of shape {block.shape} after {self._fed} gallery entries",
-                expected=f"{relatives.num_queries} rows, {relatives.num_gallery} columns in all",
+                expected=f"{related.num_queries} rows, {related.num_gallery} columns in all",
             )
-        self._before += relatives.others_before(block, self._values, first_query=0, first_entry=self._fed)
+        self._before += related.others_before(block, self._values, first_query=0, first_entry=self._fed)
         self._fed += block.shape[1]
 
     def _missing(self) -> str | None:
-        if self._begun and self._fed == self._relatives.num_gallery:
+        if self._begun and self._fed == self._related.num_gallery:
             return None
-        return f"distances of {self._fed} of {self._relatives.num_gallery} gallery entries were given"
+        return f"distances of {self._fed} of {self._related.num_gallery} gallery entries were given"
 
 
 @dataclass(frozen=True, slots=True)
-class Relatives:
-    """For each query the gallery entries of its own identity, flat.
+class PositivesAndJunk:
+    """The gallery entries of each query's own identity, flat: positives of other cameras, junk of its own.
 
     Attributes:
         query: (R,) query index of each pair, ascending.
         entry: (R,) gallery index, ascending within a query.
-        match: (R,) whether the cameras differ; the other pairs are removed from the query's ranking.
-        start: (Q+1,) where each query's pairs begin.
+        positive: (R,) whether the cameras differ; the other pairs are junk, removed from the query's ranking.
+        start: (Q+1,) first pair of each query.
         num_gallery: G.
     """
 
     query: Ints
     entry: Ints
-    match: Bools
+    positive: Bools
     start: Ints
     num_gallery: int
 
@@ -283,8 +283,8 @@ class Relatives:
         gallery_pids: npt.ArrayLike,
         query_camids: npt.ArrayLike,
         gallery_camids: npt.ArrayLike,
-    ) -> Relatives:
-        """Group the gallery by identity and find each query's group, with little memory besides the ids.
+    ) -> PositivesAndJunk:
+        """Find the gallery entries of each query's identity, with little memory besides the ids.
 
         Raises:
             DataError: Identities and cameras differ in number, or one side is empty.
@@ -295,7 +295,7 @@ class Relatives:
                 f"identities and cameras have shapes {qp.shape}, {qc.shape} (query), {gp.shape}, {gc.shape} (gallery)",
                 expected="one identity and one camera for each image, and at least one image on both sides",
             )
-        # Only people who are searched for are grouped: of millions of entries that is a handful.
+        # Only identities of queries are grouped: few of millions of entries.
         related = _among(gp, np.unique(qp))
         order = related[np.argsort(gp[related], kind="stable")]
         grouped = gp[order]
@@ -305,6 +305,15 @@ class Relatives:
         query = np.repeat(np.arange(len(qp)), sizes)
         entry = order[np.arange(start[-1]) - np.repeat(start[:-1] - left, sizes)]
         return cls(query, entry, qc[query] != gc[entry], start, len(gp))
+
+    def no_match(self) -> DataError:
+        """Return the error for queries of which none has a match, with what the gallery holds of their identities."""
+        same_camera = int((np.diff(self.start) > 0).sum())
+        return DataError(
+            f"no query has a match in the gallery: of {self.num_queries} queries, {same_camera} have gallery images of "
+            f"their identity from their own camera only, {self.num_queries - same_camera} have none",
+            expected="gallery images of the queries' identities from other cameras",
+        )
 
     def others_before(self, block: Floats | Doubles, values: Doubles, *, first_query: int, first_entry: int) -> Ints:
         """Count, for each pair, the entries of other identities that rank before it within a block of the matrix.
@@ -330,15 +339,15 @@ class Relatives:
             counter = _Counter(block.shape[1])
             for row in rows:
                 line = block[row]
-                # `min` hands NaN on, and is cheaper than looking at each number.
+                # `min` propagates NaN and is cheaper than testing each number.
                 if np.isnan(line.min()):
                     raise DataError(
                         f"the distance of query {first_query + row} to gallery entry "
                         f"{first_entry + int(np.isnan(line).argmax())} is not a number",
-                        hint="the features hold NaN; extract them again",
+                        hint="the features contain NaN; extract them again",
                     )
                 pairs = slice(self.start[first_query + row], self.start[first_query + row + 1])
-                if not self.match[pairs].any():
+                if not self.positive[pairs].any():
                     continue
                 local = self.entry[pairs] - first_entry
                 own = local[(local >= 0) & (local < len(line))]
@@ -354,22 +363,22 @@ class Relatives:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """What is known of each query's ranking; metrics of any choice of matches follow from it.
+    """Distances and ranks of all pairs of one identity; metrics of any choice of matches follow from them.
 
     Attributes:
-        relatives: The pairs of the same identity.
+        related: The pairs.
         distances: (R,) distance of each pair.
         before: (R,) entries of other identities that rank before it.
     """
 
-    relatives: Relatives
+    related: PositivesAndJunk
     distances: Doubles
     before: Ints
 
     def metrics(
         self, max_rank: int = 50, average_precision: AveragePrecision = "mean", *, among: Bools | None = None
     ) -> RankMetrics:
-        """The metrics.
+        """Compute the metrics.
 
         Args:
             max_rank: Length of the CMC curve.
@@ -380,29 +389,25 @@ class Ranking:
         Raises:
             DataError: No query has a match.
         """
-        match = self.relatives.match if among is None else self.relatives.match & among
+        match = self.related.positive if among is None else self.related.positive & among
         query, entry, value, ahead = (
-            a[match] for a in (self.relatives.query, self.relatives.entry, self.distances, self.before)
+            a[match] for a in (self.related.query, self.related.entry, self.distances, self.before)
         )
         order = np.lexsort((entry, value, query))
         query, ahead = query[order], ahead[order]
         found = np.unique(query)
         if not found.size:
-            raise DataError(
-                "no query has a match in the gallery",
-                expected="gallery images of the queries' identities from other cameras",
-                hint="are identities and cameras read as meant? `sgsfa data check` prints them",
-            )
+            raise self.related.no_match()
         starts = np.searchsorted(query, found)
         matches = np.diff(np.append(starts, len(query)))
         nth = np.arange(len(query)) - np.repeat(starts, matches) + 1
         rank = ahead + nth
         precision = nth / rank
         if average_precision == "trapezoid":
-            # The precision just before a match; before the first rank there is nothing, counted as 1.
+            # The precision just before a match; before the first rank it counts as 1.
             previous = np.where(rank > 1, (nth - 1) / np.maximum(rank - 1, 1), 1.0)
             precision = (precision + previous) / 2
-        num_queries = self.relatives.num_queries
+        num_queries = self.related.num_queries
         ap = np.full(num_queries, np.nan)
         inp = np.full(num_queries, np.nan)
         first_hit = np.zeros(num_queries, dtype=np.int64)
@@ -429,7 +434,7 @@ def _summary(ap: Doubles, inp: Doubles, first_hit: Ints, max_rank: int) -> RankM
 
 
 class _Counter:
-    """Counts what precedes some values in one row after another; the scratch memory is made once."""
+    """Counts what precedes some values in one row after another, in scratch memory allocated once."""
 
     def __init__(self, width: int) -> None:
         self._width = width
@@ -437,7 +442,7 @@ class _Counter:
         self._hits = np.zeros((_COUNTED, self._words * 8 * 255), dtype=np.bool_)
 
     def before(self, line: npt.NDArray[Any], values: npt.NDArray[Any], entries: Ints) -> Ints:
-        """For each value, how many numbers of `line` are smaller, or equal and left of its entry; NaN is neither."""
+        """Count, for each value, the numbers of `line` that are smaller, or equal and left of its entry; never NaN."""
         if len(values) <= _COUNTED:
             smaller = self._count(np.less, line, values)
             not_larger = self._count(np.less_equal, line, values)
@@ -464,7 +469,7 @@ class _Counter:
 
 
 def _equal_left_of(line: npt.NDArray[Any], values: npt.NDArray[Any], entries: Ints) -> Ints:
-    """For each value, how many numbers left of its entry are equal to it, for many values at once."""
+    """Count, for each value, the equal numbers left of its entry, for many values at once."""
     levels = np.unique(values)
     level = np.minimum(np.searchsorted(levels, line), len(levels) - 1)
     positions = np.flatnonzero(levels[level] == line)
@@ -476,7 +481,7 @@ def _equal_left_of(line: npt.NDArray[Any], values: npt.NDArray[Any], entries: In
 
 
 def _among(ids: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> Ints:
-    """Where `ids` are among `wanted`, which are ascending and not empty; a stretch at a time."""
+    """Return where `ids` are among `wanted` (ascending, not empty), a stretch at a time."""
     found = []
     for start in range(0, len(ids), _STRETCH):
         some = ids[start : start + _STRETCH]
@@ -486,13 +491,13 @@ def _among(ids: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> Ints:
 
 
 def as_float_matrix(distances: npt.ArrayLike | torch.Tensor) -> Floats | Doubles:
-    """Distances as a NumPy array of float32 or float64, copied only where they are neither or lie on a device."""
+    """Return distances as a float32 or float64 array, copied only where they are neither or on another device."""
     block = distances.detach().cpu().numpy() if isinstance(distances, torch.Tensor) else np.asarray(distances)
     return block if block.dtype in (np.float32, np.float64) else block.astype(np.float64)
 
 
 def _in_threads(work: Callable[[range], None], count: int) -> None:
-    """Call `work` with ranges that cover `count` rows; NumPy's comparisons let other threads run."""
+    """Call `work` with ranges that cover `count` rows; NumPy's comparisons release the interpreter lock."""
     threads = min(torch.get_num_threads(), count)
     if threads <= 1:
         work(range(count))

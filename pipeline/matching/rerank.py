@@ -1,19 +1,18 @@
-"""Re-ranking: exact k-reciprocal encoding, sparse, for any symmetric distance of ours; and query expansion.
+"""Re-ranking by exact, sparse k-reciprocal encoding for any symmetric distance; query expansion.
 
 Zhong et al., Re-ranking person re-identification with k-reciprocal encoding, CVPR 2017. The published code holds
-several dense (Q+G) x (Q+G) matrices and loops over them in Python; here every image keeps its k1 + 1 nearest others,
-reciprocity is an element-wise product of two sparse matrices, the expansion a sparse product, and the Jaccard
-distance goes through an inverted index. The result is the same.
+several dense (Q+G) x (Q+G) matrices and loops over them in Python; here every image keeps its k1 + 1 nearest
+neighbours, reciprocity is an element-wise product of two sparse matrices, the expansion a sparse product, and the
+Jaccard distance uses an inverted index. The result is the same.
 
-Two details of the published code are kept, because figures in papers depend on them: distances are divided by the
-largest one of their image before anything else, and Euclidean distances are squared (cosine distances are half a
-squared distance already).
+Two details of the published code are kept, because published figures depend on them: distances are divided by the
+largest one of their image first, and Euclidean distances are squared (cosine distances are half a squared distance).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,16 @@ from torch import Tensor
 
 from pipeline.config import SUMMING_RULES
 from pipeline.errors import ConfigError, DataError
-from pipeline.matching.distance import SHRUNK, PartSet, Prepared, Rule, distances, paired_distances, prepare
+from pipeline.formats.features import Features
+from pipeline.matching.distance import (
+    SHRUNK,
+    MatchingRule,
+    Prepared,
+    distances,
+    paired_distances,
+    prepare,
+    visibility_weights,
+)
 from pipeline.matching.nearest import Nearest
 
 Floats = npt.NDArray[np.float32]
@@ -33,15 +41,15 @@ _BLOCK_NUMBERS = 2**23
 """Distances held at a time (32 MB)."""
 
 _TILE = 1536
-"""Side of a block of the matrix of all against all: products run at full speed, and a block stays in the cache."""
+"""Side of a block of the matrix of all pairs: products run at full speed, and a block stays in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Neighbours:
-    """The nearest others of all images.
+    """The nearest neighbours of all images.
 
     Attributes:
-        index: (N,K) int64, nearest first, ties by order; the image itself is usually its own first.
+        index: (N,K) int64, nearest first, ties by order; usually the image itself comes first.
         distance: (N,K) float32.
         largest: (N,) float32 largest distance of each image to any.
     """
@@ -52,23 +60,25 @@ class _Neighbours:
 
 
 def k_reciprocal(
-    query: PartSet,
-    gallery: PartSet,
+    query: Features,
+    gallery: Features,
     *,
-    rule: Rule = SHRUNK,
+    rule: MatchingRule = SHRUNK,
+    device: torch.device | str = "cpu",
     k1: int = 20,
     k2: int = 6,
     lambda_value: float = 0.3,
 ) -> Floats:
-    """Re-ranked distances from features, never holding more than the (Q,G) result and a block.
+    """Re-rank from features, never holding more than the (Q,G) result and a block.
 
     Args:
         query: (Q) features.
         gallery: (G) features.
         rule: The distance to start from; `query` is not symmetric and is refused.
+        device: Device of the products.
         k1: Size of the neighbourhoods.
         k2: Neighbours whose encodings are averaged; 1: none.
-        lambda_value: Share of the original (normalised) distance in the result.
+        lambda_value: Weight of the original (normalised) distance in the result.
 
     Returns:
         (Q,G) float32 in [0, 1].
@@ -81,17 +91,19 @@ def k_reciprocal(
             f"re-ranking needs a symmetric distance, and the rule {rule.name!r} is not",
             expected="shrunk | mean | sum | all",
         )
-    side = prepare(PartSet(*(torch.cat(pair) for pair in _pairs(query, gallery))), rule, is_query=True)
-    # Only a Euclidean distance is squared: a cosine distance is half the square of one already.
+    left, right = (prepare(each, rule, is_query=True, device=device) for each in (query, gallery))
+    side = left.concat(right)
+    del left, right
+    # Only a Euclidean distance is squared: a cosine distance is half the square of one.
     square = rule.metric == "euclidean"
 
     def between(rows: slice, columns: slice) -> Floats:
-        block = distances(side[rows], side[columns], rule)
+        block = distances(side[rows], side[columns])
         found: Floats = (block.square_() if square else block).cpu().numpy()
         return found
 
     def of_pairs(left: Ints, right: Ints) -> Floats:
-        return _pairwise(side, left, right, rule, square)
+        return _pairwise(side, left, right, square)
 
     return _re_rank(len(query), len(side), between, of_pairs, k1, k2, lambda_value)
 
@@ -106,7 +118,7 @@ def k_reciprocal_from_distances(
     lambda_value: float = 0.3,
     squared: bool = False,
 ) -> Floats:
-    """Re-ranked distances from three finished matrices, for distances that are not ours.
+    """Re-rank from three distance matrices of any kind.
 
     Args:
         query_gallery: (Q,G).
@@ -114,8 +126,8 @@ def k_reciprocal_from_distances(
         gallery_gallery: (G,G).
         k1: Size of the neighbourhoods.
         k2: Neighbours whose encodings are averaged.
-        lambda_value: Share of the original distance.
-        squared: The distances are squares (or cosine distances) already.
+        lambda_value: Weight of the original distance.
+        squared: The distances are squared (or cosine) distances.
 
     Returns:
         (Q,G) float32.
@@ -127,74 +139,83 @@ def k_reciprocal_from_distances(
     qg, qq, gg = (np.asarray(matrix, dtype=np.float32) for matrix in (query_gallery, query_query, gallery_gallery))
     if qg.ndim != 2 or qq.shape != (len(qg),) * 2 or gg.shape != (qg.shape[1],) * 2:
         raise DataError(f"distances of shapes {qg.shape}, {qq.shape}, {gg.shape}", expected="(Q,G), (Q,Q), (G,G)")
-    global_feature = np.block([[qq, qg], [qg.T, gg]])
-    if np.isnan(global_feature).any():
-        raise DataError("a distance is not a number", hint="the features hold NaN; extract them again")
+    matrix = np.block([[qq, qg], [qg.T, gg]])
+    if np.isnan(matrix).any():
+        raise DataError("a distance is not a number", hint="the features contain NaN; extract them again")
     if not squared:
-        np.square(global_feature, out=global_feature)
+        np.square(matrix, out=matrix)
 
     def between(rows: slice, columns: slice) -> Floats:
-        return global_feature[rows, columns]
+        return matrix[rows, columns]
 
     def of_pairs(left: Ints, right: Ints) -> Floats:
-        picked: Floats = global_feature[left, right]
+        picked: Floats = matrix[left, right]
         return picked
 
-    return _re_rank(len(qg), len(global_feature), between, of_pairs, k1, k2, lambda_value)
+    return _re_rank(len(qg), len(matrix), between, of_pairs, k1, k2, lambda_value)
 
 
-def expand_queries(query: PartSet, gallery: PartSet, *, rule: Rule = SHRUNK, k: int = 5, alpha: float = 1.0) -> PartSet:
-    """Average query expansion, part by part: each query's part moves towards its nearest gallery images' parts.
+def expand_queries(
+    query: Features,
+    gallery: Features,
+    *,
+    rule: MatchingRule = SHRUNK,
+    device: torch.device | str = "cpu",
+    k: int = 5,
+    alpha: float = 1.0,
+) -> Features:
+    """Expand queries part by part: each part of a query moves towards that part of its nearest gallery images.
 
-    A neighbour contributes to a part only as far as it shows it, with weight similarity ** alpha; a part that the
-    query does not show itself is left alone, since the neighbours may be other people.
+    A neighbour contributes to a part by its visibility there, with weight similarity ** alpha; a hidden part of the
+    query is not changed, since the neighbours may be other identities.
 
     Args:
         query: (Q) features.
         gallery: (G) features.
-        rule: How neighbours are found.
+        rule: The matching rule that finds neighbours.
+        device: Device of the work.
         k: Neighbours.
-        alpha: 0 weighs them alike, larger values the nearest more.
+        alpha: 0 weights them equally, larger values prefer the nearest.
 
     Returns:
-        The expanded queries; visibility is the query's own.
+        The expanded queries, with their visibility.
 
     Raises:
         ConfigError: The rule is one of `SUMMING_RULES`.
     """
     if rule.name in SUMMING_RULES:
         raise ConfigError(
-            f"query expansion weighs neighbours by 1 - distance, which the rule {rule.name!r} does not allow",
+            f"query expansion weights neighbours by 1 - distance, which rule {rule.name!r} does not allow",
             where="matching.query_expansion",
             expected="matching.rule shrunk, mean or all",
         )
-    right = prepare(gallery, rule, is_query=False)
-    left = prepare(query, rule, is_query=True)
+    right = prepare(gallery, rule, is_query=False, device=device)
+    left = prepare(query, rule, is_query=True, device=device)
     k = min(k, len(gallery))
     step = max(1, _BLOCK_NUMBERS // max(1, len(gallery)))
     nearest = [
-        torch.topk(distances(left[start : start + step], right, rule), k, largest=False)
+        torch.topk(distances(left[start : start + step], right), k, largest=False)
         for start in range(0, len(query), step)
     ]
     index = torch.cat([found.indices for found in nearest])
     weight = (1 - torch.cat([found.values for found in nearest])).clamp_min(0) ** alpha
 
-    unit_parts = torch.nn.functional.normalize(gallery.parts, dim=2)
-    unit_global = torch.nn.functional.normalize(gallery.global_feature, dim=1)
-    parts = torch.nn.functional.normalize(query.parts, dim=2)
-    global_feature = torch.nn.functional.normalize(query.global_feature, dim=1)
+    parts, unit_parts = (_unit(side.parts, device) for side in (query, gallery))
+    global_feature, unit_global = (_unit(side.global_feature, device) for side in (query, gallery))
+    visible, gallery_visible = (
+        torch.from_numpy(visibility_weights(side.visibility, side.thresholds, rule.visibility)).to(device)
+        for side in (query, gallery)
+    )
     for column in range(k):
         neighbour = index[:, column]
-        shown = query.visible * gallery.visible[neighbour] * weight[:, column, None]
+        shown = visible * gallery_visible[neighbour] * weight[:, column, None]
         parts = parts + shown[:, :, None] * unit_parts[neighbour]
         global_feature = global_feature + weight[:, column, None] * unit_global[neighbour]
-    return PartSet(parts, global_feature, query.visible)
+    return replace(query, parts=parts.cpu().numpy(), global_feature=global_feature.cpu().numpy())
 
 
-def _pairs(query: PartSet, gallery: PartSet) -> Iterator[tuple[Tensor, Tensor]]:
-    yield query.parts, gallery.parts
-    yield query.global_feature, gallery.global_feature
-    yield query.visible, gallery.visible
+def _unit(array: Floats, device: torch.device | str) -> Tensor:
+    return torch.nn.functional.normalize(torch.from_numpy(array).to(device), dim=-1)
 
 
 def _re_rank(
@@ -230,7 +251,7 @@ def _re_rank(
 def _neighbours(
     num_query: int, total: int, between: Callable[[slice, slice], Floats], count: int
 ) -> tuple[Floats, _Neighbours]:
-    """The distances of queries to the gallery, and everybody's nearest others, from one triangle of blocks."""
+    """Compute the distances of queries to the gallery and all nearest neighbours, from one triangle of blocks."""
     starts = range(0, total, _TILE)
     nearest = Nearest(total, count)
     largest = np.zeros(total, dtype=np.float32)
@@ -242,16 +263,16 @@ def _neighbours(
             nearest.offer(block, first_row=a, first_column=b)
             np.maximum(largest[rows], block.max(axis=1), out=largest[rows])
             if b > a:
-                # The matrix is symmetric: the same products serve the columns' images.
+                # The matrix is symmetric: the same products serve the images of the columns.
                 nearest.offer_columns(block, first_row=b, first_column=a)
                 np.maximum(largest[columns], block.max(axis=0), out=largest[columns])
             _place(original, block, rows, columns, num_query)
-    # All distances of an image may be 0 (equal images); then they stay 0 instead of becoming 0 / 0.
+    # All distances of an image may be 0 (equal images); they stay 0 instead of becoming 0 / 0.
     return original, _Neighbours(*nearest.result(), np.where(largest > 0, largest, np.float32(1)))
 
 
 def _place(original: Floats, block: Floats, rows: slice, columns: slice, num_query: int) -> None:
-    """Copy what of a block is query against gallery."""
+    """Copy the distances of queries to gallery images from a block."""
     last_row = min(rows.stop, num_query)
     first_column = max(columns.start, num_query)
     if rows.start < last_row and first_column < columns.stop:
@@ -261,12 +282,12 @@ def _place(original: Floats, block: Floats, rows: slice, columns: slice, num_que
 
 
 def _encode(near: _Neighbours, of_pairs: Callable[[Ints, Ints], Floats], k1: int) -> sparse.csr_array:
-    """Each image's weights over its expanded k-reciprocal neighbours, (N,N), rows adding up to 1."""
+    """Return the weights of each image over its expanded k-reciprocal neighbours, (N,N), rows adding up to 1."""
     total = len(near.index)
     reciprocal = _reciprocal(near.index[:, : k1 + 1], total)
-    # NumPy's rounding of halves to even, as in the published code.
+    # NumPy rounds halves to even, as the published code does.
     narrow = _reciprocal(near.index[:, : int(np.around(k1 / 2)) + 1], total)
-    # How many of a candidate's own narrow neighbours are among ours; a candidate brings them in above two thirds.
+    # How many narrow neighbours of a candidate are ours; above two thirds they join.
     common = (reciprocal @ narrow.T).multiply(reciprocal).tocsr()
     sizes = np.diff(narrow.indptr)
     common.data = (common.data > 2 / 3 * sizes[common.indices]).astype(np.float32)
@@ -286,7 +307,7 @@ def _encode(near: _Neighbours, of_pairs: Callable[[Ints, Ints], Floats], k1: int
 
 
 def _reciprocal(index: Ints, total: int) -> sparse.csr_array:
-    """1 where two images are among each other's nearest, (N,N)."""
+    """Return (N,N), 1 where two images are among each other's nearest."""
     forward = sparse.csr_array(
         (
             np.ones(index.size, dtype=np.float32),
@@ -299,7 +320,7 @@ def _reciprocal(index: Ints, total: int) -> sparse.csr_array:
 
 
 def _known_or_computed(near: _Neighbours, row: Ints, column: Ints, of_pairs: Callable[[Ints, Ints], Floats]) -> Floats:
-    """Distances of pairs: from the lists of neighbours where they stand there, else computed."""
+    """Return distances of pairs, from the neighbour lists where they contain them, else computed."""
     total = len(near.index)
     keys = (np.arange(total)[:, None] * total + near.index).ravel()
     order = np.argsort(keys)
@@ -313,18 +334,18 @@ def _known_or_computed(near: _Neighbours, row: Ints, column: Ints, of_pairs: Cal
     return out
 
 
-def _pairwise(side: Prepared, left: Ints, right: Ints, rule: Rule, square: bool) -> Floats:
-    """Distances of single pairs of prepared rows, a few thousand at a time."""
+def _pairwise(side: Prepared, left: Ints, right: Ints, square: bool) -> Floats:
+    """Return distances of pairs of prepared rows, a few thousand at a time."""
     out = np.empty(len(left), dtype=np.float32)
     step = max(1, _BLOCK_NUMBERS // max(1, side.units.shape[1]))
     for start in range(0, len(left), step):
-        found = paired_distances(side.take(left[start : start + step]), side.take(right[start : start + step]), rule)
+        found = paired_distances(side.take(left[start : start + step]), side.take(right[start : start + step]))
         out[start : start + step] = (found.square_() if square else found).cpu().numpy()
     return out
 
 
 def _mix_in_jaccard(original: Floats, encoding: sparse.csr_array, num_query: int, lambda_value: float) -> Floats:
-    """Mix lambda original + (1 - lambda) Jaccard distance, written into `original`."""
+    """Write lambda original + (1 - lambda) Jaccard distance into `original`."""
     total = encoding.shape[0]
     columns = encoding.tocsc()
     for query in range(num_query):
@@ -332,7 +353,7 @@ def _mix_in_jaccard(original: Floats, encoding: sparse.csr_array, num_query: int
         support, weight = encoding.indices[own], encoding.data[own]
         begin, end = columns.indptr[support], columns.indptr[support + 1]
         sizes = end - begin
-        # All entries of the support's columns, one list after the other: the inverted index.
+        # All entries of the support's columns, list after list: the inverted index.
         position = np.arange(sizes.sum()) + np.repeat(begin - np.concatenate([[0], np.cumsum(sizes[:-1])]), sizes)
         smaller = np.minimum(np.repeat(weight, sizes), columns.data[position])
         overlap = np.bincount(columns.indices[position], weights=smaller, minlength=total)[num_query:]

@@ -1,4 +1,4 @@
-"""Search and rank in a gallery on disk, exactly, block by block: memory does not grow with the gallery."""
+"""Exact search and ranking, block by block: memory does not grow with a gallery on disk."""
 
 from __future__ import annotations
 
@@ -7,21 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pipeline.errors import DataError
-from pipeline.formats.features import FeatureFile
-from pipeline.matching.distance import (
-    SHRUNK,
-    PartSet,
-    Prepared,
-    Rule,
-    VisibilityKind,
-    Workspace,
-    distances,
-    paired_distances,
-    part_set,
-    prepare,
-)
+from pipeline.formats.feature_file import FeatureFile
+from pipeline.formats.features import Features
+from pipeline.matching.distance import SHRUNK, MatchingRule, Prepared, Workspace, distances, paired_distances, prepare
 from pipeline.matching.metrics import GalleryStream, Ranking
 from pipeline.matching.nearest import Nearest
 from pipeline.runtime.progress import SILENT, Progress
@@ -33,18 +24,18 @@ BLOCK_BYTES = 64 * 2**20
 """Features read at a time."""
 
 _BLOCK_DISTANCES = 2**21
-"""Distances held at a time by a search, which passes over most of them at once."""
+"""Distances held at a time by a search, which rejects nearly all of them at once."""
 
 _RANKED_DISTANCES = 2**22
-"""The same for metrics, whose work on each row of a block has a cost of its own."""
+"""The same for metrics, which have a fixed cost for each row of a block."""
 
 
 @dataclass(frozen=True, slots=True)
-class Hits:
-    """What a search found.
+class Neighbours:
+    """The nearest gallery images of each query.
 
     Attributes:
-        rows: (Q,k) int64 rows of the gallery file, nearest first; ties go to the smaller row.
+        rows: (Q,k) int64 rows of the gallery, nearest first; ties go to the smaller row.
         distances: (Q,k) float32.
     """
 
@@ -53,133 +44,115 @@ class Hits:
 
 
 def search(
-    query: PartSet,
-    gallery: FeatureFile,
+    query: Features,
+    gallery: FeatureFile | Features,
     k: int,
     *,
-    rule: Rule = SHRUNK,
-    visibility: VisibilityKind = "hard",
+    rule: MatchingRule = SHRUNK,
+    device: torch.device | str = "cpu",
     rows: Ints | None = None,
     progress: Progress = SILENT,
-) -> Hits:
-    """The k nearest gallery images of each query, exactly.
+) -> Neighbours:
+    """Find the k nearest gallery images of each query, exactly.
 
     Args:
-        query: (Q) features on the device where the work is done.
-        gallery: The file, of any size.
-        k: How many; fewer are returned where the gallery is smaller.
-        rule: How distances are formed.
-        visibility: How the gallery's mask means become visibility.
-        rows: Ascending rows of the file to search in; None: all.
-        progress: Told of rows gone through.
+        query: (Q) features.
+        gallery: A file of any size, or features in memory.
+        k: Neighbours per query; fewer are returned where the gallery is smaller.
+        rule: The matching rule.
+        device: Device of the work.
+        rows: Ascending rows of the gallery to search; None: all.
+        progress: Reports rows.
 
     Raises:
-        FormatError: The file is damaged, or its features have another length.
-        DataError: There is nothing to search in.
+        FormatError: The file is damaged, or its features have another dimension.
+        DataError: The gallery is empty.
     """
-    left = prepare(query, rule, is_query=True)
-    total = gallery.done if rows is None else len(rows)
-    if not total or k < 1:
-        raise DataError(f"{k} of {total} gallery images cannot be found", where=gallery.path)
-    nearest = Nearest(len(query), min(k, total))
+    chosen = _rows_of(gallery, rows)
+    if not len(chosen) or k < 1:
+        raise DataError(f"{k} of {len(chosen)} gallery images cannot be found")
+    left = prepare(query, rule, is_query=True, device=device)
+    nearest = Nearest(len(query), min(k, len(chosen)))
     space = Workspace()
-    with progress.task("search", total=total) as task:
+    with progress.task("search", total=len(chosen)) as task:
         size = block_rows(gallery, len(query))
-        for start, right in _gallery_blocks(gallery, rows, size, rule, visibility, query, space):
-            nearest.offer(distances(left, right, rule, space=space).cpu().numpy(), first_column=start)
+        for start, block in _blocks(gallery, chosen, size):
+            right = prepare(block, rule, is_query=False, device=device, space=space)
+            nearest.offer(distances(left, right, space=space).cpu().numpy(), first_column=start)
             task.advance(len(right))
     index, found = nearest.result()
-    return Hits(index if rows is None else rows[index], found)
+    return Neighbours(chosen[index], found)
 
 
 def rank_on_disk(
-    query: PartSet,
-    query_pids: npt.ArrayLike,
-    query_camids: npt.ArrayLike,
+    query: Features,
     gallery: FeatureFile,
     *,
-    rule: Rule = SHRUNK,
-    visibility: VisibilityKind = "hard",
+    rule: MatchingRule = SHRUNK,
+    device: torch.device | str = "cpu",
     rows: Ints | None = None,
     progress: Progress = SILENT,
 ) -> Ranking:
-    """The exact ranking of each query in a gallery file, for all metrics.
+    """Rank a gallery file for each query, exactly, for all metrics.
 
-    Goes through the file once; before that it reads the few rows of the queries' own identities. Their distances are
-    rounded once more in other products than the gallery's, so an entry within 1e-6 of a match may fall on either side.
+    Reads the file once, after the few rows of the queries' own identities. Distances of those come from products of
+    other shapes than the rest, so an entry within 1e-6 of a match may rank on either side of it.
 
     Args:
-        query: (Q) features on the device where the work is done.
-        query_pids: (Q,) identities.
-        query_camids: (Q,) cameras.
+        query: (Q) features with person and camera ids.
         gallery: The file, of any size.
-        rule: How distances are formed.
-        visibility: How the gallery's mask means become visibility.
+        rule: The matching rule.
+        device: Device of the work.
         rows: Ascending rows of the file that are the gallery; None: all.
-        progress: Told of rows gone through.
+        progress: Reports rows.
 
     Raises:
-        FormatError: The file is damaged, or its features have another length.
-        DataError: There is nothing to search in.
+        FormatError: The file is damaged, or its features have another dimension.
+        DataError: The gallery is empty.
     """
-    pids, camids = gallery.ids()
-    if rows is not None:
-        pids, camids = pids[rows], camids[rows]
-    stream = GalleryStream(query_pids, pids, query_camids, camids)
-    left = prepare(query, rule, is_query=True)
-    whose, entry = stream.pairs
-    of_pairs = entry if rows is None else rows[entry]
+    chosen = _rows_of(gallery, rows)
+    stream = GalleryStream(query.pids, gallery.pids[chosen], query.camids, gallery.camids[chosen])
+    left = prepare(query, rule, is_query=True, device=device)
+    of_query, entry = stream.pairs
+    stream.begin(_pair_distances(left, of_query, gallery, chosen[entry]))
     space = Workspace()
-    stream.begin(_pair_distances(left, whose, gallery, of_pairs, rule, visibility, query))
-    with progress.task("rank", total=len(pids)) as task:
-        size = block_rows(gallery, len(query), _RANKED_DISTANCES)
-        for _, right in _gallery_blocks(gallery, rows, size, rule, visibility, query, space):
-            stream.update(distances(left, right, rule, space=space))
+    with progress.task("rank", total=len(chosen)) as task:
+        for _, block in gallery.blocks(block_rows(gallery, len(query), _RANKED_DISTANCES), chosen, reuse=True):
+            right = prepare(block, rule, is_query=False, device=device, space=space)
+            stream.update(distances(left, right, space=space))
             task.advance(len(right))
     return stream.ranking()
 
 
-def block_rows(gallery: FeatureFile, num_queries: int, limit: int = _BLOCK_DISTANCES) -> int:
-    """Rows a block: some 64 MB of features, or `limit` distances, whichever is less."""
+def block_rows(gallery: FeatureFile | Features, num_queries: int, limit: int = _BLOCK_DISTANCES) -> int:
+    """Return the rows per block: about 64 MB of features, or `limit` distances, whichever is less."""
     row_bytes = 4 * (7 * gallery.part_dim + gallery.global_dim + 7)
     return max(64, min(BLOCK_BYTES // row_bytes, limit // max(1, num_queries)))
 
 
-def _gallery_blocks(
-    gallery: FeatureFile,
-    chosen: Ints | None,
-    size: int,
-    rule: Rule,
-    visibility: VisibilityKind,
-    like: PartSet,
-    space: Workspace,
-) -> Iterator[tuple[int, Prepared]]:
-    """Prepared features of the chosen rows, or of all, and how many came before them."""
-    first, last = (0, gallery.done) if chosen is None else (int(chosen[0]), int(chosen[-1]) + 1)
-    start = 0
-    for block in gallery.blocks(size, start=first, stop=last, reuse=True):
-        end = block.start + len(block)
-        stop = end if chosen is None else int(np.searchsorted(chosen, end))
-        if stop > start:
-            side = part_set(block, gallery.thresholds, visibility, like.parts.device)
-            if chosen is not None and stop - start < len(block):
-                side = side.take(chosen[start:stop] - block.start)
-            yield start, prepare(side, rule, is_query=False, space=space)
-        start = stop
+def _rows_of(gallery: FeatureFile | Features, rows: Ints | None) -> Ints:
+    if rows is not None:
+        return rows
+    return gallery.rows if isinstance(gallery, FeatureFile) else np.arange(len(gallery))
 
 
-def _pair_distances(
-    left: Prepared, whose: Ints, gallery: FeatureFile, rows: Ints, rule: Rule, visibility: VisibilityKind, like: PartSet
-) -> Floats:
-    """Distances of query whose[i] to file row rows[i]."""
+def _blocks(gallery: FeatureFile | Features, rows: Ints, size: int) -> Iterator[tuple[int, Features]]:
+    """Yield blocks of the chosen rows, each with the number of rows before it."""
+    if isinstance(gallery, FeatureFile):
+        yield from gallery.blocks(size, rows, reuse=True)
+        return
+    for start in range(0, len(rows), size):
+        yield start, gallery.select(rows[start : start + size])
+
+
+def _pair_distances(left: Prepared, of_query: Ints, gallery: FeatureFile, rows: Ints) -> Floats:
+    """Return the distances of query of_query[i] to file row rows[i]."""
     out = np.empty(len(rows), dtype=np.float32)
     order = np.argsort(rows, kind="stable")
     size = block_rows(gallery, 1)
     for start in range(0, len(order), size):
         pairs = order[start : start + size]
         unique, inverse = np.unique(rows[pairs], return_inverse=True)
-        side = prepare(
-            part_set(gallery.at(unique), gallery.thresholds, visibility, like.parts.device), rule, is_query=False
-        )
-        out[pairs] = paired_distances(left.take(whose[pairs]), side.take(inverse), rule).cpu().numpy()
+        side = prepare(gallery.at(unique), left.rule, is_query=False, device=left.units.device)
+        out[pairs] = paired_distances(left.take(of_query[pairs]), side.take(inverse)).cpu().numpy()
     return out

@@ -1,4 +1,4 @@
-"""Verification: is this pair the same person? True positive rate at a fixed false positive rate, and AUC.
+"""Verification of pairs: true positive rate at a fixed false positive rate, and AUC.
 
 A genuine pair (same identity, other camera) is a positive, its score is minus the distance. Pairs of the same
 identity and camera are left out, as in ranking.
@@ -6,56 +6,35 @@ identity and camera are left out, as in ranking.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from pipeline.errors import DataError
-from pipeline.matching.metrics import Relatives, as_float_matrix
+from pipeline.formats.results import Verification
+from pipeline.matching.metrics import PositivesAndJunk, as_float_matrix
 
 Doubles = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """Verification rates.
-
-    Attributes:
-        false_positive_rates: The rates asked for, ascending.
-        true_positive_rates: (same length) share of genuine pairs accepted at the largest threshold whose false
-            positive rate does not exceed the one asked for.
-        auc: Area under the ROC curve, ties counted half; None where it was not asked for.
-        genuine: Number of genuine pairs.
-        impostors: Number of other pairs.
-    """
-
-    false_positive_rates: tuple[float, ...]
-    true_positive_rates: tuple[float, ...]
-    auc: float | None
-    genuine: int
-    impostors: int
-
-
 class VerificationStream:
-    """Verification rates from blocks of distances, fed in query order.
+    """Verification rates from blocks of distances in query order.
 
-    Only the genuine distances and the smallest share of the others are kept, so memory stays small; with `auc` each
-    block is sorted and kept, which is for matrices that fit into memory.
+    Only the genuine distances and the smallest share of the others are kept, so memory stays small; `auc` keeps all,
+    for matrices that fit into memory.
 
     Args:
-        relatives: The pairs of the same identity.
+        related: The pairs of the same identity.
         rates: False positive rates to report at.
         auc: Also compute the area under the curve.
     """
 
     def __init__(
-        self, relatives: Relatives, rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2), *, auc: bool = False
+        self, related: PositivesAndJunk, rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2), *, auc: bool = False
     ) -> None:
-        self._relatives = relatives
+        self._related = related
         self._rates = tuple(sorted(rates))
-        self._impostors = relatives.num_queries * relatives.num_gallery - len(relatives.entry)
+        self._impostors = related.num_queries * related.num_gallery - len(related.entry)
         self._allowed = [int(np.floor(rate * self._impostors + 1e-9)) for rate in self._rates]
         self._keep = self._impostors if auc else min(self._impostors, max(self._allowed, default=0) + 1)
         self._auc = auc
@@ -65,23 +44,23 @@ class VerificationStream:
         self._fed = 0
 
     def update(self, distances: npt.ArrayLike | torch.Tensor) -> None:
-        """Take the distances (B,G) of the next B queries.
+        """Add the distances (B,G) of the next B queries.
 
         Raises:
             DataError: A distance is NaN.
         """
         block = as_float_matrix(distances)
         if np.isnan(block.min(initial=np.inf)):
-            raise DataError("a distance is not a number", hint="the features hold NaN; extract them again")
-        relatives = self._relatives
-        pairs = slice(relatives.start[self._fed], relatives.start[self._fed + len(block)])
+            raise DataError("a distance is not a number", hint="the features contain NaN; extract them again")
+        related = self._related
+        pairs = slice(related.start[self._fed], related.start[self._fed + len(block)])
         own = np.zeros(block.shape, dtype=np.bool_)
-        own[relatives.query[pairs] - self._fed, relatives.entry[pairs]] = True
-        genuine = pairs.start + np.flatnonzero(relatives.match[pairs])
-        self._genuine.append(block[relatives.query[genuine] - self._fed, relatives.entry[genuine]].astype(np.float64))
+        own[related.query[pairs] - self._fed, related.entry[pairs]] = True
+        genuine = pairs.start + np.flatnonzero(related.positive[pairs])
+        self._genuine.append(block[related.query[genuine] - self._fed, related.entry[genuine]].astype(np.float64))
         others = block[~own]
         if len(self._smallest):
-            # Whatever is larger than the largest of enough small ones can never be needed.
+            # Distances larger than the largest of enough small ones are never needed.
             others = others[others <= self._smallest[-1]]
         self._pending.append(others.astype(np.float64))
         self._fed += len(block)
@@ -89,14 +68,17 @@ class VerificationStream:
             self._merge()
 
     def compute(self) -> Verification:
-        """The rates.
+        """Return the rates.
 
         Raises:
-            DataError: There are no genuine pairs, or no others.
+            DataError: There are no genuine or no impostor pairs.
         """
         genuine = np.sort(np.concatenate([np.empty(0), *self._genuine]))
         if not len(genuine) or self._impostors == 0:
-            raise DataError("verification needs pairs of the same and of different people")
+            raise DataError(
+                f"{len(genuine)} genuine and {self._impostors} impostor pairs",
+                expected="at least one of each, for verification rates",
+            )
         self._merge()
         smallest = self._smallest
         rates = []
@@ -129,11 +111,13 @@ def verification(
     *,
     rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2),
 ) -> Verification:
-    """Verification rates and AUC of a distance matrix (Q,G).
+    """Compute verification rates and AUC of a distance matrix (Q,G).
 
     Raises:
-        DataError: A distance is NaN, or there are no genuine pairs, or no others.
+        DataError: A distance is NaN, or there are no genuine or no impostor pairs.
     """
-    stream = VerificationStream(Relatives.of(query_pids, gallery_pids, query_camids, gallery_camids), rates, auc=True)
+    stream = VerificationStream(
+        PositivesAndJunk.of(query_pids, gallery_pids, query_camids, gallery_camids), rates, auc=True
+    )
     stream.update(distances)
     return stream.compute()

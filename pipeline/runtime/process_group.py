@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pipeline.errors import ConfigError, DeviceError, first_line
 
@@ -188,6 +188,21 @@ def broadcast(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
     return values[0]
+
+
+def gather(value: T) -> list[T]:
+    """Return the `value` of every process in order of ranks, small objects that can be pickled, on rank 0.
+
+    Elsewhere the list is empty.
+    """
+    info = rank_info()
+    if info.world_size == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[T | None] | None = [None] * info.world_size if info.is_main else None
+    dist.gather_object(value, values, dst=0)
+    return cast("list[T]", values or [])
 
 
 def same_on_all_ranks(number: int) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, FormatError
-from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.progress import Progress
 from pipeline.stages.checks import check_device
 from pipeline.stages.extract import FEATURES_FILE
@@ -66,36 +66,33 @@ class Evaluate(Stage):
             yield Check(f"matches {test.name}", partial(self.sources.describe_test, test, matches=True))
 
     def _check_features(self) -> str:
-        from pipeline.formats.features import FeatureFile
+        from pipeline.formats.feature_file import FeatureFile
 
         assert self.config.matching.features is not None
         file = FeatureFile.open(self.config.matching.features)
-        splits = file.roles()[2].tolist()
-        for split in ("query", "gallery"):
-            if split not in splits:
+        counts = {split: len(file.split_rows(split)) for split in ("query", "gallery")}
+        for split, count in counts.items():
+            if not count:
                 raise DataError(
                     f"features file has no {split} images",
                     where=self.config.matching.features,
                     expected="features of a query and a gallery",
                 )
-        return f"{splits.count('query'):,} queries, {splits.count('gallery'):,} gallery images"
+        return f"{counts['query']:,} queries, {counts['gallery']:,} gallery images"
 
     def run(self, folder: Path, progress: Progress) -> StageReport:
         """Evaluate one test set after the other."""
         from pipeline.evaluation.evaluate import evaluate
+        from pipeline.formats.results import save_results
 
-        results: dict[str, Any] = {}
+        results = []
         for name, features, test in self._evaluations():
-            (folder / name).mkdir(exist_ok=True)
-            evaluate(
-                folder / name,
-                features=features,
-                dataset=None if test is None else self.sources.open(test.spec),
-                config=self.config.matching,
-                progress=progress,
-            )
-            results[name] = read_json(folder / name / RESULT_FILE)
-        write_json(folder / RESULT_FILE, {"tests": results})
+            dataset = None if test is None else self.sources.open(test.spec)
+            found = evaluate(features, dataset=dataset, config=self.config.matching, progress=progress)
+            # Two data sets may have one name; their folders have not.
+            found = replace(found, result=replace(found.result, test_set=name))
+            results.append(found.save(folder / name, dataset))
+        save_results(folder / RESULT_FILE, results)
         return StageReport()
 
     def _evaluations(self) -> list[tuple[str, Path, TestSet | None]]:

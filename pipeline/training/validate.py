@@ -11,7 +11,8 @@ from pipeline.config import ModelConfig, Precision
 from pipeline.datasets.images import decode_batches
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import DataError
-from pipeline.matching.distance import PartSet, distance_blocks
+from pipeline.formats.features import Features
+from pipeline.matching.distance import distance_blocks
 from pipeline.matching.metrics import RankStream
 from pipeline.model.embed import embed
 from pipeline.runtime.parallel import worker_count
@@ -69,17 +70,11 @@ class TestSet:
             pause: Called now and then; an exception of it ends the test.
         """
         self._calibration = self._calibrated(model, pause)
-        thresholds = torch.tensor(self._calibration.thresholds, device=self._device)
         with self._progress.task("test", total=len(self._query) + len(self._gallery)) as task:
-            query, queries = self._embed(model, self._query, thresholds, task, pause)
-            gallery, others = self._embed(model, self._gallery, thresholds, task, pause)
-        stream = RankStream(
-            [record.pid for record in queries],
-            [record.pid for record in others],
-            [record.camid for record in queries],
-            [record.camid for record in others],
-        )
-        for block in distance_blocks(query, gallery):
+            query = self._embed(model, self._query, task, pause)
+            gallery = self._embed(model, self._gallery, task, pause)
+        stream = RankStream(query.pids, gallery.pids, query.camids, gallery.camids)
+        for block in distance_blocks(query, gallery, device=self._device):
             pause()
             stream.update(block)
         result = stream.compute()
@@ -90,14 +85,8 @@ class TestSet:
         assert self._calibration is not None, "test comes first"
         self._keep(model, epoch, self._calibration)
 
-    def _embed(
-        self,
-        model: nn.Module,
-        records: tuple[Record, ...],
-        thresholds: torch.Tensor,
-        task: Task,
-        pause: Callable[[], None],
-    ) -> tuple[PartSet, list[Record]]:
+    def _embed(self, model: nn.Module, records: tuple[Record, ...], task: Task, pause: Callable[[], None]) -> Features:
+        assert self._calibration is not None
         paths = [self._dataset.path_of(record) for record in records]
         found, kept = [], []
         for batch in decode_batches(
@@ -111,10 +100,11 @@ class TestSet:
             task.advance(len(batch.index) + len(batch.failed))
         if not found:
             raise DataError("none of the test images can be read", where=self._dataset.root)
-        visibility = torch.cat([each.visibility for each in found])
-        sides = PartSet(
-            torch.cat([each.parts for each in found]),
-            torch.cat([each.global_feature for each in found]),
-            (visibility > thresholds).float(),
+        return Features.from_arrays(
+            torch.cat([each.parts for each in found]).cpu(),
+            torch.cat([each.global_feature for each in found]).cpu(),
+            torch.cat([each.visibility for each in found]).cpu(),
+            thresholds=self._calibration.thresholds,
+            pids=[record.pid for record in kept],
+            camids=[record.camid for record in kept],
         )
-        return sides, kept

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sgsfa_cli import console
 from sgsfa_cli.options import ConfigOption, JsonOption, PresetOption, SetOption, command_app, examples, load, overriding
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from pipeline.evaluation.explain import Pair
 
 app = command_app()
 
@@ -37,15 +32,17 @@ def compare(
     overrides: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare two images: the distance, the parts that both show, and the distance of each part.
+    """Compare two images: their distance, and what each part contributes to it.
 
-    A distance alone does not say whether two images show the same person: that takes a threshold, and
-    `sgsfa eval --verification` tells what rates of error a threshold buys on a test set.
+    A distance alone does not decide whether two images show the same person; that takes a threshold.
+    `sgsfa eval --verification` reports the error rates of thresholds on a test set.
     """
-    from pipeline.evaluation.explain import compare_pair
-    from pipeline.features.extract import embed
+    from pipeline.evaluation.explain import explain_pair
+    from pipeline.features.embedder import embed
+    from pipeline.matching.distance import MatchingRule
+    from sgsfa_cli.tables import draw_table
 
-    options: dict[str, Any] = {
+    options = {
         "matching.rule": rule,
         "matching.metric": metric,
         "matching.visibility": visibility,
@@ -53,27 +50,7 @@ def compare(
         "extract.device": device,
     }
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
-    pair = compare_pair(embed([first, second], checkpoint, settings.extract), settings.matching)
-    console.emit(pair, json=json, draw=lambda: _draw(pair))
-
-
-def _draw(pair: Pair) -> RenderableType:
-    from rich.console import Group
-    from rich.markup import escape
-
-    rows = [
-        (
-            part.name,
-            "yes" if part.visible_first else "no",
-            "yes" if part.visible_second else "no",
-            f"{part.distance:.3f}" if part.distance is not None else "-",
-            "counts" if part.counts else "",
-        )
-        for part in pair.parts
-    ]
-    shared = ", ".join(part.name for part in pair.parts if part.counts and part.name != "whole body")
-    return Group(
-        f"{escape(pair.first)} and {escape(pair.second)}: distance [bold]{pair.distance:.3f}[/bold] "
-        f"({pair.rule} rule; parts compared: {shared or 'none'})",
-        console.table("Part", "In A", "In B", "Distance>", "", rows=rows),
-    )
+    images = embed([first, second], checkpoint, settings.extract)
+    one, other = images.select(slice(0, 1)), images.select(slice(1, 2))
+    pair = explain_pair(one, other, MatchingRule.from_config(settings.matching))
+    console.emit(pair.to_json(), json=json, draw=lambda: draw_table(pair.table()))

@@ -1,8 +1,9 @@
-"""`sgsfa eval`: metrics of the configured run's test sets, or of features files."""
+"""`sgsfa eval`: metrics of the test sets of a run, or of features files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,14 +31,12 @@ if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.datasets.records import Dataset
     from pipeline.errors import RejectedInputs
-    from pipeline.evaluation.compare_runs import Comparison
+    from pipeline.evaluation.comparison import Comparison
     from pipeline.evaluation.queries import QueryTable
+    from pipeline.formats.results import EvaluationResult
     from pipeline.runtime.progress import Progress
 
 app = command_app()
-
-_CAMERA_PAIRS = 12
-"""More pairs of cameras than these are left to the JSON."""
 
 
 @app.command(
@@ -60,12 +59,12 @@ def evaluate(
             "--data",
             "-d",
             metavar="KIND:PATH",
-            help="The images of each --features, for ranking sheets and visible fractions.",
+            help="The images of each --features, for ranking figures and visible fractions.",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FOLDER", help="With --features: write results and pictures here."),
+        typer.Option("--out", "-o", metavar="FOLDER", help="With --features: write results and figures here."),
     ] = None,
     rule: Annotated[
         str | None, typer.Option(metavar="RULE", help="shrunk, mean, sum, query or all (docs/concepts/matching.md).")
@@ -101,10 +100,10 @@ def evaluate(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Evaluate: CMC, mAP and mINP, in one table for all test sets.
+    """Evaluate: CMC, mAP and mINP of all test sets.
 
     Without --features the configured run is brought up to date to its eval stage. With --features the files are
-    evaluated as they are, and nothing is written unless --out names a folder.
+    evaluated, and nothing is written unless --out names a folder.
     """
     options: dict[str, Any] = {
         "matching.rule": rule,
@@ -121,67 +120,79 @@ def evaluate(
     }
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
     progress = console.progress(quiet=quiet)
-    # Before the work, which a wrong name should not cost.
-    before = _tables_of(against)
+    # Before the evaluation, so that a wrong path costs nothing.
+    before = _load_queries(against)
     rejected: RejectedInputs | None = None
     if features:
-        results, tables = _evaluate_files(settings, features, data or [], out, flip, progress)
+        request = _Request(features, data or [], out, flip)
+        results, queries = _evaluate_files(settings, request, progress)
     else:
         _refuse_without_features(data, out)
         warn_of_defaults(settings, config, preset)
-        results, tables, rejected = _evaluate_run(settings, progress)
-    comparisons = _comparisons(tables, before, against)
-    found = {"tests": results, "against": comparisons} if against is not None else {"tests": results}
+        results, queries, rejected = _evaluate_run(settings, progress)
+    comparisons = _compare(queries, before, against)
+    found: dict[str, Any] = {"tests": {name: result.to_json() for name, result in results.items()}}
+    if against is not None:
+        found["against"] = [comparison.to_json() for comparison in comparisons]
     console.emit(found, json=json, draw=lambda: _draw(results, comparisons))
     if rejected is not None:
         raise rejected
 
 
+@dataclass(frozen=True)
+class _Request:
+    """Features files to evaluate: the values of --features, --data, --out and --flip."""
+
+    features: list[Path]
+    data: list[str]
+    out: Path | None
+    flip: bool | None
+
+
 def _evaluate_files(
-    settings: RunConfig,
-    features: list[Path],
-    specs: list[str],
-    out: Path | None,
-    flip: bool | None,
-    progress: Progress,
-) -> tuple[dict[str, dict[str, Any]], dict[str, QueryTable]]:
+    settings: RunConfig, request: _Request, progress: Progress
+) -> tuple[dict[str, EvaluationResult], dict[str, QueryTable]]:
     from dataclasses import replace
 
     from pipeline.datasets.registry import open_dataset
     from pipeline.errors import ConfigError
-    from pipeline.evaluation.evaluate import measure, write
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.formats.results import RESULT_FILE, save_results
 
+    features, specs, out = request.features, request.data, request.out
     if specs and len(specs) != len(features):
         raise ConfigError(f"{len(features)} --features and {len(specs)} --data", expected="one --data for each")
-    # All before the first evaluation, which a mistake in the last file should not cost, nor leave half a result.
-    _check_files(features, flip)
+    # All inputs before the first evaluation, so that a mistake in the last one leaves no half result.
+    _check_files(features, request.flip)
     datasets: list[Dataset | None] = [None] * len(features)
     if specs:
         datasets = [open_dataset(spec, expect_counts=settings.data.expect_counts) for spec in specs]
-    results: dict[str, dict[str, Any]] = {}
-    tables: dict[str, QueryTable] = {}
-    for path, images in zip(features, datasets, strict=True):
-        found = measure(path, dataset=images, config=settings.matching, progress=progress)
+    results: dict[str, EvaluationResult] = {}
+    queries: dict[str, QueryTable] = {}
+    for path, dataset in zip(features, datasets, strict=True):
+        found = evaluate(path, dataset=dataset, config=settings.matching, progress=progress)
         name = _unused(found.result.test_set, results)
         found = replace(found, result=replace(found.result, test_set=name))
+        results[name], queries[name] = found.result, found.queries
         if out is not None:
-            written = write(out if len(features) == 1 else out / name, found, images)
-            found = replace(found, result=written)
-        results[name] = found.result.as_json()
-        tables[name] = found.queries
-    return results, tables
+            results[name] = found.save(out if len(features) == 1 else out / name, dataset)
+    if out is not None and len(features) > 1:
+        save_results(out / RESULT_FILE, list(results.values()))
+    return results, queries
 
 
 def _check_files(features: list[Path], flip: bool | None) -> None:
-    """Open every file, and refuse one that was not extracted as the option says."""
+    """Open every file, and refuse one that was not extracted as --flip says."""
     from pipeline.errors import ConfigError
-    from pipeline.formats.features import FeatureFile
+    from pipeline.formats.feature_file import FeatureFile
+    from pipeline.formats.features import Features
 
     for path in features:
-        was_flipped = bool(FeatureFile.open(path).attributes.get("flip", False))
-        if flip is not None and flip != was_flipped:
+        opened = Features.load(path) if path.suffix == ".npz" else FeatureFile.open(path)
+        recorded = bool(opened.provenance.values.get("flip", False))
+        if flip is not None and flip != recorded:
             raise ConfigError(
-                f"{'--flip' if flip else '--no-flip'}, but the features were extracted otherwise",
+                f"{'--flip' if flip else '--no-flip'} contradicts the features, extracted with flip = {recorded}",
                 where=path,
                 hint="flip averaging happens when features are extracted: `sgsfa extract --flip`",
             )
@@ -189,17 +200,16 @@ def _check_files(features: list[Path], flip: bool | None) -> None:
 
 def _evaluate_run(
     settings: RunConfig, progress: Progress
-) -> tuple[dict[str, dict[str, Any]], dict[str, QueryTable], RejectedInputs | None]:
+) -> tuple[dict[str, EvaluationResult], dict[str, QueryTable], RejectedInputs | None]:
     from pipeline.errors import RejectedInputs
-    from pipeline.evaluation.compare_runs import find_tables
-    from pipeline.runtime.files import read_json
+    from pipeline.evaluation.comparison import load_queries
+    from pipeline.formats.results import RESULT_FILE, load_results
     from pipeline.stages.run import run_stages
 
     report = run_stages(settings, until="eval", progress=progress)
     folder = report.stages[-1].path
-    results = read_json(folder / "result.json")["tests"]
     rejected = RejectedInputs("eval", report.rejected, total=report.total) if report.rejected else None
-    return results, dict(find_tables(folder)), rejected
+    return load_results(folder / RESULT_FILE), dict(load_queries(folder)), rejected
 
 
 def _refuse_without_features(data: list[str] | None, out: Path | None) -> None:
@@ -208,7 +218,7 @@ def _refuse_without_features(data: list[str] | None, out: Path | None) -> None:
     for name, value in (("--data", data), ("--out", out)):
         if value:
             raise ConfigError(
-                f"{name} goes with --features",
+                f"{name} needs --features",
                 hint="the configured run takes its test sets from [data] and writes to its artifacts folder",
             )
 
@@ -218,71 +228,31 @@ def _unused(name: str, taken: Mapping[str, Any]) -> str:
     return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def _tables_of(against: Path | None) -> Mapping[str, QueryTable]:
-    from pipeline.evaluation.compare_runs import find_tables
+def _load_queries(against: Path | None) -> Mapping[str, QueryTable]:
+    from pipeline.evaluation.comparison import load_queries
 
-    return {} if against is None else find_tables(against)
+    return {} if against is None else load_queries(against)
 
 
-def _comparisons(
-    tables: Mapping[str, QueryTable], before: Mapping[str, QueryTable], against: Path | None
+def _compare(
+    queries: Mapping[str, QueryTable], before: Mapping[str, QueryTable], against: Path | None
 ) -> list[Comparison]:
+    from pipeline.evaluation.comparison import compare_runs, match_queries
+
     if against is None:
         return []
-    from pipeline.errors import DataError
-    from pipeline.evaluation.compare_runs import compare
-
-    # A single result on both sides is meant, whatever the folders are called.
-    pairs = {name: before.get(name) for name in tables}
-    if len(before) == len(tables) == 1:
-        pairs = dict(zip(tables, before.values(), strict=True))
-    made = [compare(name, tables[name], other) for name, other in pairs.items() if other is not None]
-    if not made:
-        raise DataError(
-            f"the earlier run has none of the test sets {', '.join(tables)}", where=against, expected=", ".join(before)
-        )
-    return made
+    return [compare_runs(name, *pair) for name, pair in match_queries(queries, before, against).items()]
 
 
-def _draw(results: Mapping[str, dict[str, Any]], comparisons: list[Comparison]) -> RenderableType:
+def _draw(results: Mapping[str, EvaluationResult], comparisons: list[Comparison]) -> RenderableType:
     from rich.console import Group
     from rich.markup import escape
 
-    from pipeline.evaluation import compare_runs
-    from pipeline.evaluation.result import COLUMNS, INTERVAL_COLUMNS, breakdown_rows, interval_rows, table_rows
+    from sgsfa_cli.tables import draw_results, draw_table
 
-    parts: list[RenderableType] = [
-        console.table(
-            *COLUMNS, rows=[row for result in results.values() for row in table_rows(result)], title="In per cent"
-        )
-    ]
-    if intervals := [row for result in results.values() for row in interval_rows(result)]:
-        parts.append(console.table(*INTERVAL_COLUMNS, rows=intervals, title="Queries drawn anew"))
-    for name, result in results.items():
-        groups = breakdown_rows(result)
-        if sum(row[0] == "cameras" for row in groups) > _CAMERA_PAIRS:
-            groups = [row for row in groups if row[0] != "cameras"]
-        if groups:
-            title = f"{name}: by what the query shows (visible fraction: {result['protocol']['visible_fraction']})"
-            heads = ("By", "Group", "Queries>", "Rank-1>", "mAP>", "mINP>")
-            parts.append(console.table(*heads, rows=groups, title=escape(title)))
-        if gain := result.get("gain"):
-            parts.append(
-                f"{escape(name)}: shared parts against visibility ignored: mAP {100 * gain['mean']:+.1f} "
-                rf"\[{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}], better for {gain['better']} queries, "
-                f"worse for {gain['worse']}, equal for {gain['equal']}"
-            )
-        if rates := result.get("verification"):
-            pairs = zip(rates["false_positive_rates"], rates["true_positive_rates"], strict=True)
-            listed = ", ".join(f"{100 * true:.1f} % at {false:g}" for false, true in pairs)
-            parts.append(
-                f"{escape(name)}: true positive rate at a false positive rate: {listed} "
-                f"({rates['genuine']:,} pairs of one person, {rates['impostors']:,} of two)"
-            )
-        parts += [f"note: {escape(note)}" for note in result["notes"]]
-    if comparisons:
-        rows = [row for comparison in comparisons for row in comparison.table_rows()]
-        parts.append(console.table(*compare_runs.COLUMNS, rows=rows, title="Against the earlier run, query by query"))
-        if missing := results.keys() - {comparison.test_set for comparison in comparisons}:
-            parts.append(f"not in the earlier run: {escape(', '.join(sorted(missing)))}")
+    parts = draw_results(results)
+    parts += [draw_table(comparison.table()) for comparison in comparisons]
+    compared = {comparison.test_set for comparison in comparisons}
+    if comparisons and (missing := sorted(results.keys() - compared)):
+        parts.append(f"not in the earlier run: {escape(', '.join(missing))}")
     return Group(*parts)

@@ -18,7 +18,7 @@ from sgsfa_cli.options import (
     load,
     warn_of_defaults,
 )
-from sgsfa_cli.results import metrics_table
+from sgsfa_cli.tables import draw_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -153,7 +153,9 @@ def _draw(report: RunReport, *, stopped: bool) -> RenderableType:
     ]
     parts: list[RenderableType] = [console.table("Stage", "State", "Time>", "Rejected>", "Path", rows=rows)]
     if report.results is not None:
-        parts.append(metrics_table(report.results["tests"].values(), title="Metrics in per cent"))
+        from pipeline.formats.results import parse_results, results_table
+
+        parts.append(draw_table(results_table(list(parse_results(report.results).values()))))
     took = console.duration(report.seconds)
     if stopped:
         parts.append(f"Stopped after {report.stages[-1].stage} ({took}).")

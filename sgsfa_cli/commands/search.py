@@ -1,9 +1,9 @@
-"""`sgsfa search`: find the person of an image in a gallery of features."""
+"""`sgsfa search`: find the person of an image in a gallery."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,9 +21,10 @@ from sgsfa_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from pipeline.evaluation.explain import Found
+    from pipeline.config import ExtractConfig
+    from pipeline.formats.feature_file import FeatureFile
+    from pipeline.formats.features import Features
+    from pipeline.runtime.progress import Progress
 
 app = command_app()
 
@@ -31,18 +32,23 @@ app = command_app()
 @app.command(
     epilog=examples(
         "sgsfa search person.jpg --gallery features.h5 --checkpoint model.safetensors",
+        "sgsfa search person.jpg --gallery photos --checkpoint model.safetensors",
         "sgsfa search a.jpg b.jpg -g features.h5 --checkpoint model.safetensors --top 20 --json",
     )
 )
 def search(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Crops of the people to look for.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Crops of the people to search for.")],
     gallery: Annotated[
-        Path, typer.Option("--gallery", "-g", metavar="FILE", help="Features to search in, of any size.")
+        str,
+        typer.Option("--gallery", "-g", metavar="GALLERY", help="A features file of any size, a folder or KIND:PATH."),
     ],
     checkpoint: Annotated[
-        Path, typer.Option("--checkpoint", metavar="FILE", help="The network that made the gallery's features.")
+        Path, typer.Option("--checkpoint", metavar="FILE", help="The network that extracted the gallery's features.")
     ],
-    top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="How many to list.")] = 10,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="Gallery images per query.")] = 10,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Faster in large features files; may miss some (extra faiss).")
+    ] = False,
     rule: Annotated[str | None, typer.Option(metavar="RULE", help="shrunk, mean, sum, query or all.")] = None,
     metric: Annotated[str | None, typer.Option(metavar="METRIC", help="cosine or euclidean.")] = None,
     visibility: Annotated[str | None, typer.Option(metavar="KIND", help="hard or soft.")] = None,
@@ -53,15 +59,14 @@ def search(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Find the gallery images that show the person of an image, with the distance of each part that both show.
+    """Find the nearest gallery images of each query, with the distance of every shared part.
 
-    The search is exact, and its memory does not grow with the gallery.
+    The search is exact, unless --approximate is given, and its memory does not grow with a features file.
     """
-    from pipeline.evaluation.explain import find
-    from pipeline.features.extract import embed
-    from pipeline.formats.features import FeatureFile
+    from pipeline.evaluation.search import search_gallery
+    from sgsfa_cli.tables import draw_table
 
-    options: dict[str, Any] = {
+    options = {
         "matching.rule": rule,
         "matching.metric": metric,
         "matching.visibility": visibility,
@@ -69,32 +74,26 @@ def search(
         "extract.device": device,
     }
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
-    flip = FeatureFile.open(gallery).attributes.get("flip", settings.extract.flip)
-    # Features of one view and of both lie apart; the gallery's are there already.
-    query = embed(images, checkpoint, settings.extract.model_copy(update={"flip": bool(flip)}))
-    found = find(query, gallery, k=top, config=settings.matching, progress=console.progress(quiet=quiet))
-    console.emit({"found": found}, json=json, draw=lambda: _draw(found))
+    progress = console.progress(quiet=quiet)
+    query, others = _embed(images, gallery, checkpoint, settings.extract, progress)
+    found = search_gallery(query, others, k=top, config=settings.matching, approximate=approximate, progress=progress)
+    console.emit(found.to_json(), json=json, draw=lambda: draw_table(found.table()))
 
 
-def _draw(found: tuple[Found, ...]) -> RenderableType:
-    from rich.console import Group
-    from rich.markup import escape
+def _embed(
+    images: list[Path], gallery: str, checkpoint: Path, config: ExtractConfig, progress: Progress
+) -> tuple[Features, FeatureFile | Features]:
+    """Return the features of the queries and of the gallery."""
+    from pipeline.datasets.registry import open_dataset
+    from pipeline.features.embedder import embed
+    from pipeline.features.extract import embed_records
+    from pipeline.formats.feature_file import FeatureFile
 
-    parts: list[RenderableType] = []
-    for one in found:
-        shown = ", ".join(one.visible) or "no part, so the whole body decides"
-        rows = [
-            (
-                hit.rank,
-                f"{hit.distance:.3f}",
-                hit.name,
-                hit.pid if hit.pid >= 0 else "-",
-                hit.camid if hit.camid >= 0 else "-",
-                "  ".join(f"{part} {distance:.2f}" for part, distance in hit.shared.items()) or "nothing shared",
-            )
-            for hit in one.hits
-        ]
-        title = escape(f"{one.image} (visible: {shown})")
-        heads = ("Rank>", "Distance>", "Image", "Person>", "Camera>", "Shared parts and their distances")
-        parts.append(console.table(*heads, rows=rows, title=title))
-    return Group(*parts)
+    if Path(gallery).is_file():
+        file = FeatureFile.open(Path(gallery))
+        # Features of one view and of both views are not comparable; the gallery's exist already.
+        flip = bool(file.provenance.values.get("flip", config.flip))
+        return embed(images, checkpoint, config.model_copy(update={"flip": flip})), file
+    dataset = open_dataset(gallery, expect_counts=False)
+    query = embed(images, checkpoint, config)
+    return query, embed_records(dataset, dataset.split("gallery", "all"), checkpoint, config, progress=progress)

@@ -1,7 +1,8 @@
-"""A small test set: made-up features of people whose hidden parts are noise, and plain pictures of them."""
+"""A small test set: made-up features of identities whose hidden parts are noise, and plain images of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.datasets.records import Dataset
-from pipeline.formats.features import FeatureHeader, FeatureWriter
+from pipeline.formats.feature_file import feature_layout, open_feature_writer
+from pipeline.formats.provenance import Provenance
+from pipeline.formats.rows import FAILED, OK
 
 NUM_IDS, NUM_QUERY, NUM_GALLERY = 12, 24, 96
 
@@ -25,14 +28,17 @@ class TestSet:
     spec: str
 
 
-def write_features(path: Path, rows: list[tuple[str, int, int, str]], seed: int = 0, **changes: Any) -> Path:
-    rng = np.random.default_rng(seed)
+def write_features(
+    path: Path, rows: list[tuple[str, int, int, str]], *, failed: Sequence[int] = (), **changes: Any
+) -> Path:
+    rng = np.random.default_rng(0)
     centres = np.random.default_rng(99).normal(size=(NUM_IDS + 1, 7, 16))
     parts = np.array([centres[max(row[1], 0)] for row in rows]) + 1.8 * rng.normal(size=(len(rows), 7, 16))
     visibility = rng.random((len(rows), 7)) * 0.3
     hidden = visibility < 0.1
     parts[hidden] = 2 * rng.normal(size=(int(hidden.sum()), 16))
-    header = FeatureHeader(
+    record = {"data": "csv:toy", "flip": False, "checkpoint_sha256": "c" * 64} | changes
+    layout = feature_layout(
         names=[row[0] for row in rows],
         pids=[row[1] for row in rows],
         camids=[row[2] for row in rows],
@@ -40,10 +46,12 @@ def write_features(path: Path, rows: list[tuple[str, int, int, str]], seed: int 
         part_dim=16,
         global_dim=16,
         thresholds=np.full(7, 0.1),
-        attributes={"data": "csv:toy", "flip": False, "checkpoint_sha256": "c" * 64, "notes": ["pseudo cameras"]}
-        | changes,
+        notes=["pseudo cameras"],
     )
-    with FeatureWriter.begin(path, header) as writer:
-        writer.append(parts, parts.mean(axis=1), visibility)
+    arrays = {"parts": parts, "global_feature": parts.mean(axis=1), "visibility": visibility}
+    status = np.full(len(rows), OK, np.uint8)
+    status[list(failed)] = FAILED
+    with open_feature_writer(path, layout, Provenance(record)) as writer:
+        writer.write(0, arrays, status, dict.fromkeys(failed, "truncated"))
         writer.finish()
     return path

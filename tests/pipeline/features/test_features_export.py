@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pipeline.features.network import FeatureNetwork
 
 from pipeline.config import ExtractConfig, ModelConfig
 from pipeline.errors import ConfigError, FormatError, WeightsError
 from pipeline.features import export as export_module
 from pipeline.features.export import METADATA, export
-from pipeline.features.network import FeatureNetwork
 from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.model.checkpoint import save_checkpoint
 from pipeline.model.network import SGSFA, build_model

@@ -1,48 +1,37 @@
-"""Extraction: right rows, rows of unreadable images left out, and the same bytes however it was stopped."""
+"""Extraction: right rows, failed rows with their reasons, and the same bytes however it was interrupted."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from pipeline.config import ExtractConfig, ModelConfig
-from pipeline.datasets.images import read_resized, write_image
+from pipeline.config import ExtractConfig
+from pipeline.datasets.images import read_image, read_resized, write_image
 from pipeline.datasets.records import Dataset, Record
-from pipeline.errors import DataError, DeviceError, FormatError, LockedError, WeightsError
+from pipeline.errors import ArtifactError, DataError, DeviceError, FormatError, LockedError, WeightsError
+from pipeline.features import embedder as embedder_module
 from pipeline.features import extract as extract_module
-from pipeline.features import network as network_module
-from pipeline.features.extract import embed, extract
-from pipeline.features.network import FeatureNetwork
-from pipeline.formats.checkpoint import CheckpointMeta
-from pipeline.formats.features import FeatureFile
-from pipeline.model.checkpoint import save_checkpoint
-from pipeline.model.network import build_model
+from pipeline.features.embedder import Embedder, embed
+from pipeline.features.extract import ExtractReport, embed_records, extract, extract_file
+from pipeline.formats.feature_file import FeatureFile
+from pipeline.formats.features import Features
+from pipeline.formats.rows import RowWriter
 from pipeline.model.normalise import normalise
 from pipeline.runtime.process_group import RankInfo
-from pipeline.store.lock import locked
+from pipeline.store.output import exclusive
+from tests.helpers.checkpoints import HEIGHT, WIDTH, make_checkpoint
 
-HEIGHT, WIDTH, COUNT, BATCH = 64, 32, 11, 4
-
-
-def make_checkpoint(path: Path, **changes: object) -> Path:
-    config = ModelConfig.model_validate(
-        {"backbone": "mobilenet_v2", "weights": "none", "height": HEIGHT, "width": WIDTH, "part_dim": 8} | changes
-    )
-    torch.manual_seed(0)
-    model = build_model(config, 3)
-    meta = CheckpointMeta(model=config, num_classes=3, thresholds=(0.1, 0.2, 0.3, 0.05, 0.1, 0.1, 0.1))
-    save_checkpoint(path, model, meta)
-    return path
+COUNT, BATCH = 11, 4
 
 
 @pytest.fixture
@@ -65,96 +54,13 @@ def config(**changes: object) -> ExtractConfig:
     return ExtractConfig.model_validate({"batch_size": BATCH, "device": "cpu"} | changes)
 
 
-def run(out: Path, dataset: Dataset, checkpoint: Path, **changes: object):
-    return extract(out, dataset=dataset, records=dataset.records, checkpoint=checkpoint, config=config(**changes))
+def run(out: Path, dataset: Dataset, checkpoint: Path, **changes: object) -> ExtractReport:
+    return extract_file(out, dataset=dataset, records=dataset.records, checkpoint=checkpoint, config=config(**changes))
 
 
-@pytest.mark.parametrize("flip", [False, True])
-def test_rows_are_what_the_network_says(tmp_path: Path, dataset: Dataset, checkpoint: Path, flip: bool) -> None:
-    report = run(tmp_path / "f.h5", dataset, checkpoint, flip=flip)
-    assert (report.total, report.done, report.failed) == (COUNT, COUNT, ())
-    features = FeatureFile.open(tmp_path / "f.h5").load()
-    assert features.names.tolist() == [record.path for record in dataset.records]
-    assert features.splits.tolist() == [record.split for record in dataset.records]
-    assert features.pids.tolist() == [record.pid for record in dataset.records]
-    np.testing.assert_allclose(features.thresholds, [0.1, 0.2, 0.3, 0.05, 0.1, 0.1, 0.1], rtol=1e-6)
-    assert features.attributes["flip"] is flip
-    model = FeatureNetwork.load(checkpoint, config(), RankInfo())._model
-    image = torch.from_numpy(read_resized(dataset.path_of(dataset.records[5]), HEIGHT, WIDTH))[None]
-    with torch.no_grad():
-        views = [model(normalise(view)) for view in ((image, image.flip(2)) if flip else (image,))]
-    np.testing.assert_allclose(features.parts[5], sum(v.parts() for v in views)[0] / len(views), atol=1e-4)
-    np.testing.assert_allclose(
-        features.global_feature[5], sum(v.matched_global for v in views)[0] / len(views), atol=1e-4
-    )
-    np.testing.assert_allclose(features.visibility[5], sum(v.visibility for v in views)[0] / len(views), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("DefaultCPUAllocator: can't allocate memory: you tried", DeviceError), ("shapes do not match", RuntimeError)],
-)
-def test_the_processors_memory_may_be_too_small(
-    checkpoint: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, text: str, expected: type[Exception]
-) -> None:
-    def failing(*arguments: object, **options: object) -> None:
-        raise RuntimeError(text)
-
-    network = FeatureNetwork.load(checkpoint, config(), RankInfo())
-    monkeypatch.setattr(network_module, "embed", failing)
-    with pytest.raises(expected) as caught:
-        next(network.batches([dataset.path_of(record) for record in dataset.records]))
-    assert (type(caught.value) is DeviceError) == ("where: extract.batch_size" in str(caught.value))
-
-
-def test_a_network_that_does_not_fit_is_told(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(*arguments: object, **options: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(network_module, "embed", failing)
-    with pytest.raises(DeviceError, match="the network does not fit into the memory of cpu"):
-        FeatureNetwork.load(checkpoint, config(), RankInfo())
-
-
-def test_too_large_a_batch_is_no_hindrance_to_a_smaller_one(
-    tmp_path: Path, dataset: Dataset, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the error advises works: a file without rows binds nobody to its size."""
-    see, most = network_module.embed, [2]
-
-    def small(model: Any, images: torch.Tensor, **options: Any) -> Any:
-        if len(images) > most[0]:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return see(model, images, **options)
-
-    monkeypatch.setattr(network_module, "embed", small)
-    out = tmp_path / "f.h5"
-    with pytest.raises(DeviceError, match="4 images a batch do not fit") as caught:
-        run(out, dataset, checkpoint, batch_size=4)
-    assert caught.value.where == "extract.batch_size"
-    assert run(out, dataset, checkpoint, batch_size=2).done == COUNT
-
-
-def test_a_file_of_before_epochs_were_named_is_complete(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
-    out = tmp_path / "f.h5"
-    run(out, dataset, checkpoint)
-    with h5py.File(out, "r+") as file:
-        attributes = json.loads(file.attrs["attributes"])
-        file.attrs["attributes"] = json.dumps({k: v for k, v in attributes.items() if k not in ("epochs", "seed")})
-    assert run(out, dataset, checkpoint).resumed == COUNT
-
-
-def test_a_single_image_that_does_not_fit_is_told_where_it_would(
-    checkpoint: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def exhausted(*arguments: object, **options: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    network = FeatureNetwork.load(checkpoint, config(batch_size=1), RankInfo())
-    monkeypatch.setattr(network_module, "embed", exhausted)
-    with pytest.raises(DeviceError, match="a single image does not fit") as caught:
-        next(network.batches([dataset.path_of(dataset.records[0])]))
-    assert caught.value.hint == "use --device cpu"
+def break_images(dataset: Dataset, rows: list[int]) -> None:
+    for row in rows:
+        dataset.path_of(dataset.records[row]).write_bytes(b"no image")
 
 
 class _Killed(BaseException):
@@ -162,91 +68,85 @@ class _Killed(BaseException):
 
 
 @contextlib.contextmanager
-def killed_once_written(rows: int) -> Iterator[None]:
-    """The extraction within dies as soon as so many rows are in its file."""
+def killed_after(batches: int) -> Iterator[None]:
+    """The extraction within dies once so many batches are written."""
+    write, written = RowWriter.write, 0
 
-    class Dying(extract_module.FeatureWriter):
-        def append(self, *arrays: object) -> None:
-            super().append(*arrays)  # type: ignore[arg-type]
-            if self.done >= rows:
-                raise _Killed
+    def dying(*arguments: Any) -> None:
+        nonlocal written
+        if written == batches:
+            raise _Killed
+        written += 1
+        write(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract_module, "FeatureWriter", Dying)
+        patch.setattr(RowWriter, "write", dying)
         with pytest.raises(_Killed):
             yield
 
 
-def test_a_batch_that_does_not_fit_any_more_is_told_how_to_begin_anew(
-    tmp_path: Path, dataset: Dataset, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "f.h5"
-    with killed_once_written(BATCH):
-        run(out, dataset, checkpoint)
-    see = network_module.embed
-
-    def small(model: Any, images: torch.Tensor, **options: Any) -> Any:
-        if len(images) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return see(model, images, **options)
-
-    monkeypatch.setattr(network_module, "embed", small)
-    with pytest.raises(DeviceError, match="images a batch do not fit") as caught:
-        run(out, dataset, checkpoint, batch_size=1)
-    partial = tmp_path / "f.h5.partial"
-    assert caught.value.hint == f"delete {partial} to begin anew: as it is, it goes on in batches of {BATCH}"
-    partial.unlink()
-    assert run(out, dataset, checkpoint, batch_size=1).done == COUNT
+@pytest.mark.parametrize("flip", [False, True])
+def test_extract__rows_equal_the_network(tmp_path: Path, dataset: Dataset, checkpoint: Path, flip: bool) -> None:
+    report = run(tmp_path / "f.h5", dataset, checkpoint, flip=flip)
+    assert (report.total, report.done, report.failed, report.resumed) == (COUNT, COUNT, (), 0)
+    features = Features.load(tmp_path / "f.h5")
+    assert features.names.tolist() == [record.path for record in dataset.records]
+    assert features.splits.tolist() == [record.split for record in dataset.records]
+    assert features.pids.tolist() == [record.pid for record in dataset.records]
+    assert features.camids.tolist() == [record.camid for record in dataset.records]
+    np.testing.assert_allclose(features.thresholds, [0.1, 0.2, 0.3, 0.05, 0.1, 0.1, 0.1], rtol=1e-6)
+    record = features.provenance.values
+    assert (record["flip"], record["data"], record["backbone"]) == (flip, "folder:few", "mobilenet_v2")
+    model = Embedder.load(checkpoint, config())._model
+    image = torch.from_numpy(read_resized(dataset.path_of(dataset.records[5]), HEIGHT, WIDTH))[None]
+    with torch.no_grad():
+        views = [model(normalise(view)) for view in ((image, image.flip(2)) if flip else (image,))]
+    wanted = {"parts": "matched", "global_feature": "matched_global", "visibility": "visibility"}
+    for name, output in wanted.items():
+        mean = sum(getattr(view, output) for view in views)[0] / len(views)
+        np.testing.assert_allclose(getattr(features, name)[5], mean, atol=1e-4)
 
 
 @pytest.mark.parametrize("after", [0, 1, 2])
-def test_killed_and_resumed_gives_the_same_bytes(
+def test_extract__resumed_equals_undisturbed_to_the_byte(
     tmp_path: Path, dataset: Dataset, checkpoint: Path, after: int
 ) -> None:
     run(tmp_path / "straight.h5", dataset, checkpoint)
-    written = 0
-
-    class Dying(extract_module.FeatureWriter):
-        def append(self, *arrays: object) -> None:
-            nonlocal written
-            if written == after:
-                raise _Killed
-            written += 1
-            super().append(*arrays)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract_module, "FeatureWriter", Dying)
-        with pytest.raises(_Killed):
-            run(tmp_path / "killed.h5", dataset, checkpoint)
-    assert not (tmp_path / "killed.h5").exists()
-    # The notes and the batch size are those that the work was begun with; a file without rows binds nobody.
-    moved = dataclasses.replace(dataset, notes=("it lies elsewhere",))
-    now, size = (moved, 3) if after else (dataset, BATCH)
-    report = run(tmp_path / "killed.h5", now, checkpoint, batch_size=size)
-    assert report.resumed == after * BATCH
-    assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "straight.h5").read_bytes()
+    out = tmp_path / "killed.h5"
+    with killed_after(after):
+        run(out, dataset, checkpoint)
+    assert not out.exists()
+    assert run(out, dataset, checkpoint).resumed == after * BATCH
+    assert out.read_bytes() == (tmp_path / "straight.h5").read_bytes()
     assert not list(tmp_path.glob("*.partial"))
+    assert run(out, dataset, checkpoint).resumed == COUNT
 
 
 @pytest.mark.parametrize("broken", [[0], [5], [4, 5, 6, 7], [1, 10]])
-def test_unreadable_images_have_no_row_and_are_listed(
-    tmp_path: Path, dataset: Dataset, checkpoint: Path, broken: list[int]
+def test_extract__unreadable_images_are_failed_rows(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path, broken: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     run(tmp_path / "good.h5", dataset, checkpoint)
-    for i in broken:
-        dataset.path_of(dataset.records[i]).write_bytes(b"no image")
-    report = run(tmp_path / "some.h5", dataset, checkpoint)
+    break_images(dataset, broken)
+    with caplog.at_level(logging.WARNING, "sgsfa.features"):
+        report = run(tmp_path / "some.h5", dataset, checkpoint)
     assert [each.path for each in report.failed] == [dataset.records[i].path for i in broken]
     assert report.done == COUNT - len(broken)
-    some, good = (FeatureFile.open(tmp_path / name).load() for name in ("some.h5", "good.h5"))
-    kept = [i for i in range(COUNT) if i not in broken]
+    assert len(caplog.messages) == 1
+    assert f"{len(broken)} of {COUNT}" in caplog.messages[0]
+    assert dataset.records[broken[0]].path in caplog.messages[0]
+    file = FeatureFile.open(tmp_path / "some.h5")
+    assert (len(file), file.failed) == (COUNT, report.failed)
+    kept = np.setdiff1d(np.arange(COUNT), broken)
+    some, good = file.load(), Features.load(tmp_path / "good.h5")
+    assert file.rows.tolist() == kept.tolist()
     assert some.names.tolist() == good.names[kept].tolist()
-    np.testing.assert_allclose(some.parts, good.parts[kept], atol=1e-4)
-    assert [name for _, name, _ in some.attributes["rejected"]] == [dataset.records[i].path for i in broken]
+    # Unreadable images do not change the batches of the others.
+    np.testing.assert_array_equal(some.parts, good.parts[kept])
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_images_that_can_be_read_again_get_their_rows(
+def test_extract__images_readable_again_get_features(
     tmp_path: Path, dataset: Dataset, checkpoint: Path, finished: bool
 ) -> None:
     run(tmp_path / "good.h5", dataset, checkpoint)
@@ -256,162 +156,169 @@ def test_images_that_can_be_read_again_get_their_rows(
     out = tmp_path / "some.h5"
     if finished:
         assert run(out, dataset, checkpoint).done == COUNT - 2
+        assert run(out, dataset, checkpoint).resumed == COUNT
     else:
-        with killed_once_written(COUNT - 5):
+        with killed_after(2):
             run(out, dataset, checkpoint)
     for path in away:
         path.with_suffix(".away").rename(path)
     report = run(out, dataset, checkpoint)
-    assert (report.done, report.resumed) == (COUNT, 0)
+    assert report.done == COUNT
     assert out.read_bytes() == (tmp_path / "good.h5").read_bytes()
 
 
-def test_an_unfinished_file_of_other_work_is_left_alone(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
-    broken = dataset.path_of(dataset.records[0])
-    global_feature = broken.read_bytes()
-    broken.write_bytes(b"no image")
-    with killed_once_written(COUNT - 4):
+def test_extract__resumes_with_a_smaller_batch_after_out_of_memory(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed_batch, calls = embedder_module.embed_batch, []
+
+    def small(model: Any, images: torch.Tensor, **options: Any) -> Any:
+        calls.append(len(images))
+        # The first call is the probe of one image.
+        if len(images) > 2 and len(calls) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return embed_batch(model, images, **options)
+
+    monkeypatch.setattr(embedder_module, "embed_batch", small)
+    with pytest.raises(DeviceError) as caught:
         run(tmp_path / "f.h5", dataset, checkpoint)
-    broken.write_bytes(global_feature)
-    partial = tmp_path / "f.h5.partial"
-    before = partial.read_bytes()
-    for records in (dataset.records[:3], dataset.records[1:]):
-        with pytest.raises(FormatError):
-            extract(tmp_path / "f.h5", dataset=dataset, records=records, checkpoint=checkpoint, config=config())
-        assert partial.read_bytes() == before
-    # A part of a run of several processes, likewise: at the end they are cleared away.
-    part = partial.rename(tmp_path / "f.h5.part1-of-2.partial")
-    with pytest.raises(FormatError, match="unfinished, begun with flip = False, not True"):
-        run(tmp_path / "f.h5", dataset, checkpoint, flip=True)
-    assert part.read_bytes() == before
+    assert "extract.batch_size" in str(caught.value.hint)
+    report = run(tmp_path / "f.h5", dataset, checkpoint, batch_size=2)
+    assert (report.done, report.resumed) == (COUNT, BATCH)
 
 
-def test_no_other_file_is_replaced(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
+def test_embedder__other_errors_of_the_network_pass_through(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(embedder_module, "embed_batch", failing)
+    with pytest.raises(RuntimeError, match="shapes"):
+        Embedder.load(checkpoint, config())
+
+
+def test_extract__an_existing_file_of_other_work_is_not_replaced(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path
+) -> None:
     out = tmp_path / "f.h5"
     run(out, dataset, checkpoint)
     before = out.read_bytes()
     other = dataclasses.replace(dataset.records[0], pid=99)
-    for records, changed, found in (
-        (dataset.records, {"flip": True}, "made with flip = False, not True"),
-        (dataset.records[:-1], {}, "made of other images"),
-        ((other, *dataset.records[1:]), {}, "made of other images, identities"),
+    another = make_checkpoint(tmp_path / "other.safetensors", part_dim=16)
+    for records, network, changed, found in (
+        (dataset.records, checkpoint, {"flip": True}, "flip"),
+        (dataset.records, another, {}, "checkpoint_sha256"),
+        (dataset.records[:-1], checkpoint, {}, "0 missing, 1 unexpected"),
+        ((other, *dataset.records[1:]), checkpoint, {}, "other images"),
     ):
+        options = {"dataset": dataset, "records": records, "checkpoint": network, "config": config(**changed)}
         with pytest.raises(FormatError, match=found):
-            extract(out, dataset=dataset, records=records, checkpoint=checkpoint, config=config(**changed))
+            extract_file(out, **options)
     assert out.read_bytes() == before
-    for name in ("model.safetensors", "images"):
-        with pytest.raises(FormatError, match=r"this is a folder|there is a file already, that cannot be gone on with"):
-            run(tmp_path / name, dataset, checkpoint)
-    with locked(tmp_path / "g.h5.lock"), pytest.raises(LockedError, match="making this features file"):
+    with pytest.raises(ArtifactError, match="folder"):
+        run(tmp_path / "images", dataset, checkpoint)
+    lock = tmp_path / "g.h5.lock"
+    with exclusive(lock, tmp_path / "g.h5", "features file"), pytest.raises(LockedError):
         run(tmp_path / "g.h5", dataset, checkpoint)
-    assert not (tmp_path / "g.h5").exists()
 
 
-def test_nothing_readable_and_nothing_at_all(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
+def test_extract__without_a_readable_image(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
+    out = tmp_path / "f.h5"
     with pytest.raises(DataError, match="no images"):
-        extract(tmp_path / "f.h5", dataset=dataset, records=(), checkpoint=checkpoint, config=config())
-    for record in dataset.records:
-        dataset.path_of(record).write_bytes(b"")
-    with pytest.raises(DataError, match="none of the 11 images"):
-        run(tmp_path / "f.h5", dataset, checkpoint)
-    assert not list(tmp_path.glob("f.h5*"))
-
-
-def test_parts_of_a_killed_run_of_several_processes_are_cleared_away(
-    tmp_path: Path, dataset: Dataset, checkpoint: Path
-) -> None:
-    left = tmp_path / "f.h5.part1-of-2.partial"
-    left.write_bytes(b"left")
-    run(tmp_path / "f.h5", dataset, checkpoint)
-    assert sorted(path.name for path in tmp_path.glob("f.h5*")) == ["f.h5"]
-
-
-def pretend_ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Let this process act as each rank of two in turn, without collectives."""
-    monkeypatch.setattr(extract_module, "barrier", lambda: None)
-
-    def as_rank(rank: int) -> None:
-        ranks = RankInfo(rank, 2)
-        monkeypatch.setattr(extract_module, "rank_info", lambda: ranks)
-        monkeypatch.setattr(extract_module, "process_group", lambda: contextlib.nullcontext(ranks))
-
-    return as_rank
-
-
-def test_a_process_without_one_readable_image_leaves_the_others_theirs(
-    tmp_path: Path, dataset: Dataset, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for record in dataset.records[:8]:
-        dataset.path_of(record).write_bytes(b"")
-    # Two processes, one after the other; here they would wait for each other.
-    as_rank = pretend_ranks(monkeypatch)
-    for rank in (1, 0):
-        as_rank(rank)
-        report = run(tmp_path / "f.h5", dataset, checkpoint)
-    assert report.done == 3
-    assert [each.path for each in report.failed] == [record.path for record in dataset.records[:8]]
-    assert FeatureFile.open(tmp_path / "f.h5").names().tolist() == [record.path for record in dataset.records[8:]]
-    assert sorted(path.name for path in tmp_path.glob("f.h5*")) == ["f.h5"]
-
-
-def test_several_processes_without_one_readable_image_leave_nothing_behind(
-    tmp_path: Path, dataset: Dataset, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    contents = {record: dataset.path_of(record).read_bytes() for record in dataset.records}
-    for record in dataset.records:
-        dataset.path_of(record).write_bytes(b"")
-    as_rank = pretend_ranks(monkeypatch)
-    as_rank(1)
-    run(tmp_path / "f.h5", dataset, checkpoint)
-    as_rank(0)
-    with pytest.raises(DataError, match="none of the 11 images"):
-        run(tmp_path / "f.h5", dataset, checkpoint)
-    assert not list(tmp_path.glob("f.h5*"))
-    # Once the images are there, the same command does its work.
-    for record, content in contents.items():
+        extract(out, dataset=dataset, records=(), checkpoint=checkpoint, config=config())
+    contents = [dataset.path_of(record).read_bytes() for record in dataset.records]
+    break_images(dataset, list(range(COUNT)))
+    with pytest.raises(DataError, match=f"none of the {COUNT} images"):
+        run(out, dataset, checkpoint)
+    assert not out.exists()
+    with pytest.raises(DataError, match=f"none of {COUNT} images"):
+        embed_records(dataset, dataset.records, checkpoint, config())
+    for record, content in zip(dataset.records, contents, strict=True):
         dataset.path_of(record).write_bytes(content)
-    for rank in (1, 0):
-        as_rank(rank)
-        report = run(tmp_path / "f.h5", dataset, checkpoint)
-    assert report.done == COUNT
+    # A file without features does not stand in the way of other settings.
+    assert run(out, dataset, checkpoint, flip=True).done == COUNT
 
 
-def test_an_unfinished_file_of_another_checkpoint_is_refused(
-    tmp_path: Path, dataset: Dataset, checkpoint: Path
+def test_extract__shares_of_ranks_make_the_file_of_one_process(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(tmp_path / "f.h5", dataset, checkpoint)
-    (tmp_path / "f.h5").rename(tmp_path / "f.h5.partial")
-    with pytest.raises(FormatError, match="unfinished, begun with checkpoint_sha256"):
-        run(tmp_path / "f.h5", dataset, make_checkpoint(tmp_path / "other.safetensors", part_dim=16))
+    run(tmp_path / "one.h5", dataset, checkpoint)
+    starts = list(range(0, COUNT, BATCH))
+    paths = [dataset.path_of(record) for record in dataset.records]
+    sent: list[list[Any]] = []
+    for rank in (1, 0):
+        work = extract_module._Work(Embedder.load(checkpoint, config()), paths, BATCH, RankInfo(rank, 2, rank, 2))
+        if rank == 1:
+            monkeypatch.setattr(extract_module, "gather", lambda batch: sent.append([batch]) or [])
+            assert list(work._embedded(starts)) == []
+        else:
+            monkeypatch.setattr(extract_module, "gather", lambda batch: [batch, *sent.pop(0)])
+            found = dict(work._embedded(starts))
+    assert list(found) == starts
+    parts = np.concatenate([batch.arrays["parts"] for batch in found.values()])
+    np.testing.assert_array_equal(parts, Features.load(tmp_path / "one.h5").parts)
 
 
-def test_the_baseline_has_no_parts(tmp_path: Path, dataset: Dataset) -> None:
+def test_extract__baseline_has_no_parts(tmp_path: Path, dataset: Dataset) -> None:
     checkpoint = make_checkpoint(tmp_path / "b.safetensors", kind="baseline", global_dim=12)
     run(tmp_path / "f.h5", dataset, checkpoint)
-    features = FeatureFile.open(tmp_path / "f.h5").load()
+    features = Features.load(tmp_path / "f.h5")
     assert features.parts.shape == (COUNT, 7, 0)
     assert features.global_feature.shape == (COUNT, 12)
     assert not features.visible.any()
 
 
-def test_embed_equals_extraction(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
+def test_extract__npz_holds_the_same_features(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
     run(tmp_path / "f.h5", dataset, checkpoint)
+    options = {"dataset": dataset, "records": dataset.records, "checkpoint": checkpoint, "config": config()}
+    extract_file(tmp_path / "f.npz", **options, as_npz=True)
+    one, other = Features.load(tmp_path / "f.h5"), Features.load(tmp_path / "f.npz")
+    for name, array in one.to_numpy().items():
+        np.testing.assert_array_equal(array, other.to_numpy()[name])
+    assert one.provenance == other.provenance
+    assert sorted(path.name for path in tmp_path.glob("f.*")) == ["f.h5", "f.npz"]
+
+
+def test_embed__paths_images_and_arrays_give_the_same_features(
+    tmp_path: Path, dataset: Dataset, checkpoint: Path
+) -> None:
+    run(tmp_path / "f.h5", dataset, checkpoint)
+    stored = Features.load(tmp_path / "f.h5")
     paths = [dataset.path_of(record) for record in dataset.records]
-    features = embed(paths, checkpoint, config())
-    np.testing.assert_array_equal(features.parts, FeatureFile.open(tmp_path / "f.h5").load().parts)
-    paths[3].write_bytes(b"no image")
-    with pytest.raises(DataError, match="1 of 11 images cannot be used"):
-        embed(paths, checkpoint, config())
+    mixed: list[Any] = [str(paths[0]), Image.open(paths[1]), read_image(paths[2]), *paths[3:]]
+    features = embed(mixed, checkpoint, config())
+    np.testing.assert_array_equal(features.parts, stored.parts)
+    assert features.names.tolist() == [str(paths[0]), "image-2", "image-3", *map(str, paths[3:])]
+    assert (features.splits == "all").all()
+    in_memory = embed_records(dataset, dataset.records, checkpoint, config())
+    np.testing.assert_array_equal(in_memory.parts, stored.parts)
+    assert in_memory.provenance == stored.provenance
 
 
-def test_a_network_that_diverged_is_told(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("images", "named"),
+    [
+        ([], "no images"),
+        ([np.zeros((8, 8, 3), np.float32)], "float32"),
+        ([np.zeros((8, 8), np.uint8)], r"\(8, 8\)"),
+        ([np.zeros((8, 8, 4), np.uint8)], r"\(8, 8, 4\)"),
+        ("photo.jpg", "a single image"),
+        (np.zeros((8, 8, 3), np.uint8), "a single image"),
+        (["nowhere.jpg", "neither.jpg"], r"2 of 2.*nowhere\.jpg"),
+    ],
+)
+def test_embed__misuse_is_refused(checkpoint: Path, images: Any, named: str) -> None:
+    with pytest.raises(DataError, match=named):
+        embed(images, checkpoint, config())
+
+
+def test_extract__diverged_network(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import load_file, save_file
 
     with safe_open(checkpoint, framework="pt") as file:
         metadata = file.metadata()
     state = load_file(checkpoint)
-    # All normalisation: one strip's head alone may belong to a strip that this network finds empty, which gives zeros.
+    # All normalisation: the head of an empty strip alone would give zeros.
     for name, value in state.items():
         if name.endswith(".weight") and value.ndim == 1:
             value.fill_(torch.nan)
@@ -420,7 +327,7 @@ def test_a_network_that_diverged_is_told(tmp_path: Path, dataset: Dataset, check
         run(tmp_path / "f.h5", dataset, checkpoint)
 
 
-def test_a_pickle_in_place_of_a_checkpoint_is_not_opened(tmp_path: Path, dataset: Dataset) -> None:
+def test_extract__a_pickle_in_place_of_a_checkpoint_is_not_opened(tmp_path: Path, dataset: Dataset) -> None:
     import pickle
 
     class Bomb:

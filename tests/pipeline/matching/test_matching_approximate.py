@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.errors import ConfigError, FormatError
-from pipeline.formats.features import FeatureFile, FeatureHeader, FeatureWriter
+from pipeline.formats.feature_file import FeatureFile
+from pipeline.formats.features import Features
 from pipeline.matching.approximate import build_index, measure_recall
-from pipeline.matching.distance import PartSet, Rule, part_set
+from pipeline.matching.distance import MatchingRule
 from pipeline.matching.search import search
+from tests.helpers.features import saved
 
 pytest.importorskip("faiss", reason="the extra `faiss` is not installed")
 
@@ -26,24 +27,12 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> FeatureFile:
     centres = rng.normal(size=(ids, 7, 8))
     parts = centres[np.arange(count) % ids] + 0.7 * rng.normal(size=(count, 7, 8))
     visibility = (rng.random((count, 7)) < 0.75) * 0.5
-    header = FeatureHeader(
-        [f"{i}.jpg" for i in range(count)],
-        np.arange(count) % ids,
-        np.zeros(count),
-        ["gallery"] * count,
-        8,
-        8,
-        np.full(7, 0.1),
-    )
-    with FeatureWriter.begin(path, header) as writer:
-        writer.append(parts, parts.mean(axis=1), visibility)
-        writer.finish()
-    return FeatureFile.open(path)
+    features = Features.from_arrays(parts, parts.mean(axis=1), visibility, thresholds=np.full(7, 0.1))
+    return FeatureFile.open(saved(path, features))
 
 
 def test_recall_and_exact_distances(gallery: FeatureFile) -> None:
-    loaded = gallery.load().select(slice(0, 40))
-    query = part_set(loaded, loaded.thresholds)
+    query = gallery.load().select(slice(0, 40))
     exact = search(query, gallery, 10)
     index = build_index(gallery)
     found = index.search(query, 10, candidates=300, probes=27)
@@ -56,8 +45,8 @@ def test_recall_and_exact_distances(gallery: FeatureFile) -> None:
 
 
 def test_fewer_candidates_than_hits(gallery: FeatureFile) -> None:
-    loaded = gallery.load().select(slice(0, 2))
-    found = build_index(gallery, lists=20).search(part_set(loaded, loaded.thresholds), 5, candidates=3)
+    query = gallery.load().select(slice(0, 2))
+    found = build_index(gallery, lists=20).search(query, 5, candidates=3)
     assert (found.rows[:, 3:] == -1).all()
     assert np.isinf(found.distances[:, 3:]).all()
     assert (found.rows[:, 0] == [0, 1]).all()
@@ -65,37 +54,35 @@ def test_fewer_candidates_than_hits(gallery: FeatureFile) -> None:
 
 @pytest.mark.parametrize("global_dim", [0, 5])
 def test_other_rules_and_features(global_dim: int, tmp_path: Path) -> None:
-    """Without a whole body in the distance the lists are learned from all numbers; 61 is no multiple of 4."""
+    """Without a global feature in the distance the lists are learned from all columns; 61 is no multiple of 4."""
     rng = np.random.default_rng(1)
     count = 400
-    names, nobody = [str(i) for i in range(count)], np.zeros(count)
-    header = FeatureHeader(names, nobody, nobody, ["gallery"] * count, 8, global_dim, np.full(7, 0.1))
     parts = rng.normal(size=(count, 7, 8))
     # Equal images: the first ones are found.
     parts[200:] = parts[:200]
-    visibility = np.full((count, 7), 0.5)
-    with FeatureWriter.begin(tmp_path / "g.h5", header) as writer:
-        writer.append(parts, np.ones((count, global_dim)), visibility)
-        writer.finish()
-    file = FeatureFile.open(tmp_path / "g.h5")
-    query = part_set(file.at(np.arange(20)), file.thresholds)
-    for rule in (Rule("mean"), Rule("shrunk")):
+    features = Features.from_arrays(parts, np.ones((count, global_dim)))
+    file = FeatureFile.open(saved(tmp_path / "g.h5", features))
+    query = file.load(np.arange(20))
+    for rule in (MatchingRule("mean"), MatchingRule("shrunk")):
         found = build_index(file, rule=rule, lists=3).search(query, 2, candidates=400, probes=3)
         assert found.rows.tolist() == [[i, i + 200] for i in range(20)]
         np.testing.assert_allclose(found.distances, 0, atol=1e-6)
 
 
-def test_lists_of_the_whole_body_are_looked_through_by_two_fifths_and_others_by_half(gallery: FeatureFile) -> None:
+def test_probes__two_fifths_of_lists_by_the_global_feature_else_half(gallery: FeatureFile) -> None:
     """Fewer probes were measured only where the global feature decides the list."""
-    loaded = gallery.load().select(slice(0, 2))
-    query = part_set(loaded, loaded.thresholds)
-    for rule, probes in ((Rule("shrunk"), 12), (Rule("mean"), 15), (Rule("shrunk", global_term=False), 15)):
+    query = gallery.load().select(slice(0, 2))
+    for rule, probes in (
+        (MatchingRule("shrunk"), 12),
+        (MatchingRule("mean"), 15),
+        (MatchingRule("shrunk", global_term=False), 15),
+    ):
         index = build_index(gallery, rule=rule, lists=30)
         index.search(query, 1)
         assert (index.probes, index.index.nprobe) == (probes, probes)
         index.search(query, 1, probes=7)
         assert index.index.nprobe == 7
-    one = build_index(gallery, rule=Rule("mean"), lists=1)
+    one = build_index(gallery, rule=MatchingRule("mean"), lists=1)
     assert one.probes == 1
 
 
@@ -111,14 +98,22 @@ def test_lists_that_the_rows_do_not_suffice_for(gallery: FeatureFile) -> None:
 
 def test_rules_that_cannot_be_approximated(gallery: FeatureFile) -> None:
     with pytest.raises(ConfigError, match="cannot be approximated"):
-        build_index(gallery, rule=Rule("query"))
+        build_index(gallery, rule=MatchingRule("query"))
 
 
 @pytest.mark.parametrize("rule", ["shrunk", "mean"])
-@pytest.mark.parametrize("lengths", [(16, 8), (8, 12), (8, 0)])
-def test_features_of_another_checkpoint_are_refused(gallery: FeatureFile, rule: Any, lengths: tuple[int, int]) -> None:
-    index = build_index(gallery, rule=Rule(rule), lists=4)
-    parts, global_feature = lengths
-    other = PartSet(torch.ones(2, 7, parts), torch.ones(2, global_feature), torch.ones(2, 7))
+@pytest.mark.parametrize("dims", [(16, 8), (8, 12), (8, 0)])
+def test_features_of_another_checkpoint_are_refused(gallery: FeatureFile, rule: Any, dims: tuple[int, int]) -> None:
+    index = build_index(gallery, rule=MatchingRule(rule), lists=4)
+    parts, global_feature = dims
+    other = Features.from_arrays(np.ones((2, 7, parts)), np.ones((2, global_feature)))
     with pytest.raises(FormatError, match="same checkpoint"):
         index.search(other, 5)
+
+
+def test_rows__restrict_the_search(gallery: FeatureFile) -> None:
+    rows = np.arange(1, 3000, 2)
+    query = gallery.load(np.arange(4))
+    found = build_index(gallery, rows=rows, lists=10).search(query, 5, candidates=1500, probes=10)
+    assert (found.rows % 2 == 1).all()
+    np.testing.assert_array_equal(found.rows, search(query, gallery, 5, rows=rows).rows)

@@ -6,32 +6,31 @@ from typing import get_args
 
 import numpy as np
 import pytest
-import torch
 
-from pipeline.matching.distance import Metric, PartSet, Rule, RuleName, distance_blocks, distance_matrix
+from pipeline.formats.features import Features
+from pipeline.matching.distance import MatchingRule, Metric, RuleName, distance_blocks, distance_matrix
 from pipeline.matching.metrics import RankStream
+from tests.helpers.features import binary
 
 pytestmark = pytest.mark.gpu
 
 
-def sides(count: int, seed: int) -> PartSet:
+def sides(count: int, seed: int) -> Features:
     stream = np.random.default_rng(seed)
-    return PartSet(
-        torch.from_numpy(stream.normal(size=(count, 7, 32)).astype(np.float32)),
-        torch.from_numpy(stream.normal(size=(count, 48)).astype(np.float32)),
-        torch.from_numpy((stream.random((count, 7)) > 0.4).astype(np.float32)),
-    )
+    sizes = ((count, 7, 32), (count, 48))
+    return binary(*(stream.normal(size=size) for size in sizes), stream.random((count, 7)) > 0.4)
 
 
 @pytest.mark.parametrize("metric", get_args(Metric))
 @pytest.mark.parametrize("name", get_args(RuleName))
 def test_distances_are_those_of_the_cpu(name: RuleName, metric: Metric) -> None:
-    rule = Rule(name, metric=metric)
+    rule = MatchingRule(name, metric=metric)
     query, gallery = sides(37, 0), sides(501, 1)
     wanted = distance_matrix(query, gallery, rule=rule)
-    got = distance_matrix(query.to("cuda"), gallery.to("cuda"), rule=rule)
-    assert got.device.type == "cuda"
-    torch.testing.assert_close(got.cpu(), wanted, rtol=1e-5, atol=1e-5)
+    got = distance_matrix(query, gallery, rule=rule, device="cuda")
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    (block,) = distance_blocks(query, gallery, rule=rule, device="cuda", rows=40)
+    assert block.device.type == "cuda"
 
 
 def test_metrics_are_those_of_the_cpu() -> None:
@@ -40,7 +39,7 @@ def test_metrics_are_those_of_the_cpu() -> None:
     found = []
     for device in ("cpu", "cuda"):
         ranks = RankStream(pids[:40], pids[40:], camids[:40], camids[40:])
-        for block in distance_blocks(query.to(device), gallery.to(device)):
+        for block in distance_blocks(query, gallery, device=device):
             ranks.update(block)
         found.append(ranks.compute())
     assert found[1].mAP == pytest.approx(found[0].mAP, abs=1e-6)

@@ -119,7 +119,7 @@ def test_streaming_by_queries_and_by_gallery_equals_the_whole(case: tuple[np.nda
     for start in range(0, distances.shape[1], size):
         columns.update(torch.from_numpy(distances[:, start : start + size]))
     try:
-        global_feature = rank_metrics(distances, *ids)
+        whole = rank_metrics(distances, *ids)
     except DataError:
         for stream in (rows, columns):
             with pytest.raises(DataError, match="no query has a match"):
@@ -127,10 +127,10 @@ def test_streaming_by_queries_and_by_gallery_equals_the_whole(case: tuple[np.nda
         return
     for stream in (rows, columns):
         streamed = stream.compute()
-        np.testing.assert_array_equal(streamed.first_hit, global_feature.first_hit)
-        np.testing.assert_array_equal(streamed.per_query_ap, global_feature.per_query_ap)
-        np.testing.assert_array_equal(streamed.per_query_inp, global_feature.per_query_inp)
-        np.testing.assert_array_equal(streamed.cmc, global_feature.cmc)
+        np.testing.assert_array_equal(streamed.first_hit, whole.first_hit)
+        np.testing.assert_array_equal(streamed.per_query_ap, whole.per_query_ap)
+        np.testing.assert_array_equal(streamed.per_query_inp, whole.per_query_inp)
+        np.testing.assert_array_equal(streamed.cmc, whole.cmc)
 
 
 @pytest.mark.parametrize("num_ids", [3, 400])
@@ -211,12 +211,12 @@ def test_wrong_shapes_are_refused() -> None:
         columns.compute()
 
 
-def test_a_stream_that_cannot_tell_what_is_missing_is_not_made() -> None:
-    class Careless(module._Stream):
+def test_stream__abstract_without_missing() -> None:
+    class Incomplete(module._Stream):
         pass
 
     with pytest.raises(TypeError, match="abstract"):
-        Careless([1], [1], [0], [1])
+        Incomplete([1], [1], [0], [1])
 
 
 def test_each_gallery_stream_has_its_own_beginning() -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.formats.features import Features
 from pipeline.matching import rerank
-from pipeline.matching.distance import PartSet, Rule, RuleName, distance_matrix
+from pipeline.matching.distance import MatchingRule, RuleName, distance_matrix
 from pipeline.matching.metrics import rank_metrics
 from pipeline.matching.rerank import expand_queries, k_reciprocal, k_reciprocal_from_distances
+from tests.helpers.features import clustered
 
 VECTORS = Path(__file__).parents[2] / "data" / "vectors"
 
@@ -23,16 +24,6 @@ VECTORS = Path(__file__).parents[2] / "data" / "vectors"
 def vector() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     with np.load(VECTORS / "rerank1_small.npz") as arrays:
         return dict(arrays), json.loads((VECTORS / "rerank1_small.json").read_text())
-
-
-def made_up(count: int, seed: int, num_ids: int = 12) -> PartSet:
-    rng = np.random.default_rng(seed)
-    ids = np.arange(count) % num_ids
-    centres = np.random.default_rng(99).normal(size=(num_ids, 7, 10))
-    parts = centres[ids] + 0.9 * rng.normal(size=(count, 7, 10))
-    global_feature = centres[ids].sum(axis=1) + rng.normal(size=(count, 10))
-    visible = rng.random((count, 7)) < 0.7
-    return PartSet(*(torch.from_numpy(a.astype(np.float32)) for a in (parts, global_feature, visible)))
 
 
 def dense(distance: np.ndarray, num_query: int, k1: int, k2: int, lam: float) -> np.ndarray:
@@ -89,26 +80,24 @@ def test_shared_part_distance_equals_the_dense_algorithm(
 ) -> None:
     # Small tiles, so that neighbours come together from many blocks.
     monkeypatch.setattr(rerank, "_BLOCK_NUMBERS", 64)
-    query, gallery = made_up(14, 1), made_up(50, 2)
-    rule = Rule(name, global_term=global_feature, metric=metric)
-    both = PartSet(
-        *(torch.cat([getattr(query, f), getattr(gallery, f)]) for f in ("parts", "global_feature", "visible"))
-    )
-    distance = distance_matrix(both, both, rule=rule).double().numpy()
+    query, gallery = clustered(14, 1), clustered(50, 2)
+    rule = MatchingRule(name, global_term=global_feature, metric=metric)
+    names = ("parts", "global_feature", "visibility")
+    both = Features.from_arrays(*(np.concatenate([getattr(query, name), getattr(gallery, name)]) for name in names))
+    distance = distance_matrix(both, both, rule=rule).astype(np.float64)
     expected = dense(distance**2 if metric == "euclidean" else distance, 14, k1, k2, 0.3)
     found = k_reciprocal(query, gallery, rule=rule, k1=k1, k2=k2)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_more_equal_images_than_neighbours() -> None:
-    same = made_up(1, 3)
-    many = PartSet(*(t.expand(30, *t.shape[1:]).contiguous() for t in (same.parts, same.global_feature, same.visible)))
-    found = k_reciprocal(many[:5], many[5:], k1=4, k2=2)
+    many = clustered(1, 3).select(np.zeros(30, dtype=np.int64))
+    found = k_reciprocal(many.select(slice(0, 5)), many.select(slice(5, 30)), k1=4, k2=2)
     assert np.isfinite(found).all()
 
 
 def test_re_ranking_helps_where_neighbourhoods_are_good() -> None:
-    query, gallery = made_up(24, 5), made_up(240, 6)
+    query, gallery = clustered(24, 5), clustered(240, 6)
     ids = (np.arange(24) % 12, np.arange(240) % 12, np.zeros(24), np.ones(240))
     before = rank_metrics(distance_matrix(query, gallery), *ids).mAP
     after = rank_metrics(k_reciprocal(query, gallery), *ids).mAP
@@ -116,21 +105,21 @@ def test_re_ranking_helps_where_neighbourhoods_are_good() -> None:
 
 
 def test_query_expansion_helps_and_leaves_hidden_parts_alone() -> None:
-    query, gallery = made_up(24, 5), made_up(240, 6)
+    query, gallery = clustered(24, 5), clustered(240, 6)
     ids = (np.arange(24) % 12, np.arange(240) % 12, np.zeros(24), np.ones(240))
     expanded = expand_queries(query, gallery, k=5)
     before = rank_metrics(distance_matrix(query, gallery), *ids).mAP
     assert before < rank_metrics(distance_matrix(expanded, gallery), *ids).mAP
-    hidden = query.visible == 0
-    unit = torch.nn.functional.normalize(query.parts, dim=2)
-    torch.testing.assert_close(expanded.parts[hidden], unit[hidden])
-    torch.testing.assert_close(expanded.visible, query.visible)
+    hidden = ~query.visible
+    unit = query.parts / np.linalg.norm(query.parts, axis=2, keepdims=True)
+    np.testing.assert_allclose(expanded.parts[hidden], unit[hidden], atol=1e-6)
+    np.testing.assert_array_equal(expanded.visible, query.visible)
 
 
 def test_what_is_refused() -> None:
-    query, gallery = made_up(4, 1), made_up(9, 2)
+    query, gallery = clustered(4, 1), clustered(9, 2)
     with pytest.raises(ConfigError, match="symmetric"):
-        k_reciprocal(query, gallery, rule=Rule("query"))
+        k_reciprocal(query, gallery, rule=MatchingRule("query"))
     with pytest.raises(ConfigError, match="k1 = 0"):
         k_reciprocal(query, gallery, k1=0)
     with pytest.raises(DataError, match="shapes"):
@@ -142,5 +131,5 @@ def test_what_is_refused() -> None:
 @pytest.mark.parametrize("rule", ["sum", "query"])
 def test_query_expansion_refuses_rules_whose_distances_are_sums(rule: RuleName) -> None:
     with pytest.raises(ConfigError, match="query expansion") as caught:
-        expand_queries(made_up(4, 1), made_up(9, 2), rule=Rule(rule))
+        expand_queries(clustered(4, 1), clustered(9, 2), rule=MatchingRule(rule))
     assert "shrunk" in str(caught.value.expected)

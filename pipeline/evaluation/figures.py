@@ -1,4 +1,4 @@
-"""Ranking sheets: the query on the left, its first ten on the right, green where right and red where wrong."""
+"""Ranking figures: the query on the left, its ten nearest on the right, framed green (right) or red (wrong)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.datasets.images import read_resized, write_image
 from pipeline.runtime.text import draw_text
 
-ROWS_A_SHEET = 8
+ROWS_PER_FIGURE = 8
 
 _HEIGHT, _WIDTH = 192, 96
 _FRAME, _GAP, _TEXT = 4, 10, 34
@@ -29,12 +29,12 @@ class RankedQuery:
 
     Attributes:
         name: Image name of the query, relative to the data set's root.
-        title: Identity, camera and AP, for people.
+        title: Identity, camera and AP.
         parts: Names of its visible parts, separated by blanks.
-        gallery: Names of the nearest, nearest first.
+        gallery: Names of the nearest gallery images.
         captions: A line for each of them.
         distances: Their distances.
-        right: Whether each is the right person.
+        right: Whether each shows the query's identity.
     """
 
     name: str
@@ -46,22 +46,22 @@ class RankedQuery:
     right: tuple[bool, ...]
 
 
-def draw_sheets(out: Path, root: Path, rankings: Sequence[RankedQuery]) -> tuple[str, ...]:
-    """Write `ranking-1.png` and so on into `out`; their names are returned.
+def draw_rankings(out: Path, root: Path, rankings: Sequence[RankedQuery]) -> tuple[str, ...]:
+    """Write `ranking-1.png` and so on into `out` and return their names.
 
     Raises:
         ImageError: An image of the data set cannot be read.
     """
     names = []
-    for number, start in enumerate(range(0, len(rankings), ROWS_A_SHEET), start=1):
+    for number, start in enumerate(range(0, len(rankings), ROWS_PER_FIGURE), start=1):
         name = f"ranking-{number}.png"
-        write_image(out / name, sheet(root, rankings[start : start + ROWS_A_SHEET]))
+        write_image(out / name, ranking_figure(root, rankings[start : start + ROWS_PER_FIGURE]))
         names.append(name)
     return tuple(names)
 
 
-def sheet(root: Path, rankings: Sequence[RankedQuery]) -> npt.NDArray[np.uint8]:
-    """One sheet as an image (H,W,3) uint8."""
+def ranking_figure(root: Path, rankings: Sequence[RankedQuery]) -> npt.NDArray[np.uint8]:
+    """Draw rankings as one image (H,W,3) uint8."""
     columns = max(len(ranking.gallery) for ranking in rankings)
     row_height = _HEIGHT + 2 * _FRAME + _TEXT + _GAP
     width = 2 * _GAP + _SIDE + columns * (_WIDTH + 2 * _FRAME + _GAP)
@@ -80,7 +80,7 @@ def sheet(root: Path, rankings: Sequence[RankedQuery]) -> npt.NDArray[np.uint8]:
             left = 2 * _GAP + _SIDE + column * (_WIDTH + 2 * _FRAME + _GAP)
             colour = _RIGHT if ranking.right[column] else _WRONG
             _paste(canvas, draw, root / name, (left, top), colour)
-            # The mark says the same as the colour, for readers who cannot tell red from green.
+            # The mark repeats the colour, for readers who cannot distinguish red from green.
             mark = "right" if ranking.right[column] else "wrong"
             text = f"{column + 1}. {mark}  {ranking.distances[column]:.3f}"
             draw.text((left, top + _HEIGHT + 2 * _FRAME + 2), text, colour, small)

@@ -1,0 +1,172 @@
+"""Compare two runs on the same queries: differences of metrics and their paired bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic_core import to_jsonable_python
+
+from pipeline.config import suggestion
+from pipeline.errors import DataError
+from pipeline.evaluation.queries import QUERIES_FILE, QueryTable
+from pipeline.formats.results import RANKS, RESULT_FILE, Interval, load_results
+from pipeline.formats.table import Table
+from pipeline.matching.intervals import bootstrap_mean
+from pipeline.runtime.files import write_json
+
+
+@dataclass(frozen=True, slots=True)
+class MetricDifference:
+    """One metric in two runs, over the queries that have a match in both.
+
+    Attributes:
+        metric: `mAP`, `mINP`, `rank1` and so on.
+        before: Value of the earlier run.
+        now: Value of this run.
+        interval: Mean and paired bootstrap interval of now - before.
+    """
+
+    metric: str
+    before: float
+    now: float
+    interval: Interval
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.interval.low > 0 or self.interval.high < 0
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs on one test set.
+
+    Attributes:
+        test_set: Its name.
+        queries: Queries with a match in both runs.
+        only_now: Queries with a match in this run alone.
+        only_before: Queries with a match in the earlier run alone.
+        differences: One for each metric.
+    """
+
+    test_set: str
+    queries: int
+    only_now: int
+    only_before: int
+    differences: tuple[MetricDifference, ...]
+
+    def table(self) -> Table:
+        """Return one row per metric."""
+        rows = tuple(
+            (
+                one.metric,
+                one.before,
+                one.now,
+                one.interval.mean,
+                one.interval.low,
+                one.interval.high,
+                "yes" if one.significant else "no",
+            )
+            for one in self.differences
+        )
+        columns = ("Metric", "Before", "Now", "Difference", "Low", "High", "Significant")
+        title = f"{self.test_set}: difference in % over {self.queries} queries, with its 95 % interval"
+        return Table(columns, rows, title, columns[1:6])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as plain values."""
+        plain: dict[str, Any] = to_jsonable_python(self)
+        return plain
+
+    def save(self, path: Path) -> None:
+        """Write the comparison as JSON, whole or not at all."""
+        write_json(path, self.to_json())
+
+
+def compare_runs(test_set: str, now: QueryTable, before: QueryTable, *, samples: int = 2000) -> Comparison:
+    """Compare two runs query by query.
+
+    Args:
+        test_set: Name for the report.
+        now: This run's queries.
+        before: The earlier run's queries.
+        samples: Resamplings of the paired differences.
+
+    Raises:
+        DataError: The runs share no query with a match.
+    """
+    rows_before = {key: i for i, key in enumerate(before.keys()) if before.first_hit[i] > 0}
+    rows_now = {key: i for i, key in enumerate(now.keys()) if now.first_hit[i] > 0}
+    common = [key for key in rows_now if key in rows_before]
+    if not common:
+        raise DataError(
+            f"the two runs have no query of {test_set} in common: now {_first(rows_now)}, before {_first(rows_before)}",
+            expected="results of the same test set; image name and camera identify a query",
+        )
+    a = np.array([rows_now[key] for key in common])
+    b = np.array([rows_before[key] for key in common])
+    values: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = {
+        f"rank{rank}": ((now.first_hit[a] <= rank).astype(float), (before.first_hit[b] <= rank).astype(float))
+        for rank in RANKS
+    }
+    values["mAP"] = now.ap[a], before.ap[b]
+    values["mINP"] = now.inp[a], before.inp[b]
+    differences = []
+    for metric, (new, old) in values.items():
+        interval = bootstrap_mean(new - old, samples=samples)
+        assert interval is not None  # common is not empty
+        differences.append(MetricDifference(metric, float(old.mean()), float(new.mean()), interval))
+    only = len(rows_now) - len(common), len(rows_before) - len(common)
+    return Comparison(test_set, len(common), *only, tuple(differences))
+
+
+def load_queries(run: Path) -> Mapping[str, QueryTable]:
+    """Read the query tables of an earlier run by test set.
+
+    Args:
+        run: A folder written by an evaluation (one test set), an eval artifact (a folder per test set), or the
+            `result.json` in one of them.
+
+    Raises:
+        DataError: `run` does not exist.
+        FormatError: A result or a query table is missing or cannot be read.
+    """
+    folder = run.parent if run.name == RESULT_FILE else run
+    if not folder.is_dir():
+        listed = sorted(each.name for each in folder.parent.iterdir()) if folder.parent.is_dir() else []
+        raise DataError(
+            "no earlier result found",
+            where=run,
+            expected=f"a folder with {RESULT_FILE}, or that file",
+            hint=suggestion(folder.name, listed),
+        )
+    names = tuple(load_results(folder / RESULT_FILE))
+    single = len(names) == 1 and (folder / QUERIES_FILE).is_file()
+    return {name: QueryTable.read((folder if single else folder / name) / QUERIES_FILE) for name in names}
+
+
+def match_queries(
+    now: Mapping[str, QueryTable], before: Mapping[str, QueryTable], where: Path
+) -> dict[str, tuple[QueryTable, QueryTable]]:
+    """Pair the test sets of two runs by name; a single one on both sides is paired whatever its name.
+
+    Raises:
+        DataError: The earlier run has none of the test sets.
+    """
+    if len(before) == len(now) == 1:
+        return {name: (table, next(iter(before.values()))) for name, table in now.items()}
+    pairs = {name: (table, before[name]) for name, table in now.items() if name in before}
+    if not pairs:
+        raise DataError(
+            f"the earlier run has none of the test sets {', '.join(now)}", where=where, expected=", ".join(before)
+        )
+    return pairs
+
+
+def _first(keys: Mapping[tuple[str, int], int]) -> str:
+    return f"{len(keys)} queries, first {next(iter(keys))[0]!r}" if keys else "no query with a match"

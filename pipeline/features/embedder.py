@@ -1,0 +1,237 @@
+"""From images to features with the network of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline.config import ExtractConfig
+from pipeline.datasets.images import RgbImage, decode_batches, pillow_to_rgb, read_image, resize
+from pipeline.errors import DataError, ImageError, WeightsError
+from pipeline.formats.checkpoint import BUILTIN, CheckpointMeta, read_meta, resolve_checkpoint
+from pipeline.formats.features import Features
+from pipeline.formats.provenance import Provenance
+from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model.embed import embed as embed_batch
+from pipeline.runtime.allocator import tune_allocator
+from pipeline.runtime.files import sha256_file
+from pipeline.runtime.memory import memory_advice
+from pipeline.runtime.parallel import worker_count
+from pipeline.runtime.process_group import RankInfo
+
+Floats = npt.NDArray[np.float32]
+
+ImageInput = Path | str | Image.Image | RgbImage
+"""A path, a PIL image, or a uint8 RGB array (H, W, 3)."""
+
+_LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedBatch:
+    """Features of a batch of image files.
+
+    Attributes:
+        arrays: `parts` (B,7,D), `global_feature` (B,W) and `visibility` (B,7); zeros where an image failed.
+        readable: (B,) bool.
+        reasons: Why images failed, by position in the batch.
+    """
+
+    arrays: Mapping[str, Floats]
+    readable: npt.NDArray[np.bool_]
+    reasons: Mapping[int, str]
+
+
+class Embedder:
+    """The network of a checkpoint on a device, in evaluation mode.
+
+    Attributes:
+        meta: Header of the checkpoint.
+        provenance: What decides the features of an image: checkpoint, flip, precision.
+        device: Device of the network.
+        part_dim: D; 0 for a model without part features.
+        global_dim: W.
+    """
+
+    def __init__(self, model: nn.Module, checkpoint: Path, config: ExtractConfig, ranks: RankInfo) -> None:
+        self.meta = read_meta(checkpoint)
+        self.device = next(model.parameters()).device
+        self.provenance = _provenance(checkpoint, self.meta, config)
+        self._model, self._config = model, config
+        # The processes of a machine share its cores.
+        self._threads = max(1, worker_count(-1) // ranks.local_world_size)
+        probe = embed_batch(model, torch.zeros((1, *self.input_size, 3), dtype=torch.uint8, device=self.device))
+        # The baseline fills its parts with zeros; a dimension of zero states in files that it has none.
+        self.part_dim = 0 if self.meta.model.kind == "baseline" else probe.parts.shape[2]
+        self.global_dim = probe.global_feature.shape[1]
+
+    @classmethod
+    def load(
+        cls, checkpoint: Path | str = BUILTIN, config: ExtractConfig | None = None, ranks: RankInfo | None = None
+    ) -> Self:
+        """Read a checkpoint.
+
+        Args:
+            checkpoint: A trained network: a file, or `builtin`.
+            config: Precision, flip averaging, device and batch size; None: the defaults.
+            ranks: Place of this process among those of a run.
+
+        Raises:
+            WeightsError: The checkpoint is missing or damaged.
+            DeviceError: The device does not exist or its memory is too small for the network.
+        """
+        config, ranks = config or ExtractConfig(), ranks or RankInfo()
+        tune_allocator()
+        device = ranks.select_device(config.device)
+        path = resolve_checkpoint(checkpoint)
+        model, _ = load_checkpoint(path)
+        with memory_advice("extract", config):
+            return cls(model.to(device).to(memory_format=torch.channels_last), path, config, ranks)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the network's input in pixels."""
+        return self.meta.model.height, self.meta.model.width
+
+    def batches(self, paths: Sequence[Path]) -> Iterator[EmbeddedBatch]:
+        """Embed image files in batches of `extract.batch_size`; the next batches are decoded meanwhile.
+
+        An unreadable image takes part in its batch as a black one, so that neither it nor a resumed run changes the
+        sums from which the features of other images are computed.
+
+        Raises:
+            WeightsError: The network returns features that are not finite.
+        """
+        size = self._config.batch_size
+        starts = range(0, len(paths), size)
+        decoded = decode_batches(paths, *self.input_size, batch=size, threads=self._threads)
+        for start, batch in zip(starts, decoded, strict=True):
+            count = min(size, len(paths) - start)
+            readable = np.zeros(count, dtype=np.bool_)
+            readable[batch.index - start] = True
+            images = np.zeros((count, *self.input_size, 3), dtype=np.uint8)
+            images[readable] = batch.images
+            arrays = self.forward(images)
+            for array in arrays.values():
+                array[~readable] = 0
+            failed = zip((batch.failed_index - start).tolist(), batch.failed, strict=True)
+            yield EmbeddedBatch(arrays, readable, {row: each.reason for row, each in failed})
+
+    def embed(self, images: Sequence[ImageInput]) -> Features:
+        """Embed images in memory.
+
+        Args:
+            images: Paths, PIL images or uint8 RGB arrays of any size, also mixed.
+
+        Returns:
+            Features with paths as names (else `image-1`, ...), ids unknown, split `all`.
+
+        Raises:
+            DataError: No image is given, some cannot be read, or an array is not uint8 RGB.
+            WeightsError: The network returns features that are not finite.
+            DeviceError: Memory is exhausted.
+        """
+        if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
+            raise DataError("a single image given", expected="a list of images")
+        if not len(images):
+            raise DataError("no images given", expected="at least one path, PIL image or uint8 RGB array")
+        blocks: list[Mapping[str, Floats]] = []
+        with ThreadPoolExecutor(self._threads) as pool, memory_advice("extract", self._config):
+            for start in range(0, len(images), self._config.batch_size):
+                positions = range(start, min(start + self._config.batch_size, len(images)))
+                pixels = list(pool.map(lambda i: self._pixels(images[i], i), positions))
+                failed = [each for each in pixels if isinstance(each, ImageError)]
+                if failed:
+                    listed = "; ".join(f"{each.where}: {each.message}" for each in failed[:_LISTED])
+                    raise DataError(f"{len(failed)} of {len(positions)} images cannot be read: {listed}")
+                blocks.append(self.forward(np.stack([each for each in pixels if not isinstance(each, ImageError)])))
+        return Features.from_arrays(
+            **{name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]},
+            thresholds=self.meta.threshold_array(),
+            names=[str(each) if isinstance(each, str | Path) else f"image-{i}" for i, each in enumerate(images, 1)],
+            provenance=self.provenance,
+        )
+
+    def forward(self, images: npt.NDArray[np.uint8]) -> dict[str, Floats]:
+        """Embed (B, H, W, 3) uint8 RGB images of the input size: `parts`, `global_feature` and `visibility`.
+
+        Raises:
+            WeightsError: The network returns features that are not finite.
+        """
+        on_device = torch.from_numpy(images).to(self.device)
+        found = embed_batch(self._model, on_device, flip=self._config.flip, amp=self._config.amp)
+        arrays = {
+            "parts": found.parts[:, :, : self.part_dim],
+            "global_feature": found.global_feature,
+            "visibility": found.visibility,
+        }
+        if not all(bool(torch.isfinite(each).all()) for each in arrays.values()):
+            raise WeightsError(
+                "the network returns features that are not finite numbers",
+                hint="the training diverged; see its metrics.jsonl"
+                + (", or set extract.amp=bf16" if self._config.amp == "fp16" else ""),
+            )
+        return {name: np.ascontiguousarray(each.cpu().numpy()) for name, each in arrays.items()}
+
+    def _pixels(self, image: ImageInput, position: int) -> RgbImage | ImageError:
+        """Return an image at the input size, or why it cannot be used."""
+        try:
+            if isinstance(image, str | Path):
+                return resize(read_image(Path(image)), *self.input_size)
+            if isinstance(image, Image.Image):
+                return resize(pillow_to_rgb(image, Path(f"image-{position + 1}")), *self.input_size)
+        except ImageError as error:
+            return error
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+            raise DataError(
+                f"image {position + 1} is an array of {array.dtype} and shape {array.shape}",
+                expected="uint8 RGB of shape (height, width, 3)",
+                hint="arrays of OpenCV are BGR: convert them with cv2.cvtColor(image, cv2.COLOR_BGR2RGB)",
+            )
+        return resize(np.ascontiguousarray(array), *self.input_size)
+
+
+def embed(
+    images: Sequence[ImageInput], checkpoint: Path | str = BUILTIN, config: ExtractConfig | None = None
+) -> Features:
+    """Embed images in memory with the network of a checkpoint.
+
+    Args:
+        images: Paths, PIL images or uint8 RGB arrays of any size, also mixed.
+        checkpoint: A trained network: a file, or `builtin`.
+        config: Precision, flip averaging, device and batch size; None: the defaults.
+
+    Returns:
+        Features with paths as names, ids unknown, split `all`.
+
+    Raises:
+        DataError: No image is given, some cannot be read, or an array is not uint8 RGB.
+        WeightsError: The checkpoint is missing or damaged, or the training diverged.
+        DeviceError: The device does not exist or its memory is exhausted.
+    """
+    return Embedder.load(checkpoint, config).embed(images)
+
+
+def _provenance(checkpoint: Path, meta: CheckpointMeta, config: ExtractConfig) -> Provenance:
+    return Provenance(
+        {
+            "checkpoint_sha256": sha256_file(checkpoint),
+            "model": meta.model.kind,
+            "backbone": meta.model.backbone,
+            "trained_on": meta.trained_on,
+            "epochs": meta.epochs,
+            "seed": meta.seed,
+            "flip": config.flip,
+            "amp": config.amp,
+        }
+    )

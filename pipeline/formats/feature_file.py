@@ -1,0 +1,437 @@
+"""The features file: features and ids of every image in HDF5, written row by row; the same arrays as `.npz`.
+
+Layout (N images, D = part_dim, W = global_dim), contiguous and uncompressed: `/parts (N,7,D) f4`,
+`/global_feature (N,W) f4`, `/visibility (N,7) f4`, `/thresholds (7) f4`, `/names (N)` UTF-8, `/pids (N) i8`,
+`/camids (N) i8`, `/splits (N)` UTF-8, and per row `/status` and `/reason` (`pipeline.formats.rows`), which also
+makes files resumable. docs/formats/features.md describes it for readers in other programs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import FormatError, Rejected
+from pipeline.formats import rows as row_file
+from pipeline.formats.features import Features, as_slice
+from pipeline.formats.provenance import Provenance
+from pipeline.formats.rows import FAILED, OK, PENDING, Column, Layout, RowFormat, RowWriter
+from pipeline.parts import NUM_PARTS, PARTS
+from pipeline.runtime.files import atomic_write
+
+FORMAT = RowFormat("sgsfa-features", version=1, title="features file")
+
+ARRAYS = ("parts", "global_feature", "visibility")
+SPLITS = ("train", "query", "gallery", "all")
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+_FIXED = ("names", "pids", "camids", "splits", "thresholds")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureFile:
+    """A checked features file; features are read when asked for.
+
+    Attributes:
+        path: The file.
+        provenance: What decided the features.
+        notes: Notes on the data set (images dropped, pseudo cameras).
+        part_dim: D; 0 for a model without part features.
+        global_dim: W; 0 for a model without a global feature.
+        thresholds: (7,) float32 calibrated visibility thresholds.
+        pids: (N,) person ids of all rows.
+        camids: (N,) camera ids of all rows.
+        rows: (M,) ascending rows that hold features; the others belong to images that could not be read.
+        failed: Images without features, with the reason.
+    """
+
+    path: Path
+    provenance: Provenance
+    notes: tuple[str, ...]
+    part_dim: int
+    global_dim: int
+    thresholds: Floats
+    pids: Ints
+    camids: Ints
+    rows: Ints
+    failed: tuple[Rejected, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> FeatureFile:
+        """Check a features file and read everything but names and features.
+
+        Raises:
+            FormatError: The file is missing, damaged, of another kind or version, or incomplete.
+        """
+        with row_file.reading(path, FORMAT) as file:
+            part_dim, global_dim = _check_datasets(file, path)
+            status = file[row_file.STATUS][...]
+            pending = int((status == PENDING).sum())
+            if pending:
+                raise FormatError(
+                    f"the features file is incomplete: {pending:,} of {len(status):,} images are pending",
+                    where=path,
+                    hint="run the extraction again; it resumes",
+                )
+            thresholds = file["thresholds"][...]
+            if not np.isfinite(thresholds).all():
+                raise FormatError("/thresholds contains numbers that are not finite", where=path)
+            return cls(
+                path=path,
+                provenance=row_file.read_provenance(file, path, FORMAT),
+                notes=tuple(json.loads(file.attrs["notes"])),
+                part_dim=part_dim,
+                global_dim=global_dim,
+                thresholds=thresholds,
+                pids=file["pids"][...],
+                camids=file["camids"][...],
+                rows=np.flatnonzero(status == OK),
+                failed=_failed(file, status),
+            )
+
+    def __len__(self) -> int:
+        """N, rows of images without features included."""
+        return len(self.pids)
+
+    def load(self, rows: Ints | None = None) -> Features:
+        """Read features with ids into memory.
+
+        Args:
+            rows: Rows in any order; None: all with features.
+
+        Raises:
+            FormatError: The file is damaged, a feature is not finite, or a visibility is outside [0, 1].
+        """
+        chosen = self.rows if rows is None else rows
+        features = self.at(chosen)
+        return Features.from_arrays(
+            features.parts,
+            features.global_feature,
+            features.visibility,
+            thresholds=self.thresholds,
+            names=self.names(chosen),
+            pids=self.pids[chosen],
+            camids=self.camids[chosen],
+            splits=self._texts("splits", chosen),
+            provenance=self.provenance,
+        )
+
+    def split_rows(self, *splits: str) -> Ints:
+        """Return the rows with features whose split is among `splits`."""
+        with row_file.reading(self.path, FORMAT) as file:
+            stored = file["splits"][...]
+        return self.rows[np.isin(stored[self.rows], [split.encode() for split in splits])]
+
+    def names(self, rows: Ints | None = None) -> npt.NDArray[np.str_]:
+        """Return the image names of rows (any shape and order), or of all with features."""
+        return self._texts("names", self.rows if rows is None else rows)
+
+    def at(self, rows: Ints) -> Features:
+        """Read the features of rows in any order, without ids.
+
+        Raises:
+            FormatError: As for `load`.
+        """
+        with row_file.reading(self.path, FORMAT) as file:
+            span = as_slice(rows)
+            if isinstance(span, slice):
+                return self._checked(self._read(file, span.start, span.stop), span.start)
+            return self._checked(
+                {name: _picked(self.path, file[name], rows) for name in ARRAYS}, int(rows.min(initial=0))
+            )
+
+    def mapped(self) -> Features:
+        """Return all rows as memory maps, without ids and unchecked, for reading many single rows again and again.
+
+        The system may count much of the file as memory of this process.
+        """
+        with row_file.reading(self.path, FORMAT) as file:
+            arrays = {name: _mapped(self.path, file[name]) for name in ARRAYS}
+        return Features.from_arrays(**arrays, thresholds=self.thresholds)
+
+    def blocks(self, size: int, rows: Ints | None = None, *, reuse: bool = False) -> Iterator[tuple[int, Features]]:
+        """Yield features of ascending rows block by block, without ids, for files larger than memory.
+
+        Args:
+            size: File rows per block; a block holds those of them that are chosen.
+            rows: The rows; None: all with features.
+            reuse: Read each block into the arrays of the one before. New arrays scatter over the heap, and a process
+                that reads millions of rows grows.
+
+        Yields:
+            The number of chosen rows before the block, and the block.
+
+        Raises:
+            FormatError: As for `load`.
+        """
+        chosen = self.rows if rows is None else rows
+        if not len(chosen):
+            return
+        end = int(chosen[-1]) + 1
+        with row_file.reading(self.path, FORMAT) as file:
+            buffers = {name: np.empty((size, *file[name].shape[1:]), dtype=np.float32) for name in ARRAYS * reuse}
+            before = 0
+            for first in range(int(chosen[0]), end, size):
+                last = min(first + size, end)
+                after = int(np.searchsorted(chosen, last))
+                if after > before:
+                    block = self._checked(self._read(file, first, last, buffers), first)
+                    full = after - before == last - first
+                    yield before, block if full else block.select(chosen[before:after] - first)
+                before = after
+
+    def _read(
+        self, file: h5py.File, start: int, stop: int, buffers: Mapping[str, Floats] | None = None
+    ) -> dict[str, Floats]:
+        """Read rows [start, stop), into the first rows of `buffers` if given."""
+        read: dict[str, Floats] = {}
+        for name in ARRAYS:
+            dataset, count = file[name], stop - start
+            into = buffers[name][:count] if buffers else np.empty((count, *dataset.shape[1:]), dtype=np.float32)
+            if into.size:
+                dataset.read_direct(into, np.s_[start:stop])
+            read[name] = into
+        return read
+
+    def _checked(self, arrays: Mapping[str, Floats], first: int) -> Features:
+        for name, values in arrays.items():
+            # A sum is not finite when any summand is not; it is several times faster than testing each.
+            if not np.isfinite(values.sum(dtype=np.float64)):
+                bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+                raise FormatError(
+                    f"/{name} contains numbers that are not finite in {len(bad)} rows, first in row {first + bad[0]}",
+                    where=self.path,
+                    hint="extract the features again; if it recurs, the training diverged",
+                )
+        visibility = arrays["visibility"]
+        if visibility.size and (visibility.min() < 0 or visibility.max() > 1):
+            raise FormatError("/visibility contains numbers outside [0, 1]", where=self.path, expected="mask means")
+        return Features.from_arrays(**arrays, thresholds=self.thresholds)
+
+    def _texts(self, name: str, rows: Ints) -> npt.NDArray[np.str_]:
+        unique, inverse = np.unique(rows, return_inverse=True)
+        with row_file.reading(self.path, FORMAT) as file:
+            stored = file[name][as_slice(unique)]
+        decoded = _decoded(stored)
+        return decoded[inverse.reshape(np.shape(rows))]
+
+
+def open_feature_writer(
+    path: Path, layout: Layout, provenance: Provenance, *, published: Path | None = None
+) -> RowWriter:
+    """Create a features file, or resume the one at `path`. See `rows.open_or_create`.
+
+    Raises:
+        FormatError: The file there is damaged, or was built for other images or with other settings.
+        ArtifactError: There is not enough space, or the file cannot be written.
+    """
+    return row_file.open_or_create(path, layout, provenance, published=published)
+
+
+def feature_layout(
+    *,
+    names: Sequence[str],
+    pids: npt.ArrayLike,
+    camids: npt.ArrayLike,
+    splits: Sequence[str],
+    thresholds: npt.ArrayLike,
+    part_dim: int,
+    global_dim: int,
+    notes: Sequence[str] = (),
+) -> Layout:
+    """Return the layout of a features file.
+
+    Args:
+        names: Image names (POSIX paths relative to the data set), one per row; a name may occur in two splits.
+        pids: (N,) person ids, -1 where unknown.
+        camids: (N,) camera ids, -1 where unknown.
+        splits: (N,) of `SPLITS`.
+        thresholds: (7,) calibrated visibility thresholds, in [0, 1].
+        part_dim: D; 0 for a model without part features.
+        global_dim: W; 0 for a model without a global feature.
+        notes: Notes on the data set.
+    """
+    fixed = {
+        "names": row_file.encode_texts(names),
+        "pids": np.asarray(pids, dtype="<i8"),
+        "camids": np.asarray(camids, dtype="<i8"),
+        "splits": row_file.encode_texts(splits),
+        "thresholds": np.asarray(thresholds, dtype="<f4"),
+    }
+    if fixed["thresholds"].shape != (NUM_PARTS,) or not np.isfinite(fixed["thresholds"]).all():
+        raise ValueError(f"thresholds must be {NUM_PARTS} finite numbers, not {thresholds!r}")
+    if len({len(fixed[name]) for name in _FIXED[:4]}) > 1:
+        raise ValueError("names, pids, camids and splits differ in length")
+    if unknown := set(splits) - set(SPLITS):
+        raise ValueError(f"unknown splits {sorted(unknown)}")
+    if part_dim < 0 or global_dim < 0 or part_dim + global_dim == 0:
+        raise ValueError(f"part_dim {part_dim} and global_dim {global_dim} leave no feature")
+    return Layout(
+        FORMAT,
+        len(names),
+        {
+            "parts": Column((NUM_PARTS, part_dim), "f4"),
+            "global_feature": Column((global_dim,), "f4"),
+            "visibility": Column((NUM_PARTS,), "f4"),
+        },
+        fixed,
+        {"part_names": ",".join(PARTS), "notes": json.dumps(list(notes), ensure_ascii=False)},
+    )
+
+
+def write_features(path: Path, features: Features) -> None:
+    """Write features in memory to an HDF5 file, atomically. See `Features.save`."""
+    layout = feature_layout(
+        names=features.names.tolist(),
+        pids=features.pids,
+        camids=features.camids,
+        splits=features.splits.tolist(),
+        thresholds=features.thresholds,
+        part_dim=features.part_dim,
+        global_dim=features.global_dim,
+    )
+    arrays = features.to_numpy()
+    with atomic_write(path) as temporary, open_feature_writer(temporary, layout, features.provenance) as writer:
+        writer.write(0, {name: arrays[name] for name in ARRAYS}, np.full(len(features), OK, np.uint8))
+        writer.finish()
+
+
+def write_npz(path: Path, features: Features) -> None:
+    """Write features in memory to a NumPy archive, atomically. See `Features.save`."""
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, format=FORMAT.name, provenance=features.provenance.to_json(), **features.to_numpy())
+
+
+def read_npz(path: Path) -> Features:
+    """Read features from a NumPy archive. See `Features.load`."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        if str(arrays.pop("format", "")) != FORMAT.name:
+            raise FormatError("this NumPy archive is not a features file", where=path, expected=f"format {FORMAT.name}")
+        provenance = Provenance.from_json(str(arrays.pop("provenance")))
+        return Features.from_arrays(**arrays, provenance=provenance)
+    except FileNotFoundError:
+        raise FormatError("features file not found", where=path) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"the features file cannot be read: {error}", where=path) from error
+
+
+def require_comparable(query: Features, gallery: Features | FeatureFile) -> None:
+    """Refuse to compare features of different dimensions or, where both record them, checkpoints or views.
+
+    Raises:
+        FormatError: They cannot be compared.
+    """
+    ours, theirs = query.provenance.values, gallery.provenance.values
+    hashes = str(ours.get("checkpoint_sha256", "")), str(theirs.get("checkpoint_sha256", ""))
+    if all(hashes) and hashes[0] != hashes[1]:
+        raise FormatError(
+            f"the gallery's features come from checkpoint {hashes[1][:8]}",
+            where=getattr(gallery, "path", None),
+            expected=f"checkpoint {hashes[0][:8]}, which the queries' features come from",
+            hint="features of two checkpoints lie in different spaces; extract both with the same one",
+        )
+    flips = ours.get("flip"), theirs.get("flip")
+    if None not in flips and flips[0] != flips[1]:
+        raise FormatError(
+            f"the gallery's features were extracted with extract.flip={str(flips[1]).lower()}",
+            where=getattr(gallery, "path", None),
+            expected=f"extract.flip={str(flips[0]).lower()}, as for the queries",
+        )
+    dims = (query.part_dim, query.global_dim), (gallery.part_dim, gallery.global_dim)
+    if dims[0] != dims[1]:
+        raise FormatError(
+            f"the gallery's features have part_dim {dims[1][0]} and global_dim {dims[1][1]}",
+            where=getattr(gallery, "path", None),
+            expected=f"{dims[0][0]} and {dims[0][1]}, as the queries have",
+            hint="extract both with the same checkpoint",
+        )
+
+
+def _check_datasets(file: h5py.File, path: Path) -> tuple[int, int]:
+    """Check the datasets of an open file and return its dimensions."""
+    shapes = {name: getattr(file.get(name), "shape", ()) for name in ARRAYS}
+    count = shapes["parts"][0] if shapes["parts"] else 0
+    dims = tuple(shapes[name][-1] if shapes[name] else 0 for name in ARRAYS[:2])
+    row_file.check_datasets(
+        file,
+        path,
+        FORMAT,
+        {
+            "parts": ((count, NUM_PARTS, dims[0]), "f4"),
+            "global_feature": ((count, dims[1]), "f4"),
+            "visibility": ((count, NUM_PARTS), "f4"),
+            "thresholds": ((NUM_PARTS,), "f4"),
+            "names": ((count,), "S"),
+            "pids": ((count,), "i8"),
+            "camids": ((count,), "i8"),
+            "splits": ((count,), "S"),
+            row_file.STATUS: ((count,), "u1"),
+            row_file.REASON: ((count,), "S"),
+        },
+    )
+    if file.attrs.get("part_names") != ",".join(PARTS):
+        raise FormatError(
+            f"the features file has parts {file.attrs.get('part_names')}", where=path, expected=",".join(PARTS)
+        )
+    return dims[0], dims[1]
+
+
+def _failed(file: h5py.File, status: npt.NDArray[np.uint8]) -> tuple[Rejected, ...]:
+    reasons = row_file.read_reasons(file, status)
+    if not (status == FAILED).any():
+        return ()
+    names = row_file.decode_texts(file["names"][np.flatnonzero(status == FAILED)])
+    return tuple(Rejected(name, reason) for name, reason in zip(names, reasons.values(), strict=True))
+
+
+def _mapped(path: Path, dataset: h5py.Dataset) -> Floats:
+    """Return a whole dataset as a memory map, or read where it cannot be mapped."""
+    offset = _flat_offset(dataset)
+    if offset is None:
+        return np.asarray(dataset[()], dtype=np.float32)
+    # Copy on write: torch does not take read-only arrays.
+    return np.memmap(path, dtype="<f4", mode="c", offset=offset, shape=dataset.shape)
+
+
+def _picked(path: Path, dataset: h5py.Dataset, rows: Ints) -> Floats:
+    """Read single rows of a dataset."""
+    offset = _flat_offset(dataset)
+    if offset is None:
+        return np.array([dataset[row] for row in rows], dtype=np.float32).reshape(len(rows), *dataset.shape[1:])
+    found = np.empty((len(rows), *dataset.shape[1:]), dtype="<f4")
+    row_bytes = found.itemsize * int(np.prod(dataset.shape[1:]))
+    with path.open("rb", buffering=0) as stream:
+        for i, row in enumerate(rows.tolist()):
+            stream.seek(offset + row * row_bytes)
+            if stream.readinto(found[i].reshape(-1).view(np.uint8)) != row_bytes:
+                raise FormatError(f"row {row} of /{dataset.name.strip('/')} cannot be read", where=path)
+    return found.astype(np.float32, copy=False)
+
+
+def _flat_offset(dataset: h5py.Dataset) -> int | None:
+    """Return where a contiguous dataset begins in the file; reading a row through HDF5 takes 30 microseconds.
+
+    None where another program rewrote the file in chunks, or the dataset is empty.
+    """
+    offset: int | None = dataset.id.get_offset()
+    return offset
+
+
+def _decoded(stored: npt.NDArray[np.bytes_]) -> npt.NDArray[np.str_]:
+    if not stored.size:
+        return np.empty(stored.shape, dtype=np.str_)
+    try:
+        # Plain ASCII widens at once; decoding two million names one by one takes seconds and a hundred megabytes.
+        return stored.astype(np.str_)
+    except UnicodeDecodeError:
+        return np.char.decode(stored, "utf-8")

@@ -1,0 +1,58 @@
+"""Tables of results: values with the little that is needed to print them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of values.
+
+    Attributes:
+        columns: Headings.
+        rows: Values under them; None where there is none.
+        title: Heading of the table, empty for none.
+        percent: Columns whose values are fractions, shown in per cent.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    title: str = ""
+    percent: tuple[str, ...] = ()
+
+    def text_rows(self) -> Iterator[tuple[str, ...]]:
+        """Yield the rows as text: per cent with one decimal, other fractions with three."""
+        for row in self.rows:
+            yield tuple(
+                _text(value, percent=name in self.percent) for name, value in zip(self.columns, row, strict=True)
+            )
+
+    def is_number(self, column: str) -> bool:
+        """Whether a column holds numbers, to be aligned to the right."""
+        index = self.columns.index(column)
+        return any(isinstance(row[index], int | float) for row in self.rows)
+
+    def __str__(self) -> str:
+        lines = [tuple(self.columns), *self.text_rows()]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        numbers = [self.is_number(name) for name in self.columns]
+        text = [
+            "  ".join(
+                cell.rjust(width) if number else cell.ljust(width)
+                for cell, width, number in zip(line, widths, numbers, strict=True)
+            ).rstrip()
+            for line in lines
+        ]
+        return "\n".join([self.title, *text] if self.title else text)
+
+
+def _text(value: Cell, *, percent: bool) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{100 * value:.1f}" if percent else f"{value:.3f}"
+    return str(value)
