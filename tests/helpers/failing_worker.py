@@ -2,7 +2,7 @@
 
     torchrun failing_worker.py RANK KIND COMMAND...
 
-Process RANK raises at its third step, an error for users (`user`) or a defect (`defect`); the other one never comes
+Process RANK raises at its third step, a user error (`user`) or an internal error (`defect`); the other one never comes
 back from its third step, as with NCCL, whose kernels know nothing of broken connections. With NCCL also taking the
 group down waits for the others.
 """
@@ -33,7 +33,7 @@ def main() -> None:
             return exchange(values)
         if rank_info().rank != rank:
             time.sleep(3600)
-        raise DeviceError("planted for users") if kind == "user" else ValueError("planted as a defect")
+        raise DeviceError("planted for users") if kind == "user" else ValueError("planted as an internal error")
 
     def waiting(*_: Any) -> None:
         time.sleep(3600)

@@ -47,7 +47,7 @@ def main() -> None:
     assert train_in_child(folder / "straight") == 0
     aimed: list[int] = []
     while len(aimed) < kills:
-        # From the step that it goes on with: at once, a step or two later, or while it saves what it did.
+        # From the step that it resumes with: at once, a step or two later, or while it saves what it did.
         step = min(saved_step(folder / "killed") + stream.randint(0, 2), 2 * EPOCHS - 1)
         kill = Kill(step, signal.SIGKILL, after=stream.choice([0.0, stream.uniform(0, 0.05)]))
         status = train_in_child(folder / "killed", kill=kill, minutes=stream.choice([0, 0, 60]))
@@ -106,7 +106,7 @@ def arm(kill: Kill) -> None:
 
 
 def saved_step(out: Path) -> int:
-    """The step at which a run would go on."""
+    """The step at which a run would resume."""
     state = out / "state" / STATE_FILE
     return int(_read_header(state)["step"]) if state.is_file() else 0
 

@@ -1,4 +1,4 @@
-"""A progress for tests of what users are told."""
+"""A progress that records notes and warnings."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def make_masks(
 ) -> Path:
     """True-looking masks of the training images; the first `failed` are marked as failed.
 
-    The `absent` parts are empty because the parser cannot tell of them, the `empty` ones are although it could.
+    The `absent` parts are empty because the parser does not provide them, the `empty` ones are although it could.
     """
     names = sorted(record.path for record in dataset.split("train"))
     parts = np.zeros((4, 16, 8), np.uint8)

@@ -229,8 +229,8 @@ def test_a_thing_in_disguise_has_a_colour_of_the_person() -> None:
         assert mean[0] / mean[1] == pytest.approx(120 / 70, rel=0.4)
         assert mean[0] > mean[1] > mean[2]
         assert shown.std() > 5  # it keeps a texture of its own
-    nobody = Crop(image, np.zeros_like(labels))
-    assert disguised(rng, thing, nobody) is thing
+    empty = Crop(image, np.zeros_like(labels))
+    assert disguised(rng, thing, empty) is thing
 
 
 def test_a_texture_drawn_out_is_finer_across_than_along() -> None:
@@ -305,7 +305,7 @@ def test_a_blend_lies_between_networks(tmp_path: Path) -> None:
 def test_a_stage_s_weights_are_written_before_the_state_that_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Later stages may begin with them; a run killed while it measures must not go on without."""
+    """Later stages may start from them; a run killed during the measurement must not continue without."""
 
     class Killed(BaseException):
         pass
@@ -341,5 +341,5 @@ def test_the_shipped_configuration_is_sound() -> None:
         CropRules(**{**config["rules"], **stage.rules})
         names.append(stage.name)
     train._check_names(config["blend"], names)
-    with pytest.raises(ValueError, match="there is no stage 'none' before it"):
+    with pytest.raises(ValueError, match="no earlier stage 'none'"):
         train._check_names({"none": 1.0}, names)

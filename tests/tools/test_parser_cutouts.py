@@ -38,10 +38,10 @@ def test_things_are_wanted(name: str) -> None:
         "1f9d1-200d-1f680",  # astronaut
         "1f44b-1f3fd",  # waving hand of a skin colour
         "1f600",  # grinning face
-        "1f6a3",  # somebody rowing
-        "1f6c0",  # somebody in a bath
-        "1f6cc",  # somebody in bed
-        "1f931",  # somebody with a child
+        "1f6a3",  # a person rowing
+        "1f6c0",  # a person in a bath
+        "1f6cc",  # a person in bed
+        "1f931",  # a person with a child
         "1f455",  # T-shirt
         "1f170-fe0f",  # a letter
         "1f6d1",  # stop sign: a board, kept for the test

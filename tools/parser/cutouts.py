@@ -1,4 +1,4 @@
-"""Pictures of things, cut out, to paste in front of people: shapes and shading that nobody here designed.
+"""Cut-out images of objects to paste in front of people: shapes and shading that no list here defines.
 
 A folder of them comes from Microsoft's Fluent Emoji (3D style, MIT licence), some 3,400 pictures of 256 x 256 with
 transparency, named by code point: `npm pack @lobehub/fluent-emoji-3d@1.1.0`, unpacked, has it as `package/assets`.
@@ -86,7 +86,7 @@ def read_cutouts(folder: Path) -> list[np.ndarray]:
 
 
 def pasted(things: Sequence[np.ndarray]) -> Kind:
-    """Return a kind that pastes one of the things, upright or not, as it is or with its light on another paint."""
+    """Return a kind that pastes one of the objects, upright or not, unchanged or with its shading on a texture."""
 
     def paste(rng: np.random.Generator, height: int, width: int, paint: Paint) -> Occluder:
         thing = things[int(rng.integers(len(things)))]

@@ -1,4 +1,4 @@
-"""Training crops by number: crop k of a run is the same on every machine and after every resumption."""
+"""Training crops by index: crop k of a run is the same on every machine and after every resumption."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, bool]]):
     """Crops number `first` to `last` of a run.
 
     Each is: image (256, 128, 3), label shares (22, 64, 32), hidden share (64, 32), and whether the kinds of background
-    are known, as they are in photographs and not in rendered images.
+    are known, which holds for photographs and not for rendered images.
 
     Args:
         photographs: Photographs of the training split.
@@ -72,7 +72,7 @@ class Crops(Dataset[tuple[Tensor, Tensor, Tensor, bool]]):
             crop = random_rendered(rng, self._rendered[int(rng.integers(len(self._rendered)))], self._rules)
         else:
             count = len(self._photographs)
-            # Every photograph once an epoch, each epoch in an order of its own.
+            # Every photograph once per epoch, in a new order each epoch.
             order = np.random.default_rng((self._seed, 1, number // count)).permutation(count)
             crop = random_crop(rng, self._photographs, int(order[number % count]), self._rules, self._things)
         hidden = np.zeros((HEIGHT, WIDTH)) if crop.hidden is None else crop.hidden

@@ -25,7 +25,7 @@ def soft_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor, known: T
         logits: (B, 22, H, W).
         target: (B, 22, H, W) share of each label in a cell.
         weights: Of the same shape or one like it.
-        known: (B,) bool, whether the kinds of background are told apart in the target; where not, its label 0 stands
+        known: (B,) bool, whether the target distinguishes the kinds of background; otherwise its label 0 stands
             for any of them. None: in all.
     """
     logs = logits.log_softmax(1)

@@ -1,4 +1,4 @@
-"""Do the labels lie where the photographs' outlines are? By how far colours change most from where labels change.
+"""Measure the shift between label maps and photographs: the offset at which colours change most.
 
 `python -m tools.parser.offset --shared SHARED [--split train]`
 """
@@ -59,7 +59,7 @@ def main() -> None:
     arguments = parse.parse_args()
     for aligned in (False, True):
         photographs = read_photographs(arguments.shared / "data" / "clothing_parsing", arguments.split, aligned=aligned)
-        print("moved as they are for training" if aligned else "as published")
+        print("corrected as for training" if aligned else "as published")
         for name, counts in zip(("right", "down"), most_change(photographs), strict=True):
             print(f"  pixels {name}: " + ", ".join(f"{offset:+d} in {n}" for offset, n in sorted(counts.items())))
 

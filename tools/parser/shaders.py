@@ -1,6 +1,6 @@
-"""Textures nobody drew by hand: random programs, random spectra, heaps of random shapes.
+"""Procedural textures: random programs, random spectra, heaps of random shapes.
 
-A list of named textures, however long, teaches that list. These have no names: each draw is a picture of its own, as in
+A network trained on a list of named textures learns that list. These have no names: each draw is unique, as in
 Baradad et al., "Learning to See by Looking at Noise" (NeurIPS 2021) and "Procedural Image Programs for Representation
 Learning" (NeurIPS 2022). All take a generator, a height and a width of at least 16 pixels.
 """

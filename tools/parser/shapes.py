@@ -1,7 +1,7 @@
-"""Occluders without names: shapes drawn from families wide enough that no two are alike.
+"""Random occluders: shapes drawn from families wide enough that no two are alike.
 
-`occluders` lists things one meets in a street. A network that knows a list takes what is not on it for clothes; these
-families are for the rest of the world. Each is a `Kind` as there.
+`occluders` lists objects found in streets. A network trained on a list labels other objects as clothes; these families
+cover the rest. Each is a `Kind`.
 """
 
 from __future__ import annotations

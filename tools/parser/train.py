@@ -3,7 +3,7 @@
 `python -m tools.parser.train --shared SHARED --things THINGS [--config FILE.toml] [--out FOLDER] [--start WEIGHTS]`
 
 Writes FOLDER/STAGE.safetensors (half precision, averaged weights) at the end of each stage, FOLDER/builtin.safetensors
-at the end of all, and keeps FOLDER/state.pt, from which the same command goes on after an interruption. Copy the
+at the end of all, and keeps FOLDER/state.pt, from which the same command resumes. Copy the
 weights to pipeline/parsing/weights and measure them with tools.parser.evaluate.
 """
 
@@ -59,8 +59,8 @@ class Stage:
         rules: How its crops differ from the rules of all stages.
         background: Weight of the background in the cross-entropy.
         hidden: What is added to the weight of a cell whose person is hidden by something in front.
-        begins_with: Shares of earlier stages' averaged weights that it begins with; empty: it goes on where the one
-            before ended.
+        begins_with: Shares of earlier stages' averaged weights that it begins with; empty: it continues from the
+            previous stage.
     """
 
     name: str
@@ -349,7 +349,7 @@ class Trainer:
 
 def _check_names(shares: Mapping[str, float], names: Sequence[str]) -> None:
     if unknown := sorted(shares.keys() - set(names)):
-        raise ValueError(f"there is no stage {unknown[0]!r} before it")
+        raise ValueError(f"no earlier stage {unknown[0]!r}")
 
 
 def main() -> None:
@@ -360,7 +360,7 @@ def main() -> None:
     parse.add_argument(
         "--rendered", type=Path, help="finished folder of rendered people; default: rendered into OUT/rendered"
     )
-    parse.add_argument("--start", type=Path, help="weights to go on from, such as those of the package")
+    parse.add_argument("--start", type=Path, help="initial weights, such as those of the package")
     parse.add_argument("--things", type=Path, help="folder of pictures to paste in front; see tools/parser/cutouts.py")
     parse.add_argument("--until", help="stop after this stage")
     parse.add_argument("--steps", type=int, help="steps of the first stage, for a trial")

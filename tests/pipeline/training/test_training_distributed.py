@@ -245,4 +245,4 @@ def test_an_error_in_one_process_ends_all_even_where_the_others_cannot_notice(
         assert "DeviceError: planted for users" in report
         assert "internal error" not in done.stderr
     else:
-        assert "ValueError: planted as a defect" in report
+        assert "ValueError: planted as an internal error" in report
