@@ -96,10 +96,7 @@ class Train(Stage):
         if start is not None:
             return f"{model.backbone}, continued from {_describe_checkpoint(start, model)}"
         if self._weights_file is not None:
-            from pipeline.model.network import build_model
-            from pipeline.model.weights import load_backbone_weights
-
-            build_model(model, 2, backbone_weights=load_backbone_weights(model.weights, model.backbone))
+            _check_weights(self._weights_file, model)
         elif model.weights == "imagenet":
             return f"{model.backbone}, {find_imagenet(model.backbone)}"
         return f"{model.backbone}, weights {model.weights}"
@@ -153,6 +150,22 @@ class Train(Stage):
         )
         figures = {"images_per_second": report.images_per_second, "train_seconds": report.seconds}
         return StageReport(total=report.images + len(report.failed), rejected=report.failed, figures=figures)
+
+
+def _check_weights(path: Path, model: ModelConfig) -> None:
+    """Check that a weights file can be read and is of the backbone.
+
+    Raises:
+        WeightsError: It is not.
+    """
+    from pipeline.model.network import build_model
+    from pipeline.model.weights import load_backbone_weights
+
+    weights = load_backbone_weights(str(path), model.backbone)
+    try:
+        build_model(model, 2, backbone_weights=weights)
+    except WeightsError as error:
+        raise WeightsError(error.message, where=path, expected=error.expected, hint=error.hint) from error
 
 
 def _describe_checkpoint(path: Path, model: ModelConfig) -> str:
