@@ -52,6 +52,12 @@ ExpectCountsOption = Annotated[
         "In a configuration: data.expect_counts; where neither says, on.",
     ),
 ]
+CheckpointOption = Annotated[
+    Path,
+    typer.Option(
+        "--checkpoint", metavar="FILE", help="A trained network, or builtin: the one of this package, for any images."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; warnings stay.")]
 

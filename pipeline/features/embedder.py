@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from pipeline.runtime.files import sha256_file
 from pipeline.runtime.memory import memory_advice
 from pipeline.runtime.parallel import worker_count
 from pipeline.runtime.process_group import RankInfo
+
+_LOG = logging.getLogger("sgsfa.features")
 
 Floats = npt.NDArray[np.float32]
 
@@ -93,7 +96,9 @@ class Embedder:
         tune_allocator()
         device = ranks.select_device(config.device)
         path = resolve_checkpoint(checkpoint)
-        model, _ = load_checkpoint(path)
+        model, meta = load_checkpoint(path)
+        if str(checkpoint) == BUILTIN:
+            _LOG.info("built-in network: %s, trained on %s", meta.model.backbone, meta.trained_on)
         with memory_advice("extract", config):
             return cls(model.to(device).to(memory_format=torch.channels_last), path, config, ranks)
 

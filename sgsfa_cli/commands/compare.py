@@ -8,21 +8,31 @@ from typing import Annotated
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.options import ConfigOption, JsonOption, PresetOption, SetOption, command_app, examples, load, overriding
+from sgsfa_cli.options import (
+    CheckpointOption,
+    ConfigOption,
+    JsonOption,
+    PresetOption,
+    SetOption,
+    command_app,
+    examples,
+    load,
+    overriding,
+)
 
 app = command_app()
 
 
 @app.command(
     epilog=examples(
-        "sgsfa compare a.jpg b.jpg --checkpoint model.safetensors",
+        "sgsfa compare a.jpg b.jpg",
         "sgsfa compare a.jpg b.jpg --checkpoint model.safetensors --rule mean --json",
     )
 )
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="A crop of a person.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another crop.")],
-    checkpoint: Annotated[Path, typer.Option("--checkpoint", metavar="FILE", help="A trained network.")],
+    checkpoint: CheckpointOption = Path("builtin"),
     rule: Annotated[str | None, typer.Option(metavar="RULE", help="shrunk, mean, sum, query or all.")] = None,
     metric: Annotated[str | None, typer.Option(metavar="METRIC", help="cosine or euclidean.")] = None,
     visibility: Annotated[str | None, typer.Option(metavar="KIND", help="hard or soft.")] = None,

@@ -25,8 +25,10 @@ app = command_app()
     )
 )
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="A model.safetensors of `sgsfa train`.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The ONNX model to write.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A trained network, or builtin: the one of this package.")
+    ] = Path("builtin"),
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Average with the mirror image.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -36,8 +38,9 @@ def export(
     It takes uint8 images and gives the features that `sgsfa extract` writes; docs/tasks/export.md says how to use them.
     """
     from pipeline.features.export import export as run_export
+    from pipeline.formats.checkpoint import resolve_checkpoint
 
-    report = run_export(out, checkpoint, flip=flip, progress=console.progress(quiet=quiet))
+    report = run_export(out, resolve_checkpoint(checkpoint), flip=flip, progress=console.progress(quiet=quiet))
     console.emit(report, json=json, draw=lambda: _draw(report))
 
 

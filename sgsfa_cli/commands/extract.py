@@ -35,7 +35,7 @@ _SPLITS = ("train", "query", "gallery", "all")
     epilog=examples(
         "sgsfa extract --preset demo",
         "sgsfa extract --checkpoint model.safetensors --data market1501:/data/Market-1501 --out features.h5",
-        "sgsfa extract --checkpoint model.safetensors --data folder:photos --out photos.npz --format npz",
+        "sgsfa extract --data folder:photos --out photos.npz --format npz",
     )
 )
 def extract(
@@ -43,7 +43,8 @@ def extract(
         str | None, typer.Option("--data", "-d", metavar="KIND:PATH", help="The images; `sgsfa data list` lists kinds.")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", metavar="FILE", help="A model.safetensors of `sgsfa train`.")
+        Path | None,
+        typer.Option("--checkpoint", metavar="FILE", help="A trained network; default for --data: builtin."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="The features file to write.")] = None,
     split: Annotated[
@@ -64,7 +65,7 @@ def extract(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Extract features: of the test sets of a run, or with --checkpoint, --data and --out of any images.
+    """Extract features: of the test sets of a run, or with --data and --out of any images.
 
     An interrupted extraction resumes. Images that cannot be read are listed at the end, and the command exits with 3.
     Under torchrun the processes share the images.
@@ -76,13 +77,14 @@ def extract(
             from pipeline.errors import ConfigError
 
             raise ConfigError(
-                "--split and --format need --data, --checkpoint and --out",
-                expected="sgsfa extract --checkpoint FILE --data KIND:PATH --out FILE",
+                "--split and --format need --data and --out",
+                expected="sgsfa extract [--checkpoint FILE] --data KIND:PATH --out FILE",
             )
         warn_of_defaults(settings, config, preset)
         _extract_run(settings, json=json, quiet=quiet)
         return
-    request = _Request(data, checkpoint or settings.extract.checkpoint, out, split or ["query", "gallery", "all"])
+    network = checkpoint or settings.extract.checkpoint or Path("builtin")
+    request = _Request(data, network, out, split or ["query", "gallery", "all"])
     _extract_images(settings, request, file_format, json=json, quiet=quiet)
 
 
@@ -112,7 +114,7 @@ class _Request:
     """What to extract: the values of --data, --checkpoint, --out and --split."""
 
     data: str | None
-    checkpoint: Path | None
+    checkpoint: Path
     out: Path | None
     splits: list[str]
 
@@ -125,12 +127,12 @@ def _extract_images(
     from pipeline.features.extract import extract_file
 
     data, checkpoint, out = request.data, request.checkpoint, request.out
-    if data is None or checkpoint is None or out is None:
-        given = {"--data": data, "--checkpoint": checkpoint, "--out": out}
+    if data is None or out is None:
+        given = {"--data": data, "--out": out}
         raise ConfigError(
             f"missing: {', '.join(name for name, value in given.items() if value is None)}",
-            expected="sgsfa extract --checkpoint FILE --data KIND:PATH --out FILE",
-            hint="without all three, the test sets of the configured run are extracted",
+            expected="sgsfa extract [--checkpoint FILE] --data KIND:PATH --out FILE",
+            hint="without both, the test sets of the configured run are extracted",
         )
     if unknown := sorted(set(request.splits) - set(_SPLITS)):
         raise ConfigError(f"unknown split {unknown[0]!r}", where="--split", expected=" | ".join(_SPLITS))

@@ -9,6 +9,7 @@ import typer
 
 from sgsfa_cli import console
 from sgsfa_cli.options import (
+    CheckpointOption,
     ConfigOption,
     JsonOption,
     PresetOption,
@@ -31,8 +32,8 @@ app = command_app()
 
 @app.command(
     epilog=examples(
+        "sgsfa search person.jpg --gallery photos",
         "sgsfa search person.jpg --gallery features.h5 --checkpoint model.safetensors",
-        "sgsfa search person.jpg --gallery photos --checkpoint model.safetensors",
         "sgsfa search a.jpg b.jpg -g features.h5 --checkpoint model.safetensors --top 20 --json",
     )
 )
@@ -42,9 +43,7 @@ def search(
         str,
         typer.Option("--gallery", "-g", metavar="GALLERY", help="A features file of any size, a folder or KIND:PATH."),
     ],
-    checkpoint: Annotated[
-        Path, typer.Option("--checkpoint", metavar="FILE", help="The network that extracted the gallery's features.")
-    ],
+    checkpoint: CheckpointOption = Path("builtin"),
     top: Annotated[int, typer.Option("--top", "-k", min=1, metavar="K", help="Gallery images per query.")] = 10,
     approximate: Annotated[
         bool, typer.Option("--approximate", help="Faster in large features files; may miss some (extra faiss).")
