@@ -179,6 +179,27 @@ class ModelConfig(Section):
         ge=0,
         description="Length of a trained global feature; 0: the untrained global average of stage 4.",
     )
+    global_pooling: Literal["average", "average+max", "gem"] = Field(
+        "average", description="Pooling of the global feature: mean, mean and maximum, or a generalised mean."
+    )
+    foreground_dim: int = Field(
+        0,
+        ge=0,
+        description="Dimension of a foreground feature, pooled over the predicted body and matched with the global "
+        "feature; 0: none. Needs `global_dim`.",
+    )
+    concatenated: bool = Field(False, description="Also classify the seven parts side by side, in training only.")
+    fine_masks: bool = Field(
+        False, description="Predict part masks at stride 8 from fused features; off: at stride 16, as published."
+    )
+    part_features: Literal["last", "deep", "middle"] = Field(
+        "last",
+        description="Map that part features are pooled from: the last stage's, the one's before it, or stride 8.",
+    )
+    detach_masks: bool = Field(
+        False, description="Supervise part masks by the parser's masks alone, not by the identity losses."
+    )
+    logit_scale: float = Field(1.0, gt=0, description="Factor of identity logits.")
     necks: bool = Field(False, description="BNNeck and identity classifier for each semantic feature (strong).")
 
     @field_validator("backbone")
@@ -196,13 +217,21 @@ class ModelConfig(Section):
             raise ValueError("the shares must be positive and add up to 1")
         return strips
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.part_features == "middle" and not self.fine_masks:
+            raise ValueError("part_features = 'middle' needs fine_masks = true")
+        if self.foreground_dim and not self.global_dim:
+            raise ValueError("foreground_dim needs global_dim")
+        return self
+
 
 class LossConfig(Section):
     """The losses (paper, Sec. 3.4)."""
 
     balance: Fraction = Field(0.8, description="lambda of eq. 11: balance (L_tri + L_se) + (1 - balance) L_d_cls.")
     smoothing: Fraction = Field(0.1, description="epsilon of eq. 10.")
-    margin: float = Field(0.3, gt=0, description="Margin of the batch-hard triplet loss.")
+    margin: float = Field(0.3, ge=0, description="Margin of the batch-hard triplet loss; 0: the soft margin.")
     triplet_on: Literal["semantic", "spatial", "all", "parts"] = Field(
         "semantic",
         description="Triplet on the concatenated semantic, spatial or all features, or on the mean distance over the "
@@ -210,6 +239,7 @@ class LossConfig(Section):
     )
     dynamic: bool = Field(True, description="Choose the spatial features that train by eq. 3; off: always all five.")
     mask_weight: float = Field(1.0, ge=0, description="Factor of L_se inside eq. 11.")
+    global_triplet: bool = Field(True, description="Triplet loss on the global feature.")
     global_weight: float = Field(
         1.0, ge=0, description="Factor of the global feature's own losses, where `model.global_dim` > 0."
     )
@@ -234,6 +264,7 @@ class TrainConfig(Section):
         "the images fill (images).",
     )
     lr: float = Field(3e-4, gt=0, description="Learning rate of Adam.")
+    lr_heads: float = Field(1.0, gt=0, description="Factor of the learning rate of all that is not the backbone.")
     weight_decay: float = Field(5e-4, ge=0, description="On all weights but those of normalisation and biases.")
     schedule: Literal["step", "cosine"] = Field("step", description="After warm-up.")
     schedule_epochs: int = Field(
@@ -254,7 +285,17 @@ class TrainConfig(Section):
     pad: int = Field(0, ge=0, description="Pixels padded on each side before a random crop; 0: no crop.")
     occlude: Fraction = Field(
         0.0,
-        description="Probability of pasting a patch of another image of the batch over the person; masks follow.",
+        description="Probability of pasting a cut-out in front of the person: an object, or another person of the "
+        "batch; masks follow.",
+    )
+    occlude_people: Fraction = Field(
+        0.4, description="Share of occluders that are people of the batch, cut out by their body masks."
+    )
+    truncate: Fraction = Field(
+        0.0, description="Probability of keeping only the upper part or one side of an image, stretched to the frame."
+    )
+    augment_ramp: Fraction = Field(
+        0.0, description="Share of the training over which `occlude` and `truncate` rise from 0."
     )
     colour_jitter: Fraction = Field(0.0, description="Strength of random brightness, contrast and saturation.")
     amp: Precision = Field("off", description="Mixed precision: off | bf16 | fp16 (with loss scaling).")

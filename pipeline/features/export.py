@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pipeline.errors import ConfigError, FormatError, WeightsError, first_line
 from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.model.checkpoint import load_checkpoint
-from pipeline.model.embed import look
+from pipeline.model.embed import embed
 from pipeline.parts import PARTS
 from pipeline.runtime.files import atomic_write, sha256_file
 from pipeline.runtime.progress import SILENT, Progress
@@ -122,7 +122,7 @@ class _Exported(nn.Module):
         self.register_buffer("thresholds", torch.from_numpy(meta.threshold_array()))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        found = look(self.network, images, flip=self.flip)
+        found = embed(self.network, images, flip=self.flip)
         if len(self.names) == 1:
             return (found.global_feature,)
         return found.parts, found.global_feature, found.visibility, found.visibility > self.thresholds

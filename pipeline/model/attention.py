@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.backbone import REFERENCE_LENGTH
+from pipeline.model.backbone import REFERENCE_LENGTH, FeatureMaps
 from pipeline.parts import SEMANTIC
 
 _LEAST_HIDDEN = 16
@@ -101,10 +103,53 @@ class LocalAttention(nn.Module):
         # One convolution with four outputs holds the four independent heads.
         self.heads = nn.Conv2d(hidden, len(LOCAL_PARTS), 3, padding=1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, 4, H, W) of the part masks, in the order of `LOCAL_PARTS`, from (B, C, H, W)."""
-        logits: Tensor = self.heads(self.shared(features))
+    def forward(self, maps: FeatureMaps) -> Tensor:
+        """Logits (B, 4, H/16, W/16) of the part masks, in the order of `LOCAL_PARTS`."""
+        logits: Tensor = self.heads(self.shared(maps.last))
         return logits
+
+
+class FineLocalAttention(nn.Module):
+    """Four part masks at stride 8: stage-4 features say which part, stage-2 features say where it ends.
+
+    At stride 16 an image of 128 x 64 pixels has 8 x 4 cells, in which shoes and heads are lost.
+
+    Args:
+        middle_channels: Channels of the features at stride 8.
+        late_channels: Channels of the last features, at stride 16.
+        hidden: Width of the fused features.
+    """
+
+    def __init__(self, middle_channels: int, late_channels: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.late = nn.Conv2d(late_channels, hidden, 1, bias=False)
+        self.middle = nn.Conv2d(middle_channels, hidden, 1, bias=False)
+        self.fuse = nn.Sequential(
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, hidden, 3, padding=1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+        )
+        self.heads = nn.Conv2d(hidden, len(LOCAL_PARTS), 3, padding=1)
+
+    def forward(self, maps: FeatureMaps) -> Tensor:
+        """Logits (B, 4, H/8, W/8) of the part masks, in the order of `LOCAL_PARTS`."""
+        late = self.late(maps.last)
+        batch, channels, height, width = late.shape
+        # Nearest neighbours by broadcasting: interpolation has no deterministic gradient on a GPU.
+        late = late[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).reshape(batch, channels, 2 * height, 2 * width)
+        logits: Tensor = self.heads(self.fuse(late + self.middle(maps.middle)))
+        return logits
+
+
+def averaged_to(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Average masks (B, C, H, W) over blocks of cells, to a map of `size` that divides theirs."""
+    height, width = size
+    rows, columns = masks.shape[2] // height, masks.shape[3] // width
+    if rows == columns == 1:
+        return masks
+    return masks.unflatten(3, (width, columns)).unflatten(2, (height, rows)).mean((3, 5))
 
 
 class PartEmbeddings(nn.Module):

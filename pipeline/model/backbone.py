@@ -1,10 +1,11 @@
-"""Backbones by one interface: an early stage at stride 4 and a late stage at stride 16."""
+"""Backbones by one interface: features at strides 4, 8, 16 and, from the last stage, 16 again."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -16,39 +17,82 @@ from pipeline.errors import ConfigError, WeightsError, first_line
 REFERENCE_LENGTH = 2048
 """Length of the feature that learning rates of linear maps on it are known for: ResNet-50's."""
 
-_MOBILENET_EARLY = 4
-"""Blocks 0-3 of torchvision's MobileNetV2 features end at stride 4 (24 channels)."""
+_MOBILENET_CUTS = (4, 7, 14)
+"""torchvision's MobileNetV2 has strides 4, 8, 16 and 16 at the ends of these blocks (24, 32, 96, 1,280 channels)."""
+
+PartSource = Literal["last", "deep", "middle"]
 
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """What the rest of the network must know of a backbone.
+    """Channels of the feature maps of a backbone.
 
     Attributes:
-        early_channels: Channels of `early` at stride 4.
-        late_channels: Channels of `late` at stride 16.
+        early_channels: At stride 4.
+        middle_channels: At stride 8.
+        deep_channels: At stride 16, before the last stage.
+        late_channels: At stride 16, after the last stage.
     """
 
     early_channels: int
+    middle_channels: int
+    deep_channels: int
     late_channels: int
+
+    def channels_of(self, source: PartSource) -> int:
+        """Channels of the map of that name."""
+        return {"last": self.late_channels, "deep": self.deep_channels, "middle": self.middle_channels}[source]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureMaps:
+    """Feature maps of B images after the early stage.
+
+    Attributes:
+        middle: (B, middle_channels, H/8, W/8).
+        deep: (B, deep_channels, H/16, W/16).
+        last: (B, late_channels, H/16, W/16).
+    """
+
+    middle: Tensor
+    deep: Tensor
+    last: Tensor
+
+    def named(self, source: PartSource) -> Tensor:
+        """The map of that name."""
+        return {"last": self.last, "deep": self.deep, "middle": self.middle}[source]
 
 
 class Backbone(nn.Module):
-    """`late(early(images))`: stage-1 features at stride 4, stage-4 features at stride 16.
-
-    The body attention sits between the two, so they are separate modules.
+    """Four successive stages; the body attention sits between the first and the others.
 
     Args:
         early: Images (B, 3, H, W) -> (B, early_channels, H/4, W/4).
-        late: -> (B, late_channels, H/16, W/16).
+        middle: -> (B, middle_channels, H/8, W/8).
+        deep: -> (B, deep_channels, H/16, W/16).
+        last: -> (B, late_channels, H/16, W/16).
         info: Their channels.
     """
 
-    def __init__(self, early: nn.Module, late: nn.Module, info: BackboneInfo) -> None:
+    def __init__(
+        self, early: nn.Module, middle: nn.Module, deep: nn.Module, last: nn.Module, info: BackboneInfo
+    ) -> None:
         super().__init__()
         self.early = early
-        self.late = late
+        self.middle = middle
+        self.deep = deep
+        self.last = last
         self.info = info
+
+    def rest(self, early: Tensor) -> FeatureMaps:
+        """The maps after the early stage from its features."""
+        middle = self.middle(early)
+        deep = self.deep(middle)
+        return FeatureMaps(middle, deep, self.last(deep))
+
+    def forward(self, images: Tensor) -> FeatureMaps:
+        """All maps after the early stage from images (B, 3, H, W)."""
+        return self.rest(self.early(images))
 
 
 def build_backbone(name: str, weights: Mapping[str, Tensor] | None = None) -> Backbone:
@@ -135,8 +179,7 @@ def _resnet(network: nn.Module) -> Backbone:
         if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
             module.stride = (1, 1)
     early = nn.Sequential(*(network.get_submodule(part) for part in ("conv1", "bn1", "relu", "maxpool", "layer1")))
-    late = nn.Sequential(*(network.get_submodule(part) for part in ("layer2", "layer3", "layer4")))
-    return Backbone(early, late, BackboneInfo(_out_channels(early), _out_channels(late)))
+    return _backbone(early, network.get_submodule("layer2"), network.get_submodule("layer3"), last)
 
 
 def _mobilenet(network: nn.Module) -> Backbone:
@@ -145,8 +188,13 @@ def _mobilenet(network: nn.Module) -> Backbone:
     strided = [module for module in features.modules() if isinstance(module, nn.Conv2d) and module.stride == (2, 2)]
     # Strides 2, 4, 8, 16, 32: the fifth is given up for a 16x8 map.
     strided[-1].stride = (1, 1)
-    early, late = features[:_MOBILENET_EARLY], features[_MOBILENET_EARLY:]
-    return Backbone(early, late, BackboneInfo(_out_channels(early), _out_channels(late)))
+    first, second, third = _MOBILENET_CUTS
+    return _backbone(features[:first], features[first:second], features[second:third], features[third:])
+
+
+def _backbone(early: nn.Module, middle: nn.Module, deep: nn.Module, last: nn.Module) -> Backbone:
+    channels = [_out_channels(stage) for stage in (early, middle, deep, last)]
+    return Backbone(early, middle, deep, last, BackboneInfo(*channels))
 
 
 def _out_channels(module: nn.Module) -> int:
@@ -157,13 +205,13 @@ _TRAINED = ("encoder_q.", "base_encoder.")
 """Beginnings of entries of the network that MoCo trained; another one followed it."""
 
 _TIMM_EXPECTED = (
-    "a convolutional network whose stages follow each other, with features at strides 4 and 16 (docs/tasks/train.md "
-    "names some); no transformers"
+    "a convolutional network whose stages follow each other, with features at strides 4, 8 and 16 "
+    "(docs/tasks/train.md); no transformers"
 )
 
 
-class _TimmLate(nn.Module):
-    """The part of a timm feature extractor after its stride-4 features, as a module of its own."""
+class _TimmStage(nn.Module):
+    """Some successive children of a timm feature extractor, as a module of its own."""
 
     def __init__(self, network: nn.Module, names: list[str]) -> None:
         super().__init__()
@@ -193,30 +241,39 @@ def _timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
         ) from error
     info: Any = network.feature_info
     reductions = list(info.reduction())
-    if 4 not in reductions or reductions[-1] != 16 or not isinstance(network, nn.ModuleDict):
+    if not {4, 8} <= set(reductions) or reductions[-1] != 16 or not isinstance(network, nn.ModuleDict):
         raise ConfigError(
             f"timm's {name!r} has features at strides {reductions}", where="model.backbone", expected=_TIMM_EXPECTED
         )
     if weights is not None:
         _load(network, _flattened(weights, list(network.keys())), f"timm:{name}")
-    index = len(reductions) - 1 - reductions[::-1].index(4)
+    names, channels = list(network.keys()), info.channels()
+    levels = _levels(reductions)
+    cuts = [0, *(_cut_after(name, info[level]["module"], names) for level in levels)]
+    stages = [_TimmStage(network, names[begin:end]) for begin, end in itertools.pairwise(cuts)]
+    return Backbone(*stages, BackboneInfo(*(int(channels[level]) for level in levels)))
+
+
+def _levels(reductions: Sequence[int]) -> tuple[int, int, int, int]:
+    """Places of the last features at strides 4 and 8, of the last but one at stride 16 (or 8), and of the last."""
+    behind = {reduction: level for level, reduction in enumerate(reductions)}
+    last = len(reductions) - 1
+    return behind[4], min(behind.get(8, behind[4]), last - 1), last - 1, last
+
+
+def _cut_after(name: str, module: str, children: Sequence[str]) -> int:
+    """How many of an extractor's children make the features of a module.
+
+    Raises:
+        ConfigError: It is none of them.
+    """
     # Where a network's stages lie within another module, timm names the flattened ones by an underscore.
-    module = info[index]["module"]
-    names = list(network.keys())
-    boundary = next((name for name in (module.replace(".", "_"), module.split(".")[0]) if name in names), None)
-    if boundary is None:
+    found = next((each for each in (module.replace(".", "_"), module.split(".")[0]) if each in children), None)
+    if found is None:
         raise ConfigError(
-            f"timm's {name!r} cannot be cut after its stride-4 features",
-            where="model.backbone",
-            expected=_TIMM_EXPECTED,
+            f"timm's {name!r} cannot be cut after its stage {module!r}", where="model.backbone", expected=_TIMM_EXPECTED
         )
-    cut = names.index(boundary) + 1
-    channels = info.channels()
-    return Backbone(
-        _TimmLate(network, names[:cut]),
-        _TimmLate(network, names[cut:]),
-        BackboneInfo(int(channels[index]), int(channels[-1])),
-    )
+    return children.index(found) + 1
 
 
 def _flattened(weights: Mapping[str, Tensor], children: Sequence[str]) -> dict[str, Tensor]:

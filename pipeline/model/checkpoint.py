@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import WeightsError
 from pipeline.formats.checkpoint import CheckpointMeta, read_checkpoint, write_checkpoint
-from pipeline.model.network import CENTRES, Network, build_model
+from pipeline.model.network import Network, build_model
+from pipeline.model.sgsfa import CENTRES
 
 _CLASSIFIER = ".classify.weight"
 _NOT_SHAPING = {"weights", "height", "width"}

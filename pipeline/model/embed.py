@@ -1,4 +1,4 @@
-"""From uint8 images to the features that matching compares: one way for extraction, tests and calibration."""
+"""From uint8 images to the features that matching compares."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Precision
-from pipeline.model.network import Output
 from pipeline.model.normalise import normalise
+from pipeline.model.output import NetworkOutput
 from pipeline.runtime.device import autocast
 
 
@@ -28,34 +28,19 @@ class Embedded:
     visibility: Tensor
 
 
-def embed(model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precision = "off") -> Embedded:
-    """Look at images.
+@torch.no_grad()
+def embed(network: nn.Module, images: Tensor, *, flip: bool = False, amp: Precision = "off") -> Embedded:
+    """Embed a batch of images.
 
     Args:
-        model: In evaluation mode.
+        network: In evaluation mode.
         images: (B, H, W, 3) uint8 RGB of the network's input size, on its device.
         flip: Average over each image and its mirror image. Parts are symmetric, so nothing has to be swapped.
         amp: Precision of the forward pass.
     """
-    with torch.inference_mode():
-        return look(model, images, flip=flip, amp=amp)
-
-
-def look(model: nn.Module, images: Tensor, *, flip: bool = False, amp: Precision = "off") -> Embedded:
-    """As `embed`, without its inference mode: for what records the work instead of doing it."""
-    straight = look_at_normal(model, normalise(images), amp)
-    if not flip:
-        return straight
-    mirrored = look_at_normal(model, normalise(images.flip(2)), amp)
-    return Embedded(
-        (straight.parts + mirrored.parts) / 2,
-        (straight.global_feature + mirrored.global_feature) / 2,
-        (straight.visibility + mirrored.visibility) / 2,
-    )
-
-
-def look_at_normal(model: nn.Module, images: Tensor, amp: Precision) -> Embedded:
-    """As `look`, at images that are normalised already: (B, 3, H, W) float32."""
-    with autocast(images.device, amp):
-        output: Output = model(images)
-    return Embedded(output.parts().float(), output.matched_global.float(), output.visibility.float())
+    found = []
+    for each in (images, images.flip(2)) if flip else (images,):
+        with autocast(images.device, amp):
+            output: NetworkOutput = network(normalise(each))
+        found.append((output.matched.float(), output.matched_global.float(), output.visibility.float()))
+    return Embedded(*(sum(values[1:], values[0]) / len(values) for values in zip(*found, strict=True)))

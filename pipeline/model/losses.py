@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pipeline.config import LossConfig
 from pipeline.model.attention import VISIBLE_SHARES
-from pipeline.model.network import Output
+from pipeline.model.output import NetworkOutput
 from pipeline.runtime.device import constant
 
 LOSS_NAMES = ("loss", "triplet", "masks", "identity", "global_feature")
@@ -46,13 +46,13 @@ class LossParts:
 
 
 def total_loss(
-    output: Output,
+    output: NetworkOutput,
     pids: Tensor,
     body_mask: Tensor,
     part_masks: Tensor,
     has_mask: Tensor,
     config: LossConfig,
-    given: Tensor | None = None,
+    supervised_parts: Tensor | None = None,
 ) -> LossParts:
     """The loss of a batch.
 
@@ -63,31 +63,42 @@ def total_loss(
         part_masks: (B, 4, 16, 8) true part masks in [0, 1].
         has_mask: (B,) bool; images without a mask are left out of L_se.
         config: Weights and choices.
-        given: (4,) bool, which parts the masks can tell of (`mask_loss`); None: all.
+        supervised_parts: (4,) bool, the parts that the masks supervise (`mask_loss`); None: all.
     """
     assert output.logits is not None, "the loss needs the output of training mode"
     zero = output.global_feature.float().sum() * 0.0 + 0.0
-    shown = shown_parts(part_masks, has_mask, given)
+    shown = shown_parts(part_masks, has_mask, supervised_parts)
     if output.part_mask_logits is None:
         triplet = masks = identity = zero
     else:
         triplet = _triplet(output, pids, shown, config)
-        masks = mask_loss(output.body_mask_logits, output.part_mask_logits, body_mask, part_masks, has_mask, given)
+        masks = mask_loss(
+            output.body_mask_logits, output.part_mask_logits, body_mask, part_masks, has_mask, supervised_parts
+        )
         identity = _identity(output, pids, shown, config)
     global_feature = zero
     if output.logits.global_feature is not None and config.global_weight > 0:
         distances, same, valid = _pairs(output.global_feature, pids, None)
-        own = F.cross_entropy(output.logits.global_feature.float(), pids, label_smoothing=config.smoothing)
-        global_feature = config.global_weight * (own + batch_hard_triplet(distances, same, valid, config.margin))
+        classified = (output.logits.global_feature, output.logits.foreground, output.logits.concatenated)
+        own = torch.stack(
+            [
+                F.cross_entropy(each.float(), pids, label_smoothing=config.smoothing)
+                for each in classified
+                if each is not None
+            ]
+        ).sum()
+        if config.global_triplet:
+            own = own + batch_hard_triplet(distances, same, valid, config.margin)
+        global_feature = config.global_weight * own
     total = config.balance * (triplet + config.mask_weight * masks) + (1.0 - config.balance) * identity + global_feature
     return LossParts(total, triplet, masks, identity, global_feature)
 
 
-def shown_parts(part_masks: Tensor, has_mask: Tensor, given: Tensor | None = None) -> Tensor:
+def shown_parts(part_masks: Tensor, has_mask: Tensor, supervised_parts: Tensor | None = None) -> Tensor:
     """(B, 4) bool: which parts the true masks show; all given ones where an image has no mask."""
     least = constant(VISIBLE_SHARES, part_masks.device)
     shown = (part_masks.float().mean((2, 3)) > least) | ~has_mask.unsqueeze(1)
-    return shown if given is None else shown & given
+    return shown if supervised_parts is None else shown & supervised_parts
 
 
 def mask_loss(
@@ -96,7 +107,7 @@ def mask_loss(
     body_mask: Tensor,
     part_masks: Tensor,
     has_mask: Tensor,
-    given: Tensor | None = None,
+    supervised_parts: Tensor | None = None,
 ) -> Tensor:
     """L_se (eq. 8, 9): per-pixel binary cross-entropy, mean over pixels and images, summed over the masks.
 
@@ -106,8 +117,8 @@ def mask_loss(
         body_mask: (B, 1, 64, 32) in [0, 1].
         part_masks: (B, 4, 16, 8) in [0, 1].
         has_mask: (B,) bool; without a single mask the loss is zero.
-        given: (4,) bool, which parts the masks can tell of. A part that the parser's labels do not have is zero in
-            every mask; its term is left out, lest the network learn that nobody wears shoes. None: all.
+        supervised_parts: (4,) bool, the parts that the masks supervise. A part that the parser's labels do not have
+            is zero in every mask; its term is left out. None: all.
     """
     weight = has_mask.to(torch.float32)
     count = weight.sum().clamp_min(1.0)
@@ -119,7 +130,7 @@ def mask_loss(
         return (pixels.mean((2, 3)) * weight.unsqueeze(1)).sum(0) / count
 
     parts = term(part_logits, part_masks)
-    loss = (parts if given is None else parts * given).sum()
+    loss = (parts if supervised_parts is None else parts * supervised_parts).sum()
     return loss if body_mask_logits is None else loss + term(body_mask_logits, body_mask).sum()
 
 
@@ -150,7 +161,7 @@ def smoothed_cross_entropy(logits: Tensor, pids: Tensor, chosen: Tensor, smoothi
     return (each * weight).sum() / weight.sum().clamp_min(1.0)
 
 
-def _identity(output: Output, pids: Tensor, shown: Tensor, config: LossConfig) -> Tensor:
+def _identity(output: NetworkOutput, pids: Tensor, shown: Tensor, config: LossConfig) -> Tensor:
     """L_d_cls: over the spatial features that eq. 3 chose, and over the shown semantic ones where they have necks."""
     assert output.logits is not None
     assert output.logits.spatial is not None
@@ -161,7 +172,7 @@ def _identity(output: Output, pids: Tensor, shown: Tensor, config: LossConfig) -
     return loss
 
 
-def _triplet(output: Output, pids: Tensor, shown: Tensor, config: LossConfig) -> Tensor:
+def _triplet(output: NetworkOutput, pids: Tensor, shown: Tensor, config: LossConfig) -> Tensor:
     strips = output.spatial[:, :3]
     if config.triplet_on == "parts":
         features = torch.cat([output.semantic, strips], 1)
@@ -220,7 +231,7 @@ def batch_hard_triplet(distances: Tensor, same: Tensor, valid: Tensor, margin: f
             is never the hardest positive unless there is no other.
         same: (A, N) bool, same identity.
         valid: (A, N) bool, pairs that can be compared at all.
-        margin: alpha.
+        margin: alpha; 0 for the soft margin, log(1 + exp(positive - negative)).
 
     Returns:
         Mean over the anchors that have a positive and a negative; zero (with a graph) if none has.
@@ -230,5 +241,6 @@ def batch_hard_triplet(distances: Tensor, same: Tensor, valid: Tensor, margin: f
     nearest = distances.masked_fill(~negative, torch.inf).amin(1)
     usable = positive.any(1) & negative.any(1)
     gap = torch.where(usable, farthest, 0.0) - torch.where(usable, nearest, 0.0)
-    each = F.relu(gap + margin) * usable.to(gap.dtype)
+    loss = F.relu(gap + margin) if margin > 0 else F.softplus(gap)
+    each = loss * usable.to(gap.dtype)
     return each.sum() / usable.sum().clamp_min(1) + distances.sum() * 0.0

@@ -152,6 +152,11 @@ def strip_visibility(parts: Tensor, strips: Tensor) -> tuple[Tensor, Tensor]:
     return mean, peak
 
 
+def strips_to(strips: Tensor, rows: int) -> Tensor:
+    """Row masks (B, 3, H) of strips as shares of the rows of a map with `rows` rows, which divides H or is H."""
+    return strips.unflatten(2, (rows, -1)).mean(3)
+
+
 def choose_features(visible: Tensor) -> Tensor:
     """Which of the five spatial features train (eq. 3).
 
@@ -185,5 +190,5 @@ def pool_strips(features: Tensor, strips: Tensor, body: Tensor | None = None) ->
         cells = cells / cells.sum((2, 3), keepdim=True).clamp_min(_LEAST_BODY)
         return torch.einsum("bchw,bshw->bsc", features, cells.to(features.dtype))
     rows = features.mean(3)
-    weights = combined / combined.sum(2, keepdim=True).clamp_min(1.0)
+    weights = combined / combined.sum(2, keepdim=True).clamp_min(_LEAST_BODY)
     return torch.einsum("bch,bsh->bsc", rows, weights.to(rows.dtype))

@@ -1,14 +1,13 @@
 """Augmentation of a whole batch at once, on the device, from uint8 images and masks together.
 
-What is drawn (`draw`, on the host, a few numbers an image) is apart from what is done with it (`augment`, on the
-device), so that a step can be repeated exactly and compared with a slow version that treats one image at a time.
+What is drawn (`draw_params`, on the host, a few numbers per image) is apart from what is done with it (`augment`, on
+the device), so that a step can be repeated exactly and compared with a slow version that treats one image at a time.
 
-The order: horizontal flip, pad and crop, occluding patch, random erasing, colour jitter, normalisation. What is erased
-takes the mean colour of the image as it is stored: the black of a crop and the colours of a pasted patch are not the
-image's, and a jitter then changes the erased area as it changes the rest. Masks follow exactly: a mask cell is the
-share of its pixels that show the part, pixels that a crop, a patch or an erased rectangle takes away count as empty,
-and shares are computed in closed form (`overlap`) without going through pixels. A flip swaps no part: head, upper,
-lower and shoes are symmetric.
+The order: horizontal flip, pad and crop, truncation, occluder, random erasing, colour jitter, normalisation. What is
+erased takes the mean colour of the image as it is stored. Masks follow exactly: a mask cell is the share of its pixels
+that show the part; cells are laid on the pixels of the augmented image in closed form (`overlap`), what an occluder or
+an erased rectangle covers is taken away there, and pixels are averaged to cells again. A flip swaps no part: head,
+upper, lower and shoes are symmetric.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.config import TrainConfig
 from pipeline.model.normalise import normalise
@@ -29,17 +29,25 @@ ERASE_AREA = (0.02, 0.4)
 ERASE_ASPECT = (0.3, 1 / 0.3)
 """Height over width of the erased rectangle."""
 
-PATCH_HEIGHT = (0.15, 0.6)
-PATCH_WIDTH = (0.3, 1.0)
-"""Sides of a pasted occluder as shares of the image's: from a bag before the knees to a car or a fence."""
+KEPT_HEIGHT = (0.3, 0.95)
+KEPT_WIDTH = (0.5, 0.95)
+"""What truncation keeps of an image: its upper part, or one side."""
+
+_TRUNCATED_BELOW = 0.75
+"""Share of truncated images that are cut below; the others lose a side."""
+
+_PLACES = (0.45, 0.3, 0.12, 0.13)
+"""Shares of occluders that rise from below, reach in from a side, hang from above, or are anywhere."""
 
 _TRIES = 10
 _GREY = (0.299, 0.587, 0.114)
+_SOLID = (0.3, 0.6)
+"""Body mask values at which a person who is cut out begins to be opaque, and is so entirely."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rectangles:
-    """A rectangle of pixels an image, rows top..bottom and columns left..right, ends exclusive; each (B,) int64.
+    """A rectangle of pixels per image, rows top..bottom and columns left..right, ends exclusive; each (B,) float32.
 
     An empty one (top == bottom) changes nothing.
     """
@@ -50,67 +58,65 @@ class Rectangles:
     right: Tensor
 
     def inside(self, height: int, width: int) -> Tensor:
-        """(B, H, W) bool."""
-        row, column = _positions(self.top, height), _positions(self.top, width)
+        """(B, H, W) bool; a pixel belongs to the rectangle that holds its centre."""
+        row, column = _centres(self.top, height), _centres(self.top, width)
         rows = (row >= self.top[:, None]) & (row < self.bottom[:, None])
         columns = (column >= self.left[:, None]) & (column < self.right[:, None])
         return rows[:, :, None] & columns[:, None, :]
 
-    def intersect(self, other: Rectangles) -> Rectangles:
-        """What lies in both; where nothing does, an empty rectangle."""
-        top, left = torch.maximum(self.top, other.top), torch.maximum(self.left, other.left)
-        bottom = torch.maximum(torch.minimum(self.bottom, other.bottom), top)
-        right = torch.maximum(torch.minimum(self.right, other.right), left)
-        return Rectangles(top, bottom, left, right)
-
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class AugmentParams:
     """All random choices for a batch of B images.
 
     Attributes:
         flip: (B,) bool.
         dy: (B,) int64; output row y shows row y + dy of the flipped image, black where there is none.
         dx: (B,) int64, likewise for columns.
-        patch: Where the occluder goes.
-        donor: (B,) int64; the image of the batch that the occluder is cut from.
-        donor_dy: (B,) int64; the occluder's row y is the donor's row y + donor_dy.
-        donor_dx: (B,) int64.
+        kept: What truncation keeps of the cropped image and stretches to the whole frame.
+        occluder: Where the occluder goes; it may reach beyond the image.
+        tile: (B,) int64; the cut-out that is pasted.
+        mirrored: (B,) bool; whether the occluder is flipped.
+        shade: (B,) factor of the occluder's brightness.
+        donor: (B,) int64; the image of the batch whose person is cut out and pasted instead, or -1.
         brightness: (B,) factor of all values.
         contrast: (B,) factor of the distance from the image's mean grey.
         saturation: (B,) factor of the distance from the pixel's grey.
         erase: Where the image is erased.
-        used: Which of `crop`, `occlude`, `jitter`, `erase` can occur at all; the others are not computed.
+        used: Which of `crop`, `truncate`, `occlude`, `jitter`, `erase` can occur at all; the others are not computed.
     """
 
     flip: Tensor
     dy: Tensor
     dx: Tensor
-    patch: Rectangles
+    kept: Rectangles
+    occluder: Rectangles
+    tile: Tensor
+    mirrored: Tensor
+    shade: Tensor
     donor: Tensor
-    donor_dy: Tensor
-    donor_dx: Tensor
     brightness: Tensor
     contrast: Tensor
     saturation: Tensor
     erase: Rectangles
     used: frozenset[str]
 
-    def take(self, places: slice, donor: Tensor) -> Draws:
-        """The draws of some images of the batch, with their donors counted anew: one process's share."""
-        mine = with_tensors(self, [tensor[places] for tensor in tensors_of(self)])
-        return replace(mine, donor=donor)
+    def take(self, rows: slice) -> AugmentParams:
+        """The parameters of some images of the batch, whose donors follow them: one process's share."""
+        mine = with_tensors(self, [tensor[rows] for tensor in tensors_of(self)])
+        behind = torch.arange(len(mine.donor)) + len(mine.donor)
+        return replace(mine, donor=torch.where(mine.donor >= 0, behind, -1))
 
     def packed(self) -> Tensor:
-        """(17, B) float32, for a single copy to the device; exact, because no number reaches 2^24."""
+        """(23, B) float32, for a single copy to the device; exact, because no integer reaches 2^24."""
         return torch.stack([tensor.to(torch.float32) for tensor in tensors_of(self)])
 
     @staticmethod
-    def unpacked(numbers: Tensor, used: frozenset[str]) -> Draws:
+    def unpacked(numbers: Tensor, used: frozenset[str]) -> AugmentParams:
         """What `packed` packed.
 
         Args:
-            numbers: (17, B) float32.
+            numbers: (23, B) float32.
             used: As the field of that name.
         """
         rows = iter(numbers.unbind())
@@ -118,18 +124,23 @@ class Draws:
         def integers() -> Tensor:
             return next(rows).to(torch.int64)
 
+        def booleans() -> Tensor:
+            return next(rows).to(torch.bool)
+
         def rectangles() -> Rectangles:
-            return Rectangles(top=integers(), bottom=integers(), left=integers(), right=integers())
+            return Rectangles(top=next(rows), bottom=next(rows), left=next(rows), right=next(rows))
 
         # In the order of the fields.
-        return Draws(
-            flip=next(rows).to(torch.bool),
+        return AugmentParams(
+            flip=booleans(),
             dy=integers(),
             dx=integers(),
-            patch=rectangles(),
+            kept=rectangles(),
+            occluder=rectangles(),
+            tile=integers(),
+            mirrored=booleans(),
+            shade=next(rows),
             donor=integers(),
-            donor_dy=integers(),
-            donor_dx=integers(),
             brightness=next(rows),
             contrast=next(rows),
             saturation=next(rows),
@@ -138,8 +149,40 @@ class Draws:
         )
 
 
-def draw(generator: torch.Generator, batch: int, height: int, width: int, config: TrainConfig) -> Draws:
-    """Draw for a batch; the same generator state gives the same draws whatever the device.
+@dataclass(frozen=True, slots=True)
+class _Dice:
+    """Random numbers for a batch of images of one size."""
+
+    generator: torch.Generator
+    batch: int
+    height: int
+    width: int
+
+    def uniform(self, low: float, high: float, *more: int) -> Tensor:
+        return low + (high - low) * torch.rand((self.batch, *more), generator=self.generator)
+
+    def happens(self, probability: float) -> Tensor:
+        return self.uniform(0, 1) < probability
+
+    def below(self, limit: Tensor) -> Tensor:
+        """Uniform integers in 0..limit."""
+        return (self.uniform(0, 1) * (limit + 1)).long().minimum(limit)
+
+    def shift(self, pixels: int) -> Tensor:
+        return torch.randint(-pixels, pixels + 1, (self.batch,), generator=self.generator)
+
+
+def draw_params(
+    generator: torch.Generator,
+    batch: int,
+    height: int,
+    width: int,
+    config: TrainConfig,
+    *,
+    tiles: int,
+    share: float = 1.0,
+) -> AugmentParams:
+    """Draw for a batch; the same generator state gives the same parameters whatever the device.
 
     Args:
         generator: On the CPU, made for this step.
@@ -147,61 +190,88 @@ def draw(generator: torch.Generator, batch: int, height: int, width: int, config
         height: Image height in pixels.
         width: Image width in pixels.
         config: Probabilities and strengths.
+        tiles: Number of cut-outs to choose from.
+        share: Factor in [0, 1] of the probabilities of occlusion and truncation, for their gradual introduction.
     """
-
-    def uniform(low: float, high: float, *more: int) -> Tensor:
-        return low + (high - low) * torch.rand((batch, *more), generator=generator)
+    dice = _Dice(generator, batch, height, width)
 
     def factor() -> Tensor:
-        return uniform(1 - config.colour_jitter, 1 + config.colour_jitter)
+        return dice.uniform(1 - config.colour_jitter, 1 + config.colour_jitter)
 
-    def below(limit: Tensor) -> Tensor:
-        """Uniform integers in 0..limit."""
-        return (uniform(0, 1) * (limit + 1)).long().minimum(limit)
-
-    flip = uniform(0, 1) < config.flip
-    dy, dx = (torch.randint(-config.pad, config.pad + 1, (batch,), generator=generator) for _ in range(2))
-
-    occlude = uniform(0, 1) < config.occlude
-    patch_height = (uniform(*PATCH_HEIGHT) * height).round().long()
-    patch_width = (uniform(*PATCH_WIDTH) * width).round().long()
-    top, left = below(height - patch_height), below(width - patch_width)
-    patch = _where(occlude, top, left, patch_height, patch_width)
     # Any image but this one.
-    donor = (torch.arange(batch) + 1 + below(torch.full((batch,), max(batch - 2, 0)))) % batch
-    donor_dy, donor_dx = below(height - patch_height) - top, below(width - patch_width) - left
-
-    erase = uniform(0, 1) < config.erase
-    area = uniform(*ERASE_AREA, _TRIES) * (height * width)
-    aspect = uniform(math.log(ERASE_ASPECT[0]), math.log(ERASE_ASPECT[1]), _TRIES).exp()
-    erase_height, erase_width = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-    fits = (erase_height < height) & (erase_width < width)
-    # The first shape that fits, as a loop that tries until one does would take.
-    first = fits.long().argmax(1, keepdim=True)
-    erase_height, erase_width = erase_height.gather(1, first)[:, 0], erase_width.gather(1, first)[:, 0]
-    erase = erase & fits.any(1)
-    erase_height, erase_width = erase_height.clamp_max(height), erase_width.clamp_max(width)
-    hole = _where(erase, below(height - erase_height), below(width - erase_width), erase_height, erase_width)
-    return Draws(
-        flip=flip,
-        dy=dy,
-        dx=dx,
-        patch=patch,
-        donor=donor,
-        donor_dy=donor_dy,
-        donor_dx=donor_dx,
+    other = (torch.arange(batch) + 1 + dice.below(torch.full((batch,), max(batch - 2, 0)))) % batch
+    return AugmentParams(
+        flip=dice.happens(config.flip),
+        dy=dice.shift(config.pad),
+        dx=dice.shift(config.pad),
+        kept=_draw_kept(dice, config.truncate * share),
+        occluder=_draw_occluder(dice, config.occlude * share),
+        tile=dice.below(torch.full((batch,), tiles - 1)),
+        mirrored=dice.happens(0.5),
+        shade=dice.uniform(0.6, 1.3),
+        donor=torch.where(dice.happens(config.occlude_people), other, -1),
         brightness=factor(),
         contrast=factor(),
         saturation=factor(),
-        erase=hole,
-        used=what_is_used(config),
+        erase=_draw_erased(dice, config.erase),
+        used=used_augmentations(config),
     )
 
 
-def what_is_used(config: TrainConfig) -> frozenset[str]:
-    """Which of `crop`, `occlude`, `jitter` and `erase` can occur at all."""
+def _draw_kept(dice: _Dice, probability: float) -> Rectangles:
+    """What truncation keeps: the upper part, or the left or right one; else the whole image."""
+    truncated, below = dice.happens(probability), dice.happens(_TRUNCATED_BELOW)
+    rows = torch.where(truncated & below, dice.uniform(*KEPT_HEIGHT), 1.0) * dice.height
+    columns = torch.where(truncated & ~below, dice.uniform(*KEPT_WIDTH), 1.0) * dice.width
+    left = (dice.width - columns) * dice.happens(0.5)
+    return Rectangles(torch.zeros_like(rows), rows, left, left + columns)
+
+
+def _draw_occluder(dice: _Dice, probability: float) -> Rectangles:
+    """Where something stands in front: rising from below, reaching in from a side, hanging from above, or anywhere."""
+    uniform = dice.uniform
+    middle, half = uniform(0.2, 0.8), uniform(0.25, 0.8)
+    left, right = middle - half, middle + half
+    covered = uniform(0.2, 0.6)
+    beyond = covered - uniform(0.3, 0.9)
+    from_left = dice.happens(0.5)
+    side_left, side_right = torch.where(from_left, beyond, 1 - covered), torch.where(from_left, covered, 1 - beyond)
+    top = uniform(0.0, 0.7)
+    places = torch.stack(
+        [
+            torch.stack([1 - uniform(0.15, 0.75), uniform(1.0, 1.3), left, right]),
+            torch.stack([uniform(-0.1, 0.6), uniform(0.8, 1.3), side_left, side_right]),
+            torch.stack([uniform(-0.3, 0.0), uniform(0.1, 0.45), left, right]),
+            torch.stack([top, top + uniform(0.15, 0.5), left, right]),
+        ]
+    )
+    share = torch.tensor(_PLACES).cumsum(0)
+    chosen = (uniform(0, 1).unsqueeze(1) >= share[:-1]).sum(1)
+    edges = places.gather(0, chosen.expand(1, 4, -1))[0] * dice.happens(probability)
+    return Rectangles(edges[0] * dice.height, edges[1] * dice.height, edges[2] * dice.width, edges[3] * dice.width)
+
+
+def _draw_erased(dice: _Dice, probability: float) -> Rectangles:
+    height, width = dice.height, dice.width
+    erase = dice.happens(probability)
+    area = dice.uniform(*ERASE_AREA, _TRIES) * (height * width)
+    aspect = dice.uniform(math.log(ERASE_ASPECT[0]), math.log(ERASE_ASPECT[1]), _TRIES).exp()
+    tall, wide = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (tall < height) & (wide < width)
+    # The first shape that fits, as a loop that tries until one does would take.
+    first = fits.long().argmax(1, keepdim=True)
+    chosen = erase & fits.any(1)
+    tall = tall.gather(1, first)[:, 0].clamp_max(height) * chosen
+    wide = wide.gather(1, first)[:, 0].clamp_max(width) * chosen
+    top, left = dice.below(height - tall).float(), dice.below(width - wide).float()
+    return Rectangles(top, top + tall, left, left + wide)
+
+
+def used_augmentations(config: TrainConfig) -> frozenset[str]:
+    """Which of `crop`, `truncate`, `occlude`, `jitter` and `erase` can occur at all."""
     possible = {
         "crop": config.pad > 0,
+        "truncate": config.truncate > 0,
         "occlude": config.occlude > 0,
         "jitter": config.colour_jitter > 0,
         "erase": config.erase > 0,
@@ -209,86 +279,147 @@ def what_is_used(config: TrainConfig) -> frozenset[str]:
     return frozenset(name for name, can in possible.items() if can)
 
 
-def augment(images: Tensor, parts: Tensor, body: Tensor, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply `draws` to a batch.
+def augment(
+    images: Tensor, parts: Tensor, body: Tensor, params: AugmentParams, tiles: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply `params` to a batch.
 
     Args:
         images: (N, H, W, 3) uint8 RGB; the first B are the batch, any others serve as donors only.
         parts: (B, 4, h, w) uint8 part masks, 255 for a cell that shows nothing but the part.
-        body: (B, 1, h', w') uint8 mask of the whole body.
-        draws: For B images, on the same device.
+        body: (N, 1, h', w') uint8 mask of the whole body, also of donors.
+        params: For B images, on the same device.
+        tiles: (T, 4, th, tw) uint8 RGBA cut-outs.
 
     Returns:
         Normalised images (B, 3, H, W) float32 in channels-last memory; the masks (B, 4, h, w) and (B, 1, h', w')
         float32 in [0, 1].
     """
     height, width = images.shape[1:3]
-    values = _move_pixels(images, draws)
-    if "erase" in draws.used:
-        values = _erase(values, images[: len(values)], draws.erase)
-    if "jitter" in draws.used:
-        values = _jitter(values, draws)
+    batch = len(params.flip)
+    values = _move_pixels(images[:batch], params)
+    if "truncate" in params.used:
+        values = _stretch(values, params.kept)
+    uncovered = torch.ones_like(values[..., 0])
+    if "occlude" in params.used:
+        colour, opacity = _occluders(images, body, params, tiles)
+        values = values * (1.0 - opacity) + colour * opacity
+        uncovered = uncovered - opacity[..., 0]
+    if "erase" in params.used:
+        erased = params.erase.inside(height, width)
+        # The mean colour of that image (paper, Sec. 4.2), before anything was done to it.
+        mean = images[:batch].to(torch.float32).mean((1, 2), keepdim=True)
+        values = torch.where(erased.unsqueeze(-1), mean, values)
+        uncovered = uncovered * ~erased
+    if "jitter" in params.used:
+        values = _jitter(values, params)
     return (
         normalise(values.permute(0, 3, 1, 2)),
-        _move_mask(parts, draws, height, width),
-        _move_mask(body, draws, height, width),
+        _move_mask(parts, params, uncovered),
+        _move_mask(body[:batch], params, uncovered),
     )
 
 
-def overlap(cells: int, cell: float, shift: Tensor, begin: Tensor, end: Tensor) -> Tensor:
-    """How cells of a mask, seen as intervals of pixels along one axis, land in cells of the moved mask.
+def overlap(cells: int, length: int, shift: Tensor, kept: Tensor) -> Tensor:
+    """How the cells of a mask, seen as intervals of pixels along one axis, cover the pixels of the moved image.
 
-    Output cell i covers the pixels [i c, (i+1) c); input cell j lands on [j c - shift, (j+1) c - shift). Only pixels
-    in [begin, end) count.
+    Pixel y of the moved image shows [shift + y s, shift + (y + 1) s) of the original, where s = kept / length; cell j
+    is [j c, (j + 1) c), where c = length / cells.
 
     Args:
         cells: Number of cells n.
-        cell: Pixels a cell c.
-        shift: (...) int64.
-        begin: (...) int64.
-        end: (...) int64.
+        length: Number of pixels L of the image.
+        shift: (B,) first pixel of the original that is shown.
+        kept: (B,) number of pixels of the original that are shown.
 
     Returns:
-        (..., n, n) float32: the share of output cell i that input cell j fills.
+        (B, L, n) float32: the share of each pixel that each cell fills.
     """
-    edge = torch.arange(cells, device=shift.device, dtype=torch.float32) * cell
-    out_low, in_low = edge[:, None], edge - shift[..., None, None]
-    low = torch.maximum(torch.maximum(out_low, in_low), begin[..., None, None].float())
-    high = torch.minimum(torch.minimum(out_low, in_low) + cell, end[..., None, None].float())
-    return (high - low).clamp_min(0.0) / cell
+    size, scale = length / cells, (kept / length)[:, None, None]
+    pixel = torch.arange(length, device=shift.device, dtype=torch.float32)[:, None] * scale + shift[:, None, None]
+    cell = torch.arange(cells, device=shift.device, dtype=torch.float32) * size
+    shared = torch.minimum(pixel + scale, cell + size) - torch.maximum(pixel, cell)
+    return shared.clamp_min(0.0) / scale
 
 
-def _move_pixels(images: Tensor, draws: Draws) -> Tensor:
-    """Flip, crop and paste in one gather; float32 (B, H, W, 3) in 0..255."""
-    height, width = images.shape[1:3]
-    row, column = _positions(draws.dy, height) + draws.dy[:, None], _positions(draws.dx, width) + draws.dx[:, None]
-    inside_rows, inside_columns = (row >= 0) & (row < height), (column >= 0) & (column < width)
-    column = torch.where(draws.flip[:, None], width - 1 - column, column)
+def _move_pixels(images: Tensor, params: AugmentParams) -> Tensor:
+    """Flip and crop in one gather; float32 (B, H, W, 3) in 0..255."""
+    batch, height, width = images.shape[:3]
+    row = torch.arange(height, device=images.device) + params.dy[:, None]
+    column = torch.arange(width, device=images.device) + params.dx[:, None]
+    inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None, :]
+    column = torch.where(params.flip[:, None], width - 1 - column, column)
     row, column = row.clamp(0, height - 1), column.clamp(0, width - 1)
     # Half as much to move through memory as int64, where they suffice.
     kind = torch.int32 if images.shape[:3].numel() < 2**31 else torch.int64
-    first = torch.arange(len(row), device=row.device)[:, None] * height
+    first = torch.arange(batch, device=row.device)[:, None] * height
     index = ((first + row) * width).to(kind)[:, :, None] + column.to(kind)[:, None, :]
-    shown = inside_rows[:, :, None] & inside_columns[:, None, :] if "crop" in draws.used else None
-    if "occlude" in draws.used:
-        covered = draws.patch.inside(height, width)
-        row = (_positions(draws.dy, height) + draws.donor_dy[:, None]).clamp(0, height - 1)
-        column = (_positions(draws.dx, width) + draws.donor_dx[:, None]).clamp(0, width - 1)
-        pasted = ((draws.donor[:, None] * height + row) * width).to(kind)[:, :, None] + column.to(kind)[:, None, :]
-        index = torch.where(covered, pasted, index)
-        shown = None if shown is None else shown | covered
-    values = images.reshape(-1, 3).index_select(0, index.reshape(-1)).to(torch.float32)
-    values = values.view(*index.shape, 3)
-    return values if shown is None else values.mul_(shown.unsqueeze(-1))
+    values = images.reshape(-1, 3).index_select(0, index.reshape(-1)).to(torch.float32).view(*index.shape, 3)
+    return values.mul_(inside.unsqueeze(-1)) if "crop" in params.used else values
 
 
-def _jitter(values: Tensor, draws: Draws) -> Tensor:
+def _stretch(values: Tensor, kept: Rectangles) -> Tensor:
+    """Stretch what is kept of each (H, W, 3) image to the whole frame, bilinearly."""
+    down = _bilinear(values.shape[1], kept.top, kept.bottom)
+    across = _bilinear(values.shape[2], kept.left, kept.right)
+    # As two plain products, which leave the channels last.
+    return across.unsqueeze(1) @ (down @ values.flatten(2)).view_as(values)
+
+
+def _bilinear(length: int, begin: Tensor, end: Tensor) -> Tensor:
+    """(B, L, L) weights of old pixels in new ones; the identity where all is kept."""
+    scale = ((end - begin) / length)[:, None]
+    place = (begin[:, None] + _centres(begin, length) * scale - 0.5).clamp(0.0, length - 1.0)
+    old = torch.arange(length, device=begin.device, dtype=torch.float32)
+    return (1.0 - (place[:, :, None] - old).abs()).clamp_min(0.0)
+
+
+def _occluders(images: Tensor, body: Tensor, params: AugmentParams, tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Colour (B, H, W, 3) in 0..255 and opacity (B, H, W, 1) in [0, 1] of what stands in front of each image."""
+    height, width = images.shape[1:3]
+    where = params.occluder
+    rows = _inside(where.top, where.bottom, height)
+    columns = _inside(where.left, where.right, width)
+    columns = torch.where(params.mirrored[:, None], -columns, columns)
+    grid = torch.stack(torch.broadcast_tensors(columns[:, None, :], rows[:, :, None]), 3)
+    thing = _sampled(_premultiplied(tiles[params.tile].to(torch.float32)), grid)
+
+    donor = params.donor.clamp_min(0)
+    low, high = _SOLID
+    outline = F.interpolate(body[donor].to(torch.float32) / 255, size=(height, width), mode="bilinear")
+    outline = ((outline - low) / (high - low)).clamp(0.0, 1.0) * 255
+    person = torch.cat([images[donor].permute(0, 3, 1, 2).to(torch.float32), outline], 1)
+    # Without a mask of its own a person cannot be cut out.
+    is_person = (params.donor >= 0) & (body[donor] > 0).flatten(1).any(1)
+    pasted = torch.where(is_person[:, None, None, None], _sampled(_premultiplied(person), grid), thing)
+    colour, opacity = pasted.permute(0, 2, 3, 1).split([3, 1], 3)
+    shaded = (colour * params.shade[:, None, None, None] / opacity.clamp_min(1e-3)).clamp(0, 255)
+    return shaded, opacity
+
+
+def _premultiplied(pictures: Tensor) -> Tensor:
+    """(B, 4, H, W) RGBA in 0..255 to colour times opacity in 0..255 and opacity in [0, 1]."""
+    opacity = pictures[:, 3:] / 255
+    return torch.cat([pictures[:, :3] * opacity, opacity], 1)
+
+
+def _sampled(pictures: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _inside(begin: Tensor, end: Tensor, length: int) -> Tensor:
+    """(B, L) where each pixel lies within [begin, end), from -1 to 1; far outside where that is empty."""
+    share = (_centres(begin, length) - begin[:, None]) / (end - begin).clamp_min(1e-3)[:, None]
+    return torch.where((end > begin)[:, None], 2.0 * share - 1.0, 4.0)
+
+
+def _jitter(values: Tensor, params: AugmentParams) -> Tensor:
     """Brightness, then contrast about the mean grey, then saturation about each pixel's grey."""
-    values = values * draws.brightness[:, None, None, None]
+    values = values * params.brightness[:, None, None, None]
     grey = _grey(values).mean((1, 2), keepdim=True)
-    values = grey + (values - grey) * draws.contrast[:, None, None, None]
+    values = grey + (values - grey) * params.contrast[:, None, None, None]
     grey = _grey(values)
-    return (grey + (values - grey) * draws.saturation[:, None, None, None]).clamp(0, 255)
+    return (grey + (values - grey) * params.saturation[:, None, None, None]).clamp(0, 255)
 
 
 def _grey(values: Tensor) -> Tensor:
@@ -297,51 +428,27 @@ def _grey(values: Tensor) -> Tensor:
     return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue).unsqueeze(3)
 
 
-def _erase(values: Tensor, images: Tensor, hole: Rectangles) -> Tensor:
-    """Fill the hole with the mean colour of that image (paper, Sec. 4.2), before anything was done to it."""
-    erased = hole.inside(*values.shape[1:3]).unsqueeze(-1)
-    return torch.where(erased, images.to(torch.float32).mean((1, 2), keepdim=True), values)
+def _move_mask(mask: Tensor, params: AugmentParams, uncovered: Tensor) -> Tensor:
+    """Move masks (B, C, h, w) uint8 with their pixels; float32 in [0, 1], less what is covered.
 
-
-def _what_is_seen(draws: Draws, height: int, width: int) -> list[tuple[int, Rectangles]]:
-    """The pixels that still show the image: the sum of these rectangles, each with its sign."""
-    zero = torch.zeros_like(draws.dy)
-    seen = [(1, Rectangles(zero, zero + height, zero, zero + width))]
-    # Inclusion and exclusion: what the patch or the hole takes, counting what both take once.
-    if "occlude" in draws.used:
-        seen.append((-1, draws.patch))
-    if "erase" in draws.used:
-        seen.append((-1, draws.erase))
-    if {"occlude", "erase"} <= draws.used:
-        seen.append((1, draws.patch.intersect(draws.erase)))
-    return seen
-
-
-def _move_mask(mask: Tensor, draws: Draws, height: int, width: int) -> Tensor:
-    """Move masks with their pixels and empty what is covered; (B, C, h, w) uint8 to float32 in [0, 1]."""
+    Args:
+        mask: The masks.
+        params: How the pixels moved.
+        uncovered: (B, H, W) share of each pixel that nothing covers.
+    """
     values = mask.to(torch.float32) / 255.0
-    values = torch.where(draws.flip[:, None, None, None], values.flip(3), values)
-    if not draws.used & {"crop", "occlude", "erase"}:
+    values = torch.where(params.flip[:, None, None, None], values.flip(3), values)
+    if not params.used - {"jitter"}:
         return values
-    seen = _what_is_seen(draws, height, width)
-    # All rectangles at once, (A, B) numbers each: on a GPU the number of operations counts, not their size.
-    top, bottom, left, right = (
-        torch.stack([getattr(area, side) for _, area in seen]) for side in ("top", "bottom", "left", "right")
-    )
-    rows, columns = values.shape[2:]
-    down = overlap(rows, height / rows, draws.dy.expand_as(top), top, bottom)
-    across = overlap(columns, width / columns, draws.dx.expand_as(top), left, right)
-    shares = (down.unsqueeze(2) @ values @ across.unsqueeze(2).transpose(3, 4)).unbind()
-    moved = shares[0]
-    for (sign, _), share in zip(seen[1:], shares[1:], strict=True):
-        moved = moved + share if sign > 0 else moved - share
-    return moved.clamp(0.0, 1.0)
+    height, width = uncovered.shape[1:]
+    rows, columns = mask.shape[2:]
+    kept = params.kept
+    down = overlap(rows, height, params.dy + kept.top, kept.bottom - kept.top)
+    across = overlap(columns, width, params.dx + kept.left, kept.right - kept.left)
+    pixels = down.unsqueeze(1) @ values @ across.unsqueeze(1).transpose(2, 3)
+    return F.adaptive_avg_pool2d(pixels * uncovered.unsqueeze(1), (rows, columns))
 
 
-def _positions(like: Tensor, count: int) -> Tensor:
-    return torch.arange(count, device=like.device)[None, :]
-
-
-def _where(chosen: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Rectangles:
-    height, width = height * chosen, width * chosen
-    return Rectangles(top, top + height, left, left + width)
+def _centres(like: Tensor, count: int) -> Tensor:
+    """(1, count) centres of pixels."""
+    return torch.arange(count, device=like.device, dtype=torch.float32)[None, :] + 0.5

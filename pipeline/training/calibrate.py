@@ -1,59 +1,79 @@
-"""The visibility threshold and the centre of each part, from training images whose masks tell what they show.
+"""Visibility thresholds and part centres from training images whose masks show what is visible.
 
-The paper leaves tau of eq. 5 open. Here a part counts as visible unless the network sees less of it than in nearly all
-images that show it: tau_i is the 3 % quantile of the predicted mask's mean over training images in which the true mask
-shows part i. Patches of other images are pasted onto these images first, because masks of people who stand free, on
-which the network was trained, are larger than any that an occluded query will have. The centre of a part is the mean of
-its feature over the images, as they are, that show it; see `pipeline.model.network.SGSFA`.
+The paper leaves tau of eq. 5 open. Here training images are embedded as they are and once more with cut-outs pasted
+onto them or truncated, and tau_i is the threshold of the predicted mask's mean with the best balanced accuracy in
+predicting whether the true mask shows part i. How well any threshold can do is the area under the ROC curve, which is
+kept with the checkpoint.
+The centre of a part is the mean of its feature over the images, as they are, that show it (`pipeline.model.sgsfa`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, Precision, TrainConfig
 from pipeline.model import spatial
-from pipeline.model.embed import embed, look_at_normal
+from pipeline.model.embed import embed
 from pipeline.model.losses import shown_parts
-from pipeline.model.network import SGSFA
+from pipeline.model.output import NetworkOutput
+from pipeline.model.sgsfa import SGSFA
 from pipeline.parts import NUM_PARTS, PARTS
+from pipeline.runtime.device import autocast
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.runtime.seeds import generator
-from pipeline.training.augment import Draws, augment, draw
+from pipeline.training.augment import AugmentParams, augment, draw_params
 from pipeline.training.feeder import Feeder
+from pipeline.training.occluders import occluder_tiles
 from pipeline.training.store import Targets
 
 MOST_IMAGES = 2048
-"""A quantile needs no more; they are spread evenly over the training set."""
+"""Thresholds need no more; they are spread evenly over the training set."""
 
-MISSED = 0.03
-"""Share of the images that show a part in which it may be called hidden."""
+LEAST_AUC = 0.8
+"""Below this area under the ROC curve, matching by visibility is hardly better than without."""
 
-PASTED = TrainConfig(flip=0, pad=0, occlude=1, erase=0, colour_jitter=0)
-"""What is done to images before the network says what it sees of them."""
+OCCLUDED = TrainConfig(flip=0, pad=0, occlude=0.8, occlude_people=0.4, truncate=0.3, erase=0, colour_jitter=0)
+"""Augmentation of the images that thresholds are found on."""
 
 NEVER = 1.0
 """Threshold of a part that no true mask shows (a label set without shoes): no mean exceeds it."""
 
+_MISSED = 0.03
+"""Share of images that a threshold may miss where no image hides the part."""
+
 
 @dataclass(frozen=True)
 class Calibration:
-    """Thresholds and how well they tell what is visible.
+    """Thresholds and how well visibility is predicted.
 
     Attributes:
         thresholds: tau for each of the seven parts.
-        accuracy: Share of images, with patches pasted onto them, in which `visibility > tau` agrees with the masks, by
-            part; without parts that no true mask shows, and empty without masks.
+        accuracy: Balanced accuracy of `visibility > tau` on occluded images by part; without parts that no true mask
+            shows, and empty without masks.
+        auc: Area under the ROC curve of visibility, by part; without parts that are always or never visible.
         images: Images that were used.
     """
 
     thresholds: tuple[float, ...]
     accuracy: dict[str, float]
+    auc: dict[str, float]
     images: int
+
+    @property
+    def weak(self) -> dict[str, float]:
+        """Parts whose visibility is predicted poorly, with their area under the curve."""
+        return {part: area for part, area in self.auc.items() if area < LEAST_AUC}
+
+
+UNCALIBRATED = Calibration((0.0,) * NUM_PARTS, {}, {}, 0)
+"""Of a network without parts, or data without masks: every part counts as visible."""
 
 
 def calibrate(
@@ -68,62 +88,57 @@ def calibrate(
     progress: Progress = SILENT,
     pause: Callable[[], None] = lambda: None,
 ) -> Calibration:
-    """Calibrate on training images.
-
-    Thresholds are returned, and centres are set in the network. Without any masks every image counts as showing all
-    parts, and thresholds are 0.
+    """Calibrate on training images: return thresholds, and set the network's centres.
 
     Args:
         model: The trained network, in evaluation mode on `device`.
         feeder: Its training images.
         targets: Their masks.
         config: The network's configuration.
-        batch: Images a forward.
+        batch: Images per batch.
         device: Where the network is.
-        amp: Precision of the forward.
+        amp: Precision of the forward pass.
         progress: Where to report.
-        pause: Called before each forward; an exception of it ends the calibration.
+        pause: Called before each batch; an exception of it ends the calibration.
     """
     if not isinstance(model, SGSFA):
-        return Calibration((0.0,) * NUM_PARTS, {}, 0)
+        return UNCALIBRATED
     masked = bool(targets.has_mask.any())
     usable = (targets.has_mask if masked else torch.ones_like(targets.has_mask)).nonzero()[:, 0].cpu()
     chosen = usable[torch.linspace(0, len(usable) - 1, min(len(usable), MOST_IMAGES)).round().long()]
-    predicted, true, plain = [], [], []
+    predicted, true = [], []
     centres = _Means(device)
-    model.uncentre()
+    model.reset_centres()
     pieces = [chosen[start : start + batch].numpy() for start in range(0, len(chosen), batch)]
     with progress.task("calibrate", total=len(chosen)) as task:
         for rows, images in feeder.batches(pieces, lambda rows: rows):
             pause()
             found = embed(model, images, amp=amp)
-            place = torch.from_numpy(rows).to(targets.parts.device)
-            parts, body = targets.parts[place], targets.body[place]
+            shown = torch.ones_like(found.visibility, dtype=torch.bool)
             if masked:
-                shown = true_visibility(parts.float() / 255, config).to(device)
-                plain.append((found.visibility, shown))
-                stream = generator(0, "calibrate", int(rows[0]))
-                draws = draw(stream, len(rows), images.shape[1], images.shape[2], PASTED)
-                there = Draws.unpacked(draws.packed().to(device), draws.used)
-                hidden, left, _ = augment(images, parts.to(device), body.to(device), there)
-                with torch.inference_mode():
-                    predicted.append(look_at_normal(model, hidden, amp).visibility)
-                true.append(true_visibility(left, config))
-            else:
-                shown = torch.ones_like(found.visibility, dtype=torch.bool)
+                place = torch.from_numpy(rows).to(targets.parts.device)
+                parts, body = targets.parts[place].to(device), targets.body[place].to(device)
+                shown = true_visibility(parts.float() / 255, config)
+                hidden, left = _occluded(images, parts, body, seed=int(rows[0]))
+                with torch.inference_mode(), autocast(device, amp):
+                    output: NetworkOutput = model(hidden)
+                predicted += [found.visibility, output.visibility.float()]
+                true += [shown, true_visibility(left, config)]
             # What the network takes for empty is zero, whatever the masks show.
             centres.add(found.parts, found.global_feature, shown & found.parts.any(2))
             task.advance(len(rows))
-    model.centre(*centres.result())
-    if not masked:
-        return Calibration((0.0,) * NUM_PARTS, {}, 0)
-    result = from_samples(torch.cat(predicted), torch.cat(true))
-    # A rare part may be covered by a patch in every image that shows it.
-    as_they_are = from_samples(*(torch.cat(each) for each in zip(*plain, strict=True)))
-    thresholds = tuple(
-        other if mine == NEVER else mine for mine, other in zip(result.thresholds, as_they_are.thresholds, strict=True)
-    )
-    return replace(result, thresholds=thresholds)
+    model.set_centres(*centres.result())
+    return from_samples(torch.cat(predicted), torch.cat(true)) if masked else UNCALIBRATED
+
+
+def _occluded(images: Tensor, parts: Tensor, body: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Images with cut-outs in front or truncated, normalised, and what is left of their part masks."""
+    tiles = occluder_tiles().to(images.device)
+    stream = generator(0, "calibrate", seed)
+    params = draw_params(stream, len(images), images.shape[1], images.shape[2], OCCLUDED, tiles=len(tiles))
+    there = AugmentParams.unpacked(params.packed().to(images.device), params.used)
+    hidden, left, _ = augment(images, parts, body, there, tiles)
+    return hidden, left
 
 
 class _Means:
@@ -135,7 +150,7 @@ class _Means:
         self._shown = self._images = torch.zeros((), dtype=kind, device=device)
 
     def add(self, parts: Tensor, global_feature: Tensor, shown: Tensor) -> None:
-        """Count a batch: parts (B, 7, D), whole (B, W), shown (B, 7) bool."""
+        """Count a batch: parts (B, 7, D), global (B, W), shown (B, 7) bool."""
         kind = self._parts.dtype
         self._parts = self._parts + (parts.to(kind) * shown[..., None]).sum(0)
         self._global = self._global + global_feature.to(kind).sum(0)
@@ -148,18 +163,54 @@ class _Means:
 
 
 def from_samples(predicted: Tensor, true: Tensor) -> Calibration:
-    """Thresholds and accuracy from mask means (N, 7) and what the true masks show (N, 7) bool."""
-    predicted, true = predicted.float().cpu(), true.cpu()
-    ever = true.any(0).tolist()
-    thresholds = [_least(predicted[true[:, i], i]) if ever[i] else NEVER for i in range(NUM_PARTS)]
-    agree = ((predicted > torch.tensor(thresholds)) == true).float().mean(0).tolist()
-    accuracy = {part: share for part, share, seen in zip(PARTS, agree, ever, strict=True) if seen}
-    return Calibration(tuple(thresholds), accuracy, len(predicted))
+    """Thresholds, balanced accuracy and ROC AUC from mask means (N, 7) and what the true masks show (N, 7) bool."""
+    means, shown = predicted.float().cpu().numpy(), true.cpu().numpy()
+    thresholds, accuracy, auc = [], {}, {}
+    for i, part in enumerate(PARTS):
+        threshold, balanced = best_threshold(means[:, i], shown[:, i])
+        thresholds.append(threshold)
+        if shown[:, i].any():
+            accuracy[part] = balanced
+        if 0 < shown[:, i].sum() < len(shown):
+            auc[part] = roc_auc(means[:, i], shown[:, i])
+    return Calibration(tuple(thresholds), accuracy, auc, len(means))
 
 
-def _least(means: Tensor) -> float:
-    # Just below, because many means can be equal where they were computed in bfloat16, and visible is what is above.
-    return float(torch.nextafter(means.quantile(MISSED), torch.zeros(())))
+def best_threshold(means: npt.NDArray[np.float32], shown: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """The threshold t that makes `mean > t` the best predictor of visibility, and its balanced accuracy.
+
+    Args:
+        means: (N,) predicted mask means.
+        shown: (N,) whether the part is visible. If it never is, the threshold is `NEVER`; if it always is, a quantile
+            of the means.
+    """
+    if not shown.any():
+        return NEVER, 1.0
+    if shown.all():
+        threshold = float(np.nextafter(np.quantile(means, _MISSED).astype(np.float32), np.float32(0)))
+        return threshold, float((means > threshold).mean())
+    order = np.argsort(means, kind="stable")
+    values, visible = means[order], shown[order]
+    # Of a cut after each sample: hidden ones at or below it are right, and so are visible ones above it.
+    right = np.cumsum(~visible) / (~visible).sum() + 1 - np.cumsum(visible) / visible.sum()
+    # Equal means cannot be separated.
+    right[:-1][values[:-1] == values[1:]] = -1
+    best = int(right.argmax())
+    upper = values[min(best + 1, len(values) - 1)]
+    return float((values[best] + upper) / 2) if upper > values[best] else float(values[best]), float(right[best] / 2)
+
+
+def roc_auc(scores: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_]) -> float:
+    """Area under the ROC curve: the share of pairs of a true and a false sample that the scores order rightly.
+
+    Args:
+        scores: (N,).
+        labels: (N,) with samples of both kinds; ties count one half.
+    """
+    ranks = rankdata(scores)
+    positives = int(labels.sum())
+    negatives = len(labels) - positives
+    return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def true_visibility(parts: Tensor, config: ModelConfig, *, training: bool = False) -> Tensor:
@@ -174,5 +225,5 @@ def true_visibility(parts: Tensor, config: ModelConfig, *, training: bool = Fals
         (B, 7) bool in the order of `PARTS`.
     """
     _, strip_shown = spatial.find_strips(parts, config, testing=not training)
-    everyone = torch.ones(len(parts), dtype=torch.bool, device=parts.device)
-    return torch.cat([shown_parts(parts, everyone), strip_shown], 1)
+    masked = torch.ones(len(parts), dtype=torch.bool, device=parts.device)
+    return torch.cat([shown_parts(parts, masked), strip_shown], 1)

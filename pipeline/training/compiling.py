@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import first_line
-from pipeline.model.network import Output
+from pipeline.model.output import NetworkOutput
 from pipeline.runtime.device import Context, constant, memory_exhausted
 from pipeline.runtime.progress import Progress
 from pipeline.training.step import running_statistics_kept
@@ -47,7 +47,7 @@ def compile_network(
     try:
         made = cast(nn.Module, _compile(model))
         with precision():
-            output: Output = made(example())
+            output: NetworkOutput = made(example())
         output.global_feature.float().sum().backward()  # type: ignore[no-untyped-call]
         if pieces > 1:
             with torch.no_grad(), running_statistics_kept(made), precision():

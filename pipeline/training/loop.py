@@ -19,7 +19,7 @@ from pipeline.runtime.device import autocast, memory_watched, no_room
 from pipeline.runtime.files import write_json
 from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.progress import Progress
-from pipeline.training.augment import Draws, augment, what_is_used
+from pipeline.training.augment import AugmentParams, augment, used_augmentations
 from pipeline.training.calibrate import from_samples, true_visibility
 from pipeline.training.checkpoint import Facts, load_state, save_state
 from pipeline.training.compiling import Compiled, compile_network
@@ -28,6 +28,7 @@ from pipeline.training.ema import Average
 from pipeline.training.feeder import Feeder, to_device
 from pipeline.training.interrupts import Interrupts
 from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.occluders import occluder_tiles
 from pipeline.training.optim import build_optimizer, parameters_of, set_learning_rate
 from pipeline.training.plan import StepPlan, plan_steps
 from pipeline.training.recorded import Recorded
@@ -105,13 +106,13 @@ class StepInputs:
 
     Attributes:
         images: (N, H, W, 3) uint8, the images of the plan's rows.
-        rows: (B,) int64, the first B of these rows.
-        draws: What was drawn for them, packed.
+        rows: (N,) int64, these rows; the first B are the batch, the others donors.
+        params: Augmentation parameters of the batch, packed.
     """
 
     images: Tensor
     rows: Tensor
-    draws: Tensor
+    params: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +181,11 @@ class Loop:
         self._precision = functools.partial(autocast, setting.device, config.amp)
         # With fp16 a gradient that overflows is no fault: the scaler leaves that step out.
         self._loss_names = LOSS_NAMES if config.amp == "fp16" else (*LOSS_NAMES, "gradient")
-        self._augment: Callable[[Tensor, Tensor, Tensor, Draws], tuple[Tensor, Tensor, Tensor]] = augment
-        self._used = what_is_used(config)
+        self._augment: Callable[[Tensor, Tensor, Tensor, AugmentParams, Tensor], tuple[Tensor, Tensor, Tensor]] = (
+            augment
+        )
+        self._used = used_augmentations(config)
+        self._tiles = occluder_tiles().to(setting.device)
         self._total_loss: LossFunction = total_loss
         self._recent: list[_Recent] = []
         self._epoch_losses: list[list[float]] = []
@@ -338,9 +342,7 @@ class Loop:
         # Whatever a network draws by itself (stochastic depth) is decided by the step, so nothing has to be saved.
         torch.manual_seed(plan.seed)
         made = gradient(
-            StepInputs(
-                images, to_device(plan.rows[: plan.count], device), to_device(plan.draws.packed().numpy(), device)
-            )
+            StepInputs(images, to_device(plan.rows, device), to_device(plan.params.packed().numpy(), device))
         )
         parameters = list(parameters_of(self.optimizer))
         if self.config.clip_norm:
@@ -378,9 +380,12 @@ class Loop:
         return StepResults(parts.stacked(), seen)
 
     def _prepare(self, given: StepInputs) -> Batch:
-        targets, rows = self.setting.targets, given.rows
-        draws = Draws.unpacked(given.draws, self._used)
-        normal, parts, body = self._augment(given.images, targets.parts[rows], targets.body[rows], draws)
+        targets = self.setting.targets
+        params = AugmentParams.unpacked(given.params, self._used)
+        rows = given.rows[: given.params.shape[1]]
+        normal, parts, body = self._augment(
+            given.images, targets.parts[rows], targets.body[given.rows], params, self._tiles
+        )
         if not self.config.channels_last:
             normal = normal.contiguous()
         return Batch(normal, targets.labels[rows], body, parts, targets.has_mask[rows], targets.given)

@@ -10,29 +10,32 @@ from torch import nn
 from pipeline.config import TrainConfig
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Parameter groups: weights of linear maps and convolutions decay; normalisation, scales and biases do not.
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
+    """Group parameters by weight decay and learning rate.
+
+    Weights of linear maps and convolutions decay; normalisation, scales and biases do not. All that is not the
+    backbone learns `lr_heads` times as fast (`scale` of a group).
 
     Told apart by shape: what has fewer than two dimensions scales or shifts channels, and pulling it to zero pulls
     features to zero without making the function any simpler.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = (
-        ([p for _, p in named if p.ndim >= 2], weight_decay),
-        ([p for _, p in named if p.ndim < 2], 0.0),
-    )
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        scale = 1.0 if name.startswith("backbone.") else config.lr_heads
+        groups.setdefault((config.weight_decay if parameter.ndim >= 2 else 0.0, scale), []).append(parameter)
+    return [{"params": each, "weight_decay": decay, "scale": scale} for (decay, scale), each in groups.items()]
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Adam:
-    """Adam on the groups of `decay_groups`, in its fused form (one kernel for all parameters)."""
-    return torch.optim.Adam(decay_groups(model, config.weight_decay), lr=config.lr, fused=True)
+    """Adam on the groups of `parameter_groups`, in its fused form (one kernel for all parameters)."""
+    return torch.optim.Adam(parameter_groups(model, config), lr=config.lr, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all groups the same learning rate."""
+    """Give each group the learning rate times its scale."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["scale"]
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:

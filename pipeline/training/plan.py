@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pipeline.config import TrainConfig
 from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.seeds import derive, generator
-from pipeline.training.augment import Draws, draw
+from pipeline.training.augment import AugmentParams, draw_params
+from pipeline.training.occluders import occluder_tiles
 from pipeline.training.sampler import epoch_batches, shard, steps_per_epoch
 
 Rows = npt.NDArray[np.int64]
@@ -26,10 +26,10 @@ class StepPlan:
         step: Counted from 0 over the run.
         epoch: Counted from 0.
         batch: (P * K,) rows of the batch of all processes.
-        rows: (B,) rows of this process, followed by the donors that its pasted patches come from, where they are not
+        rows: (B,) rows of this process, followed by the donors of people pasted into its images, where they are not
             among them.
         count: B.
-        draws: For this process's images, on the CPU.
+        params: Augmentation of this process's images, on the CPU.
         seed: Of the global generators in this step and process.
     """
 
@@ -38,7 +38,7 @@ class StepPlan:
     batch: Rows
     rows: Rows
     count: int
-    draws: Draws
+    params: AugmentParams
     seed: int
 
 
@@ -59,16 +59,19 @@ def plan_steps(
     per_epoch = steps_per_epoch(labels, config)
     mine = shard(config.identities * config.instances, rank=place.rank, processes=place.world_size)
     count = mine.stop - mine.start
+    tiles = len(occluder_tiles())
+    ramp = config.augment_ramp * config.epochs * per_epoch
     batches: Rows | None = None
     for step in range(start, stop):
         epoch, number = divmod(step, per_epoch)
         if batches is None or number == 0:
             batches = epoch_batches(labels, config, epoch)
         batch = batches[number]
-        draws = draw(generator(config.seed, "augment", step), len(batch), *size, config)
+        stream, share = generator(config.seed, "augment", step), min(1.0, step / ramp) if ramp else 1.0
+        params = draw_params(stream, len(batch), *size, config, tiles=tiles, share=share)
         rows = batch
         if place.world_size > 1:
-            donors = draws.donor[mine].numpy()
-            draws = draws.take(mine, torch.arange(count) + count)
-            rows = np.concatenate([batch[mine], batch[donors]]) if "occlude" in draws.used else batch[mine]
-        yield StepPlan(step, epoch, batch, rows, count, draws, derive(config.seed, "step", step, place.rank))
+            donors = params.donor[mine].numpy()
+            params = params.take(mine)
+            rows = np.concatenate([batch[mine], batch[donors]]) if "occlude" in params.used else batch[mine]
+        yield StepPlan(step, epoch, batch, rows, count, params, derive(config.seed, "step", step, place.rank))

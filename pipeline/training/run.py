@@ -27,7 +27,7 @@ from pipeline.runtime.files import read_json, sha256_bytes, sha256_file, write_j
 from pipeline.runtime.process_group import RankInfo, broadcast, process_group, rank_info, same_on_all_ranks
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.runtime.seeds import derive, set_deterministic
-from pipeline.training.calibrate import Calibration, calibrate
+from pipeline.training.calibrate import LEAST_AUC, UNCALIBRATED, Calibration, calibrate
 from pipeline.training.curves import draw_curves
 from pipeline.training.feeder import Feeder
 from pipeline.training.loop import STATE_FILE, Loop, Setting
@@ -64,8 +64,8 @@ class TrainReport:
         device: Where.
         processes: How many processes.
         thresholds: Calibrated tau of the seven parts.
-        visibility_accuracy: Share of training images, with patches pasted onto them, on which tau tells rightly whether
-            a part is visible, by part.
+        visibility_accuracy: Balanced accuracy of the predicted visibility on occluded training images, by part.
+        visibility_auc: Area under its ROC curve, by part.
         best: Epoch and mAP of the best evaluation during training; None without evaluations.
         peak_memory_gb: Most of the GPU's memory that was taken at once, unused parts of it included; None on other
             devices.
@@ -83,6 +83,7 @@ class TrainReport:
     processes: int
     thresholds: tuple[float, ...]
     visibility_accuracy: Mapping[str, float]
+    visibility_auc: Mapping[str, float]
     best: tuple[int, float] | None
     peak_memory_gb: float | None
 
@@ -162,7 +163,9 @@ def _train(
     if not records:
         raise DataError(f"{dataset.name} has no images of the split `train`", where=dataset.root)
     store = _images(records, dataset, model, config, state / "images", place, progress)
-    targets = load_targets(records, store.names, masks, height=model.height, width=model.width)
+    targets = load_targets(
+        records, store.names, masks, height=model.height, width=model.width, stride=8 if model.fine_masks else 16
+    )
     check_batches(targets.labels.tolist(), config, processes=place.world_size)
     _announce(store, targets, model, loss, device, place, progress)
 
@@ -213,7 +216,9 @@ def _train(
         )
 
     def keep_best(trained: nn.Module, epoch: int, found: Calibration) -> None:
-        best = dataclasses.replace(meta, epochs=epoch, thresholds=found.thresholds)
+        best = dataclasses.replace(
+            meta, epochs=epoch, thresholds=found.thresholds, figures={"visibility_auc": found.auc}
+        )
         save_checkpoint(workdir / BEST_FILE, trained, best)
 
     if place.is_main:
@@ -226,17 +231,26 @@ def _train(
             loop.save()
             with memory_watched(device, lambda: no_room(device, "calibration does not fit", hint=_TRAINED)):
                 result = calibrated(loop.trained)
+            _warn_of_weak_visibility(result, progress)
             log.write(
                 "calibration",
                 step=loop.step,
                 epoch=config.epochs,
-                values={"thresholds": list(result.thresholds), "visibility_accuracy": result.accuracy},
+                values={
+                    "thresholds": list(result.thresholds),
+                    "visibility_accuracy": result.accuracy,
+                    "visibility_auc": result.auc,
+                },
             )
-        save_checkpoint(workdir / MODEL_FILE, loop.trained, dataclasses.replace(meta, thresholds=result.thresholds))
+        save_checkpoint(
+            workdir / MODEL_FILE,
+            loop.trained,
+            dataclasses.replace(meta, thresholds=result.thresholds, figures={"visibility_auc": result.auc}),
+        )
         draw_curves(workdir / METRICS_FILE, workdir / CURVES_FILE)
     else:
         loop.run(None)
-        result = Calibration((), {}, 0)
+        result = UNCALIBRATED
     report = _report(loop, store, targets, model, config, result, device, place)
     if place.is_main:
         write_json(workdir / REPORT_FILE, dataclasses.asdict(report))
@@ -328,6 +342,12 @@ def _announce(
         progress.warn(f"{alone:,} of {targets.num_classes:,} identities have a single image: their batches repeat it")
 
 
+def _warn_of_weak_visibility(result: Calibration, progress: Progress) -> None:
+    if result.weak:
+        listed = ", ".join(f"{part} {area:.2f}" for part, area in result.weak.items())
+        progress.warn(f"visibility is predicted poorly (ROC AUC below {LEAST_AUC}): {listed}")
+
+
 def check_network(model: ModelConfig, *, from_weights: bool = True) -> None:
     """See that there is such a network, and `model.weights` for it where they are no file.
 
@@ -352,7 +372,7 @@ def _network(model: ModelConfig, config: TrainConfig, targets: Targets) -> Netwo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "weights"))
         try:
-            return build_model(model, targets.num_classes, backbone_weights=weights, given=targets.given)
+            return build_model(model, targets.num_classes, backbone_weights=weights, supervised_parts=targets.given)
         except WeightsError as error:
             # The network sees tensors only; the user needs the name of their file.
             where = error.where or model.weights
@@ -415,6 +435,7 @@ def _report(
         processes=place.world_size,
         thresholds=result.thresholds,
         visibility_accuracy=result.accuracy,
+        visibility_auc=result.auc,
         best=loop.best,
         peak_memory_gb=round(torch.cuda.max_memory_reserved() / 2**30, 3) if device.type == "cuda" else None,
     )

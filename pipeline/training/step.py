@@ -22,12 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import LossConfig
 from pipeline.model.losses import LossParts, total_loss
-from pipeline.model.network import Output
+from pipeline.model.output import NetworkOutput
 from pipeline.runtime.device import Context
 from pipeline.training.distributed import gather_rows, unsynchronised
 from pipeline.training.tree import joined, tensors_of, with_tensors
 
-LossFunction = Callable[[Output, Tensor, Tensor, Tensor, Tensor, LossConfig, Tensor | None], LossParts]
+LossFunction = Callable[[NetworkOutput, Tensor, Tensor, Tensor, Tensor, LossConfig, Tensor | None], LossParts]
 """`total_loss`, or its compiled form."""
 
 
@@ -62,7 +62,7 @@ def backward(
     pieces: int = 1,
     gather: bool = False,
     scale: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[LossParts, Output]:
+) -> tuple[LossParts, NetworkOutput]:
     """Add the gradient of a batch's loss to the parameters' `grad`.
 
     Args:
@@ -87,7 +87,7 @@ def backward(
     else:
         with torch.no_grad(), running_statistics_kept(model), precision():
             output = joined([_bare(model)(chunk) for chunk in chunks])
-    output = cast(Output, output)
+    output = cast(NetworkOutput, output)
     # Leaves in float32: the loss is computed outside of autocast.
     leaves = [_leaf(tensor) for tensor in tensors_of(output)]
     detached = with_tensors(output, leaves)
@@ -114,7 +114,7 @@ def _leaf(tensor: Tensor) -> Tensor:
     return tensor.float().requires_grad_() if tensor.is_floating_point() else tensor
 
 
-def _loss(output: Output, batch: Batch, loss: LossConfig, function: LossFunction, gather: bool) -> LossParts:
+def _loss(output: NetworkOutput, batch: Batch, loss: LossConfig, function: LossFunction, gather: bool) -> LossParts:
     if gather:
         output = with_tensors(output, [gather_rows(tensor) for tensor in tensors_of(output)])
         batch = Batch(

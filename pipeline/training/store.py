@@ -185,7 +185,13 @@ class Targets:
 
 
 def load_targets(
-    records: Mapping[str, Record], names: Sequence[str], masks: Path | None, *, height: int, width: int
+    records: Mapping[str, Record],
+    names: Sequence[str],
+    masks: Path | None,
+    *,
+    height: int,
+    width: int,
+    stride: int = 16,
 ) -> Targets:
     """Identities and masks of the images in a store, found by name.
 
@@ -195,6 +201,7 @@ def load_targets(
         masks: A mask file; None: nobody has a mask.
         height: Height of the network's input in pixels; masks of another size are averaged to its maps.
         width: Likewise.
+        stride: Pixels per cell of part masks.
 
     Raises:
         FormatError: The mask file is damaged or of another kind.
@@ -240,7 +247,7 @@ def load_targets(
         body[has_mask, 0] = stored.body[taught]
     return Targets(
         labels=torch.tensor([classes[pid] for pid in pids]),
-        parts=_fit(torch.from_numpy(parts), height // 16, width // 16),
+        parts=_fit(torch.from_numpy(parts), height // stride, width // stride),
         body=_fit(torch.from_numpy(body), height // 4, width // 4),
         has_mask=torch.from_numpy(has_mask),
         num_classes=len(classes),

@@ -18,7 +18,8 @@ from pipeline.features import export as export_module
 from pipeline.features.export import METADATA, export
 from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.model.checkpoint import save_checkpoint
-from pipeline.model.network import SGSFA, build_model
+from pipeline.model.network import build_model
+from pipeline.model.sgsfa import SGSFA
 from pipeline.parts import PARTS
 from pipeline.runtime.process_group import RankInfo
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pipeline.config import LossConfig, ModelConfig
 from pipeline.model import losses
-from pipeline.model.network import Output, build_model
+from pipeline.model.network import build_model
+from pipeline.model.output import NetworkOutput
 
 seeds = st.integers(0, 2**31)
 
@@ -164,7 +165,7 @@ def test_equal_rows_have_a_finite_gradient() -> None:
 def test_static_features_all_train_where_dynamic_ones_are_chosen(seed: int) -> None:
     torch.manual_seed(seed)
     network = build_model(ModelConfig.model_validate(SMALL), 3).train()
-    output: Output = network(torch.randn(4, 3, 64, 32))
+    output: NetworkOutput = network(torch.randn(4, 3, 64, 32))
     args = (
         torch.tensor([0, 0, 1, 1]),
         torch.zeros(4, 1, 64, 32),

@@ -12,8 +12,11 @@ from pipeline.config import LossConfig, ModelConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.model.attention import BodyAttention, LocalAttention, PartEmbeddings, masked_mean
 from pipeline.model.backbone import build_backbone
+from pipeline.model.baseline import Baseline
+from pipeline.model.heads import Head, MaskedBatchNorm1d
 from pipeline.model.losses import total_loss
-from pipeline.model.network import SGSFA, Baseline, Head, MaskedBatchNorm1d, build_model
+from pipeline.model.network import build_model
+from pipeline.model.sgsfa import SGSFA
 
 STRONG = {"global_dim": 256, "necks": True}
 
@@ -24,14 +27,17 @@ def tiny(**options: object) -> ModelConfig:
     )
 
 
-def assert_strides_4_and_16(name: str, early: int, late: int) -> None:
+def assert_strides(name: str, early: int, late: int) -> None:
     backbone = build_backbone(name).eval()
     with torch.no_grad():
         first = backbone.early(torch.randn(1, 3, 256, 128))
-        last = backbone.late(first)
+        maps = backbone.rest(first)
     assert first.shape == (1, early, 64, 32)
-    assert last.shape == (1, late, 16, 8)
-    assert (backbone.info.early_channels, backbone.info.late_channels) == (early, late)
+    info = backbone.info
+    assert maps.middle.shape == (1, info.middle_channels, 32, 16)
+    assert maps.deep.shape == (1, info.deep_channels, 16, 8)
+    assert maps.last.shape == (1, late, 16, 8)
+    assert (info.early_channels, info.late_channels) == (early, late)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ def assert_strides_4_and_16(name: str, early: int, late: int) -> None:
     [("resnet18", 64, 512), ("resnet34", 64, 512), ("resnet50", 256, 2048), ("mobilenet_v2", 24, 1280)],
 )
 def test_backbones_give_strides_4_and_16(name: str, early: int, late: int) -> None:
-    assert_strides_4_and_16(name, early, late)
+    assert_strides(name, early, late)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +53,7 @@ def test_backbones_give_strides_4_and_16(name: str, early: int, late: int) -> No
 )
 def test_a_timm_model_gives_strides_4_and_16(name: str, early: int, late: int) -> None:
     pytest.importorskip("timm", reason="an extra")
-    assert_strides_4_and_16(f"timm:{name}", early, late)
+    assert_strides(f"timm:{name}", early, late)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
@@ -66,7 +72,7 @@ def test_a_timm_model_equals_timm_itself_and_takes_its_weights(name: str) -> Non
     with torch.no_grad():
         features = wanted(images)
         torch.testing.assert_close(backbone.early(images), features[early])
-        torch.testing.assert_close(backbone.late(backbone.early(images)), features[-1])
+        torch.testing.assert_close(backbone(images).last, features[-1])
     with pytest.raises(WeightsError, match="timm:resnet18"):
         build_backbone("timm:resnet18", {})
 
@@ -96,7 +102,7 @@ def test_shapes_of_the_paper() -> None:
     assert output.part_mask_logits.shape == (2, 4, 16, 8)
     assert output.semantic.shape == (2, 4, 256)
     assert output.spatial.shape == (2, 5, 256)
-    assert output.parts().shape == (2, 7, 256)
+    assert output.matched.shape == (2, 7, 256)
     assert output.global_feature.shape == (2, 2048)
     assert output.visibility.shape == (2, 7)
     assert output.logits is not None
@@ -143,22 +149,22 @@ def test_no_head_means_no_visible_strip(training: bool) -> None:
     output = with_masks(network, -20.0).train(training)(torch.randn(4, 3, 64, 32))
     assert not output.spatial_present.any()
     assert (output.visibility[:, 4:] == 0).all()
-    assert (output.parts()[:, 4:] == 0).all(), "a strip that is not there matches nothing"
-    assert torch.isfinite(output.parts()).all()
+    assert (output.matched[:, 4:] == 0).all(), "a strip that is not there matches nothing"
+    assert torch.isfinite(output.matched).all()
 
 
 @pytest.mark.parametrize("options", [{}, STRONG])
 @pytest.mark.parametrize("training", [True, False])
 def test_what_the_masks_never_told_of_is_not_there(options: dict[str, object], training: bool) -> None:
-    lower = build_model(tiny(**options), 3, given=torch.tensor([True, True, False, True])).train(training)
+    lower = build_model(tiny(**options), 3, supervised_parts=torch.tensor([True, True, False, True])).train(training)
     assert isinstance(lower, SGSFA)
     output = with_masks(lower, 20.0)(torch.randn(4, 3, 64, 32))
     assert (output.semantic[:, 2] == 0).all()
-    assert (output.parts()[:, 2] == 0).all()
+    assert (output.matched[:, 2] == 0).all()
     assert output.visibility[:, [0, 1, 3]].min() > 0.99
     assert (output.visibility[:, 2] == 0).all()
     assert output.spatial_present.all()
-    head = build_model(tiny(**options), 3, given=torch.tensor([False, True, True, True])).train(training)
+    head = build_model(tiny(**options), 3, supervised_parts=torch.tensor([False, True, True, True])).train(training)
     assert isinstance(head, SGSFA)
     assert not with_masks(head, 20.0)(torch.randn(4, 3, 64, 32)).spatial_present.any(), "strips begin at a head"
 

@@ -31,7 +31,7 @@ def test_backbone_weights_from_a_file_start_the_network(tmp_path: Path) -> None:
     for prefix in ("backbone.", "module.encoder_q."):
         larger = {f"{prefix}{key}": value for key, value in start.items()} | {"heads.weight": torch.ones(2)}
         again = build_model(SMALL, 3, backbone_weights=larger)
-        assert torch.equal(again.backbone.late[-1][0].weight, source.features[18][0].weight)
+        assert torch.equal(again.backbone.last[-1][0].weight, source.features[18][0].weight)
     # ResNet's first name ends those of its later layers, too.
     resnet = torchvision.models.resnet18(weights=None).state_dict()
     other = {key: torch.zeros_like(value) for key, value in resnet.items()}
@@ -79,7 +79,7 @@ def test_the_packages_imagenet_weights_fill_a_whole_mobilenet() -> None:
     }
     assert {value.dtype for value in start.values()} == {torch.float32}
     network = build_model(SMALL, 3, backbone_weights=start)
-    assert torch.equal(network.backbone.late[-1][0].weight, start["features.18.0.weight"])
+    assert torch.equal(network.backbone.last[-1][0].weight, start["features.18.0.weight"])
     with pytest.raises(WeightsError, match="no weights for resnet18"):
         weights.load_backbone_weights("builtin", "resnet18")
 

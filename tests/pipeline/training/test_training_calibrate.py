@@ -12,36 +12,50 @@ from hypothesis import strategies as st
 
 from pipeline.config import ModelConfig
 from pipeline.parts import PARTS
-from pipeline.training.calibrate import NEVER, from_samples, true_visibility
+from pipeline.training.calibrate import NEVER, Calibration, from_samples, roc_auc, true_visibility
 from pipeline.training.curves import draw_curves
 from pipeline.training.metrics_log import MetricsLog, read_metrics
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 30))
-def test_thresholds_equal_a_literal_version(seed: int, count: int) -> None:
+@given(st.integers(0, 2**31), st.integers(2, 30))
+def test_thresholds__have_the_best_balanced_accuracy_of_all(seed: int, count: int) -> None:
     stream = np.random.default_rng(seed)
-    predicted, true = stream.random((count, 7), dtype=np.float32), stream.random((count, 7)) < 0.6
+    predicted = stream.integers(0, 8, (count, 7)).astype(np.float32) / 8
+    true = stream.random((count, 7)) < 0.6
     got = from_samples(torch.from_numpy(predicted), torch.from_numpy(true))
     for i, part in enumerate(PARTS):
-        shown = sorted(predicted[true[:, i], i].tolist())
-        # Between two values in proportion, as quantiles are.
-        place = 0.03 * (len(shown) - 1)
-        low = int(place)
-        between = shown[low : low + 2]
-        threshold = between[0] + (place - low) * (between[-1] - between[0]) if shown else NEVER
-        assert got.thresholds[i] == pytest.approx(threshold)
-        # Whatever is at the threshold is still visible.
-        right = sum((predicted[n, i] >= np.float32(threshold)) == true[n, i] for n in range(count))
-        # Of a part that nothing shows there is nothing to be right about.
-        assert got.accuracy.get(part) == (pytest.approx(right / count) if shown else None)
+        means, shown = predicted[:, i], true[:, i]
+        if not shown.any():
+            assert got.thresholds[i] == NEVER
+            assert part not in got.accuracy
+        elif shown.any() and not shown.all():
+            every = [((means > t)[shown].mean() + (means <= t)[~shown].mean()) / 2 for t in [-0.1, *means.tolist()]]
+            found = ((means > got.thresholds[i])[shown].mean() + (means <= got.thresholds[i])[~shown].mean()) / 2
+            assert got.accuracy[part] == pytest.approx(found)
+            assert found == pytest.approx(max(every))
 
 
-def test_equal_means_are_all_visible() -> None:
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(2, 30))
+def test_roc_auc__is_the_share_of_pairs_in_order(seed: int, count: int) -> None:
+    stream = np.random.default_rng(seed)
+    scores, labels = stream.integers(0, 5, count).astype(np.float32), stream.random(count) < 0.5
+    labels[:2] = True, False
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[labels] for b in scores[~labels]]
+    assert roc_auc(scores, labels) == pytest.approx(np.mean(pairs))
+
+
+def test_thresholds__of_parts_that_are_always_visible() -> None:
     found = from_samples(torch.full((5, 7), 0.25), torch.ones(5, 7, dtype=torch.bool))
     assert set(found.accuracy.values()) == {1.0}
+    assert found.auc == {}
     nothing = from_samples(torch.zeros(5, 7), torch.ones(5, 7, dtype=torch.bool))
     assert nothing.thresholds == (0.0,) * 7
+
+
+def test_calibration__names_parts_with_a_poor_auc() -> None:
+    assert Calibration((0.0,) * 7, {}, {"head": 0.95, "shoes": 0.4}, 10).weak == {"shoes": 0.4}
 
 
 def person(head: bool, feet: bool) -> torch.Tensor:

@@ -16,8 +16,8 @@ from torch import nn
 
 from pipeline.config import LossConfig
 from pipeline.model.backbone import Backbone, BackboneInfo
+from pipeline.model.baseline import Baseline
 from pipeline.model.losses import total_loss
-from pipeline.model.network import Baseline
 from pipeline.runtime.progress import SILENT
 from pipeline.training import run
 from pipeline.training.augment import augment
@@ -42,8 +42,9 @@ class Warnings:
 def two_convolutions(*_: object) -> nn.Module:
     torch.manual_seed(0)
     early = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-    late = nn.Sequential(nn.Conv2d(8, 16, 3, stride=4, padding=1), nn.ReLU())
-    return Baseline(small_model(kind="baseline"), 6, Backbone(early, late, BackboneInfo(8, 16)))
+    middle, deep = (nn.Sequential(nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.ReLU()) for _ in range(2))
+    last = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU())
+    return Baseline(small_model(kind="baseline"), 6, Backbone(early, middle, deep, last, BackboneInfo(8, 8, 8, 16)))
 
 
 @pytest.mark.slow

@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training_augment import HEIGHT as AUGMENT_HEIGHT
-from test_training_augment import WIDTH as AUGMENT_WIDTH
-from test_training_augment import batch_of, everything
+from test_training_augment import TILES, batch_of, params_of
 from test_training_run import assert_equal_weights, at_step
 from torch import nn
 from torch.nn import functional as F
@@ -29,7 +27,7 @@ from pipeline.runtime.progress import SILENT
 from pipeline.runtime.seeds import set_deterministic
 from pipeline.training import loop as loop_module
 from pipeline.training import run as run_module
-from pipeline.training.augment import Draws, augment, draw
+from pipeline.training.augment import AugmentParams, augment
 from pipeline.training.feeder import Feeder
 from pipeline.training.loop import Loop, Setting
 from pipeline.training.metrics_log import read_metrics
@@ -79,11 +77,10 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize("seed", range(5))
 def test_augmentation_is_that_of_the_cpu(seed: int) -> None:
     images, parts, body = (torch.from_numpy(each) for each in batch_of(seed, 16))
-    config = everything()
-    draws = draw(torch.Generator().manual_seed(seed), 16, AUGMENT_HEIGHT, AUGMENT_WIDTH, config)
-    there = Draws.unpacked(draws.packed().cuda(), draws.used)
-    wanted = augment(images, parts, body, draws)
-    got = augment(images.cuda(), parts.cuda(), body.cuda(), there)
+    params = params_of(seed, 16)
+    there = AugmentParams.unpacked(params.packed().cuda(), params.used)
+    wanted = augment(images, parts, body, params, TILES)
+    got = augment(images.cuda(), parts.cuda(), body.cuda(), there, TILES.cuda())
     assert got[0].is_contiguous(memory_format=torch.channels_last)
     for one, two in zip(wanted, got, strict=True):
         torch.testing.assert_close(two.cpu(), one, rtol=0, atol=5e-5)
@@ -185,7 +182,7 @@ def test_a_network_that_draws_draws_the_same_when_recorded(
 
     def forgetful(*given: Any, **options: Any) -> nn.Module:
         network = build(*given, **options)
-        network.backbone.late.register_forward_hook(lambda module, _, out: F.dropout(out, 0.5, module.training))
+        network.backbone.last.register_forward_hook(lambda module, _, out: F.dropout(out, 0.5, module.training))
         return network
 
     monkeypatch.setattr(run_module, "build_model", forgetful)

@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.config import TrainConfig
 from pipeline.model.network import build_model
 from pipeline.training.ema import Average
-from pipeline.training.optim import build_optimizer, decay_groups, set_learning_rate
+from pipeline.training.optim import build_optimizer, parameter_groups, set_learning_rate
 from pipeline.training.schedule import learning_rate
 from tests.helpers.training import small_model
 
@@ -64,15 +64,19 @@ def test_a_warm_up_longer_than_the_run_is_no_error() -> None:
 
 def test_norms_and_biases_do_not_decay() -> None:
     model = build_model(small_model(necks=True, global_dim=8), 3)
-    decaying, free = decay_groups(model, 5e-4)
-    assert (decaying["weight_decay"], free["weight_decay"]) == (5e-4, 0.0)
+    groups = parameter_groups(model, TrainConfig(lr_heads=2.0))
+    assert {(group["weight_decay"], group["scale"]) for group in groups} == {
+        (decay, scale) for decay in (5e-4, 0.0) for scale in (1.0, 2.0)
+    }
     wanted = set()
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             wanted.add(id(module.weight))
-    assert {id(p) for p in decaying["params"]} == wanted
+    assert {id(p) for group in groups if group["weight_decay"] for p in group["params"]} == wanted
     everything = {id(p) for p in model.parameters() if p.requires_grad}
-    assert {id(p) for p in free["params"]} == everything - wanted
+    assert {id(p) for group in groups if not group["weight_decay"] for p in group["params"]} == everything - wanted
+    backbone = {id(p) for p in model.backbone.parameters()}
+    assert {id(p) for group in groups if group["scale"] == 1.0 for p in group["params"]} == backbone
 
 
 def test_fused_adam_equals_the_formula() -> None:

@@ -24,7 +24,7 @@ from pipeline.formats.checkpoint import read_meta
 from pipeline.formats.masks import PART_NAMES
 from pipeline.model.checkpoint import load_checkpoint
 from pipeline.model.embed import embed
-from pipeline.model.network import SGSFA
+from pipeline.model.sgsfa import SGSFA
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.progress import SILENT, Task
@@ -420,7 +420,7 @@ def test_features_without_necks_are_centred(tmp_path: Path, work: dict[str, Any]
         np.stack([read_image(dataset.root / record.path) for record in sorted(dataset.split("train"), key=by_path)])
     )
     centred = embed(network, images)
-    network.uncentre()
+    network.reset_centres()
     bare = embed(network, images)
     # Every mask of `make_masks` is the same, and shows all parts.
     for part in range(7):

@@ -1,0 +1,308 @@
+"""Train and test many configurations under one protocol: `python -m benchmarks.protocols --suite NAME --data ...`.
+
+A suite (`benchmarks/suites/NAME.toml`) names training and test sets, settings that all its cells share, seeds, and the
+cells: each a preset with overrides, and optionally a second stage (`then`) that continues from its checkpoint. All
+cells of a suite have the same budget, only the last epoch is tested, and no test set decides anything. Masks are built
+once per training set. Workers share the device; each finished cell is one line of a JSON Lines file, so that the same
+command resumes where an interrupted one stopped. At the end the lines become `benchmarks/results/NAME.json` with mean
+and standard deviation over the seeds.
+
+    python -m benchmarks.protocols --suite market-split --data market=csv:dev_split.csv --workers 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import queue
+import statistics
+import time
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.scoring import score
+from pipeline.config import MasksConfig, RunConfig, load_config
+from pipeline.datasets.registry import open_dataset
+from pipeline.masks.build import build_masks
+from pipeline.runtime.device import device_label, resolve_device
+from pipeline.runtime.files import write_json
+from pipeline.training.run import MODEL_FILE, train
+
+SUITES = Path(__file__).with_name("suites")
+RESULTS = Path(__file__).with_name("results")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its tests.
+
+    Attributes:
+        name: What is different about it.
+        preset: Where its configuration starts.
+        set: Overrides, as of `--set`.
+        then: Overrides of a second training that starts from the first one's checkpoint; None: no second training.
+        train: Name of the training set.
+        tests: Names of the test sets.
+        seed: Seed of the training.
+    """
+
+    name: str
+    preset: str
+    set: tuple[str, ...]
+    then: tuple[str, ...] | None
+    train: str
+    tests: tuple[str, ...]
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Name of its line in the results."""
+        return f"{self.name} | {self.train} | {self.seed}"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a suite's file says; see `read_suite`."""
+
+    title: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run works.
+
+    Attributes:
+        data: Data set of each name, KIND:PATH.
+        work: Folder of masks and trainings.
+        lines: Results of finished cells, one JSON object per line.
+        device: Device of training and tests.
+        stop: No cell starts when it is likely to end after this `time.time()`.
+        typical: Seconds that a cell is expected to take before any has finished.
+    """
+
+    data: Mapping[str, str]
+    work: Path
+    lines: Path
+    device: str
+    stop: float
+    typical: float
+
+
+def read_suite(path: Path) -> Suite:
+    """Read a suite: cells in the order of the file, all of the first seed before those of the next.
+
+    A cell may have `seeds`, `train` and `tests` of its own.
+    """
+    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    common = tuple(table.get("common", ()))
+    cells: list[Cell] = []
+    for entry in table["cells"]:
+        second = entry.get("then")
+        cells += [
+            Cell(
+                name=entry["name"],
+                preset=entry["preset"],
+                set=(*common, *entry.get("set", ())),
+                then=None if second is None else tuple(second),
+                train=train_set,
+                tests=tuple(entry.get("tests", table["tests"])),
+                seed=seed,
+            )
+            for train_set in entry.get("train", table["train"])
+            for seed in entry.get("seeds", table["seeds"])
+        ]
+    first = min(cell.seed for cell in cells)
+    return Suite(table["title"], tuple(sorted(cells, key=lambda cell: cell.seed != first)))
+
+
+def stages_of(cell: Cell, device: str) -> Iterator[tuple[str, RunConfig]]:
+    """Configurations of a cell's trainings, by name."""
+    common = (f"train.seed={cell.seed}", f"train.device={device}")
+    yield "first", load_config(preset=cell.preset, overrides=(*cell.set, *common))
+    if cell.then is not None:
+        yield "second", load_config(preset=cell.preset, overrides=(*cell.set, *cell.then, *common))
+
+
+def run_cell(cell: Cell, place: Place) -> dict[str, Any]:
+    """Train and test a cell."""
+    dataset = open_dataset(place.data[cell.train], expect_counts=False)
+    folder = place.work / "cells" / "".join(c if c.isalnum() else "-" for c in cell.key)
+    line: dict[str, Any] = {"key": cell.key, **asdict(cell)}
+    checkpoint: Path | None = None
+    for stage, config in stages_of(cell, place.device):
+        begun = time.monotonic()
+        training = config.train.model_copy(update={"start": checkpoint})
+        report = train(
+            folder / stage,
+            dataset=dataset,
+            masks=masks_path(place, cell.train),
+            model=config.model,
+            loss=config.loss,
+            config=training,
+        )
+        trained = time.monotonic()
+        checkpoint = folder / stage / MODEL_FILE
+        tested = {
+            name: score(checkpoint, open_dataset(place.data[name], expect_counts=False), resolve_device(place.device))
+            for name in cell.tests
+        }
+        line[stage] = {
+            "steps": report.steps,
+            "images_per_second": report.images_per_second,
+            "train_seconds": round(trained - begun, 1),
+            "test_seconds": round(time.monotonic() - trained, 1),
+            "thresholds": [round(each, 4) for each in report.thresholds],
+            "training_visibility_auc": {part: round(area, 3) for part, area in report.visibility_auc.items()},
+            "tests": tested,
+        }
+    return line
+
+
+def masks_path(place: Place, name: str) -> Path:
+    """Mask file of a data set's training images."""
+    return place.work / f"masks-{name}.h5"
+
+
+def build_all_masks(cells: Sequence[Cell], place: Place) -> None:
+    """Build the masks of all training sets with the built-in parser, where they are missing."""
+    for name in dict.fromkeys(cell.train for cell in cells):
+        if not masks_path(place, name).is_file():
+            dataset = open_dataset(place.data[name], expect_counts=False)
+            names = [record.path for record in dataset.split("train")]
+            build_masks(
+                masks_path(place, name), root=dataset.root, names=names, config=MasksConfig(device=place.device)
+            )
+
+
+def work(waiting: multiprocessing.Queue[Cell], done: multiprocessing.Queue[dict[str, Any]], place: Place) -> None:
+    """Run cells until none is left or the time is over."""
+    torch.set_num_threads(1 if place.device == "cpu" else 2)
+    seconds: list[float] = []
+    while time.time() + max(seconds, default=place.typical) < place.stop:
+        try:
+            cell = waiting.get(timeout=0.5)
+        except queue.Empty:
+            break
+        begun = time.time()
+        try:
+            line = run_cell(cell, place)
+        except Exception as error:  # One cell that fails must not cost the others.
+            line = {"key": cell.key, "error": f"{type(error).__name__}: {error}"}
+        seconds.append(time.time() - begun)
+        done.put({**line, "seconds": round(seconds[-1], 1)})
+
+
+def finished(path: Path) -> dict[str, dict[str, Any]]:
+    """Lines of finished cells by key."""
+    if not path.is_file():
+        return {}
+    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines() if text]
+    return {line["key"]: line for line in lines if "error" not in line}
+
+
+def run_suite(cells: Sequence[Cell], place: Place, workers: int) -> None:
+    """Run the cells that are not finished, in several processes."""
+    place.work.mkdir(parents=True, exist_ok=True)
+    build_all_masks(cells, place)
+    context = multiprocessing.get_context("spawn")
+    waiting, done = context.Queue(), context.Queue()
+    known = finished(place.lines)
+    for cell in cells:
+        if cell.key not in known:
+            waiting.put(cell)
+    processes = [context.Process(target=work, args=(waiting, done, place)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    with place.lines.open("a", encoding="utf-8") as file:
+        while any(process.is_alive() for process in processes) or not done.empty():
+            try:
+                line = done.get(timeout=0.5)
+            except queue.Empty:
+                continue
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            print(json.dumps({key: line.get(key) for key in ("key", "error", "seconds")}), flush=True)
+    for process in processes:
+        process.join()
+
+
+def summary(suite: Suite, lines: Mapping[str, Mapping[str, Any]], device: str) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds of every figure of every cell."""
+    rows = []
+    for name, train_set in dict.fromkeys((cell.name, cell.train) for cell in suite.cells):
+        group = [cell for cell in suite.cells if (cell.name, cell.train) == (name, train_set)]
+        runs = [lines[cell.key] for cell in group if cell.key in lines]
+        stages = ("second",) if group[0].then is not None else ("first",)
+        rows.append(
+            {
+                "name": name,
+                "train": train_set,
+                "preset": group[0].preset,
+                "set": list(group[0].set),
+                "then": group[0].then,
+                "seeds": [run["seed"] for run in runs],
+                "tests": _merged([run[stage]["tests"] for run in runs for stage in stages]),
+            }
+        )
+    environment = {
+        "device": device_label(resolve_device(device)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    return {"title": suite.title, "environment": environment, "rows": rows}
+
+
+def _merged(values: Sequence[Any]) -> Any:
+    """Numbers at the same place in several trees as `{"mean": ..., "std": ...}`."""
+    if not values:
+        return None
+    if isinstance(values[0], Mapping):
+        return {key: _merged([value[key] for value in values if key in value]) for key in values[0]}
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": round(statistics.mean(values), 3), "std": None if spread is None else round(spread, 3)}
+
+
+def main() -> None:
+    arguments = parse()
+    named = Path(arguments.suite)
+    path = named if named.suffix == ".toml" else SUITES / f"{arguments.suite}.toml"
+    suite = read_suite(path)
+    out: Path = arguments.out or RESULTS / f"{path.stem}.json"
+    place = Place(
+        data=dict(each.split("=", 1) for each in arguments.data),
+        work=arguments.work,
+        lines=arguments.lines or arguments.work / f"{path.stem}.jsonl",
+        device=arguments.device,
+        stop=time.time() + arguments.seconds,
+        typical=arguments.typical,
+    )
+    run_suite(suite.cells[: arguments.first], place, arguments.workers)
+    write_json(out, summary(suite, finished(place.lines), arguments.device))
+    print(f"written: {out}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", required=True, help="name in benchmarks/suites, or a TOML file")
+    parser.add_argument("--data", action="append", required=True, metavar="NAME=KIND:PATH", help="data set of a name")
+    parser.add_argument("--work", type=Path, default=Path("artifacts/protocols"))
+    parser.add_argument("--lines", type=Path, help="JSON Lines of finished cells; default: in --work")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/SUITE.json")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no cell that would end later")
+    parser.add_argument("--typical", type=float, default=60.0, help="expected seconds of the first cell")
+    parser.add_argument("--first", type=int, help="only so many cells of the suite")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
