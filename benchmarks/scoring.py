@@ -17,8 +17,8 @@ from pipeline.datasets.images import decode_batches
 from pipeline.datasets.records import Dataset, Record
 from pipeline.matching.distance import PartSet, Rule, distance_matrix
 from pipeline.matching.metrics import RankMetrics, rank_metrics
-from pipeline.model.embed import Embedded, embed
 from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model.embed import Embedded, embed
 from pipeline.parts import PARTS
 from pipeline.training.calibrate import roc_auc, true_visibility
 
