@@ -1,9 +1,9 @@
-"""Speed and memory of rendering, measured on some people and extrapolated to the `benchmark` preset.
+"""Speed and memory of rendering, measured on some identities and extrapolated to a preset.
 
-    python benchmarks/synth_speed.py [--people 6] [--size 256x128]
+    python -m benchmarks.synth_speed [--preset benchmark] [--people 6]
 
 Renders in this process, on one core (set OMP_NUM_THREADS=1), after one warm-up person that compiles and loads.
-The clock is this process's CPU time, so that other programs on the machine do not count; wall time is told too.
+The clock is this process's CPU time, so that other programs on the machine do not count; wall time is printed too.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from sgsfa_synth.scene import SceneSettings, render
 
 def main() -> None:
     arguments = parse()
-    height, width = (int(side) for side in arguments.size.split("x"))
-    settings = SceneSettings(height=height, width=width)
     limit_threads()
-    config = PRESETS["benchmark"]
-    planned = plan_images(config.ids, config.cameras, config.shots, config.occlusion, config.seed)
-    # Neighbours in number are alike in nothing but dress, so the first people are a fair sample; the first one warms.
+    config = PRESETS[arguments.preset]
+    settings = SceneSettings.of(config)
+    planned = plan_images(
+        config.ids, config.cameras, config.shots, config.occlusion, config.seed, train_share=config.train_share
+    )
+    # Neighbours differ as all do, so the first identities are a fair sample; the first one warms up.
     people = [[image for image in planned if image.identity == person] for person in range(arguments.people + 1)]
     for image in people[0]:
         render(config.seed, image.identity, image.camera, image.shot, occluded=image.occluded, settings=settings)
@@ -41,13 +42,14 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "size": f"{height}x{width}, {settings.supersample}x{settings.supersample} samples a pixel",
+                "preset": arguments.preset,
+                "size": f"{config.height}x{config.width}, {settings.supersample}x supersampled",
                 "images": len(images),
                 "occluded": sum(image.occluded for image in images),
-                "images a minute and core": round(60 * len(images) / cpu),
+                "images per minute and core": round(60 * len(images) / cpu),
                 "wall seconds": round(wall, 1),
                 "peak memory MiB": round(memory),
-                "benchmark preset": {
+                "whole preset": {
                     "images": len(planned),
                     "core minutes, extrapolated": round(len(planned) * cpu / len(images) / 60, 1),
                 },
@@ -59,8 +61,8 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--people", type=int, default=6, help="people to render, 24 images each")
-    parser.add_argument("--size", default="256x128")
+    parser.add_argument("--preset", default="benchmark", choices=PRESETS)
+    parser.add_argument("--people", type=int, default=6, help="identities to render")
     return parser.parse_args()
 
 
