@@ -17,9 +17,11 @@ them during the bare loop's turn.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
+import logging
 import platform
 import resource
 import statistics
@@ -37,6 +39,7 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, RunConfig, TrainConfig
 from pipeline.config_file import load_config
+from pipeline.formats.provenance import Provenance
 from pipeline.model.losses import total_loss
 from pipeline.model.network import build_model
 from pipeline.model.normalise import normalise
@@ -47,46 +50,41 @@ from pipeline.runtime.files import write_json
 from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.progress import SILENT
 from pipeline.runtime.seeds import set_deterministic
-from pipeline.training.compiling import Compiled, compile_network
-from pipeline.training.feeder import Feeder
-from pipeline.training.loop import Loop, Setting
+from pipeline.training.compilation import Compiled, compile_network
+from pipeline.training.context import TrainContext
+from pipeline.training.cuda_graph import GraphedStep
+from pipeline.training.gradient import LossFunction
+from pipeline.training.image_store import ImageStore
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.optim import build_optimizer
-from pipeline.training.plan import plan_steps
-from pipeline.training.recorded import Recorded
-from pipeline.training.step import LossFunction
-from pipeline.training.store import ImageStore, Targets
+from pipeline.training.prefetch import Prefetcher
+from pipeline.training.targets import MaskTargets
+from pipeline.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
 PUBLISHED_EPOCHS = 120
 
 
-class Strict:
-    """A progress for which any warning is an error: a loop that goes on without its compiler must not be compared."""
+class Strict(logging.Handler):
+    """Ends the benchmark at a warning: a loop that continues without its compiler must not be compared."""
 
-    def __init__(self) -> None:
-        self.task, self.note = SILENT.task, SILENT.note
-
-    def warn(self, message: str) -> None:
-        """Refuse to go on."""
-        raise SystemExit(message)
+    def emit(self, record: logging.LogRecord) -> None:
+        """Raise an error for a warning."""
+        if record.levelno >= logging.WARNING:
+            raise SystemExit(record.getMessage())
 
 
-STRICT = Strict()
-
-
-def stand_in_store(count: int, identities: int, height: int, width: int) -> tuple[ImageStore, Targets]:
+def stand_in_store(count: int, height: int, width: int) -> tuple[ImageStore, MaskTargets]:
     """Noise for images: neither the loop nor the network is faster or slower on it."""
     stream = np.random.default_rng(0)
     images = stream.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
-    targets = Targets(
-        labels=torch.arange(count) % identities,
+    masks = MaskTargets(
         parts=torch.randint(0, 256, (count, 4, height // 16, width // 16), dtype=torch.uint8),
         body=torch.randint(0, 256, (count, 1, height // 4, width // 4), dtype=torch.uint8),
         has_mask=torch.ones(count, dtype=torch.bool),
-        num_classes=identities,
+        supervised_parts=torch.ones(4, dtype=torch.bool),
     )
-    return ImageStore(images, tuple(str(i) for i in range(count))), targets
+    return ImageStore(images, tuple(str(i) for i in range(count))), masks
 
 
 def wait(device: torch.device) -> None:
@@ -113,22 +111,22 @@ class Bare:
         self.run = run
         self.model = network(run.model, identities, device).train()
         count = run.train.identities * run.train.instances
-        store, targets = stand_in_store(count, identities, run.model.height, run.model.width)
+        store, masks = stand_in_store(count, run.model.height, run.model.width)
         self.images = normalise(torch.from_numpy(store.images).to(device))
         self.labels = torch.arange(run.train.identities, device=device).repeat_interleave(run.train.instances)
-        self.parts = targets.parts.to(device).float() / 255
-        self.body = targets.body.to(device).float() / 255
-        self.has_mask = targets.has_mask.to(device)
+        self.parts = masks.parts.to(device).float() / 255
+        self.body = masks.body.to(device).float() / 255
+        self.has_mask = masks.has_mask.to(device)
         self.optimizer = build_optimizer(self.model, run.train)
         self.precision = functools.partial(autocast, device, run.train.amp)
         self.forward: nn.Module = self.model
         self.total_loss: LossFunction = total_loss
         if run.train.compile:
-            self.forward = compile_network(self.model, lambda: self.images, STRICT, self.precision)
-            self.total_loss = Compiled(total_loss, "the losses", STRICT)
+            self.forward = compile_network(self.model, lambda: self.images, self.precision)
+            self.total_loss = Compiled(total_loss, "the losses")
         self.work: Callable[[Nothing], Total] = self.gradient
         if device.type == "cuda" and run.train.cuda_graph:
-            self.work = Recorded(self.gradient, device, STRICT)
+            self.work = GraphedStep(self.gradient, device)
 
     def gradient(self, _: Nothing) -> Total:
         """Losses and gradients of the batch."""
@@ -150,37 +148,37 @@ class Real:
     """The product's loop over a store, without its end of an epoch."""
 
     def __init__(self, run: RunConfig, images: int, identities: int, device: torch.device) -> None:
-        store, targets = stand_in_store(images, identities, run.model.height, run.model.width)
-        self.run, self.size = run, (run.model.height, run.model.width)
+        store, masks = stand_in_store(images, run.model.height, run.model.width)
         self.folder = tempfile.TemporaryDirectory()
-        self.setting = Setting(
+        self.context = TrainContext(
+            model=run.model,
+            loss=run.loss,
+            config=run.train,
             names=store.names,
-            feeder=Feeder(store, device),
-            targets=targets.to(device),
-            size=self.size,
+            labels=(torch.arange(images) % identities).to(device),
+            masks=masks.to(device),
+            images=Prefetcher(store, device),
             device=device,
-            place=RankInfo(),
+            ranks=RankInfo(),
             folder=Path(self.folder.name),
-            identity={},
+            provenance=Provenance({}),
+            progress=SILENT,
         )
-        self.loop = self.new_loop(identities, run.train)
-        self.gradient = self.loop.gradient_of(self.loop.forward_model())
-        plans = plan_steps(
-            targets.labels.tolist(), run.train, self.size, start=0, stop=self.loop.total, place=self.setting.place
-        )
-        self.batches = self.setting.feeder.batches(plans, lambda plan: plan.rows)
+        self.trainer = self.new_trainer(run.train)
+        self.trainer.stepper.prepare()
+        self.batches = self.context.images.batches(self.trainer.plans(), lambda plan: plan.rows)
 
-    def new_loop(self, identities: int, config: TrainConfig) -> Loop:
-        """A loop over the store, with a network of its own."""
-        model = network(self.run.model, identities, self.setting.device)
-        return Loop(model, self.setting, self.run.model, self.run.loss, config, STRICT)
+    def new_trainer(self, config: TrainConfig) -> Trainer:
+        """Return a trainer on the store, with a network of its own."""
+        context = dataclasses.replace(self.context, config=config)
+        return Trainer(network(context.model, context.num_classes, context.device), context)
 
     def steps(self, count: int) -> None:
         """Take the next steps of the run."""
         for plan, images in itertools.islice(self.batches, count):
-            self.loop.advance(self.gradient, plan, images)
-            if self.loop.time_to_look():
-                self.loop.look(None)
+            self.trainer.advance(plan, images)
+            if self.trainer.losses.due():
+                self.trainer.report_losses()
 
 
 def network(model: ModelConfig, identities: int, device: torch.device) -> nn.Module:
@@ -202,11 +200,11 @@ class EpochClock(MetricsLog):
             self.ends.append(time.perf_counter())
 
 
-def epoch_seconds(real: Real, identities: int, epochs: int) -> list[float]:
+def epoch_seconds(real: Real, epochs: int) -> list[float]:
     """Time of each of so many epochs, all of it; a first one, in which things are compiled and chosen, is left out."""
-    loop = real.new_loop(identities, real.run.train.model_copy(update={"epochs": epochs + 1}))
+    trainer = real.new_trainer(real.context.config.model_copy(update={"epochs": epochs + 1}))
     with EpochClock(Path(real.folder.name) / "metrics.jsonl") as log:
-        loop.run(log)
+        trainer.run(log)
     return [round(after - before, 3) for before, after in itertools.pairwise(log.ends)][1:]
 
 
@@ -217,7 +215,7 @@ def host_milliseconds(real: Real, device: torch.device) -> float | None:
     # So few that the GPU's queue has room for them, and none at which losses are read back.
     count = 5
     wait(device)
-    real.loop.look(None)
+    real.trainer.report_losses()
     started = time.perf_counter()
     real.steps(count)
     taken = time.perf_counter() - started
@@ -277,7 +275,7 @@ def measure(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
         for _ in range(arguments.rounds)
     ]
     bare_seconds, real_seconds = (min(times) for times in zip(*pairs, strict=True))
-    epochs = epoch_seconds(real, identities, arguments.epochs) if arguments.epochs else []
+    epochs = epoch_seconds(real, arguments.epochs) if arguments.epochs else []
     result = {
         "batch": batch,
         "bare_images_per_second": round(batch / bare_seconds, 2),
@@ -291,8 +289,8 @@ def measure(arguments: argparse.Namespace, batch: int) -> dict[str, Any]:
         ),
         "seconds_until_the_first_measured_step": round(prepared, 1),
     }
-    if isinstance(real.gradient, Recorded):
-        result["recorded"] = real.gradient.recorded
+    if real.trainer.stepper.graph is not None:
+        result["captured"] = real.trainer.stepper.graph.captured
     if epochs:
         result |= {
             "seconds_of_epochs": epochs,
@@ -321,6 +319,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file; by default one named after the device and the network")
     arguments = parser.parse_args()
     tune_allocator()
+    logging.getLogger("sgsfa").addHandler(Strict())
     device = RankInfo().device(resolve_device(arguments.device))
     # A round ends when the device has done all it was given, and on a GPU the host works ahead by several steps.
     arguments.steps = arguments.steps or (100 if device.type == "cuda" else 3)

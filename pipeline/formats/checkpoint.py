@@ -79,13 +79,13 @@ def resolve_checkpoint(name: str | Path) -> Path:
     """Return the file of a checkpoint: a path, or `builtin` for the one in this package.
 
     Raises:
-        WeightsError: This installation has no built-in checkpoint.
+        WeightsError: The file does not exist.
     """
-    if str(name) != BUILTIN:
-        return Path(name)
-    path = Path(str(resources.files("pipeline.model"))) / "reid" / "builtin.safetensors"
+    path = Path(name)
+    if str(name) == BUILTIN:
+        path = Path(str(resources.files("pipeline.model"))) / "reid" / "builtin.safetensors"
     if not path.is_file():
-        raise WeightsError("no built-in re-ID model in this installation", where=path, expected="a checkpoint file")
+        raise WeightsError("checkpoint not found", where=path, expected="a model.safetensors of a training")
     return path
 
 

@@ -29,9 +29,9 @@ from pipeline.runtime.device import autocast
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.runtime.seeds import generator
 from pipeline.training.augment import AugmentParams, augment, draw_params
-from pipeline.training.feeder import Feeder
 from pipeline.training.occluders import occluder_tiles
-from pipeline.training.store import Targets
+from pipeline.training.prefetch import Prefetcher
+from pipeline.training.targets import MaskTargets
 
 MOST_IMAGES = 2048
 """Thresholds need no more; they are spread evenly over the training set."""
@@ -78,8 +78,8 @@ UNCALIBRATED = Calibration((0.0,) * NUM_PARTS, {}, {}, 0)
 
 def calibrate(
     model: nn.Module,
-    feeder: Feeder,
-    targets: Targets,
+    feeder: Prefetcher,
+    targets: MaskTargets,
     config: ModelConfig,
     *,
     batch: int,

@@ -8,40 +8,33 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
-    """The averaged twin of a model: a_t = d a_(t-1) + (1 - d) w_t, for weights and running statistics alike.
+class ModelEma:
+    """The averaged copy of a network: a_t = d a_(t-1) + (1 - d) w_t, for weights and running statistics alike.
 
-    The decay d grows with the step as min(decay, (1 + t) / (10 + t)), so that a short run does not keep its first
-    random weights.
+    The decay d rises with the step as min(decay, (1 + t) / (10 + t)), so that a short run forgets its random initial
+    weights. `torch.optim.swa_utils.AveragedModel` would make the host wait for the GPU in every step.
 
     Args:
-        model: The model to follow; the twin is a deep copy in evaluation mode without gradients.
+        network: The network to follow; the copy is in evaluation mode and has no gradients.
         decay: The final d, in [0, 1).
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._pairs = _pairs(self.model, model)
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        averaged, followed = self.network.state_dict(keep_vars=True), network.state_dict(keep_vars=True)
+        floating = [name for name, tensor in averaged.items() if tensor.is_floating_point()]
+        counters = averaged.keys() - floating
+        # The state dict keeps no gradient history; it is looked up once, because that takes as long as the update.
+        self._averaged = [averaged[name].detach() for name in floating]
+        self._followed = [followed[name].detach() for name in floating]
+        self._counters: list[tuple[Tensor, Tensor]] = [(averaged[name], followed[name]) for name in sorted(counters)]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after step `step`, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averaged, followed, counters, counted = self._pairs
-        torch._foreach_lerp_(averaged, followed, 1.0 - decay)
-        if counters:
-            torch._foreach_copy_(counters, counted)
-
-
-def _pairs(average: nn.Module, model: nn.Module) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-    """The twin's numbers and the model's, then the twin's counters and the model's."""
-    mine, theirs = average.state_dict(keep_vars=True), model.state_dict(keep_vars=True)
-    floating = [name for name, tensor in mine.items() if tensor.is_floating_point()]
-    counters = [name for name, tensor in mine.items() if not tensor.is_floating_point()]
-    return (
-        [mine[name].detach() for name in floating],
-        [theirs[name].detach() for name in floating],
-        [mine[name] for name in counters],
-        [theirs[name] for name in counters],
-    )
+        torch._foreach_lerp_(self._averaged, self._followed, 1.0 - decay)
+        if self._counters:
+            averaged, followed = zip(*self._counters, strict=True)
+            torch._foreach_copy_(averaged, followed)

@@ -1,152 +1,219 @@
-"""The gradient of one batch, in one piece or several, in one process or several.
-
-The loss of a batch mines triplets among all its images, so it is no sum over pieces. It is therefore computed once,
-on the network's outputs for the whole batch; its gradient with respect to these outputs is then sent back through the
-network. With several pieces the outputs are first made without a graph, and each piece is run again with one when its
-turn comes to send its gradient back: memory for one piece's graph, at the price of a second forward pass. Batch
-normalisation sees each piece by itself.
-"""
+"""One training step: augmentation, forward and backward pass, update of weights and of their average."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import functools
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.config import LossConfig
-from pipeline.model.losses import LossParts, total_loss
-from pipeline.model.output import NetworkOutput
-from pipeline.runtime.device import Context
-from pipeline.training.distributed import gather_rows, unsynchronised
-from pipeline.training.tree import joined, tensors_of, with_tensors
+from pipeline.model.losses import LOSS_NAMES, total_loss
+from pipeline.runtime.device import autocast
+from pipeline.training.augment import AugmentParams, augment, used_augmentations
+from pipeline.training.compilation import Compiled, compile_network
+from pipeline.training.context import TrainContext
+from pipeline.training.cuda_graph import GraphedStep
+from pipeline.training.distributed import mean_over_processes, replicate
+from pipeline.training.ema import ModelEma
+from pipeline.training.gradient import Batch, LossFunction, backward
+from pipeline.training.occluders import occluder_tiles
+from pipeline.training.optim import build_optimizer, parameters_of, set_learning_rate
+from pipeline.training.plan import StepPlan
+from pipeline.training.prefetch import to_device
+from pipeline.training.schedule import learning_rate
+from pipeline.training.targets import MaskTargets
 
-LossFunction = Callable[[NetworkOutput, Tensor, Tensor, Tensor, Tensor, LossConfig, Tensor | None], LossParts]
-"""`total_loss`, or its compiled form."""
+Augmentation = Callable[[Tensor, Tensor, Tensor, AugmentParams, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""`augment`, eager or compiled."""
+
+_log = logging.getLogger("sgsfa.training")
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """A batch on the device, augmented.
+class StepInputs:
+    """Inputs of the work that a step does on the device.
 
     Attributes:
-        images: (B, 3, H, W) normalised float32.
-        labels: (B,) int64 classes.
-        body: (B, 1, H/4, W/4) float32 body masks in [0, 1].
-        parts: (B, 4, H/16, W/16) float32 part masks in [0, 1].
-        has_mask: (B,) bool.
-        given: (4,) bool, which parts the masks can tell of; None: all.
+        images: (N, H, W, 3) uint8, the images of the plan's rows.
+        rows: (N,) int64, these rows; the first B are the batch, the others donors.
+        params: Augmentation parameters of the batch, packed.
     """
 
     images: Tensor
-    labels: Tensor
-    body: Tensor
+    rows: Tensor
+    params: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class VisibilitySample:
+    """Predicted visibility of a batch, and its true masks.
+
+    Attributes:
+        visibility: (B, 7) mask means in [0, 1].
+        parts: (B, 4, h, w) uint8 true part masks.
+        has_mask: (B,) bool.
+    """
+
+    visibility: Tensor
     parts: Tensor
     has_mask: Tensor
-    given: Tensor | None = None
 
 
-def backward(
-    model: nn.Module,
-    batch: Batch,
-    loss: LossConfig,
-    *,
-    loss_function: LossFunction = total_loss,
-    precision: Context = nullcontext,
-    pieces: int = 1,
-    gather: bool = False,
-    scale: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[LossParts, NetworkOutput]:
-    """Add the gradient of a batch's loss to the parameters' `grad`.
+@dataclass(frozen=True, slots=True)
+class StepOutputs:
+    """Outputs of the work that a step does on the device, besides gradients.
+
+    Attributes:
+        losses: (5,) float32 in the order of `LOSS_NAMES`.
+        sample: Predicted and true visibility.
+    """
+
+    losses: Tensor
+    sample: VisibilitySample
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """A step that was taken; its numbers are still on the device.
+
+    Attributes:
+        plan: What it did.
+        rate: Its learning rate.
+        losses: (L,) float32 in the order of `TrainStep.loss_names`, the mean over all processes.
+        sample: Predicted and true visibility in this process.
+    """
+
+    plan: StepPlan
+    rate: float
+    losses: Tensor
+    sample: VisibilitySample
+
+
+class TrainStep:
+    """Takes training steps with a network.
 
     Args:
-        model: In training mode; replicated (`distributed.replicate`) where there are several processes.
-        batch: This process's images.
-        loss: The loss's weights and choices.
-        loss_function: What computes it.
-        precision: Makes the context of forward passes (autocast).
-        pieces: Forwards that the batch is split into; it must divide the batch's size.
-        gather: Take the loss over the images of all processes. The gradient is then that of a single process with
-            the whole batch; otherwise it is the mean of the processes' own.
-        scale: Scales the loss before its gradient is taken (fp16).
+        network: On the device, in the memory layout it trains in.
+        context: Data and configuration.
 
-    Returns:
-        The loss, unscaled, and the outputs for this process's images without graph.
+    Attributes:
+        network: The network.
+        optimizer: Over its parameters.
+        scaler: Scales losses with fp16.
+        ema: The averaged network, if the configuration asks for one.
+        loss_names: Names of `StepResult.losses`.
+        graph: The CUDA graph of a step, where the device and the configuration have one.
     """
-    chunks = batch.images.chunk(pieces)
-    if pieces == 1:
-        with precision():
-            attached = model(batch.images)
-        output = attached
-    else:
-        with torch.no_grad(), running_statistics_kept(model), precision():
-            output = joined([_bare(model)(chunk) for chunk in chunks])
-    output = cast(NetworkOutput, output)
-    # Leaves in float32: the loss is computed outside of autocast.
-    leaves = [_leaf(tensor) for tensor in tensors_of(output)]
-    detached = with_tensors(output, leaves)
-    parts = _loss(detached, batch, loss, loss_function, gather)
-    total = parts.total * dist.get_world_size() if gather else parts.total
-    (total if scale is None else scale(total)).backward()  # type: ignore[no-untyped-call]
-    # An output that the loss does not touch passes zeros on: every parameter has a gradient in every process.
-    gradients = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
-    if pieces == 1:
-        _send_back(tensors_of(attached), gradients)
-    else:
-        slices = list(zip(*(gradient.chunk(pieces) for gradient in gradients), strict=True))
-        for number, (chunk, own) in enumerate(zip(chunks, slices, strict=True)):
-            last = number == pieces - 1
-            with nullcontext() if last else unsynchronised(model):
-                with precision():
-                    again = model(chunk)
-                _send_back(tensors_of(again), own)
-    return parts, with_tensors(output, [leaf.detach() for leaf in leaves])
 
+    def __init__(self, network: nn.Module, context: TrainContext) -> None:
+        config = context.config
+        self.network, self._context = network, context
+        self.optimizer = build_optimizer(network, config)
+        self.ema = ModelEma(network, config.ema) if config.ema else None
+        self.scaler = torch.amp.GradScaler(context.device.type, enabled=config.amp == "fp16")
+        # With fp16 an infinite gradient is not an error: the scaler skips that step.
+        self.loss_names = LOSS_NAMES if config.amp == "fp16" else (*LOSS_NAMES, "gradient")
+        self.graph: GraphedStep[StepInputs, StepOutputs] | None = None
+        self._per_epoch = context.steps_per_epoch()
+        self._precision = functools.partial(autocast, context.device, config.amp)
+        self._used = used_augmentations(config)
+        self._tiles = occluder_tiles().to(context.device)
+        self._augment: Augmentation = augment
+        self._loss_function: LossFunction = total_loss
+        self._forward = network
+        self._work: Callable[[StepInputs], StepOutputs] = self._compute_gradients
 
-def _leaf(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.float().requires_grad_() if tensor.is_floating_point() else tensor
+    @property
+    def trained(self) -> nn.Module:
+        """The network to test and to keep: the averaged one where there is one."""
+        return self.network if self.ema is None else self.ema.network
 
+    def prepare(self) -> None:
+        """Compile, replicate and graph the work of a step, as configured; call it once before the first step."""
+        config, device, ranks = self._context.config, self._context.device, self._context.ranks
+        self.network.train()
+        if config.compile:
+            self._forward = compile_network(
+                self.network, self._example, precision=self._precision, pieces=config.accumulate
+            )
+            if self._forward is not self.network:
+                self._augment = Compiled(augment, "the augmentation")
+                self._loss_function = Compiled(total_loss, "the losses")
+        if ranks.world_size > 1:
+            self._forward = replicate(self._forward, device)
+        elif device.type == "cuda" and config.cuda_graph:
+            self._work = self.graph = GraphedStep(self._compute_gradients, device)
 
-def _loss(output: NetworkOutput, batch: Batch, loss: LossConfig, function: LossFunction, gather: bool) -> LossParts:
-    if gather:
-        output = with_tensors(output, [gather_rows(tensor) for tensor in tensors_of(output)])
-        batch = Batch(
-            batch.images,
-            gather_rows(batch.labels),
-            gather_rows(batch.body),
-            gather_rows(batch.parts),
-            gather_rows(batch.has_mask),
-            batch.given,
+    def __call__(self, plan: StepPlan, images: Tensor) -> StepResult:
+        """Take one step.
+
+        Args:
+            plan: The step's plan.
+            images: (N, H, W, 3) uint8 images of `plan.rows` on the device.
+
+        Raises:
+            DeviceError: The step cannot be captured as a CUDA graph.
+        """
+        rate, device = learning_rate(plan.step, self._per_epoch, self._context.config), self._context.device
+        set_learning_rate(self.optimizer, rate)
+        # Random numbers that a network draws by itself (stochastic depth) depend on the step alone.
+        torch.manual_seed(plan.seed)
+        rows, params = to_device(plan.rows, device), to_device(plan.params.packed().numpy(), device)
+        outputs = self._work(StepInputs(images, rows, params))
+        norm = self._clip_gradients()
+        losses = outputs.losses if norm is None else torch.cat([outputs.losses, norm.float().unsqueeze(0)])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(plan.step)
+        if self._context.ranks.world_size > 1:
+            losses = mean_over_processes(losses)
+        return StepResult(plan, rate, losses, outputs.sample)
+
+    def _clip_gradients(self) -> Tensor | None:
+        """Clip the gradients; return their norm before it, where `loss_names` has one."""
+        limit, wanted = self._context.config.clip_norm, "gradient" in self.loss_names
+        if not limit and not wanted:
+            return None
+        if limit:
+            self.scaler.unscale_(self.optimizer)
+        parameters = list(parameters_of(self.optimizer))
+        norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
+        if limit:
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return norm if wanted else None
+
+    def _compute_gradients(self, inputs: StepInputs) -> StepOutputs:
+        batch = self._prepare_batch(inputs)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses, output = backward(
+            self._forward,
+            batch,
+            self._context.loss,
+            loss_function=self._loss_function,
+            precision=self._precision,
+            pieces=self._context.config.accumulate,
+            gather=self._context.config.gather and self._context.ranks.world_size > 1,
+            scale=self.scaler.scale,
         )
-    return function(output, batch.labels, batch.body, batch.parts, batch.has_mask, loss, batch.given)
+        parts = (batch.masks.parts * 255).to(torch.uint8)
+        return StepOutputs(losses.stacked(), VisibilitySample(output.visibility, parts, batch.masks.has_mask))
 
+    def _prepare_batch(self, inputs: StepInputs) -> Batch:
+        masks = self._context.masks
+        params = AugmentParams.unpacked(inputs.params, self._used)
+        rows = inputs.rows[: inputs.params.shape[1]]
+        images, parts, body = self._augment(
+            inputs.images, masks.parts[rows], masks.body[inputs.rows], params, self._tiles
+        )
+        if not self._context.config.channels_last:
+            images = images.contiguous()
+        augmented = MaskTargets(parts, body, masks.has_mask[rows], masks.supervised_parts)
+        return Batch(images, self._context.labels[rows], augmented)
 
-def _send_back(outputs: list[Tensor], gradients: list[Tensor] | tuple[Tensor, ...]) -> None:
-    pairs = [(out, grad.to(out.dtype)) for out, grad in zip(outputs, gradients, strict=True) if out.requires_grad]
-    torch.autograd.backward([out for out, _ in pairs], [grad for _, grad in pairs])
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """Without the replication, whose bookkeeping counts forwards."""
-    return cast(nn.Module, model.module) if isinstance(model, DistributedDataParallel) else model
-
-
-@contextmanager
-def running_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Forwards inside use the batch's statistics but leave the running ones alone, lest they be counted twice."""
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
+    def _example(self) -> Tensor:
+        shape = (self._context.images_per_pass, 3, *self._context.size)
+        return torch.zeros(shape, device=self._context.device).to(memory_format=torch.channels_last)

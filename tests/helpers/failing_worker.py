@@ -18,14 +18,14 @@ from torch import Tensor
 
 from pipeline.errors import DeviceError
 from pipeline.runtime.process_group import rank_info
-from pipeline.training import loop
+from pipeline.training import step
 from sgsfa_cli.main import run
 
 
 def main() -> None:
     rank, kind = int(sys.argv[1]), sys.argv[2]
     del sys.argv[1:3]
-    exchange, calls = loop.mean_over_processes, []
+    exchange, calls = step.mean_over_processes, []
 
     def third(values: Tensor) -> Tensor:
         calls.append(1)
@@ -38,7 +38,7 @@ def main() -> None:
     def waiting(*_: Any) -> None:
         time.sleep(3600)
 
-    loop.mean_over_processes = third
+    step.mean_over_processes = third
     dist.destroy_process_group = waiting
     run()
 

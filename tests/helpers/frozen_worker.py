@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,14 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pipeline.config import LossConfig
 from pipeline.datasets.records import Dataset
 from pipeline.runtime.process_group import broadcast, process_group
-from pipeline.training import run
+from pipeline.training import run, setup
 from tests.helpers.training import make_masks, make_people, small_model, small_training
 
-build = run._network
+build = setup.build_model
 
 
-def frozen(*arguments: object) -> nn.Module:
-    model = build(*arguments)  # type: ignore[arg-type]
+def frozen(*arguments: Any, **options: Any) -> nn.Module:
+    model = build(*arguments, **options)
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
@@ -31,7 +32,7 @@ def frozen(*arguments: object) -> nn.Module:
 
 
 def main() -> None:
-    run._network = frozen
+    setup.build_model = frozen
     out = Path(sys.argv[1])
     with process_group() as ranks:
         train(out, make_people(out / "people") if ranks.is_main else None)

@@ -23,11 +23,11 @@ import torch
 
 from pipeline.config import LossConfig, TrainConfig
 from pipeline.datasets.records import Dataset
-from pipeline.training import loop as loop_module
 from pipeline.training import run as run_module
-from pipeline.training.checkpoint import _read_header
-from pipeline.training.loop import STATE_FILE
+from pipeline.training import step as step_module
 from pipeline.training.run import train
+from pipeline.training.state import read_state
+from pipeline.training.trainer import STATE_FILE
 from tests.helpers.training import make_masks, make_people, small_model, small_training
 
 EPOCHS = 10
@@ -89,7 +89,7 @@ def child(out: Path, dataset: Dataset, masks: Path, kill: Kill | None = None, mi
 
 
 def arm(kill: Kill) -> None:
-    before = loop_module.learning_rate
+    before = step_module.learning_rate
     waiting = [kill]
 
     def rate(step: int, per_epoch: int, config: TrainConfig) -> float:
@@ -102,13 +102,13 @@ def arm(kill: Kill) -> None:
                 os.kill(os.getpid(), kill.number)
         return before(step, per_epoch, config)
 
-    loop_module.learning_rate = rate
+    step_module.learning_rate = rate
 
 
 def saved_step(out: Path) -> int:
     """The step at which a run would resume."""
     state = out / "state" / STATE_FILE
-    return int(_read_header(state)["step"]) if state.is_file() else 0
+    return read_state(state).step if state.is_file() else 0
 
 
 if __name__ == "__main__":

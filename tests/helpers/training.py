@@ -9,7 +9,9 @@ import numpy as np
 from pipeline.config import ModelConfig, TrainConfig
 from pipeline.datasets.images import write_image
 from pipeline.datasets.records import Dataset, Record
-from pipeline.formats.masks import DONE, FAILED, PART_NAMES, MaskMeta, MaskWriter
+from pipeline.formats.masks import PART_NAMES, absent_text, open_mask_writer
+from pipeline.formats.provenance import Provenance
+from pipeline.formats.rows import FAILED, OK
 
 HEIGHT, WIDTH = 64, 32
 
@@ -50,19 +52,18 @@ def make_masks(
         parts[i, top:bottom, 2:6] = 0 if PART_NAMES[i] in (*absent, *empty) else 255
     body = np.zeros((64, 32), np.uint8)
     body[6:60, 7:25] = 0 if set(empty) == set(PART_NAMES) else 255
-    meta = MaskMeta("test", "1", "", "lip-20", "spreid", absent, "area", (64, 32), False, False, "torch", "float32", 1)
     count = len(names)
-    done = np.full(count, DONE, np.uint8)
-    done[:failed] = FAILED
-    good = (done == DONE)[:, None, None]
-    with MaskWriter.create(path, names, meta) as writer:
-        writer.write(
-            0,
-            np.where(good[..., None], parts, 0).astype(np.uint8),
-            np.where(good, body, 0).astype(np.uint8),
-            (done == DONE).astype(np.float32),
-            done,
-        )
+    status = np.full(count, OK, np.uint8)
+    status[:failed] = FAILED
+    good = status == OK
+    columns = {
+        "parts": np.where(good[:, None, None, None], parts, 0).astype(np.uint8),
+        "body": np.where(good[:, None, None], body, 0).astype(np.uint8),
+        "quality": good.astype(np.float32),
+    }
+    provenance = Provenance({"parser": "test", "absent_parts": absent_text(absent)})
+    with open_mask_writer(path, names, provenance) as writer:
+        writer.write(0, columns, status, dict.fromkeys(range(failed), "unreadable"))
         writer.finish()
     return path
 

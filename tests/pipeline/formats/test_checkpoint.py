@@ -101,10 +101,12 @@ def test_same_identities__needs_the_same_data_and_a_known_hash() -> None:
     assert not unknown.same_identities(unknown)
 
 
-def test_resolve__builtin_is_the_file_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert resolve_checkpoint("some/model.safetensors") == Path("some/model.safetensors")
+def test_resolve__builtin_is_the_file_of_the_package(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert resolve_checkpoint(str(checkpoint)) == checkpoint
     monkeypatch.setattr(checkpoint_module.resources, "files", lambda package: tmp_path)
-    with pytest.raises(WeightsError, match="built-in") as caught:
+    with pytest.raises(WeightsError, match="not found") as caught:
         resolve_checkpoint("builtin")
     (tmp_path / "reid").mkdir()
     (tmp_path / "reid" / "builtin.safetensors").touch()

@@ -6,51 +6,12 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 
 from pipeline.config import LossConfig
 from pipeline.model.losses import total_loss
-from pipeline.model.network import build_model
-from pipeline.training.step import Batch, backward
-from tests.helpers.training import HEIGHT, WIDTH, small_model
-
-CLASSES, BATCH = 5, 8
-
-
-def make_model(**changes: object) -> nn.Module:
-    torch.manual_seed(0)
-    return build_model(small_model(**changes), CLASSES).train()
-
-
-def make_batch(*, masks: bool = True, has_mask: bool = True) -> Batch:
-    torch.manual_seed(1)
-    return Batch(
-        images=torch.randn(BATCH, 3, HEIGHT, WIDTH).to(memory_format=torch.channels_last),
-        labels=torch.arange(4).repeat_interleave(2),
-        body=torch.rand(BATCH, 1, HEIGHT // 4, WIDTH // 4) * masks,
-        parts=torch.rand(BATCH, 4, HEIGHT // 16, WIDTH // 16) * masks,
-        has_mask=torch.full((BATCH,), has_mask),
-    )
-
-
-def freeze_norms(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
-    return model
-
-
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_same_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-3) -> None:
-    """Up to the order of summation, which weighs where a gradient is a sum that nearly cancels."""
-    largest = max(gradient.norm() for gradient in wanted.values())
-    for name, gradient in got.items():
-        expected = wanted.get(name, torch.zeros_like(gradient))
-        assert (gradient - expected).norm() <= tolerance * expected.norm() + 1e-6 * largest, name
+from pipeline.training.gradient import backward
+from tests.helpers.gradients import BATCH, assert_same_gradients, freeze_norms, gradients, make_batch, make_model
 
 
 @pytest.mark.parametrize("preset", [{}, {"necks": True, "global_dim": 8}, {"kind": "baseline"}])
@@ -59,10 +20,11 @@ def test_equals_plain_autograd(preset: dict[str, object]) -> None:
     model, plain = make_model(**preset), make_model(**preset)
     parts, output = backward(model, batch, loss)
     direct = plain(batch.images)
-    expected = total_loss(direct, batch.labels, batch.body, batch.parts, batch.has_mask, loss)
+    masks = batch.masks
+    expected = total_loss(direct, batch.labels, masks.body, masks.parts, masks.has_mask, loss)
     expected.total.backward()
     torch.testing.assert_close(parts.total, expected.total)
-    torch.testing.assert_close(output.body, direct.body.detach())
+    torch.testing.assert_close(output.global_feature, direct.global_feature.detach())
     got, wanted = gradients(model), gradients(plain)
     assert_same_gradients(got, wanted)
     assert wanted.keys() <= got.keys()
@@ -81,7 +43,7 @@ def test_pieces_mine_over_the_whole_batch(pieces: int) -> None:
     body, split = (freeze_norms(make_model(necks=True, global_dim=8)) for _ in range(2))
     one, _ = backward(body, batch, loss)
     several, output = backward(split, batch, loss, pieces=pieces)
-    assert output.body.shape[0] == BATCH
+    assert output.global_feature.shape[0] == BATCH
     torch.testing.assert_close(one.total, several.total, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(one.triplet, several.triplet, rtol=1e-5, atol=1e-6)
     assert_same_gradients(gradients(split), gradients(body))

@@ -1,4 +1,4 @@
-"""Batches of the store on the device: sliced where the store lies there, fetched ahead in a thread where not."""
+"""Batches of training images on the device: sliced there where all fit, else fetched ahead by a thread."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.training.store import ImageStore
+from pipeline.training.image_store import ImageStore
 
 Rows = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 _AHEAD = 2
 _SHARE_OF_DEVICE = 0.3
-"""Of the GPU's free memory; the rest is the network's."""
+"""Share of the GPU's free memory that images may take; the rest is left to the network."""
 
 
-class Feeder:
-    """Brings rows of a store to a device.
+class Prefetcher:
+    """Copies rows of an image store to a device.
 
     Args:
         store: The images.
-        device: Where batches are wanted.
+        device: Target of the batches.
     """
 
     def __init__(self, store: ImageStore, device: torch.device) -> None:
@@ -37,21 +37,21 @@ class Feeder:
 
     @property
     def resident(self) -> bool:
-        """Whether all images lie on the device."""
+        """Whether all images are held on the device."""
         return self._resident is not None
 
     def batches(self, plans: Iterable[T], rows: Callable[[T], Rows]) -> Iterator[tuple[T, Tensor]]:
-        """Each plan with its images (B, H, W, 3) uint8, in order.
+        """Yield each plan with its images, (B, H, W, 3) uint8, in order.
 
         Args:
-            plans: What is to be done, one a step; drawn ahead of its use by at most two.
-            rows: The rows of the store that a plan needs.
+            plans: One per batch; taken at most two batches ahead.
+            rows: Returns the rows of the store that a plan needs.
         """
         if self._resident is not None:
             for plan in plans:
                 yield plan, self._resident.index_select(0, to_device(rows(plan), self._device))
             return
-        with ThreadPoolExecutor(1, thread_name_prefix="feed") as pool:
+        with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
             waiting: deque[tuple[T, Future[Tensor]]] = deque()
             try:
                 for plan in plans:
@@ -75,13 +75,13 @@ class Feeder:
 
 
 def to_device(values: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """The values on the device: a copy for which a GPU's host does not wait, on a CPU the same memory."""
+    """Return the values on the device, without waiting for a GPU; on a CPU they share memory."""
     return _pinned(values, device).to(device, non_blocking=True)
 
 
 def _pinned(values: npt.NDArray[Any], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(values)
-    # From memory that may be paged out, a copy waits for all that the GPU was given before.
+    # A copy from pageable memory waits for all work queued on the GPU.
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 

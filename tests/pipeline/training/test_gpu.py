@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,30 +14,33 @@ import numpy as np
 import pytest
 import torch
 from test_training_augment import TILES, batch_of, params_of
-from test_training_run import assert_equal_weights, at_step
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.errors import DeviceError
+from pipeline.formats.provenance import Provenance
 from pipeline.model.network import build_model
 from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.progress import SILENT
 from pipeline.runtime.seeds import set_deterministic
-from pipeline.training import loop as loop_module
 from pipeline.training import run as run_module
+from pipeline.training import setup as preparation
+from pipeline.training import step as step_module
 from pipeline.training.augment import AugmentParams, augment
-from pipeline.training.feeder import Feeder
-from pipeline.training.loop import Loop, Setting
-from pipeline.training.metrics_log import read_metrics
-from pipeline.training.plan import plan_steps
-from pipeline.training.recorded import Recorded
+from pipeline.training.context import TrainContext
+from pipeline.training.cuda_graph import GraphedStep
+from pipeline.training.image_store import ImageStore
+from pipeline.training.prefetch import Prefetcher
 from pipeline.training.run import train
-from pipeline.training.store import ImageStore, Targets
-from tests.helpers.notes import Notes
+from pipeline.training.targets import MaskTargets
+from pipeline.training.trainer import Trainer
 from tests.helpers.training import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
+from tests.helpers.training_runs import assert_equal_weights, at_step, interrupt, metrics, train_until
 
 pytestmark = pytest.mark.gpu
+
+Graphs = list[GraphedStep[Any, Any]]
 
 STRONG = {"necks": True, "global_dim": 8, "strip_pooling": "body"}
 PRESETS = {
@@ -71,7 +73,7 @@ def on_gpu(**changes: object) -> TrainConfig:
 
 
 def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == "step"]
+    return [line["loss"] for line in metrics(folder, "step")]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -86,35 +88,41 @@ def test_augmentation_is_that_of_the_cpu(seed: int) -> None:
         torch.testing.assert_close(two.cpu(), one, rtol=0, atol=5e-5)
 
 
-def make_loop(folder: Path, model: ModelConfig, loss: LossConfig, config: TrainConfig, *, mapped: bool) -> Loop:
-    """A loop over noise, from images on the device or from ones that are fetched for each batch."""
+def make_trainer(
+    folder: Path, model: ModelConfig, loss: LossConfig, config: TrainConfig, *, mapped: bool
+) -> tuple[Trainer, Prefetcher]:
+    """A trainer on noise, with images on the device or fetched for each batch."""
     stream, count, device = np.random.default_rng(0), 24, torch.device("cuda")
     images = stream.integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8)
     if mapped:
         images.tofile(folder / "images")
         images = np.memmap(folder / "images", np.uint8, mode="r", shape=images.shape)
-    targets = Targets(
-        labels=torch.arange(count) // 4,
+    masks = MaskTargets(
         parts=torch.from_numpy(stream.integers(0, 256, (count, 4, HEIGHT // 16, WIDTH // 16), dtype=np.uint8)),
         body=torch.from_numpy(stream.integers(0, 256, (count, 1, HEIGHT // 4, WIDTH // 4), dtype=np.uint8)),
         has_mask=torch.arange(count) % 5 > 0,
-        num_classes=count // 4,
+        supervised_parts=torch.ones(4, dtype=torch.bool),
     )
     set_deterministic(config.deterministic)
     torch.manual_seed(0)
-    network = build_model(model, targets.num_classes).to(device).to(memory_format=torch.channels_last)
+    network = build_model(model, count // 4).to(device).to(memory_format=torch.channels_last)
     store = ImageStore(images, tuple(str(i) for i in range(count)))
-    setting = Setting(
+    prefetcher = Prefetcher(store, device)
+    context = TrainContext(
+        model=model,
+        loss=loss,
+        config=config,
         names=store.names,
-        feeder=Feeder(store, device),
-        targets=targets.to(device),
-        size=(HEIGHT, WIDTH),
+        labels=(torch.arange(count) // 4).to(device),
+        masks=masks.to(device),
+        images=prefetcher,
         device=device,
-        place=RankInfo(),
+        ranks=RankInfo(),
         folder=folder,
-        identity={},
+        provenance=Provenance({}),
+        progress=SILENT,
     )
-    return Loop(network, setting, model, loss, config, SILENT)
+    return Trainer(network, context), prefetcher
 
 
 @pytest.fixture
@@ -132,42 +140,46 @@ def forbid_waiting() -> Iterator[None]:
 def test_a_step_never_waits_for_the_gpu(tmp_path: Path, preset: str, amp: str, mapped: bool, graph: bool) -> None:
     model, loss = PRESETS[preset]
     config = on_gpu(amp=amp, epochs=10, cuda_graph=graph)
-    loop = make_loop(tmp_path, small_model(**model), LossConfig.model_validate(loss), config, mapped=mapped)
-    assert loop.setting.feeder.resident is not mapped
-    gradient = loop.gradient_of(loop.forward_model())
-    labels = loop.setting.targets.labels.tolist()
-    plans = plan_steps(labels, config, (HEIGHT, WIDTH), start=0, stop=8, place=RankInfo())
-    for plan, images in loop.setting.feeder.batches(plans, lambda plan: plan.rows):
-        # The first steps choose kernels, take memory and are recorded, which may wait.
+    trainer, images = make_trainer(
+        tmp_path, small_model(**model), LossConfig.model_validate(loss), config, mapped=mapped
+    )
+    assert images.resident is not mapped
+    trainer.stepper.prepare()
+    for plan, batch in itertools.islice(images.batches(trainer.plans(), lambda plan: plan.rows), 8):
+        # The first steps choose kernels, allocate memory and are captured, which may wait.
         torch.cuda.set_sync_debug_mode("error" if plan.step >= 5 else "default")
-        loop.advance(gradient, plan, images)
+        trainer.advance(plan, batch)
     torch.cuda.set_sync_debug_mode("default")
-    assert loop.look(None)["steps"] == 8
-    assert isinstance(gradient, Recorded) is graph
-    assert not isinstance(gradient, Recorded) or gradient.recorded
+    assert len(trainer.losses.read()) == 8
+    assert (trainer.stepper.graph is not None) is graph
+    assert trainer.stepper.graph is None or trainer.stepper.graph.captured
 
 
 @pytest.fixture
-def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Recorded[Any, Any]]:
+def recordings(monkeypatch: pytest.MonkeyPatch) -> Graphs:
     """What the loops of a test recorded, or were to record."""
-    made: list[Recorded[Any, Any]] = []
+    made: Graphs = []
 
-    def watched(*given: Any) -> Recorded[Any, Any]:
-        made.append(Recorded(*given))
+    def watched(*given: Any) -> GraphedStep[Any, Any]:
+        made.append(GraphedStep(*given))
         return made[-1]
 
-    monkeypatch.setattr(loop_module, "Recorded", watched)
+    monkeypatch.setattr(step_module, "GraphedStep", watched)
     return made
 
 
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 3}, {"clip_norm": 0, "ema": 0}], ids=str)
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_a_recorded_step_is_the_plain_one_to_the_bit(
-    tmp_path: Path, arguments: dict[str, Any], recordings: list[Recorded[Any, Any]], amp: str, changes: dict[str, Any]
+    tmp_path: Path,
+    arguments: dict[str, Any],
+    recordings: Graphs,
+    amp: str,
+    changes: dict[str, Any],
 ) -> None:
     for graph in (False, True):
         train(tmp_path / str(graph), **arguments, config=on_gpu(amp=amp, epochs=5, cuda_graph=graph, **changes))
-    assert [each.recorded for each in recordings] == [True]
+    assert [each.captured for each in recordings] == [True]
     assert losses(tmp_path / "True") == losses(tmp_path / "False")
     assert_equal_weights(tmp_path / "False", tmp_path / "True")
 
@@ -175,25 +187,22 @@ def test_a_recorded_step_is_the_plain_one_to_the_bit(
 def test_a_network_that_draws_draws_the_same_when_recorded(
     tmp_path: Path,
     arguments: dict[str, Any],
-    recordings: list[Recorded[Any, Any]],
+    recordings: Graphs,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    build = run_module.build_model
+    build = preparation.build_model
 
     def forgetful(*given: Any, **options: Any) -> nn.Module:
         network = build(*given, **options)
         network.backbone.last.register_forward_hook(lambda module, _, out: F.dropout(out, 0.5, module.training))
         return network
 
-    monkeypatch.setattr(run_module, "build_model", forgetful)
+    monkeypatch.setattr(preparation, "build_model", forgetful)
     for graph in (False, True):
         train(tmp_path / str(graph), **arguments, config=on_gpu(epochs=5, cuda_graph=graph))
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "resumed", **arguments, config=on_gpu(epochs=5))
+    train_until(tmp_path / "resumed", 4, interrupt, arguments | {"config": on_gpu(epochs=5)})
     train(tmp_path / "resumed", **arguments, config=on_gpu(epochs=5))
-    assert [each.recorded for each in recordings] == [True, True, True]
+    assert [each.captured for each in recordings] == [True, True, True]
     assert len(set(losses(tmp_path / "True"))) == 10
     assert losses(tmp_path / "True") == losses(tmp_path / "False") == losses(tmp_path / "resumed")
     assert_equal_weights(tmp_path / "False", tmp_path / "True")
@@ -203,18 +212,18 @@ def test_a_network_that_draws_draws_the_same_when_recorded(
 _WAITING = """
 import torch
 from pipeline.errors import DeviceError
-from pipeline.runtime.progress import SILENT
-from pipeline.training.recorded import Recorded
+from pipeline.formats.provenance import Provenance
+from pipeline.training.cuda_graph import GraphedStep
 
 def work(given):
     given.sum().item()
     return given * 2
 
 device = torch.device("cuda", 0)
-recorded = Recorded(work, device, SILENT)
+graphed = GraphedStep(work, device)
 try:
     for _ in range(4):
-        recorded(torch.ones(3, device=device))
+        graphed(torch.ones(3, device=device))
 except DeviceError as error:
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     print(error)
@@ -224,14 +233,18 @@ except DeviceError as error:
 def test_work_that_waits_cannot_be_recorded_and_the_cause_is_named() -> None:
     # In a process of its own: torch may take the failed recording for under way as long as it lives.
     done = subprocess.run([sys.executable, "-c", _WAITING], capture_output=True, text=True, check=True)
-    assert "cannot be recorded as a CUDA graph: " in done.stdout
+    assert "cannot be captured as a CUDA graph: " in done.stdout
     assert "not permitted" in done.stdout
     assert "train.cuda_graph=false" in done.stdout
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_stopped_and_resumed_ends_with_the_same_bits(
-    tmp_path: Path, arguments: dict[str, Any], recordings: list[Recorded[Any, Any]], amp: str
+    tmp_path: Path,
+    arguments: dict[str, Any],
+    recordings: Graphs,
+    logged: pytest.LogCaptureFixture,
+    amp: str,
 ) -> None:
     dataset = arguments["dataset"]
     config = on_gpu(amp=amp, epochs=6, eval_every=2, checkpoint_minutes=0)
@@ -239,14 +252,11 @@ def test_stopped_and_resumed_ends_with_the_same_bits(
     assert report.peak_memory_gb is not None
     assert report.peak_memory_gb > 0
     assert report.best is not None
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "resumed", **arguments, config=config, tests=[dataset])
-    notes = Notes()
-    train(tmp_path / "resumed", **arguments, config=config, tests=[dataset], progress=notes)
-    assert any("training goes on from step 5 of 12" in said for said in notes.said)
-    assert [each.recorded for each in recordings] == [True, True, True]
+    arguments = arguments | {"config": config, "tests": [dataset]}
+    train_until(tmp_path / "resumed", 4, interrupt, arguments)
+    train(tmp_path / "resumed", **arguments)
+    assert "step 5 of 12" in logged.text
+    assert [each.captured for each in recordings] == [True, True, True]
     assert losses(tmp_path / "resumed") == losses(tmp_path / "straight")
     assert_equal_weights(tmp_path / "straight", tmp_path / "resumed")
 
@@ -256,7 +266,7 @@ def test_images_that_do_not_fit_give_the_same_bits(
 ) -> None:
     train(tmp_path / "resident", **arguments, config=on_gpu())
     train(tmp_path / "mapped", **arguments, config=on_gpu(image_budget_gb=1e-6))
-    monkeypatch.setattr("pipeline.training.feeder._SHARE_OF_DEVICE", 0.0)
+    monkeypatch.setattr("pipeline.training.prefetch._SHARE_OF_DEVICE", 0.0)
     train(tmp_path / "fetched", **arguments, config=on_gpu())
     assert_equal_weights(tmp_path / "resident", tmp_path / "mapped")
     assert_equal_weights(tmp_path / "resident", tmp_path / "fetched")
@@ -279,15 +289,18 @@ def test_pieces_have_the_loss_of_the_whole_batch(tmp_path: Path, arguments: dict
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_compiled_it_trains_as_plain(
-    tmp_path: Path, arguments: dict[str, Any], recordings: list[Recorded[Any, Any]], accumulate: int
+    tmp_path: Path,
+    arguments: dict[str, Any],
+    recordings: Graphs,
+    logged: pytest.LogCaptureFixture,
+    accumulate: int,
 ) -> None:
     model = arguments | {"model": small_model(backbone="resnet18", **STRONG)}
-    notes = Notes()
     for name in ("plain", "compiled"):
         config = on_gpu(compile=name == "compiled", amp="bf16", accumulate=accumulate, epochs=3)
-        train(tmp_path / name, **model, config=config, progress=notes)
-    assert not [said for said in notes.said if "compile" in said]
-    assert [each.recorded for each in recordings] == [True, True]
+        train(tmp_path / name, **model, config=config)
+    assert "torch.compile failed" not in logged.text
+    assert [each.captured for each in recordings] == [True, True]
     one, two = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
     assert two[0] == pytest.approx(one[0], rel=2e-2)
     assert two == pytest.approx(one, rel=0.2)
@@ -298,7 +311,7 @@ def test_too_little_memory_ends_with_advice(tmp_path: Path, arguments: dict[str,
     with pytest.MonkeyPatch.context() as patch, restored_memory():
         # A step needs more; how much was taken before it depends on the tests before this one.
         at_step(patch, 0, lambda: leave(30e6))
-        with pytest.raises(DeviceError, match="a forward do not fit into the memory of cuda:0") as caught:
+        with pytest.raises(DeviceError, match="not enough GPU memory") as caught:
             train(tmp_path, **arguments | big)
     assert "train.accumulate=2" in (caught.value.hint or "")
 
@@ -306,10 +319,9 @@ def test_too_little_memory_ends_with_advice(tmp_path: Path, arguments: dict[str,
 def test_a_gpu_that_is_full_before_training_is_told(tmp_path: Path, arguments: dict[str, Any]) -> None:
     with restored_memory():
         leave(0)
-        with pytest.raises(DeviceError, match="the network and its data do not fit") as caught:
+        with pytest.raises(DeviceError, match="not enough GPU memory"):
             # 28 MB of images: more than fits into what torch has left over of its blocks.
             train(tmp_path, **arguments | {"model": small_model(height=1024, width=512), "config": on_gpu()})
-    assert "for this program's numbers" in caught.value.message
 
 
 def leave(left: float) -> None:

@@ -1,4 +1,4 @@
-"""Recording a step, with a graph of the test's own: on a real GPU `test_training_gpu` does it."""
+"""Capturing a step, with a stand-in for the CUDA graph; `test_gpu` does it on a GPU."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from test_training_compile import Warnings
 from torch import Tensor
 
 from pipeline.errors import DeviceError
-from pipeline.runtime.progress import SILENT
-from pipeline.training.recorded import Recorded
+from pipeline.training.cuda_graph import GraphedStep
 
 
 @dataclass(frozen=True)
@@ -90,33 +88,34 @@ def given(number: int) -> Pair:
     return Pair(torch.full((3,), float(number)), torch.arange(3.0))
 
 
-def test_it_is_recorded_at_the_fourth_call_and_results_are_the_callers(doubling: Doubling) -> None:
-    warned = Warnings()
-    work = Recorded(doubling, torch.device("cuda", 0), warned)
+def test_step__captured_at_the_fourth_call_and_results_are_the_callers(
+    doubling: Doubling, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = GraphedStep(doubling, torch.device("cuda", 0))
     made = []
     for number in range(7):
-        assert work.recorded is (number > 3)
+        assert work.captured is (number > 3)
         made.append(work(given(number)))
     assert doubling.calls == 4
     for number, pair in enumerate(made):
         assert torch.equal(pair.one, torch.full((3,), 2.0 * number))
         assert torch.equal(pair.two, number + torch.arange(3.0))
-    assert not warned.said
+    assert not caplog.records
 
 
-def test_without_memory_for_a_recording_it_goes_on(doubling: Doubling) -> None:
-    warned, doubling.greedy = Warnings(), True
-    work = Recorded(doubling, torch.device("cuda", 0), warned)
+def test_step__continues_without_memory_for_a_graph(doubling: Doubling, caplog: pytest.LogCaptureFixture) -> None:
+    doubling.greedy = True
+    work = GraphedStep(doubling, torch.device("cuda", 0))
     for number in range(6):
         assert torch.equal(work(given(number)).one, torch.full((3,), 2.0 * number))
-        assert not work.recorded
-    assert len(warned.said) == 1
-    assert "no memory to record" in warned.said[0]
+        assert not work.captured
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "CUDA graph" in caplog.text
 
 
-def test_what_cannot_be_recorded_ends_with_its_cause_and_advice(doubling: Doubling) -> None:
+def test_step__failed_capture_ends_with_its_cause_and_advice(doubling: Doubling) -> None:
     doubling.waits = True
-    work = Recorded(doubling, torch.device("cuda", 0), SILENT)
+    work = GraphedStep(doubling, torch.device("cuda", 0))
     for number in range(3):
         work(given(number))
     with pytest.raises(DeviceError) as caught:
@@ -125,8 +124,8 @@ def test_what_cannot_be_recorded_ends_with_its_cause_and_advice(doubling: Doubli
     assert "train.cuda_graph=false" in (caught.value.hint or "")
 
 
-def test_inputs_of_another_shape_are_a_defect(doubling: Doubling) -> None:
-    work = Recorded(doubling, torch.device("cuda", 0), SILENT)
+def test_step__inputs_of_another_shape_are_refused(doubling: Doubling) -> None:
+    work = GraphedStep(doubling, torch.device("cuda", 0))
     for number in range(4):
         work(given(number))
     with pytest.raises(AssertionError, match="one shape"):

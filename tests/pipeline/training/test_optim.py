@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.config import TrainConfig
 from pipeline.model.network import build_model
-from pipeline.training.ema import Average
+from pipeline.training.ema import ModelEma
 from pipeline.training.optim import build_optimizer, parameter_groups, set_learning_rate
 from pipeline.training.schedule import learning_rate
 from tests.helpers.training import small_model
@@ -104,7 +104,7 @@ def test_fused_adam_equals_the_formula() -> None:
 
 def test_the_average_follows_its_formula() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    average = Average(model, decay=0.5)
+    average = ModelEma(model, decay=0.5)
     expected = copy.deepcopy(model.state_dict())
     for step in range(4):
         with torch.no_grad():
@@ -116,7 +116,7 @@ def test_the_average_follows_its_formula() -> None:
         for name, value in model.state_dict().items():
             moving = value.is_floating_point()
             expected[name] = decay * expected[name] + (1 - decay) * value if moving else value.clone()
-    for name, value in average.model.state_dict().items():
+    for name, value in average.network.state_dict().items():
         torch.testing.assert_close(value, expected[name])
-    assert not average.model.training
-    assert not any(parameter.requires_grad for parameter in average.model.parameters())
+    assert not average.network.training
+    assert not any(parameter.requires_grad for parameter in average.network.parameters())

@@ -1,0 +1,108 @@
+"""Evaluation on a test set during training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pipeline.datasets.images import decode_batches
+from pipeline.datasets.records import Dataset, Record
+from pipeline.errors import DataError
+from pipeline.formats.features import Features
+from pipeline.matching.distance import distance_blocks
+from pipeline.matching.metrics import RankStream
+from pipeline.model.embed import embed
+from pipeline.runtime.parallel import worker_count
+from pipeline.runtime.progress import Task
+from pipeline.training.calibrate import Calibration, calibrate
+from pipeline.training.context import TrainContext
+
+_BATCH = 64
+
+Pause = Callable[[], None]
+"""Called every few seconds; an exception that it raises ends the work."""
+
+
+def calibrate_network(network: nn.Module, context: TrainContext, pause: Pause = lambda: None) -> Calibration:
+    """Find visibility thresholds on the training images, and set the centres of the network's features."""
+    return calibrate(
+        network.eval(),
+        context.images,
+        context.masks,
+        context.model,
+        batch=context.batch_size // context.config.accumulate,
+        device=context.device,
+        amp=context.config.amp,
+        progress=context.progress,
+        pause=pause,
+    )
+
+
+class Evaluator:
+    """Embeds and ranks the query and gallery of a test set with the default matching rule.
+
+    Args:
+        dataset: The test set.
+        context: The training.
+        keep: Saves the network of the best epoch so far, with its calibration.
+
+    Raises:
+        DataError: There are no queries or no gallery.
+    """
+
+    def __init__(
+        self, dataset: Dataset, context: TrainContext, keep: Callable[[nn.Module, int, Calibration], None]
+    ) -> None:
+        self._dataset, self._context, self._keep = dataset, context, keep
+        self._query, self._gallery = dataset.split("query"), dataset.split("gallery")
+        if not (self._query and self._gallery):
+            raise DataError(
+                f"{dataset.name} has {len(self._query)} queries and {len(self._gallery)} gallery images",
+                where=dataset.root,
+                hint="set data.tests to a test set, or train.eval_every=0",
+            )
+        self._calibration: Calibration | None = None
+
+    def evaluate(self, network: nn.Module, pause: Pause) -> dict[str, float]:
+        """Return rank-1, mAP and mINP as fractions; images that cannot be read are left out."""
+        self._calibration = calibrate_network(network, self._context, pause)
+        total = len(self._query) + len(self._gallery)
+        with self._context.progress.task("test", total=total) as task:
+            query = self._embed(network, self._query, task, pause)
+            gallery = self._embed(network, self._gallery, task, pause)
+        stream = RankStream(query.pids, gallery.pids, query.camids, gallery.camids)
+        for block in distance_blocks(query, gallery, device=self._context.device):
+            pause()
+            stream.update(block)
+        result = stream.compute()
+        return {"rank1": result.rank(1), "mAP": result.mAP, "mINP": result.mINP}
+
+    def keep_best(self, network: nn.Module, epoch: int) -> None:
+        """Save the network that was evaluated last."""
+        assert self._calibration is not None, "evaluate comes first"
+        self._keep(network, epoch, self._calibration)
+
+    def _embed(self, network: nn.Module, records: tuple[Record, ...], task: Task, pause: Pause) -> Features:
+        assert self._calibration is not None
+        paths = [self._dataset.path_of(record) for record in records]
+        height, width = self._context.size
+        outputs, kept = [], []
+        for batch in decode_batches(paths, height, width, batch=_BATCH, threads=worker_count(-1)):
+            pause()
+            if len(batch.index):
+                images = torch.from_numpy(batch.images).to(self._context.device)
+                outputs.append(embed(network, images, amp=self._context.config.amp))
+                kept += [records[i] for i in batch.index.tolist()]
+            task.advance(len(batch.index) + len(batch.failed))
+        if not outputs:
+            raise DataError("no test image can be read", where=self._dataset.root)
+        return Features.from_arrays(
+            torch.cat([each.parts for each in outputs]).cpu(),
+            torch.cat([each.global_feature for each in outputs]).cpu(),
+            torch.cat([each.visibility for each in outputs]).cpu(),
+            thresholds=self._calibration.thresholds,
+            pids=[record.pid for record in kept],
+            camids=[record.camid for record in kept],
+        )

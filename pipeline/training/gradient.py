@@ -1,0 +1,143 @@
+"""The gradient of one batch, in one or several pieces and processes.
+
+The loss of a batch mines triplets among all its images, so it is not a sum over pieces. It is computed once, on the
+network's outputs for the whole batch, and its gradient with respect to these outputs is propagated through the network.
+With several pieces the outputs are first computed without a graph, and each piece is run again with one when its
+gradient is propagated: memory for the graph of one piece, at the cost of a second forward pass. Batch normalisation
+normalises each piece by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.config import LossConfig
+from pipeline.model.losses import LossParts, total_loss
+from pipeline.model.output import NetworkOutput
+from pipeline.runtime.device import Context
+from pipeline.training.distributed import gather_rows, unsynchronised
+from pipeline.training.targets import MaskTargets
+from pipeline.training.tree import joined, tensors_of, with_tensors
+
+LossFunction = Callable[[NetworkOutput, Tensor, Tensor, Tensor, Tensor, LossConfig, Tensor | None], LossParts]
+"""`total_loss`, eager or compiled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch on the device, augmented.
+
+    Attributes:
+        images: (B, 3, H, W) normalised float32.
+        labels: (B,) int64 classes.
+        masks: Their masks, float32.
+    """
+
+    images: Tensor
+    labels: Tensor
+    masks: MaskTargets
+
+
+def backward(
+    model: nn.Module,
+    batch: Batch,
+    loss: LossConfig,
+    *,
+    loss_function: LossFunction = total_loss,
+    precision: Context = nullcontext,
+    pieces: int = 1,
+    gather: bool = False,
+    scale: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[LossParts, NetworkOutput]:
+    """Add the gradient of a batch's loss to the parameters' `grad`.
+
+    Args:
+        model: In training mode; replicated (`distributed.replicate`) where there are several processes.
+        batch: This process's images.
+        loss: Configuration of the loss.
+        loss_function: Computes it.
+        precision: Returns the context of a forward pass (autocast).
+        pieces: Number of equal pieces that the batch is split into.
+        gather: Compute the loss over the images of all processes. The gradient is then that of a single process with
+            the whole batch; otherwise it is the mean over the processes.
+        scale: Scales the loss before its gradient is computed (fp16).
+
+    Returns:
+        The unscaled loss, and the outputs for this process's images without graph.
+    """
+    chunks = batch.images.chunk(pieces)
+    if pieces == 1:
+        with precision():
+            attached = model(batch.images)
+        output = attached
+    else:
+        with torch.no_grad(), running_statistics_kept(model), precision():
+            output = joined([_bare(model)(chunk) for chunk in chunks])
+    output = cast(NetworkOutput, output)
+    # In float32: the loss is computed outside of autocast.
+    leaves = [_leaf(tensor) for tensor in tensors_of(output)]
+    detached = with_tensors(output, leaves)
+    parts = _loss(detached, batch, loss, loss_function, gather)
+    total = parts.total * dist.get_world_size() if gather else parts.total
+    (total if scale is None else scale(total)).backward()  # type: ignore[no-untyped-call]
+    # An output that the loss does not use propagates zeros: every parameter has a gradient in every process.
+    gradients = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
+    if pieces == 1:
+        _propagate(tensors_of(attached), gradients)
+    else:
+        slices = list(zip(*(gradient.chunk(pieces) for gradient in gradients), strict=True))
+        for number, (chunk, own) in enumerate(zip(chunks, slices, strict=True)):
+            last = number == pieces - 1
+            with nullcontext() if last else unsynchronised(model):
+                with precision():
+                    again = model(chunk)
+                _propagate(tensors_of(again), own)
+    return parts, with_tensors(output, [leaf.detach() for leaf in leaves])
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.float().requires_grad_() if tensor.is_floating_point() else tensor
+
+
+def _loss(output: NetworkOutput, batch: Batch, loss: LossConfig, function: LossFunction, gather: bool) -> LossParts:
+    if gather:
+        output = with_tensors(output, [gather_rows(tensor) for tensor in tensors_of(output)])
+        masks = batch.masks
+        gathered = (gather_rows(each) for each in (masks.parts, masks.body, masks.has_mask))
+        batch = Batch(batch.images, gather_rows(batch.labels), MaskTargets(*gathered, masks.supervised_parts))
+    masks = batch.masks
+    return function(output, batch.labels, masks.body, masks.parts, masks.has_mask, loss, masks.supervised_parts)
+
+
+def _propagate(outputs: list[Tensor], gradients: list[Tensor] | tuple[Tensor, ...]) -> None:
+    pairs = [(out, grad.to(out.dtype)) for out, grad in zip(outputs, gradients, strict=True) if out.requires_grad]
+    torch.autograd.backward([out for out, _ in pairs], [grad for _, grad in pairs])
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """Return the network without its replication, which counts forward passes."""
+    return cast(nn.Module, model.module) if isinstance(model, DistributedDataParallel) else model
+
+
+@contextmanager
+def running_statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Leave running statistics unchanged by forward passes, which use those of the batch."""
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum

@@ -1,0 +1,230 @@
+"""From a data set, masks and a configuration to a training that can begin."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from pipeline.config import LossConfig, ModelConfig, TrainConfig
+from pipeline.datasets.records import Dataset
+from pipeline.errors import DataError, WeightsError
+from pipeline.formats.checkpoint import CheckpointMeta, resolve_checkpoint
+from pipeline.formats.masks import PART_NAMES
+from pipeline.formats.provenance import Provenance
+from pipeline.model.checkpoint import start_from
+from pipeline.model.network import Network, build_model
+from pipeline.model.weights import load_backbone_weights, require_weights_for
+from pipeline.runtime.device import device_label
+from pipeline.runtime.files import sha256_bytes, sha256_file
+from pipeline.runtime.process_group import RankInfo, broadcast
+from pipeline.runtime.progress import Progress
+from pipeline.runtime.seeds import derive
+from pipeline.training.context import TrainContext
+from pipeline.training.image_store import ImageStore, cached_images, open_images
+from pipeline.training.prefetch import Prefetcher
+from pipeline.training.sampler import check_batches
+from pipeline.training.targets import MaskTargets, identity_classes, load_masks
+
+SHARED_FOLDER = "machines that train together need this folder on a disk that they share, under the same path"
+
+_IMAGES = "images"
+
+_log = logging.getLogger("sgsfa.training")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The three configuration sections of a training."""
+
+    model: ModelConfig
+    loss: LossConfig
+    config: TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A training that can begin.
+
+    Attributes:
+        network: With its starting weights, on the device.
+        context: What it trains on.
+        store: The decoded images.
+        meta: Header of the checkpoint to come, without thresholds.
+    """
+
+    network: Network
+    context: TrainContext
+    store: ImageStore
+    meta: CheckpointMeta
+
+
+def check_network(model: ModelConfig, *, from_weights: bool = True) -> None:
+    """Check that a network can be built, and that `model.weights` are those of its backbone.
+
+    Args:
+        model: Configuration of the network.
+        from_weights: Training starts from `model.weights`, not from a checkpoint.
+
+    Raises:
+        ConfigError: The backbone is unknown or has no features of the needed strides.
+        WeightsError: There are no such weights for it.
+    """
+    if from_weights:
+        require_weights_for(model.weights, model.backbone)
+    # Some of timm's networks compute with their own numbers while they are built.
+    with nullcontext() if model.backbone.startswith("timm:") else torch.device("meta"):
+        build_model(model, 2)
+
+
+def prepare(
+    folder: Path, dataset: Dataset, masks: Path | None, settings: Settings, ranks: RankInfo, progress: Progress
+) -> Prepared:
+    """Decode the images, load masks and starting weights.
+
+    Args:
+        folder: Folder of the state; decoded images are cached in it.
+        dataset: Its split `train` is trained on.
+        masks: The mask file; None trains without masks.
+        settings: The configuration.
+        ranks: Which process this is.
+        progress: Receives progress bars.
+
+    Raises:
+        DataError: There are no training images or too few identities.
+        FormatError: The mask file is damaged.
+        WeightsError: The starting weights do not fit.
+        DeviceError: The device is not available.
+    """
+    model, config = settings.model, settings.config
+    device = ranks.select_device(config.device)
+    pids = {record.path: record.pid for record in dataset.split("train")}
+    if not pids:
+        raise DataError(f"{dataset.name} has no images of the split `train`", where=dataset.root)
+    store = _open_store(dataset, sorted(pids), settings, folder / _IMAGES, ranks, progress)
+    labels = identity_classes([pids[name] for name in store.names])
+    stride = 8 if model.fine_masks else 16
+    targets = load_masks(masks, store.names, height=model.height, width=model.width, stride=stride)
+    check_batches(labels.tolist(), config, processes=ranks.world_size)
+    classes = int(labels.max()) + 1
+    processes = f", {ranks.world_size} processes" if ranks.world_size > 1 else ""
+    _log.info("training on %d images of %d identities, %s", len(store.names), classes, device_label(device) + processes)
+    for warning in _warnings(store, labels, targets, settings):
+        _log.warning(warning)
+    identities = sha256_bytes("\n".join(f"{pids[name]} {name}" for name in store.names).encode())
+    provenance = _provenance(settings, identities)
+    meta = CheckpointMeta(
+        model=model,
+        num_classes=classes,
+        thresholds=(),
+        trained_on=f"{dataset.kind}:{dataset.name}",
+        identities=identities,
+        epochs=config.epochs,
+        seed=config.seed,
+        provenance=provenance,
+    )
+    network, meta = _starting_network(settings, meta, targets)
+    network = network.to(device)
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    context = TrainContext(
+        model=model,
+        loss=settings.loss,
+        config=config,
+        names=store.names,
+        labels=labels.to(device),
+        masks=targets.to(device),
+        images=Prefetcher(store, device),
+        device=device,
+        ranks=ranks,
+        folder=folder,
+        provenance=provenance,
+        progress=progress,
+    )
+    return Prepared(network, context, store, meta)
+
+
+def _open_store(
+    dataset: Dataset, names: list[str], settings: Settings, cache: Path, ranks: RankInfo, progress: Progress
+) -> ImageStore:
+    """Decode the images in the main process; the others read what it wrote."""
+    path = Path()
+    if ranks.is_main:
+        model = settings.model
+        path = cached_images(dataset, names, height=model.height, width=model.width, cache=cache, progress=progress)
+    path = broadcast(path)
+    if not path.is_file():
+        raise DataError(
+            f"process {ranks.rank} of {ranks.world_size} does not find the decoded images",
+            where=path,
+            hint=SHARED_FOLDER,
+        )
+    # Each process of a machine holds the images for itself.
+    return open_images(path, settings.config.image_budget_gb / ranks.local_world_size)
+
+
+def _warnings(store: ImageStore, labels: torch.Tensor, masks: MaskTargets, settings: Settings) -> Iterator[str]:
+    if store.rejected:
+        shown = "; ".join(f"{each.path}: {each.reason}" for each in store.rejected[:5])
+        yield f"{len(store.rejected):,} training images cannot be read and are left out: {shown}"
+    single = int((torch.bincount(labels) == 1).sum())
+    if single:
+        yield f"{single:,} identities have a single image, which is repeated in their batches"
+    if settings.model.kind == "baseline":
+        return
+    if masks.without_mask:
+        yield f"{masks.without_mask:,} of {len(store.names):,} training images have no mask and train without L_se"
+    supervised = settings.loss.balance * settings.loss.mask_weight > 0 and bool(masks.has_mask.any())
+    if settings.model.body_attention and not supervised:
+        yield "the body mask is not supervised (no masks, or L_se has no weight) and keeps its initial weights"
+    absent = [name for name, given in zip(PART_NAMES, masks.supervised_parts.tolist(), strict=True) if not given]
+    if absent:
+        stripes = "; without a head there are no spatial parts either" if "head" in absent else ""
+        yield f"the label set of the masks lacks {', '.join(absent)}: left out of training and matching{stripes}"
+    if masks.has_mask.any() and (never := masks.never_shown()):
+        yield (
+            f"no mask shows {', '.join(never)}, although the label set has it; check the label set with "
+            "`masks stats` and `masks preview`"
+        )
+
+
+def _starting_network(settings: Settings, meta: CheckpointMeta, masks: MaskTargets) -> tuple[Network, CheckpointMeta]:
+    """Return the network with its starting weights, the same in every process, and the completed header."""
+    model, config = settings.model, settings.config
+    weights = load_backbone_weights(model.weights, model.backbone) if config.start is None else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(config.seed, "weights"))
+        try:
+            network = build_model(
+                model, meta.num_classes, backbone_weights=weights, supervised_parts=masks.supervised_parts
+            )
+        except WeightsError as error:
+            # The network sees tensors; the user needs the name of their file.
+            where = error.where or model.weights
+            raise WeightsError(error.message, where=where, expected=error.expected, hint=error.hint) from None
+    if config.start is None:
+        return network, meta
+    path = resolve_checkpoint(config.start)
+    start = start_from(path, network, meta)
+    kept = "copied" if start.same_identities(meta) else "new, because the identities differ"
+    _log.info("starting from %s (trained on %s); identity classifiers are %s", path, start.trained_on, kept)
+    return network, dataclasses.replace(meta, started_from=f"{start.trained_on} ({sha256_file(path)[:12]})")
+
+
+def _provenance(settings: Settings, identities: str) -> Provenance:
+    """Return what decides the result: settings, images and identities, and the content of weights files."""
+    sections = {"model": settings.model, "loss": settings.loss, "train": settings.config}
+    table = {
+        name: {key: value for key, value in section.model_dump(mode="json").items() if key in section.decisive_fields()}
+        for name, section in sections.items()
+    }
+    if settings.config.start is not None:
+        table["train"]["start"] = sha256_file(resolve_checkpoint(settings.config.start))
+        del table["model"]["weights"]
+    elif (file := Path(settings.model.weights)).is_file():
+        table["model"]["weights"] = sha256_file(file)
+    return Provenance.flatten({**table, "identities": identities})

@@ -1,0 +1,79 @@
+"""Decoded images, their masks, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.datasets.images import resize
+from pipeline.datasets.records import Dataset
+from pipeline.errors import ArtifactError, DataError
+from pipeline.runtime.progress import SILENT
+from pipeline.training.image_store import ImageStore, cached_images, open_images
+from tests.helpers.training import HEIGHT, WIDTH, paint
+
+
+def load(dataset: Dataset, cache: Path, *, budget: float = 1.0, size: tuple[int, int] = (HEIGHT, WIDTH)) -> ImageStore:
+    names = sorted(record.path for record in dataset.split("train"))
+    path = cached_images(dataset, names, height=size[0], width=size[1], cache=cache, progress=SILENT)
+    return open_images(path, budget)
+
+
+@pytest.mark.parametrize("budget", [1.0, 1e-9])
+def test_holds_the_resized_images(tmp_path: Path, people: Dataset, budget: float) -> None:
+    store = load(people, tmp_path / "cache", budget=budget, size=(32, 16))
+    assert store.in_memory == (budget == 1.0)
+    assert len(store.names) == len(people.split("train"))
+    for row, record in enumerate(sorted(people.split("train"), key=lambda record: record.path)):
+        assert store.names[row] == record.path
+        shot = int(record.path[-5])
+        np.testing.assert_array_equal(store.images[row], resize(paint(record.pid, shot), 32, 16))
+
+
+def test_decodes_once_and_again_when_a_content_changes(
+    tmp_path: Path, people: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.training import image_store as module
+
+    decoded = []
+    before = module.decode_batches
+    monkeypatch.setattr(module, "decode_batches", lambda *a, **k: decoded.append(1) or before(*a, **k))
+    first = load(people, tmp_path / "cache")
+    path = people.path_of(people.split("train")[0])
+    again = load(people, tmp_path / "cache")
+    np.testing.assert_array_equal(first.images, again.images)
+    assert len(decoded) == 1
+    path.write_bytes(people.path_of(people.split("train")[1]).read_bytes())
+    changed = load(people, tmp_path / "cache")
+    assert len(decoded) == 2
+    np.testing.assert_array_equal(changed.images[0], changed.images[1])
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_what_a_killed_run_left_is_replaced(tmp_path: Path, people: Dataset) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "images-00.h5.partial").write_bytes(b"half")
+    load(people, tmp_path / "cache")
+    (only,) = (tmp_path / "cache").iterdir()
+    assert h5py.is_hdf5(only)
+
+
+def test_nothing_readable(tmp_path: Path, people: Dataset) -> None:
+    for record in people.split("train"):
+        people.path_of(record).write_bytes(b"")
+    with pytest.raises(DataError, match="no training image"):
+        load(people, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("size", [100, 3000, 30_000])
+def test_a_full_disk_is_told_in_words(
+    tmp_path: Path, people: Dataset, no_file_beyond: Callable[[int], None], size: int
+) -> None:
+    no_file_beyond(size)
+    with pytest.raises(ArtifactError, match=r"too large[^$]*disk space"):
+        load(people, tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
