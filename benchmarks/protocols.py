@@ -33,7 +33,8 @@ from pipeline.datasets.registry import open_dataset
 from pipeline.masks.build import build_masks
 from pipeline.runtime.device import device_label, resolve_device
 from pipeline.runtime.files import write_json
-from pipeline.training.run import MODEL_FILE, train
+from pipeline.training.report import MODEL_FILE
+from pipeline.training.run import train
 
 SUITES = Path(__file__).with_name("suites")
 RESULTS = Path(__file__).with_name("results")

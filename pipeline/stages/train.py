@@ -89,7 +89,7 @@ class Train(Stage):
             yield Check("TensorBoard", lambda: check_package("tensorboard", "tensorboard", "train.tensorboard"))
 
     def _check_network(self) -> str:
-        from pipeline.training.run import check_network
+        from pipeline.training.setup import check_network
 
         model, start = self.config.model, self.config.train.start
         check_network(model, from_weights=start is None)

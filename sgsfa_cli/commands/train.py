@@ -91,7 +91,7 @@ def train(
     from pipeline.runtime.files import read_json
     from pipeline.stages.plan import make_plan
     from pipeline.stages.run import run_stages
-    from pipeline.training.run import REPORT_FILE
+    from pipeline.training.report import REPORT_FILE
 
     progress = console.progress(quiet=quiet)
     warn_of_defaults(settings, config, preset)
