@@ -140,11 +140,10 @@ def _fail(
     json: bool,
     error: BaseException | None = None,
 ) -> NoReturn:
-    if error is not None and not torchrun.record_error(error):
-        pass
-    elif json and not console.has_printed():
+    shown = torchrun.is_main() if error is None else torchrun.record_error(error)
+    if shown and json and not console.has_printed():
         console.print_json(as_json(message, details, code))
-    elif torchrun.is_main():
+    elif shown:
         _panel(message, details, title="Stopped" if code == EXIT_INTERRUPTED else "Error")
     raise typer.Exit(code) from error
 

@@ -22,7 +22,7 @@ class Entry:
 
     Attributes:
         name: What the user types.
-        panel: Heading it stands under in `sgsfa --help`.
+        panel: Heading in `sgsfa --help`.
         summary: One line for `sgsfa --help`.
         group: It has commands of its own.
     """
