@@ -52,12 +52,12 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which images."""
+    """Images to train and test on."""
 
     source: str = Field(
         "rendered",
         description="Training data and, without `tests`, test data: KIND:PATH (`sgsfa data list`), "
-        "or `rendered` for people rendered by `[synth]`.",
+        "or `rendered` for images rendered with `[synth]`.",
     )
     tests: tuple[str, ...] = Field(
         (),
@@ -66,25 +66,25 @@ class DataConfig(Section):
     )
     expect_counts: bool = Field(
         True,
-        description="Refuse a known data set whose image and identity counts are not the published ones.",
+        description="Require the published numbers of images and identities of a known data set.",
     )
 
 
 class SynthConfig(Section):
-    """Rendered people, used when `data.source` is `rendered`."""
+    """Rendered identities, used if `data.source` is `rendered`."""
 
     ids: Positive = Field(60, description="Identities, train and test together (distractors come on top).")
-    cameras: Annotated[int, Field(ge=2, le=64)] = Field(4, description="Cameras; an identity is seen by every one.")
-    shots: Positive = Field(3, description="Images of an identity in a camera.")
+    cameras: Annotated[int, Field(ge=2, le=64)] = Field(
+        4, description="Cameras; every identity appears in each of them."
+    )
+    shots: Positive = Field(3, description="Images per identity and camera.")
     occlusion: Fraction = Field(0.25, description="Share of occluded training images; queries are all occluded.")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of everything drawn.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of everything random.")
     height: Annotated[int, Field(ge=64, le=1024)] = Field(256, description="Image height in pixels.")
     width: Annotated[int, Field(ge=32, le=512)] = Field(128, description="Image width in pixels.")
-    tone: Fraction = Field(
-        0.05, description="How far each camera's colours differ from the others' (0: all alike, 1: strongly)."
-    )
+    tone: Fraction = Field(0.05, description="Difference between the colours of the cameras (0: none, 1: strong).")
     backdrop: Fraction = Field(
-        0.88, description="How far a camera keeps its own backdrop (1: always the same place, 0: anywhere)."
+        0.88, description="How consistent the background of a camera is (1: always the same place, 0: random)."
     )
     train_share: Annotated[float, Field(ge=0.1, le=0.95)] = Field(0.5, description="Share of training identities.")
     randomise: tuple[Literal["scene", "quality", "box", "clothes"], ...] = Field(
@@ -98,14 +98,15 @@ class SynthConfig(Section):
 class MasksConfig(Section):
     """Part masks of the training images."""
 
-    file: UserPath | None = Field(None, description="A finished mask file to use instead of building one.")
+    file: UserPath | None = Field(None, description="Mask file to use instead of building one.")
     parser: str = Field(
         "builtin",
         description="builtin | schp:FILE | onnx:FILE | torchscript:FILE | label-maps:DIR | label-maps (those of the "
         "data set) | an installed parser's name.",
     )
     label_set: UserText | None = Field(
-        None, description="Label set of the parser's output where it does not say it itself (or a TOML file)."
+        None,
+        description="Label set of the parser's output, a name or a TOML file; only if the parser does not define it.",
     )
     grouping: UserText = Field("spreid", description="How labels become four parts: spreid | ssp | a TOML file.")
     flip: bool = Field(False, description="Average the parser's output over the image and its mirror image.")
@@ -114,19 +115,19 @@ class MasksConfig(Section):
     )
     allow_failed: bool = Field(
         False,
-        description="Go on to training although some images could not be parsed; they train without masks, as those do "
-        "that failed in `file`.",
+        description="Continue if some images cannot be parsed; they train without masks, as do those that failed in "
+        "`file`.",
     )
     device: str = Field("auto", description="auto | cpu | cuda | cuda:N | mps.", json_schema_extra=_EXECUTION)
     batch_size: Positive | Literal["auto"] = Field(
-        "auto", description="Images a forward.", json_schema_extra=_EXECUTION
+        "auto", description="Images per batch.", json_schema_extra=_EXECUTION
     )
     backend: Literal["none", "loky", "threading", "dask"] = Field(
         "none",
-        description="joblib back end to spread the parsing over; none: this process.",
+        description="joblib back end that distributes the parsing; none: this process.",
         json_schema_extra=_EXECUTION,
     )
-    jobs: int = Field(1, description="Workers of that back end; -1: one a core.", json_schema_extra=_EXECUTION)
+    jobs: int = Field(1, description="Workers of the back end; -1: one per core.", json_schema_extra=_EXECUTION)
     scheduler: str | None = Field(None, description="Address of a Dask scheduler.", json_schema_extra=_EXECUTION)
 
 
@@ -135,7 +136,7 @@ class ModelConfig(Section):
 
     kind: Literal["sgsfa", "baseline"] = Field(
         "sgsfa",
-        description="sgsfa, or baseline: the same backbone with one global feature, the honest rival.",
+        description="sgsfa, or baseline: the same backbone with a single global feature.",
     )
     backbone: str = Field(
         "resnet50",
@@ -143,27 +144,27 @@ class ModelConfig(Section):
     )
     weights: UserText = Field(
         "imagenet",
-        description="Where the backbone starts: imagenet (torchvision downloads), builtin (ImageNet weights in "
-        "this package, for mobilenet_v2), none, or a file (.safetensors, .pth).",
+        description="Initial weights of the backbone: imagenet (downloaded by torchvision), builtin (ImageNet weights of "
+        "mobilenet_v2 in this package), none, or a file (.safetensors, .pth).",
     )
     height: Annotated[int, Field(ge=64, multiple_of=16)] = Field(256, description="Input height in pixels.")
     width: Annotated[int, Field(ge=32, multiple_of=16)] = Field(128, description="Input width in pixels.")
     body_attention: bool = Field(True, description="Body attention after stage 1 (paper, Table 5).")
     body_reduction: Positive = Field(8, description="gamma of Fig. 3.")
     local_reduction: Positive = Field(2, description="gamma_1 of Fig. 4.")
-    part_dim: Positive = Field(256, description="Length of each of the seven part features.")
+    part_dim: Positive = Field(256, description="Dimension of each of the seven part features.")
     pooling: Literal["masked", "average"] = Field(
-        "masked", description="Pooling of a part: mean weighted by its mask, or plain global average."
+        "masked", description="Pooling of a semantic part: mean weighted by its mask, or global average."
     )
     strip_pooling: Literal["width", "body"] = Field(
         "width",
-        description="Pooling of a strip: the plain mean over its rows, or weighted by the body in it, the union of the "
+        description="Pooling of a spatial part: mean over its rows, or mean weighted by the body, the union of the "
         "predicted part masks.",
     )
     head_threshold: Fraction = Field(
         0.1,
-        description="A mask that exceeds this somewhere shows something: whether there is a head, which strips show "
-        "the body. A cell holds the share of its pixels that show the part; a small head fills a third of one.",
+        description="Minimum of a predicted mask's maximum for its part to count as visible; decides whether there is a "
+        "head and which spatial parts contain the body. A cell is the share of its pixels that belong to the part.",
     )
     head_row_test: Literal["first", "max+1"] = Field(
         "first",
@@ -171,13 +172,15 @@ class ModelConfig(Section):
     )
     body_height: Literal["image", "head"] = Field(
         "image",
-        description="Strips divide the rows under the head row, or a body 1/0.15 times the head's height.",
+        description="Spatial parts divide the rows below the head row, or a body of 1/0.15 times the height of the head.",
     )
-    strips: tuple[float, float, float] = Field((0.15, 0.23, 0.62), description="Top, middle and bottom (Sec. 3.2).")
+    strips: tuple[float, float, float] = Field(
+        (0.15, 0.23, 0.62), description="Shares of the top, middle and bottom spatial part (Sec. 3.2)."
+    )
     global_dim: int = Field(
         0,
         ge=0,
-        description="Length of a trained global feature; 0: the untrained global average of stage 4.",
+        description="Dimension of a trained global feature; 0: the untrained global average of stage 4.",
     )
     global_pooling: Literal["average", "average+max", "gem"] = Field(
         "average", description="Pooling of the global feature: mean, mean and maximum, or a generalised mean."
@@ -200,7 +203,7 @@ class ModelConfig(Section):
         False, description="Supervise part masks by the parser's masks alone, not by the identity losses."
     )
     logit_scale: float = Field(1.0, gt=0, description="Factor of identity logits.")
-    necks: bool = Field(False, description="BNNeck and identity classifier for each semantic feature (strong).")
+    necks: bool = Field(False, description="BNNeck and identity classifier for each semantic feature (as in `strong`).")
 
     @field_validator("backbone")
     @classmethod
@@ -234,14 +237,14 @@ class LossConfig(Section):
     margin: float = Field(0.3, ge=0, description="Margin of the batch-hard triplet loss; 0: the soft margin.")
     triplet_on: Literal["semantic", "spatial", "all", "parts"] = Field(
         "semantic",
-        description="Triplet on the concatenated semantic, spatial or all features, or on the mean distance over the "
-        "parts that both images show (`parts`).",
+        description="Triplet loss on the concatenated semantic, spatial or all features, or on the mean distance over the "
+        "parts that are visible in both images (`parts`).",
     )
-    dynamic: bool = Field(True, description="Choose the spatial features that train by eq. 3; off: always all five.")
+    dynamic: bool = Field(True, description="Select the spatial features to train by eq. 3; off: always all five.")
     mask_weight: float = Field(1.0, ge=0, description="Factor of L_se inside eq. 11.")
     global_triplet: bool = Field(True, description="Triplet loss on the global feature.")
     global_weight: float = Field(
-        1.0, ge=0, description="Factor of the global feature's own losses, where `model.global_dim` > 0."
+        1.0, ge=0, description="Factor of the losses of the global feature, if `model.global_dim` > 0."
     )
 
 
@@ -250,14 +253,14 @@ class TrainConfig(Section):
 
     start: UserPath | None = Field(
         None,
-        description="A finished checkpoint of the same network to go on from, instead of `model.weights`: for other "
-        "people, another image size, another schedule.",
+        description="Checkpoint of the same network to start from, instead of `model.weights`: for other identities, "
+        "another image size or schedule.",
     )
-    epochs: Positive = Field(120, description="Epochs; `epoch_length` says what one is.")
+    epochs: Positive = Field(120, description="Number of epochs; see `epoch_length`.")
     identities: Annotated[int, Field(ge=2)] = Field(
-        16, description="P: identities a batch, over all processes together."
+        16, description="P: identities per batch, over all processes together."
     )
-    instances: Annotated[int, Field(ge=2)] = Field(4, description="K: images of each identity in a batch.")
+    instances: Annotated[int, Field(ge=2)] = Field(4, description="K: images per identity in a batch.")
     epoch_length: Literal["identities", "images"] = Field(
         "images",
         description="An epoch ends when each identity was drawn once (identities), or after as many batches as "
@@ -265,23 +268,24 @@ class TrainConfig(Section):
     )
     lr: float = Field(3e-4, gt=0, description="Learning rate of Adam.")
     lr_heads: float = Field(1.0, gt=0, description="Factor of the learning rate of all that is not the backbone.")
-    weight_decay: float = Field(5e-4, ge=0, description="On all weights but those of normalisation and biases.")
-    schedule: Literal["step", "cosine"] = Field("step", description="After warm-up.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay, except for normalisation layers and biases.")
+    schedule: Literal["step", "cosine"] = Field("step", description="Schedule of the learning rate after the warm-up.")
     schedule_epochs: int = Field(
         120,
         ge=0,
-        description="Length of training that milestones and warm-up are stated for; they scale with `epochs`. "
-        "0: they count as they stand.",
+        description="Number of epochs that milestones and warm-up refer to; they scale with `epochs`. 0: no scaling.",
     )
     milestones: tuple[int, ...] = Field(
-        (50, 80, 100, 120), description="Epochs after which `step` multiplies by `gamma`."
+        (50, 80, 100, 120), description="Epochs after which `step` multiplies the learning rate by `gamma`."
     )
     gamma: float = Field(0.1, gt=0, le=1, description="Factor at each milestone.")
-    warmup_epochs: Annotated[float, Field(ge=0)] = Field(0, description="Linear warm-up.")
-    warmup_factor: float = Field(0.01, gt=0, le=1, description="Where the warm-up starts, times lr.")
-    final_factor: float = Field(0.002, ge=0, le=1, description="Where `cosine` ends, times lr.")
+    warmup_epochs: Annotated[float, Field(ge=0)] = Field(0, description="Epochs of linear warm-up.")
+    warmup_factor: float = Field(
+        0.01, gt=0, le=1, description="Initial learning rate of the warm-up, relative to `lr`."
+    )
+    final_factor: float = Field(0.002, ge=0, le=1, description="Final learning rate of `cosine`, relative to `lr`.")
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip.")
-    erase: Fraction = Field(0.5, description="Probability of random erasing with the image's mean colour.")
+    erase: Fraction = Field(0.5, description="Probability of random erasing, with the mean colour of the image.")
     pad: int = Field(0, ge=0, description="Pixels padded on each side before a random crop; 0: no crop.")
     occlude: Fraction = Field(
         0.0,
@@ -301,37 +305,44 @@ class TrainConfig(Section):
     amp: Precision = Field("off", description="Mixed precision: off | bf16 | fp16 (with loss scaling).")
     accumulate: Positive = Field(
         1,
-        description="Split each P x K batch into this many forwards; hard mining still sees the whole batch.",
+        description="Forward passes per P x K batch; hard mining still uses the whole batch.",
     )
     clip_norm: float = Field(0.0, ge=0, description="Largest gradient norm; 0: no clipping.")
-    ema: float = Field(0.0, ge=0, lt=1, description="Decay of the averaged weights that are tested; 0: none.")
-    eval_every: int = Field(0, ge=0, description="Test on the first test set every so many epochs; 0: not in training.")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of the exponential moving average of the weights, which is tested and saved; 0: none.",
+    )
+    eval_every: int = Field(
+        0, ge=0, description="Epochs between evaluations on the first test set; 0: none during training."
+    )
     gather: bool = Field(
-        False, description="Distributed: take the loss over the whole batch, not over each process's share of it."
+        False, description="Several processes: losses over the whole batch instead of the share of each process."
     )
     seed: int = Field(0, ge=0, description="Seed of weights, batches and augmentation.")
-    deterministic: bool = Field(True, description="Ask for deterministic kernels, so that a resumed run is bit-equal.")
-    channels_last: bool = Field(True, description="Memory layout of images and weights.", json_schema_extra=_EXECUTION)
+    deterministic: bool = Field(True, description="Use deterministic kernels, so that a resumed run is bit-equal.")
+    channels_last: bool = Field(True, description="Channels-last memory layout.", json_schema_extra=_EXECUTION)
     compile: bool = Field(
         False, description="torch.compile the network, the losses and the augmentation.", json_schema_extra=_EXECUTION
     )
     cuda_graph: bool = Field(
         True,
-        description="On a single GPU, record a step's work once and start it as a whole from then on.",
+        description="On a single GPU, record a training step as a CUDA graph and replay it.",
         json_schema_extra=_EXECUTION,
     )
     device: str = Field("auto", description="auto | cpu | cuda | cuda:N | mps.", json_schema_extra=_EXECUTION)
     image_budget_gb: float = Field(
         4.0,
         gt=0,
-        description="Images are held in memory up to this size, streamed above it.",
+        description="Decoded images are kept in memory up to this size and streamed from disk above it.",
         json_schema_extra=_EXECUTION,
     )
     checkpoint_minutes: float = Field(
         5.0,
         ge=0,
-        description="Save a resumable state at least this often; the end of an epoch saves one, too, if a tenth of "
-        "this time has passed.",
+        description="Longest time between saved training states; the end of an epoch also saves one if a tenth of this "
+        "time has passed.",
         json_schema_extra=_EXECUTION,
     )
     tensorboard: bool = Field(
@@ -342,49 +353,49 @@ class TrainConfig(Section):
 class ExtractConfig(Section):
     """Features of query and gallery images."""
 
-    checkpoint: UserPath | None = Field(None, description="A finished checkpoint to use instead of training one.")
-    flip: bool = Field(False, description="Average features over the image and its mirror image; named in results.")
-    amp: Precision = Field("off", description="Precision of the forward: off | bf16 | fp16.")
+    checkpoint: UserPath | None = Field(
+        None, description="Checkpoint to use instead of training one: a file, or `builtin`."
+    )
+    flip: bool = Field(False, description="Average features over the image and its mirror image; recorded in results.")
+    amp: Precision = Field("off", description="Precision of the forward pass: off | bf16 | fp16.")
     device: str = Field("auto", description="auto | cpu | cuda | cuda:N | mps.", json_schema_extra=_EXECUTION)
-    batch_size: Positive = Field(64, description="Images a forward.", json_schema_extra=_EXECUTION)
+    batch_size: Positive = Field(64, description="Images per batch.", json_schema_extra=_EXECUTION)
 
 
 class MatchingConfig(Section):
     """Distances, ranking and metrics."""
 
-    features: UserPath | None = Field(
-        None, description="A finished features file to evaluate instead of extracting one."
-    )
+    features: UserPath | None = Field(None, description="Features file to evaluate instead of extracting one.")
     rule: Literal["shrunk", "mean", "sum", "query", "all"] = Field(
-        "shrunk", description="How part distances become one (docs/concepts/matching.md)."
+        "shrunk", description="Matching rule: how part distances become one (docs/concepts/matching.md)."
     )
     shrink: float = Field(1.0, ge=0, description="m of the shrunk rule: weight of the global distance.")
     global_term: bool = Field(
         True,
-        description="Use the global distance (in `shrunk`, and where nothing is shared); off: they rank last.",
+        description="Use the global distance in `shrunk`, and for pairs without shared parts; off: these pairs rank last.",
     )
-    metric: Literal["cosine", "euclidean"] = Field("cosine", description="Distance of two part features.")
+    metric: Literal["cosine", "euclidean"] = Field("cosine", description="Distance between two part features.")
     visibility: Literal["hard", "soft"] = Field(
         "hard",
-        description="hard: 0/1 by the calibrated threshold (eq. 5); soft: below the threshold in proportion.",
+        description="hard: 0 or 1 by the calibrated threshold (eq. 5); soft: proportional below the threshold.",
     )
     average_precision: Literal["mean", "trapezoid"] = Field(
-        "mean", description="Rule of AP (docs/concepts/protocols.md)."
+        "mean", description="Definition of average precision (docs/concepts/protocols.md)."
     )
     max_rank: Positive = Field(50, description="Length of the CMC curve.")
-    rerank: bool = Field(False, description="k-reciprocal re-ranking; named in results.")
+    rerank: bool = Field(False, description="k-reciprocal re-ranking; recorded in results.")
     rerank_k1: Positive = Field(20, description="k1 of re-ranking.")
     rerank_k2: Positive = Field(6, description="k2 of re-ranking.")
-    rerank_lambda: Fraction = Field(0.3, description="Share of the original distance in re-ranking.")
+    rerank_lambda: Fraction = Field(0.3, description="Weight of the original distance in re-ranking.")
     query_expansion: int = Field(
-        0, ge=0, description="Neighbours that queries are averaged with; 0: none. Not with the rules sum and query."
+        0, ge=0, description="Nearest neighbours averaged into each query; 0: none. Not with the rules sum and query."
     )
-    verification: bool = Field(False, description="Also true positive rates at false positive rates 1e-4 to 1e-2.")
-    bootstrap: int = Field(0, ge=0, description="Resamplings of the queries for 95 % intervals; 0: none.")
+    verification: bool = Field(False, description="Also true positive rates at false positive rates of 1e-4 to 1e-2.")
+    bootstrap: int = Field(0, ge=0, description="Bootstrap samples of the queries for 95 % intervals; 0: none.")
     breakdown: bool = Field(True, description="Also metrics by visible fraction, visible parts and camera pair.")
-    pictures: int = Field(8, ge=0, description="Queries drawn with their ranking.")
+    pictures: int = Field(8, ge=0, description="Number of ranking figures.")
     histogram: bool = Field(
-        False, description="Also rank by colour histograms of the images, the rival that needs no training."
+        False, description="Also rank by colour histograms of the images, a baseline without training."
     )
     device: str = Field("auto", description="auto | cpu | cuda | cuda:N | mps.", json_schema_extra=_EXECUTION)
 
@@ -403,7 +414,7 @@ class RunConfig(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run's artifact folders.")
     artifacts: UserPath = Field(
         Path("artifacts"),
-        description="Where artifacts are kept, relative to the working folder.",
+        description="Folder of the artifacts, relative to the working folder.",
         json_schema_extra=_EXECUTION,
     )
     data: DataConfig = Field(default_factory=DataConfig)

@@ -66,7 +66,7 @@ def command_app(help_text: str | None = None, *lines: str) -> typer.Typer:
     """The `app` that each module in `sgsfa_cli.commands` defines.
 
     Args:
-        help_text: For a group, its description; a single command's stands in its docstring.
+        help_text: For a group, its description; a single command has a docstring.
         lines: For a group, examples.
     """
     return typer.Typer(
