@@ -144,8 +144,8 @@ class ModelConfig(Section):
     )
     weights: UserText = Field(
         "imagenet",
-        description="Initial weights of the backbone: imagenet (downloaded by torchvision), builtin (ImageNet weights of "
-        "mobilenet_v2 in this package), none, or a file (.safetensors, .pth).",
+        description="Initial weights of the backbone: imagenet (downloaded by torchvision), builtin (ImageNet weights "
+        "of mobilenet_v2 in this package), none, or a file (.safetensors, .pth).",
     )
     height: Annotated[int, Field(ge=64, multiple_of=16)] = Field(256, description="Input height in pixels.")
     width: Annotated[int, Field(ge=32, multiple_of=16)] = Field(128, description="Input width in pixels.")
@@ -163,8 +163,8 @@ class ModelConfig(Section):
     )
     head_threshold: Fraction = Field(
         0.1,
-        description="Minimum of a predicted mask's maximum for its part to count as visible; decides whether there is a "
-        "head and which spatial parts contain the body. A cell is the share of its pixels that belong to the part.",
+        description="Minimum of a predicted mask's maximum for its part to count as visible; decides whether there is "
+        "a head and which spatial parts contain the body. A cell is the share of its pixels that belong to the part.",
     )
     head_row_test: Literal["first", "max+1"] = Field(
         "first",
@@ -172,7 +172,7 @@ class ModelConfig(Section):
     )
     body_height: Literal["image", "head"] = Field(
         "image",
-        description="Spatial parts divide the rows below the head row, or a body of 1/0.15 times the height of the head.",
+        description="Spatial parts divide the rows below the head row, or a body of 1/0.15 times the head's height.",
     )
     strips: tuple[float, float, float] = Field(
         (0.15, 0.23, 0.62), description="Shares of the top, middle and bottom spatial part (Sec. 3.2)."
@@ -237,8 +237,8 @@ class LossConfig(Section):
     margin: float = Field(0.3, ge=0, description="Margin of the batch-hard triplet loss; 0: the soft margin.")
     triplet_on: Literal["semantic", "spatial", "all", "parts"] = Field(
         "semantic",
-        description="Triplet loss on the concatenated semantic, spatial or all features, or on the mean distance over the "
-        "parts that are visible in both images (`parts`).",
+        description="Triplet loss on the concatenated semantic, spatial or all features, or on the mean distance over "
+        "the parts that are visible in both images (`parts`).",
     )
     dynamic: bool = Field(True, description="Select the spatial features to train by eq. 3; off: always all five.")
     mask_weight: float = Field(1.0, ge=0, description="Factor of L_se inside eq. 11.")
@@ -372,7 +372,7 @@ class MatchingConfig(Section):
     shrink: float = Field(1.0, ge=0, description="m of the shrunk rule: weight of the global distance.")
     global_term: bool = Field(
         True,
-        description="Use the global distance in `shrunk`, and for pairs without shared parts; off: these pairs rank last.",
+        description="Use the global distance in `shrunk` and for pairs without shared parts; off: they rank last.",
     )
     metric: Literal["cosine", "euclidean"] = Field("cosine", description="Distance between two part features.")
     visibility: Literal["hard", "soft"] = Field(
