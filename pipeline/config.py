@@ -145,7 +145,8 @@ class ModelConfig(Section):
     weights: UserText = Field(
         "imagenet",
         description="Initial weights of the backbone: imagenet (downloaded by torchvision), builtin (ImageNet weights "
-        "of mobilenet_v2 in this package), none, or a file (.safetensors, .pth).",
+        "of mobilenet_v2 in this package), rendered (mobilenet_v2 of the built-in re-ID network), none, or a file "
+        "(.safetensors, .pth).",
     )
     height: Annotated[int, Field(ge=64, multiple_of=16)] = Field(256, description="Input height in pixels.")
     width: Annotated[int, Field(ge=32, multiple_of=16)] = Field(128, description="Input width in pixels.")

@@ -10,16 +10,18 @@ import torchvision
 from torch import Tensor
 
 from pipeline.errors import WeightsError
+from pipeline.formats.checkpoint import BUILTIN, read_checkpoint, resolve_checkpoint
 from pipeline.formats.foreign import load_state_dict
 from pipeline.runtime.files import at_home
 
 
 def load_backbone_weights(spec: str, backbone: str) -> Mapping[str, Tensor] | None:
-    """The weights a backbone starts from.
+    """Return the weights that a backbone starts from.
 
     Args:
         spec: `imagenet` (torchvision's download or its cache), `builtin` (ImageNet weights in this package, for
-            `mobilenet_v2`), `none`, or a file (.safetensors, .pth, .pt).
+            `mobilenet_v2`), `rendered` (those of the built-in re-ID network, likewise), `none`, or a file
+            (.safetensors, .pth, .pt).
         backbone: Name of the backbone.
 
     Raises:
@@ -32,11 +34,13 @@ def load_backbone_weights(spec: str, backbone: str) -> Mapping[str, Tensor] | No
         return _imagenet(backbone)
     if spec == "builtin":
         return _builtin()
+    if spec == "rendered":
+        return _rendered()
     return load_state_dict(at_home(spec))
 
 
 def require_weights_for(spec: str, backbone: str) -> None:
-    """See that named weights are of a backbone, without loading them.
+    """Check that named weights are of a backbone, without loading them.
 
     Raises:
         WeightsError: They are of another one.
@@ -47,9 +51,9 @@ def require_weights_for(spec: str, backbone: str) -> None:
             where="model.weights",
             hint="--weights FILE, or --weights none",
         )
-    if spec == "builtin" and backbone != "mobilenet_v2":
+    if spec in ("builtin", "rendered") and backbone != "mobilenet_v2":
         raise WeightsError(
-            f"`builtin` has no weights for {backbone}", where="model.weights", expected="model.backbone = mobilenet_v2"
+            f"`{spec}` has no weights for {backbone}", where="model.weights", expected="model.backbone = mobilenet_v2"
         )
 
 
@@ -70,7 +74,15 @@ def _imagenet(backbone: str) -> Mapping[str, Tensor]:
 
 
 def _builtin() -> Mapping[str, Tensor]:
-    """MobileNetV2's ImageNet weights, which lie in this package (`imagenet/card.md`)."""
+    """Return MobileNetV2's ImageNet weights in this package (`imagenet/card.md`)."""
     with resources.as_file(resources.files("pipeline.model") / "imagenet" / "mobilenet_v2.safetensors") as path:
         stored = load_state_dict(path)
     return {key: value.float() for key, value in stored.items()}
+
+
+def _rendered() -> Mapping[str, Tensor]:
+    """Return the backbone of the built-in re-ID network under torchvision's names (`reid/card.md`)."""
+    state, _ = read_checkpoint(resolve_checkpoint(BUILTIN))
+    # The stages are slices of torchvision's `features` and keep its numbers.
+    entries = (name.split(".", 2) for name in state if name.startswith("backbone."))
+    return {f"features.{rest}": state[f"backbone.{stage}.{rest}"].float() for _, stage, rest in entries}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Rejected, WeightsError
+from pipeline.formats.checkpoint import read_meta, resolve_checkpoint
 from pipeline.runtime.progress import Progress
 from pipeline.stages.checks import check_device
 from pipeline.stages.sources import RENDERED
@@ -48,12 +49,7 @@ class Extract(Stage):
     def _given(self) -> Path | None:
         """Return the checkpoint that the configuration names."""
         checkpoint = self.config.extract.checkpoint
-        if checkpoint is None or checkpoint.suffix:
-            return checkpoint
-        # Only now: it imports PyTorch.
-        from pipeline.formats.checkpoint import resolve_checkpoint
-
-        return resolve_checkpoint(checkpoint)
+        return None if checkpoint is None else resolve_checkpoint(checkpoint)
 
     def checks(self) -> Iterator[Check]:
         """Yield the images of each test set, the device and the checkpoint."""
@@ -65,8 +61,6 @@ class Extract(Stage):
             yield Check("checkpoint", self._check_checkpoint)
 
     def _check_checkpoint(self) -> str:
-        from pipeline.formats.checkpoint import read_meta
-
         checkpoint = self._given()
         assert checkpoint is not None
         meta = read_meta(checkpoint)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config import ModelConfig
 from pipeline.errors import FormatError, WeightsError
+from pipeline.formats.checkpoint import BUILTIN, read_meta, resolve_checkpoint
 from pipeline.runtime.files import at_home
 from pipeline.runtime.process_group import rank_info
 from pipeline.runtime.progress import Progress
@@ -52,7 +53,7 @@ class Train(Stage):
     @property
     def _weights_file(self) -> Path | None:
         weights = self.config.model.weights
-        return None if weights in ("imagenet", "builtin", "none") else at_home(weights)
+        return None if weights in ("imagenet", "builtin", "rendered", "none") else at_home(weights)
 
     def inputs(self) -> Mapping[str, str]:
         """Return the fingerprints of images, masks, starting weights and, if it evaluates, test images."""
@@ -64,11 +65,15 @@ class Train(Stage):
                 sources.fingerprint("masks") if file is None else sources.file(file, "mask file", FormatError)
             )
         if config.train.start is not None:
-            found["start"] = sources.file(config.train.start, "checkpoint to start from", WeightsError)
+            found["start"] = sources.file(
+                resolve_checkpoint(config.train.start), "checkpoint to start from", WeightsError
+            )
         elif self._weights_file is not None:
             found["weights"] = sources.file(self._weights_file, "weights file", WeightsError)
         elif config.model.weights == "builtin":
             found["weights"] = sources.file(_BUILTIN_WEIGHTS, "file of the built-in ImageNet weights", WeightsError)
+        elif config.model.weights == "rendered":
+            found["weights"] = sources.file(resolve_checkpoint(BUILTIN), "built-in re-ID network", WeightsError)
         if config.train.eval_every:
             found |= sources.test_images()
         return found
@@ -174,9 +179,7 @@ def _describe_checkpoint(path: Path, model: ModelConfig) -> str:
     Raises:
         WeightsError: It cannot be read, or is of another network.
     """
-    from pipeline.formats.checkpoint import read_meta
-
-    meta = read_meta(at_home(path))
+    meta = read_meta(resolve_checkpoint(path))
     recorded, current = meta.model.model_dump(), model.model_dump()
     ignored = ("weights", "height", "width")
     differing = [key for key in current if key not in ignored and recorded[key] != current[key]]

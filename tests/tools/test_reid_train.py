@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import load_config
+from pipeline.config_file import load_config
 from pipeline.datasets.registry import open_dataset
 from pipeline.formats.checkpoint import CheckpointMeta, write_checkpoint
 from pipeline.model.checkpoint import load_checkpoint

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import RunConfig, load_config
+from pipeline.config import RunConfig
+from pipeline.config_file import load_config
 from pipeline.formats.checkpoint import read_checkpoint, write_checkpoint
 from pipeline.model.network import build_model
 from pipeline.stages.run import RunReport, run_stages

@@ -12,6 +12,7 @@ import torchvision
 
 from pipeline.config import ModelConfig
 from pipeline.errors import WeightsError
+from pipeline.formats.checkpoint import CheckpointMeta, write_checkpoint
 from pipeline.model import weights
 from pipeline.model.network import build_model
 
@@ -98,3 +99,16 @@ def test_imagenet_weights_are_packed_without_classifier_and_counters(tmp_path: P
             torch.testing.assert_close(again[f"features.{key}"].float(), value, atol=1e-4, rtol=1e-3)
     with pytest.raises(WeightsError, match="not those of mobilenet_v2"):
         tool.packed(torchvision.models.resnet18(weights=None).state_dict())
+
+
+def test_rendered__is_the_backbone_of_the_builtin_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = build_model(SMALL, 2)
+    path = tmp_path / "builtin.safetensors"
+    write_checkpoint(path, trained.state_dict(), CheckpointMeta(model=SMALL, num_classes=2, thresholds=(0.1,) * 7))
+    monkeypatch.setattr(weights, "resolve_checkpoint", lambda name: path)
+    start = weights.load_backbone_weights("rendered", "mobilenet_v2")
+    network = build_model(SMALL, 3, backbone_weights=start)
+    for name, value in trained.backbone.state_dict().items():
+        torch.testing.assert_close(network.backbone.state_dict()[name], value)
+    with pytest.raises(WeightsError, match="resnet50"):
+        weights.load_backbone_weights("rendered", "resnet50")
