@@ -1,4 +1,4 @@
-"""Look a data set over: counts and every fault, never stopping at the first."""
+"""Check a data set: counts and all faults, not only the first."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.datasets.faults import NO_CAMERAS, Fault, FaultKind
+from pipeline.datasets.faults import Fault, FaultKind, match_fault
 from pipeline.datasets.images import decode_image
 from pipeline.datasets.kind import Count, count
-from pipeline.datasets.records import UNKNOWN, Dataset, Record, Split, lonely_queries, unique_names
-from pipeline.datasets.registry import overruled_kinds, parse_spec, read_logged
+from pipeline.datasets.records import UNKNOWN, Dataset, Record, Split, queries_without_match, unique_names
+from pipeline.datasets.registry import accepted_kinds, parse_spec, read_logged
 from pipeline.errors import DataError, ImageError, Rejected
 from pipeline.runtime.parallel import worker_count
 from pipeline.runtime.progress import SILENT, Progress
@@ -26,10 +26,10 @@ class SplitReport:
 
     Attributes:
         split: Which.
-        images: Images found, junk left out.
-        ids: Identities found, distractors left out; 0 where there are no identities.
-        cameras: Cameras found; 0 where there are none.
-        expected: The published size, where there is one.
+        images: Images, without junk.
+        ids: Identities, without distractors; 0 if there are no identities.
+        cameras: Cameras; 0 if they are unknown.
+        expected: The published size, if there is one.
     """
 
     split: Split
@@ -50,17 +50,17 @@ class SizeReport:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What `check_dataset` found.
+    """Result of `check_dataset`.
 
     Attributes:
         spec: The data set as the user named it.
-        root: The folder it was found in.
-        splits: Sizes of the splits that are there or should be.
-        faults: Everything wrong, images last.
-        notes: What a result must mention.
+        root: Its folder.
+        splits: Sizes of the splits that exist or should exist.
+        faults: All faults, those of images last.
+        notes: Choices and losses that a result must mention.
         images: Distinct image files.
-        decoded: How many of them were read and decoded; 0 without decoding.
-        sizes: Of the decoded images, if any.
+        decoded: Images that were decoded; 0 without decoding.
+        sizes: Sizes of the decoded images, if any.
     """
 
     spec: str
@@ -74,7 +74,7 @@ class DatasetReport:
 
     @property
     def sound(self) -> bool:
-        """Nothing is wrong."""
+        """Whether there are no faults."""
         return not self.faults
 
     @property
@@ -96,25 +96,29 @@ def check_dataset(
     threads: int | None = None,
     progress: Progress = SILENT,
 ) -> DatasetReport:
-    """Read a data set and list everything that is wrong with it.
+    """Read a data set and return all its faults.
 
     Args:
-        spec: KIND:PATH or KIND/VARIANT:PATH.
+        spec: KIND:PATH, KIND/VARIANT:PATH or a folder of images.
         decode: Also read and decode every image.
-        expect_counts: Wrong counts and missing folders of a known data set are faults; else they become notes.
-        threads: Decoding threads; None: one a core.
-        progress: Where to report to.
+        expect_counts: Wrong counts and missing folders of a known data set are faults; if off, they are notes.
+        threads: Decoding threads; None: one per core.
+        progress: Receives progress.
 
     Raises:
-        DataError: `spec` is no specification of a known kind. Faults of the data are reported, not raised.
+        DataError: `spec` is not valid. Faults of the data are reported, not raised.
     """
     parsed = parse_spec(spec)
     dataset, log = read_logged(parsed)
     notes = list(dataset.notes)
-    overruled = overruled_kinds(parsed.info, expect_counts) if dataset.records else frozenset()
-    faults = [fault for fault in log.faults if fault.kind not in overruled]
-    notes += [f"{fault.where}: {fault.message}" for fault in log.faults if fault.kind in overruled]
-    faults += _lonely_queries(dataset, notes)
+    accepted = accepted_kinds(parsed.info, expect_counts) if dataset.records else frozenset()
+    faults = [fault for fault in log.faults if fault.kind not in accepted]
+    notes += [f"{fault.where}: {fault.message}" for fault in log.faults if fault.kind in accepted]
+    unmatched = match_fault(dataset)
+    if unmatched is not None:
+        faults.append(unmatched)
+    else:
+        notes += _unmatched_note(dataset)
     names = unique_names(dataset.records)
     images = _decode_all(dataset, names, threads or worker_count(-1), progress) if decode else _Decoded()
     faults += images.faults
@@ -137,7 +141,7 @@ def check_dataset(
 
 
 def as_whole(report: DatasetReport) -> DataError | None:
-    """One error for the faults of the data set as a whole, or None where at most single images are bad."""
+    """Return one error for the faults of the data set as a whole, or None if at most single images are unusable."""
     faults = report.structural
     if not faults:
         return None
@@ -156,37 +160,27 @@ class _Decoded:
 def _split_report(split: Split, records: Sequence[Record], expected: Count | None) -> SplitReport:
     found = count(records)
     cameras = {record.camid for record in records if record.camid != UNKNOWN}
-    nobody = all(record.pid == UNKNOWN for record in records)
-    return SplitReport(split, found.images, 0 if nobody else found.ids, len(cameras), expected)
+    # One camera per image stands for unknown cameras (a table without the column camid).
+    known = len(cameras) < len(records) or len(cameras) == 1
+    unknown_ids = all(record.pid == UNKNOWN for record in records)
+    return SplitReport(split, found.images, 0 if unknown_ids else found.ids, len(cameras) if known else 0, expected)
 
 
-def _lonely_queries(dataset: Dataset, notes: list[str]) -> list[Fault]:
-    queries, gallery = dataset.split("query"), dataset.split("gallery")
-    if queries and not gallery:
-        return [Fault(FaultKind.EMPTY, "there are queries but no gallery to search", str(dataset.root))]
-    lonely = lonely_queries(queries, gallery)
-    if queries and len(lonely) == len(queries):
-        return [
-            Fault(
-                FaultKind.LONELY,
-                f"none of the {len(queries):,} queries has a gallery image of the same identity in another camera",
-                str(dataset.root),
-                expected="another camera than the query's: images of its own camera are not counted as found",
-                hint=NO_CAMERAS,
-            )
-        ]
-    if lonely:
-        notes.append(
-            f"{len(lonely):,} {'query has' if len(lonely) == 1 else 'queries have'} no gallery image of the same "
-            f"identity in another camera and will be skipped ({lonely[0].path})"
-        )
-    return []
+def _unmatched_note(dataset: Dataset) -> list[str]:
+    unmatched = queries_without_match(dataset.split("query"), dataset.split("gallery"))
+    if not unmatched:
+        return []
+    have = "query has" if len(unmatched) == 1 else "queries have"
+    return [
+        f"{len(unmatched):,} {have} no gallery image of the same identity in another camera and will be skipped "
+        f"({unmatched[0].path})"
+    ]
 
 
 def _decode_all(dataset: Dataset, names: Sequence[str], threads: int, progress: Progress) -> _Decoded:
     decoded = _Decoded()
 
-    def look(name: str) -> tuple[str, tuple[int, int]] | ImageError:
+    def decode(name: str) -> tuple[str, tuple[int, int]] | ImageError:
         path = dataset.root / name
         try:
             data = path.read_bytes()
@@ -204,7 +198,7 @@ def _decode_all(dataset: Dataset, names: Sequence[str], threads: int, progress: 
     ):
         for start in range(0, len(names), 512):
             some = names[start : start + 512]
-            for name, result in zip(some, pool.map(look, some), strict=True):
+            for name, result in zip(some, pool.map(decode, some), strict=True):
                 if isinstance(result, ImageError):
                     decoded.faults.append(Fault(FaultKind.IMAGE, result.message, name, result.expected))
                 else:
@@ -215,7 +209,7 @@ def _decode_all(dataset: Dataset, names: Sequence[str], threads: int, progress: 
 
 
 def _equal_files(dataset: Dataset, hashes: dict[str, str]) -> list[str]:
-    """Note images of one split that are equal to the byte; published sets have a few, so it is no fault."""
+    """Note images of one split with identical bytes; published sets have a few, so it is not a fault."""
     notes = []
     for split in SPLITS:
         first: dict[str, Record] = {}
@@ -229,11 +223,10 @@ def _equal_files(dataset: Dataset, hashes: dict[str, str]) -> list[str]:
                 equal.append((record, other))
         if equal:
             record, other = equal[0]
-            strangers = sum(record.pid != other.pid for record, other in equal)
+            others = sum(record.pid != other.pid for record, other in equal)
             notes.append(
-                f"{len(equal):,} {f'image of {split} is' if len(equal) == 1 else f'images of {split} are'} equal to "
-                f"another one to the byte ({record.path} = {other.path})"
-                + (f"; {strangers:,} of them under another identity" if strangers else "")
+                f"{len(equal):,} {'image' if len(equal) == 1 else 'images'} of {split} identical to another one "
+                f"({record.path} = {other.path})" + (f"; {others:,} of them with another identity" if others else "")
             )
     return notes
 

@@ -1,6 +1,6 @@
 """DukeMTMC-reID (Zheng et al., ICCV 2017, on data of Ristani et al., ECCVW 2016).
 
-Its makers have withdrawn DukeMTMC over privacy. This reads a copy that a user already holds under its terms.
+Its authors have withdrawn DukeMTMC over privacy. This reads a copy that the user already holds under its terms.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ NAME = NamePattern(
 )
 
 GALLERY = Count(17_661, 1_110)
-"""702 identities that are searched for and 408 that are not; they have ordinary numbers."""
+"""702 identities of queries and 408 others, which have ordinary ids."""
 
-WITHDRAWN = "withdrawn by its makers over privacy; only a copy that you already hold under its terms is read"
+WITHDRAWN = "withdrawn by its authors over privacy; only a copy that you already hold under its terms is read"
 
 
 def read(path: Path, variant: str, log: ReadLog) -> Dataset:
@@ -36,7 +36,8 @@ INFO = KindInfo(
     cameras="8, from the name (c2)",
     source=WITHDRAWN,
     read=read,
+    entries=BOXES,
     counts={"": {"train": Count(16_522, 702), "query": Count(2_228, 702), "gallery": GALLERY}},
-    one_query_a_camera=True,
+    one_query_per_camera=True,
     comparable="single query",
 )

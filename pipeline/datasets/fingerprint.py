@@ -1,9 +1,8 @@
-"""Content hashes of images, and of a data set: what decides whether a stage must run again.
+"""Content hashes of images and data sets, which decide whether a stage must run again.
 
-Hashing all images takes a while on a large set, so a stat cache remembers the hash of every file whose size, times of
-change and inode are still the same. The cache only ever saves time: a file that was touched is hashed again, and if
-its content is equal its hash is too. Losing the cache, or an entry to another process that writes at the same time,
-costs that time again and nothing else.
+Hashing all images of a large set takes long, so a stat cache stores the hash of every file with its size, times of
+change and inode. A file for which one of these differs is hashed again. Losing the cache, or an entry to another
+process that writes at the same time, only costs time.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from pipeline.runtime.progress import SILENT, Progress
 _CACHE_FORMAT = 1
 _THREADS = 8
 _MANY = 2_000
-"""Images whose hashing takes long enough, on a slow disk at least, to be shown."""
-# A file that changes twice within the clock's grain keeps its time of change; files this young are not remembered.
+"""Images from which on hashing may take long enough, on a slow disk, to show progress."""
+# A file that changes twice within the clock's resolution keeps its time of change; files this young are not cached.
 _SETTLED_NS = 2_000_000_000
 
 
 class _Entry(NamedTuple):
-    """A file as it was when it was hashed; times in ns.
+    """State of a file when it was hashed; times in ns.
 
-    `changed` is the time of change of its directory entry, which unlike `modified` no program can set back.
+    `changed` is the ctime, which unlike `modified` cannot be set by programs.
     """
 
     size: int
@@ -51,16 +50,16 @@ class _Entry(NamedTuple):
 def image_hashes(
     root: Path, names: Iterable[str], *, cache: Path | None, progress: Progress = SILENT
 ) -> dict[str, str]:
-    """SHA-256 of the content of each image.
+    """Return the SHA-256 of the content of each image.
 
     Args:
         root: Folder that the names are relative to.
         names: Image names.
-        cache: The stat cache, made if it is missing; None hashes everything. Several roots may share one.
-        progress: Told of images hashed, where there are many.
+        cache: The stat cache, created if it is missing; None hashes everything. Several roots may share one.
+        progress: Receives progress if there are many images.
 
     Returns:
-        The hash of each name, in the order given.
+        The hash of each name, in the order of `names`.
 
     Raises:
         DataError: Some of the files cannot be read.
@@ -72,9 +71,9 @@ def image_hashes(
     hashes: dict[str, str] = {}
     changed: list[str] = []
     for name in names:
-        remembered = known.get(name)
-        if remembered is not None and _is_still(root / name, remembered):
-            hashes[name] = remembered.sha256
+        cached = known.get(name)
+        if cached is not None and _is_unchanged(root / name, cached):
+            hashes[name] = cached.sha256
         else:
             changed.append(name)
 
@@ -92,7 +91,7 @@ def image_hashes(
                 if started - max(result.modified, result.changed) > _SETTLED_NS:
                     fresh[name] = result
     finally:
-        # Also what was hashed before a Ctrl-C or an unreadable file.
+        # Also after Ctrl-C or an unreadable file.
         if cache and fresh:
             _store(cache, key, fresh)
     if unreadable:
@@ -107,9 +106,9 @@ def image_hashes(
 def dataset_fingerprint(
     dataset: Dataset, records: Sequence[Record], cache: Path | None, progress: Progress = SILENT
 ) -> str:
-    """SHA-256 over the records in their order: relative path, identity, camera, split and content of the image.
+    """Return the SHA-256 over the records in order: relative path, identity, camera, split and content of the image.
 
-    Neither the place of the data set nor a time of change has a part in it.
+    It does not depend on the location of the data set or on times.
 
     Raises:
         DataError: Some of the images cannot be read.
@@ -123,15 +122,15 @@ def dataset_fingerprint(
     return digest.hexdigest()
 
 
-def _is_still(path: Path, remembered: _Entry) -> bool:
+def _is_unchanged(path: Path, cached: _Entry) -> bool:
     try:
-        return remembered.matches(path.stat())
+        return cached.matches(path.stat())
     except OSError:
         return False
 
 
 def _hashed(root: Path, names: Sequence[str]) -> Generator[_Entry | OSError, None, None]:
-    """The hashes of images, in order. Closed early, it waits for those that are being read and no others."""
+    """The hashes of images, in order. If closed early, it only waits for those being read."""
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="hash")
     try:
         yield from pool.map(_hash, [root / name for name in names])
@@ -141,7 +140,7 @@ def _hashed(root: Path, names: Sequence[str]) -> Generator[_Entry | OSError, Non
 
 def _hash(path: Path) -> _Entry | OSError:
     try:
-        # Looked at before reading: a change during the reading shows in the next look.
+        # Before reading, so that a change meanwhile is detected by the next comparison.
         stat = path.stat()
         return _Entry(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, sha256_file(path))
     except OSError as error:
@@ -158,7 +157,7 @@ def _load(cache: Path) -> dict[str, dict[str, _Entry]]:
             for root, entries in content["roots"].items()
         }
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
-        # A cache that is missing or broken is an empty one.
+        # A missing or broken cache counts as empty.
         return {}
 
 
@@ -168,8 +167,8 @@ def _entry(size: int, modified: int, changed: int, inode: int, sha256: str) -> _
 
 
 def _store(cache: Path, root: str, fresh: dict[str, _Entry]) -> None:
-    # Read again, so that what another process found meanwhile is kept.
-    # Artifacts that have been replaced are forgotten; a data set that is away may be on a disk that comes back.
+    # Read again, to keep what another process stored meanwhile. Entries of replaced artifacts are dropped; a missing
+    # data set may be on a disk that is mounted again.
     own = cache.parent.parent.resolve()
     roots = {
         known: entries

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.kind import KindInfo
-from pipeline.datasets.layout import list_images
+from pipeline.datasets.layout import contents, list_images
 from pipeline.datasets.records import UNKNOWN, Dataset, Record, short_name
 
 
 def read(path: Path, variant: str, log: ReadLog) -> Dataset:
-    """Take every image in the folder and its sub-folders."""
+    """Read every image in the folder and its sub-folders."""
     name = short_name(path.resolve().name)
     if not path.is_dir():
         problem = "is a file, not a folder" if path.exists() else "does not exist"
@@ -19,7 +19,12 @@ def read(path: Path, variant: str, log: ReadLog) -> Dataset:
         return Dataset("folder", name, path, ())
     images = list_images(path, log, deep=True)
     if not images:
-        log.fault(FaultKind.EMPTY, "the folder has no images", path, expected="image files, also in sub-folders")
+        log.fault(
+            FaultKind.EMPTY,
+            f"the folder has no images; it holds {contents(path)}",
+            path,
+            expected="image files, also in sub-folders",
+        )
     log.folders["all"] = path
     records = tuple(Record(image, UNKNOWN, UNKNOWN, "all") for image in images)
     return Dataset("folder", name, path, records)

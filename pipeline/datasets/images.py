@@ -1,16 +1,15 @@
-"""Images in and out: one decoder, one set of rules and one way of resizing for the whole program.
+"""Decode, resize and write images: one set of rules for the whole program.
 
-What comes out is always uint8 RGB. The rules for unusual files:
+Images are uint8 RGB. Rules for unusual files:
 
-* The EXIF orientation is applied, as every viewer does.
+* The EXIF orientation is applied.
 * Grey and palette images become RGB. CMYK is converted without its colour profile.
-* Transparent pixels lie on white.
-* 16 bits a channel are reduced to the upper 8; 32-bit and floating-point images are refused.
-* The first page of a TIFF or MPO file is taken; animations (GIF, WebP, PNG) are refused.
-* Truncated files, files that are no image, and absurd sizes are refused.
+* Transparent pixels become white.
+* 16 bits per channel are reduced to the upper 8; 32-bit and floating-point images are rejected.
+* The first page of a TIFF or MPO file is used; animations (GIF, WebP, PNG) are rejected.
+* Truncated files, files that are not images, and implausible sizes are rejected.
 
-A JPEG whose compressed data are damaged in the middle can still be decoded to its end; no decoder can tell such
-damage from a strange picture, and neither does this one.
+A JPEG whose compressed data are damaged in the middle can still be decoded to its end; decoders do not detect that.
 """
 
 from __future__ import annotations
@@ -44,29 +43,29 @@ Area = tuple[float, float, float, float]
 WHOLE_AREA: Area = (0.0, 0.0, 1.0, 1.0)
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
-"""File name endings, in lower case, that are taken for images."""
+"""Suffixes of image files, in lower case."""
 
 MIN_SIDE = 8
-"""Pixels. Nothing of a person can be told in less."""
+"""Pixels; less shows nothing of a person."""
 
 MAX_SIDE_RATIO = 20.0
 """The longer side over the shorter one."""
 
 MAX_SIDE = 12_000
-"""Pixels. On the black square that some parsers want, a longer side would take gigabytes."""
+"""Pixels. On the black square that some parsers need, a longer side would take gigabytes."""
 
 MAX_PIXELS = 64_000_000
-"""More than any camera's crop has; decides, from the header alone, against decompression bombs."""
+"""More than any crop has; protects, from the header alone, against decompression bombs."""
 
-# Pillow guesses among dozens of formats, some of which start other programs; a data set needs these.
+# Pillow guesses among dozens of formats, some of which start other programs; data sets need these.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _SEVERAL_PAGES = frozenset({"TIFF", "MPO"})
 _CHUNK = 8
 
-# What Pillow's readers raise on damaged files, found by damaging some.
+# What Pillow's readers raise on damaged files, found by damaging files.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 
-# Pillow warns on stderr about sizes, which are judged here, and about metadata, which is not used.
+# Pillow warns on stderr about sizes, which are checked here, and about metadata, which is not used.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -77,7 +76,7 @@ def read_image(path: Path) -> RgbImage:
         uint8 RGB of shape (H, W, 3).
 
     Raises:
-        ImageError: The file cannot be read, is truncated, is no image, or is of a kind that is refused.
+        ImageError: The file cannot be read, is truncated, not an image, or of a rejected kind.
     """
     try:
         data = path.read_bytes()
@@ -87,7 +86,7 @@ def read_image(path: Path) -> RgbImage:
 
 
 def decode_image(data: bytes, where: Path) -> RgbImage:
-    """Decode the bytes of an image file; `where` is named in errors.
+    """Decode the bytes of an image file; `where` is its path in errors.
 
     Raises:
         ImageError: As in `read_image`.
@@ -102,14 +101,14 @@ def decode_image(data: bytes, where: Path) -> RgbImage:
     except UnidentifiedImageError:
         raise ImageError(f"not an image: {_describe(data)}", where=where, expected=_expected()) from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"absurd size: {error}", where=where) from None
+        raise ImageError(f"implausible size: {error}", where=where, expected=_limits()) from None
     except _DAMAGE as error:
         raise ImageError(f"the image is truncated or damaged: {error}", where=where) from error
     return pillow_to_rgb(image, where)
 
 
 def read_resized(path: Path, height: int, width: int) -> RgbImage:
-    """Read an image at a wanted size; the aspect ratio is not kept, as is usual for person crops.
+    """Read an image and resize it; the aspect ratio is not kept, as is usual for person crops.
 
     Returns:
         uint8 RGB of shape (height, width, 3).
@@ -121,7 +120,7 @@ def read_resized(path: Path, height: int, width: int) -> RgbImage:
 
 
 def resize(image: RgbImage, height: int, width: int) -> RgbImage:
-    """Resize by area averaging where neither side grows, else bilinearly."""
+    """Resize by area averaging if neither side grows, else bilinearly."""
     if image.shape[:2] == (height, width):
         return image
     shrinks = height <= image.shape[0] and width <= image.shape[1]
@@ -130,10 +129,10 @@ def resize(image: RgbImage, height: int, width: int) -> RgbImage:
 
 
 def on_square(image: RgbImage) -> tuple[RgbImage, Area]:
-    """Centre an image on a black square of its longer side, for networks that want its own proportions.
+    """Centre an image on a black square of its longer side, for networks that need its proportions.
 
     Returns:
-        uint8 RGB of shape (L, L, 3) with L = max(H, W), and where on it the image lies.
+        uint8 RGB of shape (L, L, 3) with L = max(H, W), and the area of the image on it.
     """
     height, width = image.shape[:2]
     side = max(height, width)
@@ -145,11 +144,11 @@ def on_square(image: RgbImage) -> tuple[RgbImage, Area]:
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Some images, decoded and resized.
+    """Decoded and resized images.
 
     Attributes:
         index: int64 (B,); position of each image in the list of paths, ascending.
-        images: uint8 RGB (B, height, width, 3). B is less than the batch size where images failed, and may be 0.
+        images: uint8 RGB (B, height, width, 3). B is less than the batch size if images failed, and may be 0.
         failed: The images of this batch that could not be used.
         failed_index: int64; position of each of `failed` in the list of paths.
         areas: float64 (B, 4); the `Area` of each image. With `fit="stretch"` all are `WHOLE_AREA`.
@@ -173,15 +172,15 @@ def decode_batches(
 ) -> Iterator[DecodedBatch]:
     """Decode images in the background, in order.
 
-    At most three batches are held at a time: the one that the caller works on and two that are being decoded.
+    At most three batches exist at a time: the one that the caller uses and two that are being decoded.
 
     Args:
         paths: The image files.
-        height: Height that every image is resized to, in pixels.
-        width: Width, likewise.
-        batch: Images a batch; the last one may be smaller.
-        threads: Decoding threads, at least 1. Decoding leaves Python's lock, so they run at the same time.
-        fit: `stretch`: resize straight to the wanted size. `square`: put the image `on_square` first.
+        height: Height of the output, in pixels.
+        width: Width of the output, in pixels.
+        batch: Images per batch; the last one may be smaller.
+        threads: Decoding threads, at least 1. Decoding releases Python's lock, so they run in parallel.
+        fit: `stretch`: resize to the output size. `square`: put the image `on_square` first.
 
     Yields:
         Batches that together hold or list every path exactly once.
@@ -201,28 +200,30 @@ def decode_batches(
 
 
 def write_image(path: Path, rgb: RgbImage, *, quality: int = 95) -> None:
-    """Write an image, whole or not at all, in the format that the suffix names.
+    """Write an image atomically, in the format of the suffix.
 
     Args:
-        path: Where to; `.png` is lossless.
+        path: The file; `.png` is lossless.
         rgb: uint8 (H, W, 3), or (H, W) for grey.
-        quality: Of JPEG and WebP, 1 to 100.
+        quality: Quality of JPEG and WebP, 1 to 100.
 
     Raises:
-        ImageError: The suffix names no image format.
+        ImageError: The suffix is not that of an image format.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ImageError(
-            f"no image format ends in {path.suffix or 'nothing'!r}", where=path, expected=" | ".join(sorted(SUFFIXES))
+            f"{path.suffix!r} is not the suffix of an image format" if path.suffix else "the name has no suffix",
+            where=path,
+            expected=" | ".join(sorted(SUFFIXES)),
         )
     image = Image.fromarray(np.ascontiguousarray(rgb))
     with atomic_write(path) as temporary:
-        # Colour at full resolution: at the size of a person crop its loss shows.
+        # Colour at full resolution: at the size of a person crop, subsampling is visible.
         image.save(temporary, quality=quality, subsampling=0)
 
 
 class _Pending:
-    """A batch on its way: its images are decoded in chunks straight into their rows."""
+    """A batch in progress: its images are decoded in chunks, directly into their rows."""
 
     def __init__(
         self, pool: ThreadPoolExecutor, paths: Sequence[Path], positions: range, size: tuple[int, int], *, square: bool
@@ -270,20 +271,20 @@ def _refuse_unusable(image: Image.Image, where: Path) -> None:
     shorter, longer = sorted((width, height))
     limits = (
         (width * height > MAX_PIXELS, f"at most {MAX_PIXELS:,} pixels"),
-        (shorter < MIN_SIDE, f"at least {MIN_SIDE} pixels a side"),
-        (longer > MAX_SIDE, f"at most {MAX_SIDE:,} pixels a side"),
+        (shorter < MIN_SIDE, f"at least {MIN_SIDE} pixels per side"),
+        (longer > MAX_SIDE, f"at most {MAX_SIDE:,} pixels per side"),
         (longer > MAX_SIDE_RATIO * shorter, f"one side at most {MAX_SIDE_RATIO:g} times the other"),
     )
     for passed, limit in limits:
         if passed:
-            raise ImageError(f"absurd size: {width}x{height} pixels", where=where, expected=limit)
+            raise ImageError(f"implausible size: {width}x{height} pixels ({limit})", where=where, expected=_limits())
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format not in _SEVERAL_PAGES:
         raise ImageError(f"an animation of {frames} frames", where=where, expected="a still image")
 
 
 def _turn_upright(image: Image.Image) -> None:
-    # Damaged metadata say nothing about the picture, which is kept as it lies.
+    # With damaged metadata, the image is used without rotation.
     with contextlib.suppress(*_DAMAGE):
         ImageOps.exif_transpose(image, in_place=True)
 
@@ -301,7 +302,7 @@ def pillow_to_rgb(image: Image.Image, where: Path) -> RgbImage:
         upper = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(upper[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise ImageError(f"{image.mode!r}-mode pixels of 32 bits", where=where, expected="8 or 16 bits a channel")
+        raise ImageError(f"{image.mode!r}-mode pixels of 32 bits", where=where, expected="8 or 16 bits per channel")
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered)
@@ -320,3 +321,9 @@ def _describe(data: bytes) -> str:
 
 def _expected() -> str:
     return ", ".join(_FORMATS)
+
+
+def _limits() -> str:
+    return (
+        f"{MIN_SIDE} to {MAX_SIDE:,} pixels per side, at most {MAX_PIXELS:,} pixels, sides at most 1:{MAX_SIDE_RATIO:g}"
+    )

@@ -1,4 +1,4 @@
-"""What the registry knows of a kind of data set."""
+"""Description of a kind of data set, and the checks that follow from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.records import DISTRACTOR_PID, UNKNOWN, Dataset, Record, Split
 
 Reader = Callable[[Path, str, ReadLog], Dataset]
-"""(path, variant, log) -> data set. Writes what is wrong into the log and returns what it could read."""
+"""(path, variant, log) -> data set. Adds faults to the log and returns what can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,9 @@ class Count:
     """Published size of a split.
 
     Attributes:
-        images: Images, after junk is dropped.
-        ids: Identities, distractors (`DISTRACTOR_PID`) not counted.
-        each: Images of every identity, where the protocol fixes it.
+        images: Images, without junk.
+        ids: Identities, without distractors (`DISTRACTOR_PID`).
+        each: Images per identity, if the protocol fixes it.
     """
 
     images: int
@@ -34,15 +34,16 @@ class KindInfo:
 
     Attributes:
         name: As in `KIND:PATH`.
-        summary: What it is, in a few words.
+        summary: A short description.
         layout: Files and folders below PATH.
-        cameras: Cameras, and how they are known.
-        source: Where a user asks for the data.
+        cameras: Number of cameras, and where their ids come from.
+        source: Where to request the data.
         read: The reader.
-        counts: Published counts a split, by variant; the default variant is "".
+        entries: Files or folders whose presence suggests this kind.
+        counts: Published counts per split, by variant; the default variant is "".
         variants: Meaning of each variant, by name; the default one is "".
-        one_query_a_camera: The protocol has at most one query of an identity in a camera.
-        comparable: Which published results the numbers can be set beside.
+        one_query_per_camera: The protocol has at most one query per identity and camera.
+        comparable: Which published results are comparable.
     """
 
     name: str
@@ -51,21 +52,22 @@ class KindInfo:
     cameras: str
     source: str
     read: Reader
+    entries: tuple[str, ...] = ()
     counts: Mapping[str, Mapping[Split, Count]] = field(default_factory=dict)
     variants: Mapping[str, str] = field(default_factory=dict)
-    one_query_a_camera: bool = False
+    one_query_per_camera: bool = False
     comparable: str = ""
 
 
 def count(records: Iterable[Record]) -> Count:
-    """Images and identities of one split's records."""
+    """Count images and identities of one split's records."""
     records = tuple(records)
     ids = {record.pid for record in records if not (record.split == "gallery" and record.pid == DISTRACTOR_PID)}
     return Count(len(records), len(ids))
 
 
 def check_counts(info: KindInfo, variant: str, dataset: Dataset, log: ReadLog) -> None:
-    """Compare each split that was found with the published counts and log one fault a split that differs."""
+    """Compare each split that was found with the published counts; log one fault per split that differs."""
     for split, expected in info.counts.get(variant, {}).items():
         folder = log.folders.get(split)
         if folder is None:
@@ -80,12 +82,12 @@ def check_counts(info: KindInfo, variant: str, dataset: Dataset, log: ReadLog) -
             f"{split}: found {found.images:,} images of {found.ids:,} identities{suspects}",
             folder,
             expected=f"{expected.images:,} images of {expected.ids:,} identities",
-            hint="compare with the original archive, or use what is there: --set data.expect_counts=false",
+            hint="compare with the original archive, or accept the difference with data.expect_counts=false",
         )
 
 
 def check_identities(dataset: Dataset, log: ReadLog) -> None:
-    """Log one fault where identities are both trained on and searched for: the result would flatter."""
+    """Log one fault if identities are in both training and test: the result would be too good."""
     train = {record.pid for record in dataset.split("train")}
     test = {record.pid for record in dataset.split("query", "gallery")}
     shared = sorted(train & test - {UNKNOWN, DISTRACTOR_PID})
@@ -95,12 +97,12 @@ def check_identities(dataset: Dataset, log: ReadLog) -> None:
             FaultKind.IDENTITIES,
             f"{len(shared):,} identities are in train and in query or gallery: {some}",
             dataset.root,
-            expected="nobody who is trained on is searched for",
+            expected="disjoint identities in training and test",
         )
 
 
 def _suspects(info: KindInfo, split: Split, records: tuple[Record, ...], expected: Count) -> str:
-    """Name the images that must be behind a wrong count, where the protocol lets us know them."""
+    """Name the images that must be behind a wrong count, if the protocol tells."""
     groups: dict[tuple[int, ...], list[str]] = {}
     if expected.each is not None:
         for record in records:
@@ -110,7 +112,7 @@ def _suspects(info: KindInfo, split: Split, records: tuple[Record, ...], expecte
             for (pid, *_), paths in sorted(groups.items())
             if len(paths) != expected.each
         ]
-    elif split == "query" and info.one_query_a_camera:
+    elif split == "query" and info.one_query_per_camera:
         for record in records:
             groups.setdefault((record.pid, record.camid), []).append(record.path)
         odd = [f"two queries of one camera: {', '.join(paths)}" for paths in groups.values() if len(paths) > 1]

@@ -1,4 +1,4 @@
-"""Folders and file names: what the readers of all layouts share."""
+"""Folders, file names and lists: shared by the readers of all layouts."""
 
 from __future__ import annotations
 
@@ -11,32 +11,39 @@ from pathlib import Path
 from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.images import SUFFIXES
 from pipeline.datasets.records import UNKNOWN, Record, Split
+from pipeline.runtime.names import index_names, name_key
 
 BOXES = ("bounding_box_train", "query", "bounding_box_test")
-"""The three folders that Market-1501 introduced and many sets took over."""
+"""The three folders of Market-1501, which many sets adopted."""
 
+_ALIASES = {
+    "bounding_box_train": ("train", "train_all", "training", "bbox_train"),
+    "bounding_box_test": ("gallery", "test", "testing", "bbox_test"),
+    "query": ("probe", "queries"),
+}
 _NESTING = 2
 _MANY = 64
+_SHOWN = 3
 _PACKED = frozenset({".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"})
 
 
 class NameFault(Exception):
-    """A file name that does not follow its layout; the message says why."""
+    """A file name that does not follow its layout; the message gives the reason."""
 
 
 ParseName = Callable[[str], tuple[int, int]]
-"""(path inside the split's folder, POSIX, without its ending) -> (pid, camid); raises `NameFault`. A pid of `UNKNOWN`
+"""(path inside the split's folder, POSIX, without its suffix) -> (pid, camid); raises `NameFault`. A pid of `UNKNOWN`
 marks junk."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamePattern:
-    """File names that carry identity and camera.
+    """File names that contain person and camera id.
 
     Attributes:
-        regex: Matches the whole name without its ending; groups `pid` and `cam`.
-        example: A name that follows it, for messages.
-        cameras: Valid camera numbers.
+        regex: Matches the whole name without its suffix; groups `pid` and `cam`.
+        example: A valid name, for messages.
+        cameras: Valid camera ids.
     """
 
     regex: re.Pattern[str]
@@ -44,7 +51,7 @@ class NamePattern:
     cameras: range
 
     def __call__(self, stem: str) -> tuple[int, int]:
-        """Identity and camera of an image.
+        """Return person and camera id of an image.
 
         Raises:
             NameFault: The name does not match, or its camera does not exist.
@@ -58,88 +65,145 @@ class NamePattern:
         return int(match["pid"]), camera
 
 
-def find_root(path: Path, wanted: Sequence[str], log: ReadLog) -> Path:
-    """Find the folder that holds the `wanted` entries: `path` itself, or one a few levels below it.
+# Folders ----------------------------------------------------------------------------------------------------------
 
-    Archives are often unpacked with one folder more. What is missing is logged; where nothing fits, `path` is
-    returned.
+
+def find_root(path: Path, wanted: Sequence[str], log: ReadLog) -> Path:
+    """Return the folder that holds the `wanted` entries: `path` itself, or one a few levels below it.
+
+    Archives are often unpacked with one folder more. Missing entries are logged; if nothing fits, `path` is returned.
     """
     if not is_folder(path):
-        problem = "is a file, not a folder" if _exists(path) else "does not exist"
+        packed = exists(path) and path.suffix.lower() in _PACKED
+        problem = "is a file, not a folder" if exists(path) else "does not exist"
         log.fault(
             FaultKind.MISSING,
             f"the data folder {problem}",
             path,
-            expected=f"a folder with {_listed(wanted)}",
-            hint="unpack the archive and name the folder" if _exists(path) and path.suffix in _PACKED else None,
+            expected=f"a folder with {', '.join(wanted)}",
+            hint="unpack the archive and use its folder" if packed else None,
         )
         return path
     best, roots = 0, [path]
     for level in _levels(path):
-        counts = [(sum(_exists(folder / name) for name in wanted), folder) for folder in level]
-        most = max((count for count, _ in counts), default=0)
+        counts = [(sum(exists(folder / name) for name in wanted), folder) for folder in level]
+        most = max((number for number, _ in counts), default=0)
         if most > best:
-            best, roots = most, [folder for count, folder in counts if count == most]
+            best, roots = most, [folder for number, folder in counts if number == most]
         if best == len(wanted):
             break
+    if len(roots) > 1:
+        return choose_root(roots, path, log)
+    root = roots[0]
+    missing = [name for name in wanted if not exists(root / name)]
     if best == 0:
         log.fault(
             FaultKind.MISSING,
-            f"the folder has none of {_listed(wanted)}",
+            f"the folder has none of {', '.join(wanted)}; it holds {contents(path)}",
             path,
             expected=f"these {len(wanted)} in it, or at most {_NESTING} folders deeper",
-            hint=f"it holds: {_contents(path)}",
+            hint=_rename_hint(root, missing),
         )
-        return path
-    if len(roots) > 1 and roots[0] != path:
+        return root
+    for name in missing:
         log.fault(
             FaultKind.MISSING,
-            f"several folders fit: {', '.join(str(root.relative_to(path)) for root in roots[:4])}",
-            path,
-            hint="name the one that is meant",
+            f"{name} is missing; the folder holds {contents(root)}",
+            root,
+            expected=", ".join(wanted),
+            hint=_rename_hint(root, [name]),
         )
-    for name in wanted:
-        if not _exists(roots[0] / name):
-            log.fault(FaultKind.MISSING, f"{name} is missing", roots[0], expected=_listed(wanted))
+    return root
+
+
+def choose_root(roots: Sequence[Path], path: Path, log: ReadLog) -> Path:
+    """Return the first of the folders that fit; log a fault if there are several."""
+    if len(roots) > 1:
+        names = ", ".join(root.relative_to(path).as_posix() for root in roots[:4])
+        log.fault(
+            FaultKind.AMBIGUOUS,
+            f"{len(roots)} folders fit: {names}",
+            path,
+            expected="one",
+            hint=f"give the path of one of them, such as {roots[0]}",
+        )
     return roots[0]
 
 
 def folders_with(path: Path, wanted: Sequence[str]) -> list[Path]:
-    """All folders, `path` or at most a few levels below it, that hold every one of the `wanted` entries."""
-    return [folder for level in _levels(path) for folder in level if all(_exists(folder / name) for name in wanted)]
+    """Return all folders, `path` or at most a few levels below it, that hold every one of the `wanted` entries."""
+    return [folder for level in _levels(path) for folder in level if all(exists(folder / name) for name in wanted)]
 
 
-def first_existing(root: Path, names: Sequence[str]) -> str:
-    """The first of `names` that exists in `root`, else the first one."""
-    return next((name for name in names if _exists(root / name)), names[0])
+def is_folder(path: Path) -> bool:
+    """Whether a folder exists; unlike `Path.is_dir`, False inside a folder that may not be entered."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
-def read_lines(file: Path, log: ReadLog) -> list[str]:
-    """The lines of a list of names; a file that cannot be read is logged and has none."""
+def exists(path: Path) -> bool:
+    """Whether a path exists; False inside a folder that may not be entered."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def subfolders(path: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones; none if it cannot be read."""
     try:
-        return file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        log.fault(FaultKind.MISSING, f"the list cannot be read: {error.strerror}", file)
+        with os.scandir(path) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError:
         return []
+    return [path / name for name in names]
+
+
+def contents(path: Path) -> str:
+    """Return what a folder holds, for messages."""
+    try:
+        names = sorted(entry.name for entry in path.iterdir())
+    except OSError as error:
+        return f"unreadable entries ({error.strerror})"
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "nothing"
+
+
+def _rename_hint(root: Path, missing: Sequence[str]) -> str | None:
+    existing = {folder.name.lower(): folder.name for folder in subfolders(root)}
+    pairs = []
+    for name in missing:
+        found = next((existing[alias] for alias in _ALIASES.get(name, ()) if alias in existing), None)
+        if found is not None:
+            pairs.append(f"{found} to {name}")
+    return f"rename or link {', '.join(pairs)}" if pairs else None
+
+
+def _levels(path: Path) -> Iterator[list[Path]]:
+    """The folder, then the folders in it, and so on; each level is listed when it is asked for."""
+    level = [path]
+    yield level
+    for _ in range(_NESTING):
+        # There can be thousands of identity folders; no archive nests its content beside that many.
+        level = [folder for parent in level for folder in subfolders(parent)[:_MANY]]
+        yield level
+
+
+# Images of a folder -----------------------------------------------------------------------------------------------
 
 
 def list_images(folder: Path, log: ReadLog, *, deep: bool = False) -> list[str]:
-    """The images in a folder as relative POSIX paths, sorted by name.
+    """Return the images in a folder as relative POSIX paths, sorted by name.
 
-    Hidden files are passed over, and so are files whose ending names no image format; the latter are noted. Links to
-    folders are followed, each folder once.
+    Hidden files are ignored, and so are files whose suffix is not that of an image, which are noted. Links to folders
+    are followed, each folder once.
 
     Args:
-        folder: Where to look.
-        log: Takes the notes and names that are not UTF-8.
-        deep: Also look in sub-folders.
+        folder: The folder.
+        log: Receives notes and names that are not UTF-8.
+        deep: Include sub-folders.
     """
     found: list[str] = []
     others: list[str] = []
     seen: set[str] = set()
 
     def unreadable(error: OSError) -> None:
-        log.fault(FaultKind.MISSING, f"the folder cannot be read: {error.strerror}", error.filename)
+        log.fault(FaultKind.UNREADABLE, f"the folder cannot be read: {error.strerror}", error.filename)
 
     for here, folders, files in os.walk(folder, followlinks=True, onerror=unreadable):
         real = os.path.realpath(here)
@@ -154,12 +218,9 @@ def list_images(folder: Path, log: ReadLog, *, deep: bool = False) -> list[str]:
             if name.startswith("."):
                 continue
             relative = name if prefix == "." else f"{prefix}/{name}"
-            (found if _ending(name).lower() in SUFFIXES else others).append(relative)
+            (found if _suffix(name).lower() in SUFFIXES else others).append(relative)
     if others:
-        if len(others) == 1:
-            log.note(f"one file in {folder.name} is no image by its name: {others[0]!r}")
-        else:
-            log.note(f"{len(others)} files in {folder.name} are no images by their names, {min(others)!r} among them")
+        log.note(f"{len(others):,} files in {folder.name} are not images by their suffix, e.g. {min(others)!r}")
     return [name for name in sorted(found) if _is_utf8(name, folder, log)]
 
 
@@ -169,15 +230,15 @@ def read_split(
     """Read one split from one folder.
 
     Args:
-        root: The data set's root.
+        root: The root of the data set.
         folder: Folder below it, as a POSIX path.
         split: The role of its images.
-        parse: Identity and camera from the path inside `folder`.
-        log: Takes the faults, and the number of junk images, which are dropped.
-        deep: Look in sub-folders too.
+        parse: Returns person and camera id for the path inside `folder`.
+        log: Receives faults, and the number of junk images, which are dropped.
+        deep: Include sub-folders.
 
     Returns:
-        The records, sorted by path; none where the folder is missing.
+        The records, sorted by path; none if the folder is missing.
     """
     base = root / folder
     if not base.is_dir():
@@ -187,7 +248,7 @@ def read_split(
     stems: dict[str, str] = {}
     junk = 0
     for path in list_images(base, log, deep=deep):
-        stem = path.removesuffix(_ending(path))
+        stem = path.removesuffix(_suffix(path))
         try:
             pid, camid = parse(stem)
         except NameFault as error:
@@ -195,7 +256,7 @@ def read_split(
                 FaultKind.NAME,
                 f"the name {path!r} does not follow the layout: {error}",
                 base / path,
-                hint="images of your own, whatever their names, can be listed in a CSV file (docs/how-to/own-data.md)",
+                hint="images with other names can be listed in a CSV file (kind csv)",
             )
             continue
         twin = stems.setdefault(stem, path)
@@ -209,7 +270,7 @@ def read_split(
     if junk:
         log.note(f"{junk:,} junk images (-1) of {folder} dropped")
     if not records:
-        log.fault(FaultKind.EMPTY, "the folder has no usable images", base)
+        _log_empty(base, log, deep=deep)
     return records
 
 
@@ -224,12 +285,12 @@ def read_boxes(root: Path, parse: ParseName, log: ReadLog) -> list[Record]:
 
 
 def id_folder(camid: int) -> ParseName:
-    """Parse `ID/anything.jpg`: the folder is the identity, and all images have the pseudo camera `camid`."""
+    """Return a parser of `ID/anything.jpg`: the folder is the person id, and all images have the camera `camid`."""
 
     def parse(stem: str) -> tuple[int, int]:
         folder, _, image = stem.partition("/")
-        if not image or "/" in image or not _is_number(folder):
-            raise NameFault("expected ID/IMAGE, one folder an identity, its name a number")
+        if not image or "/" in image or not (folder.isascii() and folder.isdigit()):
+            raise NameFault("expected ID/IMAGE, one folder per identity, its name a number")
         return int(folder), camid
 
     return parse
@@ -240,55 +301,31 @@ def pseudo_cameras(log: ReadLog) -> None:
     log.note("the set has no cameras: every query gets camera 0, every gallery image camera 1")
 
 
-def _ending(name: str) -> str:
+def _log_empty(base: Path, log: ReadLog, *, deep: bool) -> None:
+    within = [] if deep else [folder for folder in subfolders(base) if any(_images_in(folder))]
+    if within:
+        log.fault(
+            FaultKind.EMPTY,
+            f"{base.name} holds {len(within):,} folders with images, such as {within[0].name}, and no images",
+            base,
+            expected="the images directly in it",
+            hint="move the images up one level, or list them in a CSV file (kind csv)",
+        )
+    else:
+        log.fault(FaultKind.EMPTY, f"{base.name} has no usable images; it holds {contents(base)}", base)
+
+
+def _images_in(folder: Path) -> Iterator[str]:
+    try:
+        yield from (name for name in os.listdir(folder) if _suffix(name).lower() in SUFFIXES)  # noqa: PTH208
+    except OSError:
+        return
+
+
+def _suffix(name: str) -> str:
     """The part from the last dot on, dot included. Cheaper than pathlib's, for a hundred thousand names."""
     dot = name.rfind(".")
     return name[dot:] if dot > 0 else ""
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
-
-
-def _levels(path: Path) -> Iterator[list[Path]]:
-    """The folder, then the folders in it, and so on; each level is listed when it is asked for."""
-    level = [path]
-    yield level
-    for _ in range(_NESTING):
-        # Identity folders can be thousands; no archive nests its content beside that many.
-        level = [folder for parent in level for folder in subfolders(parent)[:_MANY]]
-        yield level
-
-
-def is_folder(path: Path) -> bool:
-    """Whether there is a folder; unlike with `Path.is_dir`, there is none in one that we may not enter."""
-    return os.path.isdir(path)  # noqa: PTH112
-
-
-def _exists(path: Path) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 (for the same reason)
-
-
-def subfolders(path: Path) -> list[Path]:
-    """The folders in a folder, by name, without hidden ones; none where it cannot be read."""
-    try:
-        with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-    except OSError:
-        return []
-    return [path / name for name in names]
-
-
-def _contents(path: Path) -> str:
-    try:
-        names = sorted(entry.name for entry in path.iterdir())
-    except OSError as error:
-        return f"nobody knows what: {error.strerror}"
-    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "") if names else "nothing"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)
 
 
 def _is_utf8(name: str, folder: Path, log: ReadLog) -> bool:
@@ -298,3 +335,66 @@ def _is_utf8(name: str, folder: Path, log: ReadLog) -> bool:
         log.fault(FaultKind.NAME, f"the name {os.fsencode(name)!r} is not UTF-8", folder, hint="rename the file")
         return False
     return True
+
+
+# Lists of images --------------------------------------------------------------------------------------------------
+
+
+class ListedImages:
+    """Looks up the images of a list among those that exist, and logs the missing ones as one fault.
+
+    Args:
+        existing: Names of the images that exist.
+        folder: Where they are, for messages.
+    """
+
+    def __init__(self, existing: Sequence[str], folder: Path) -> None:
+        self.folder = folder
+        self._names = set(existing)
+        self._index: dict[str, str] | None = None
+        self._examples = list(existing[:2])
+
+    def find(self, name: str) -> str | None:
+        """Return the name on the disk, whose Unicode form or suffix case may differ; None if the image is missing."""
+        if name in self._names:
+            return name
+        if self._index is None:
+            self._index = index_names(self._names)
+        return self._index.get(name_key(name))
+
+    def log_missing(self, missing: Sequence[str], total: int, where: Path, log: ReadLog) -> None:
+        """Log one fault for all missing images of a list of `total`; `missing` are names with their lines."""
+        log_missing(missing, total, where, self._examples, log, folder=self.folder)
+
+
+def log_missing(
+    missing: Sequence[str], total: int, where: Path, examples: Sequence[str], log: ReadLog, *, folder: Path
+) -> None:
+    """Log one fault for all missing images of a list.
+
+    Args:
+        missing: Their names, with their lines.
+        total: Images in the list.
+        where: The list.
+        examples: Some names that do exist.
+        log: Receives the fault.
+        folder: Where the images were looked for.
+    """
+    if not missing:
+        return
+    more = ", ..." if len(missing) > _SHOWN else ""
+    holds = f"{folder.name or folder} holds {', '.join(examples)}, ..." if examples else f"{folder} has no images"
+    log.fault(
+        FaultKind.MISSING,
+        f"{len(missing):,} of {total:,} listed images do not exist: {', '.join(missing[:_SHOWN])}{more}; {holds}",
+        where,
+    )
+
+
+def read_lines(file: Path, log: ReadLog) -> list[str]:
+    """Return the lines of a list of names; a file that cannot be read is logged and has none."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        log.fault(FaultKind.UNREADABLE, f"the list cannot be read: {error.strerror}", file)
+        return []

@@ -35,7 +35,8 @@ INFO = KindInfo(
     cameras="6, from the name (c1)",
     source="Zheng et al., 'Scalable Person Re-identification: A Benchmark', ICCV 2015: the authors' project page",
     read=read,
+    entries=BOXES,
     counts={"": {"train": Count(12_936, 751), "query": Count(3_368, 750), "gallery": Count(15_913, 750)}},
-    one_query_a_camera=True,
-    comparable="single query, the authors' junk and camera rules",
+    one_query_per_camera=True,
+    comparable="single query, with the authors' junk and camera rules",
 )

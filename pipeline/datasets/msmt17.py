@@ -7,7 +7,16 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.kind import Count, KindInfo
-from pipeline.datasets.layout import NameFault, NamePattern, find_root, first_existing, list_images, read_lines
+from pipeline.datasets.layout import (
+    ListedImages,
+    NameFault,
+    NamePattern,
+    choose_root,
+    find_root,
+    folders_with,
+    list_images,
+    read_lines,
+)
 from pipeline.datasets.records import Dataset, Record, Split
 
 NAME = NamePattern(
@@ -22,41 +31,58 @@ LISTS: dict[str, Split] = {
     "list_query.txt": "query",
     "list_gallery.txt": "gallery",
 }
+FOLDERS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
+"""Of training and test images, in versions 1 and 2."""
 
 TEST_OFFSET = 10_000
-"""The set numbers its training and its test identities from 0 each; ours must tell them apart."""
+"""Added to the ids of test identities: the set numbers training and test identities from 0 each."""
+
+_ORDER: dict[Split, int] = {"train": 0, "query": 1, "gallery": 2}
 
 
 def read(path: Path, variant: str, log: ReadLog) -> Dataset:
     """Read by the four lists. The validation list belongs to the training images, as in all published tables."""
-    root = find_root(path, tuple(LISTS), log)
-    folders = {
-        "train": first_existing(root, ("train", "mask_train_v2")),
-        "test": first_existing(root, ("test", "mask_test_v2")),
-    }
-    present: dict[str, set[str]] = {}
-    for folder in folders.values():
+    root = _find_root(path, log)
+    folders = next((pair for pair in FOLDERS if any((root / name).is_dir() for name in pair)), FOLDERS[0])
+    images: dict[str, ListedImages] = {}
+    for folder in folders:
         if (root / folder).is_dir():
-            present[folder] = set(list_images(root / folder, log, deep=True))
-        else:
-            log.fault(FaultKind.MISSING, f"{folder} is missing", root, expected="train and test beside the lists")
+            images[folder] = ListedImages(list_images(root / folder, log, deep=True), root / folder)
+        elif not log.faults:
+            log.fault(FaultKind.MISSING, f"{folder} is missing", root, expected=f"{' and '.join(folders)}, lists")
     records: list[Record] = []
     for name, split in LISTS.items():
-        folder = folders["train" if split == "train" else "test"]
-        if (root / name).is_file() and folder in present:
+        folder = folders[split != "train"]
+        if (root / name).is_file() and folder in images:
             log.folders.setdefault(split, root / name)
-            records += _read_list(root / name, split, folder, present[folder], log)
+            records += _read_list(root / name, split, images[folder], log)
     records.sort(key=lambda record: (_ORDER[record.split], record.path))
     log.note(f"test identities are numbered from {TEST_OFFSET:,} (the set numbers training and test from 0 each)")
     log.note("the images of list_val.txt are training images")
     return Dataset("msmt17", "msmt17", root, tuple(records))
 
 
-_ORDER: dict[Split, int] = {"train": 0, "query": 1, "gallery": 2}
+def _find_root(path: Path, log: ReadLog) -> Path:
+    """The folder with the lists; copies without lists are reported as that."""
+    if any(folders_with(path, (name,)) for name in LISTS) or not path.is_dir():
+        return find_root(path, tuple(LISTS), log)
+    roots = [root for pair in FOLDERS for root in folders_with(path, pair)]
+    if not roots:
+        return find_root(path, (*LISTS, *FOLDERS[0]), log)
+    root = choose_root(roots, path, log)
+    log.fault(
+        FaultKind.MISSING,
+        f"the four lists are missing beside {' and '.join(sorted(folder.name for folder in root.iterdir())[:4])}",
+        root,
+        expected=", ".join(LISTS),
+        hint=f"copy the list files of the original archive into {root}",
+    )
+    return root
 
 
-def _read_list(file: Path, split: Split, folder: str, present: set[str], log: ReadLog) -> list[Record]:
+def _read_list(file: Path, split: Split, images: ListedImages, log: ReadLog) -> list[Record]:
     records: dict[str, Record] = {}
+    missing: list[str] = []
     for number, line in enumerate(read_lines(file, log), start=1):
         where = f"{file}, line {number}"
         if not line.strip():
@@ -67,14 +93,17 @@ def _read_list(file: Path, split: Split, folder: str, present: set[str], log: Re
         except NameFault as error:
             log.fault(FaultKind.NAME, f"the line {line.strip()!r} does not follow the layout: {error}", where)
             continue
+        found = images.find(text)
         if label != str(pid):
             log.fault(FaultKind.NAME, f"{text} is listed as identity {label!r}", where, expected=str(pid))
-        elif text in records:
+        elif found is None:
+            missing.append(f"{text} (line {number})")
+        elif found in records:
             log.fault(FaultKind.DUPLICATE, f"{text} is listed already", where)
-        elif text not in present:
-            log.fault(FaultKind.MISSING, f"the image {folder}/{text} does not exist", where)
         else:
-            records[text] = Record(f"{folder}/{text}", pid + (TEST_OFFSET if split != "train" else 0), camid, split)
+            shifted = pid + (TEST_OFFSET if split != "train" else 0)
+            records[found] = Record(f"{images.folder.name}/{found}", shifted, camid, split)
+    images.log_missing(missing, len(missing) + len(records), file, log)
     return list(records.values())
 
 
@@ -87,6 +116,7 @@ INFO = KindInfo(
     source="Wei et al., 'Person Transfer GAN to Bridge Domain Gap for Person Re-Identification', CVPR 2018: the "
     "authors, by licence agreement",
     read=read,
+    entries=("list_train.txt", "list_query.txt", "mask_train_v2"),
     counts={"": {"train": Count(32_621, 1_041), "query": Count(11_659, 3_060), "gallery": Count(82_161, 3_060)}},
     comparable="single query; training with the validation list",
 )

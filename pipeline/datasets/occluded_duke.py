@@ -1,14 +1,14 @@
-"""Occluded-DukeMTMC (Miao et al., ICCV 2019): DukeMTMC-reID, divided anew so that every query is occluded.
+"""Occluded-DukeMTMC (Miao et al., ICCV 2019): DukeMTMC-reID in another split, in which every query is occluded.
 
-Its makers publish name lists and a script that copies the images into new folders. Both forms are read: the lists
-beside, inside or above a DukeMTMC-reID tree, or the folders that the script makes (`occluded_duke_zip` makes them too).
+Its authors publish name lists and a script that copies the images into new folders. Both forms are read: the lists
+beside, inside or above a DukeMTMC-reID tree, or the folders of the script (`occluded_duke_zip` creates them too).
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -17,7 +17,9 @@ from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.kind import Count, KindInfo
 from pipeline.datasets.layout import (
     BOXES,
+    ListedImages,
     NameFault,
+    choose_root,
     find_root,
     folders_with,
     is_folder,
@@ -39,11 +41,12 @@ FOLDERS: dict[Split, tuple[str, ...]] = {
 
 
 def read(path: Path, variant: str, log: ReadLog) -> Dataset:
-    """Read by the name lists where there are any, else the folders."""
+    """Read by the name lists if there are any, else the folders."""
     lists = folders_with(path, tuple(LISTS.values())) if path.is_dir() else []
     if lists:
-        root = _tree(lists[0], log)
-        records = _read_lists(lists[0], root, log)
+        folder = choose_root(lists, path, log)
+        root = _tree(folder, log)
+        records = _read_lists(folder, root, log)
     else:
         root = find_root(path, BOXES, log)
         records = read_boxes(root, NAME, log)
@@ -52,8 +55,8 @@ def read(path: Path, variant: str, log: ReadLog) -> Dataset:
 
 
 def _tree(lists: Path, log: ReadLog) -> Path:
-    """The folder with DukeMTMC-reID's images: where the lists are, below it, or beside it."""
-    # `.` and `..` have no parents of their own, and a link's target has other folders beside it.
+    """The folder with DukeMTMC-reID's images: that of the lists, one below it, or one beside it."""
+    # `.` and `..` have no parents, and the target of a link has other neighbours.
     above = Path(os.path.abspath(lists)).parent  # noqa: PTH100
     for folder in itertools.chain([lists], subfolders(lists), [above], subfolders(above)):
         if all(is_folder(folder / name) for name in BOXES):
@@ -61,25 +64,26 @@ def _tree(lists: Path, log: ReadLog) -> Path:
     packed = [file for folder in (lists, above) for file in sorted(folder.glob("*.zip"))]
     log.fault(
         FaultKind.MISSING,
-        f"the name lists are here, but no folder with {', '.join(BOXES)} is with them, below them or beside them",
+        f"the name lists are here, but no folder with {', '.join(BOXES)} in, below or beside this folder",
         lists,
-        hint=f"`sgsfa data occluded-duke {packed[0]} --lists {lists} --out FOLDER` unpacks what they name, if that is "
-        "DukeMTMC-reID"
+        hint=f"`data occluded-duke` extracts the listed images from {packed[0]}, if that is DukeMTMC-reID"
         if packed
-        else "put train.list, query.list and gallery.list into the DukeMTMC-reID folder",
+        else "copy train.list, query.list and gallery.list into the DukeMTMC-reID folder",
     )
     return lists
 
 
 def _read_lists(lists: Path, root: Path, log: ReadLog) -> list[Record]:
-    present = {name: set(list_images(root / name, log)) for name in BOXES if (root / name).is_dir()}
+    present = {
+        name: ListedImages(list_images(root / name, log), root / name) for name in BOXES if (root / name).is_dir()
+    }
     if not present:
         return []
     records: list[Record] = []
     for split, name in LISTS.items():
         log.folders[split] = lists / name
         records += _read_list(lists / name, split, FOLDERS[split], present, log)
-    log.note("divided by the name lists; the images are DukeMTMC-reID's")
+    log.note("split by the name lists; the images are those of DukeMTMC-reID")
     return records
 
 
@@ -93,7 +97,7 @@ class Listed(NamedTuple):
 
 
 def read_names(file: Path, log: ReadLog) -> Iterator[Listed]:
-    """The images of a name list, each once and in the list's order; faulty lines go to the log."""
+    """Return the images of a name list, each once, in the order of the list; faulty lines are logged."""
     seen: set[str] = set()
     for number, line in enumerate(read_lines(file, log), start=1):
         name = PurePosixPath(line.strip()).name
@@ -113,15 +117,21 @@ def read_names(file: Path, log: ReadLog) -> Iterator[Listed]:
 
 
 def _read_list(
-    file: Path, split: Split, folders: Sequence[str], present: dict[str, set[str]], log: ReadLog
+    file: Path, split: Split, folders: Sequence[str], present: Mapping[str, ListedImages], log: ReadLog
 ) -> list[Record]:
     records: list[Record] = []
+    missing: list[str] = []
     for name, pid, camid, where in read_names(file, log):
-        folder = next((folder for folder in folders if name in present.get(folder, ())), None)
-        if folder is None:
-            log.fault(FaultKind.MISSING, f"the image {name} is in none of {', '.join(folders)}", where)
-            continue
-        records.append(Record(f"{folder}/{name}", pid, camid, split))
+        found = [
+            f"{folder}/{image}" for folder in folders if folder in present and (image := present[folder].find(name))
+        ]
+        if found:
+            records.append(Record(found[0], pid, camid, split))
+        else:
+            missing.append(f"{name} ({where.rpartition(', ')[2]})")
+    searched = next((present[folder] for folder in folders if folder in present), None)
+    if searched is not None:
+        searched.log_missing(missing, len(missing) + len(records), file, log)
     return sorted(records, key=lambda record: PurePosixPath(record.path).name)
 
 
@@ -133,8 +143,8 @@ def _note_double_files(records: Sequence[Record], log: ReadLog) -> None:
     double = len(names["query"] & names["gallery"])
     if double:
         log.note(
-            f"{double:,} of the {len(names['query']):,} queries are gallery files too; only the rule that leaves out "
-            "the query's own identity and camera keeps them from being found"
+            f"{double:,} of the {len(names['query']):,} queries are gallery files too; only the rule that ignores "
+            "gallery images of the query's identity and camera excludes them"
         )
 
 
@@ -142,11 +152,12 @@ INFO = KindInfo(
     name="occluded-duke",
     summary="Occluded-DukeMTMC",
     layout="bounding_box_train/ query/ bounding_box_test/, or train.list query.list gallery.list with a DukeMTMC-reID "
-    "tree beside, above or below them (from an archive: `sgsfa data occluded-duke`)",
+    "tree beside, above or below them (from an archive: `data occluded-duke`)",
     cameras="8, from the name (c2)",
     source="name lists: Miao et al., 'Pose-Guided Feature Alignment for Occluded Person Re-Identification', ICCV 2019; "
     f"images: DukeMTMC, {WITHDRAWN}",
     read=read,
+    entries=(*BOXES, LISTS["train"]),
     counts={"": {"train": Count(15_618, 702), "query": Count(2_210, 519), "gallery": GALLERY}},
     comparable="single query",
 )

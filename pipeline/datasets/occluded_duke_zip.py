@@ -1,7 +1,7 @@
-"""Make the folders of Occluded-DukeMTMC from the archive of DukeMTMC-reID and the authors' name lists.
+"""Create the folders of Occluded-DukeMTMC from the archive of DukeMTMC-reID and the authors' name lists.
 
-The authors publish lists and no images. Where DukeMTMC-reID is already unpacked, the reader takes the lists beside it
-and nothing has to be made; this is for a user who holds the archive only, and does what the authors' script does.
+The authors publish lists and no images. If DukeMTMC-reID is already unpacked, the reader uses the lists beside it; this
+is for users who hold only the archive, and does what the authors' script does.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """What was made.
+class OccludedDukeFolder:
+    """The folder that was created.
 
     Attributes:
         root: The folder, readable as occluded-duke:ROOT.
-        images: Images by folder.
+        images: Images per folder.
         double: Queries that are gallery files too.
     """
 
@@ -42,23 +42,23 @@ class Made:
     double: int
 
 
-def make_from_zip(archive: Path, lists: Path, out: Path, *, progress: Progress = SILENT) -> Made:
-    """Unpack the listed images of an archive into `bounding_box_train`, `query` and `bounding_box_test`.
+def extract_occluded_duke(archive: Path, lists: Path, out: Path, *, progress: Progress = SILENT) -> OccludedDukeFolder:
+    """Extract the listed images of an archive into `bounding_box_train`, `query` and `bounding_box_test`.
 
-    The folder appears whole or not at all. No path of the archive is used for writing, only names that follow the
-    layout, so an archive cannot write outside `out`.
+    The folder is published atomically. No path of the archive is used for writing, only names that follow the layout,
+    so an archive cannot write outside `out`.
 
     Args:
         archive: The zip file of DukeMTMC-reID, at whatever depth its folders lie.
         lists: The folder with `train.list`, `query.list` and `gallery.list`, or one around it.
-        out: The folder to make.
-        progress: Told of the images.
+        out: The folder to create.
+        progress: Receives progress.
 
     Raises:
         DataError: `out` exists, the archive is damaged or lacks listed images, or the lists are missing or faulty.
     """
     if out.exists():
-        raise DataError("there is something already", where=out, expected="a folder that does not exist yet")
+        raise DataError("the output folder exists", where=out, expected="a new folder")
     wanted = _wanted(lists)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -81,15 +81,17 @@ def make_from_zip(archive: Path, lists: Path, out: Path, *, progress: Progress =
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     double = len(set(wanted["query"]) & set(wanted["gallery"]))
-    return Made(out, {_TARGETS[split]: len(names) for split, names in wanted.items()}, double)
+    return OccludedDukeFolder(out, {_TARGETS[split]: len(names) for split, names in wanted.items()}, double)
 
 
 def _wanted(lists: Path) -> Mapping[Split, Sequence[str]]:
-    """The names of each list."""
+    """Return the names of each list."""
     found = folders_with(lists, tuple(LISTS.values())) if lists.is_dir() else []
     if not found:
         raise DataError(
-            f"the folder does not hold {', '.join(LISTS.values())}" if lists.is_dir() else "there is no such folder",
+            f"the folder does not hold {', '.join(LISTS.values())}"
+            if lists.is_dir()
+            else "the folder of the lists does not exist",
             where=lists,
             expected="the name lists that the authors of Occluded-DukeMTMC publish",
         )
@@ -105,7 +107,7 @@ def _opened(archive: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(archive)
     except zipfile.BadZipFile as error:
         raise DataError(
-            f"this is no zip file, or not a whole one: {error}", where=archive, expected="DukeMTMC-reID.zip"
+            "not a zip file, or a truncated one", where=archive, expected="DukeMTMC-reID.zip", cause=error
         ) from error
     except OSError as error:
         raise DataError(f"the archive cannot be read: {error.strerror or error}", where=archive) from error
@@ -114,7 +116,7 @@ def _opened(archive: Path) -> zipfile.ZipFile:
 def _members(
     opened: zipfile.ZipFile, archive: Path, wanted: Mapping[Split, Sequence[str]]
 ) -> dict[tuple[str, str], zipfile.ZipInfo]:
-    """The member of the archive for each (target folder, name)."""
+    """Return the member of the archive for each (target folder, name)."""
     present: dict[tuple[str, str], zipfile.ZipInfo] = {}
     for member in opened.infolist():
         path = PurePosixPath(member.filename)
@@ -154,5 +156,5 @@ def _content(opened: zipfile.ZipFile, member: zipfile.ZipInfo, archive: Path) ->
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
         raise DataError(f"{member.filename} is damaged in the archive: {error}", where=archive) from error
     except (RuntimeError, NotImplementedError) as error:
-        # A password, or a way of packing that Python does not know.
+        # A password, or a compression method that Python does not support.
         raise DataError(f"{member.filename} cannot be unpacked: {error}", where=archive) from error

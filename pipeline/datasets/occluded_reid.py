@@ -1,4 +1,4 @@
-"""Occluded-REID (Zhuo et al., ICME 2018): 200 people, five occluded and five whole images each."""
+"""Occluded-REID (Zhuo et al., ICME 2018): 200 identities, five occluded and five whole-body images each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ QUERY, GALLERY = "occluded_body_images", "whole_body_images"
 
 
 def read(path: Path, variant: str, log: ReadLog) -> Dataset:
-    """Read the two folders; there is nothing to train on."""
+    """Read the two folders; the set has no training images."""
     root = find_root(path, (QUERY, GALLERY), log)
     records = [
         *read_split(root, QUERY, "query", id_folder(0), log, deep=True),
@@ -30,6 +30,7 @@ INFO = KindInfo(
     cameras="none; pseudo: query 0, gallery 1",
     source="Zhuo et al., 'Occluded Person Re-identification', ICME 2018: the authors",
     read=read,
+    entries=(QUERY,),
     counts={"": {"query": Count(1_000, 200, each=5), "gallery": Count(1_000, 200, each=5)}},
-    comparable="trained on Market-1501, multi-shot gallery, all 200 people",
+    comparable="trained on Market-1501, multi-shot gallery, all 200 identities",
 )

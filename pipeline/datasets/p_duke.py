@@ -14,7 +14,7 @@ OCCLUDED, WHOLE = "occluded_body_images", "whole_body_images"
 
 
 def read(path: Path, variant: str, log: ReadLog) -> Dataset:
-    """Read the test split, and but for the variant `transfer` the training split."""
+    """Read the test split and, except in the variant `transfer`, the training split."""
     parts = ("test",) if variant == "transfer" else ("train", "test")
     root = find_root(path, tuple(f"{part}/{body}" for part in parts for body in (OCCLUDED, WHOLE)), log)
     records: list[Record] = []
@@ -27,7 +27,7 @@ def read(path: Path, variant: str, log: ReadLog) -> Dataset:
     records += read_split(root, f"test/{WHOLE}", "gallery", id_folder(1), log, deep=True)
     pseudo_cameras(log)
     if variant == "transfer":
-        log.note("transfer: its training images are left out; train on another set (Market-1501 in the tables)")
+        log.note("transfer: its training images are ignored; train on another set (Market-1501 in published tables)")
     return Dataset("p-duke", "p-duke-transfer" if variant == "transfer" else "p-duke", root, tuple(records))
 
 
@@ -41,6 +41,7 @@ INFO = KindInfo(
     cameras="none; pseudo: occluded 0, whole 1",
     source="Zhuo et al., 'Occluded Person Re-identification', ICME 2018; images: DukeMTMC, " + WITHDRAWN,
     read=read,
+    entries=(f"test/{OCCLUDED}",),
     counts={
         "": {"train": _TRAIN, "query": _QUERY, "gallery": _GALLERY},
         "supervised": {"train": _TRAIN, "query": _QUERY, "gallery": _GALLERY},
@@ -51,5 +52,5 @@ INFO = KindInfo(
         "supervised": "train on its training split",
         "transfer": "test split only, for models trained on Market-1501",
     },
-    comparable="tables must say which of the two ways of training they used",
+    comparable="tables must state which of the two protocols they used",
 )

@@ -1,4 +1,4 @@
-"""Partial-iLIDS (Zheng et al., CVPR 2011, and He et al., CVPR 2018): 119 people, one image in each of two roles."""
+"""Partial-iLIDS (Zheng et al., CVPR 2011; He et al., CVPR 2018): 119 identities, one image per role."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.datasets.kind import Count, KindInfo
 from pipeline.datasets.layout import NameFault, ParseName, find_root, folders_with, pseudo_cameras, read_split
 from pipeline.datasets.records import Dataset
 
-# The archive says Probe and Gallery; copies differ in case, and some say query.
+# The archive has Probe and Gallery; copies differ in case, and some use query.
 FOLDERS = (("Probe", "Gallery"), ("probe", "gallery"), ("query", "gallery"), ("Query", "Gallery"))
 _NAME = re.compile(r"(?P<pid>\d+)(_\d+)?", re.ASCII)
 
@@ -28,7 +28,7 @@ def parse_name(camid: int) -> ParseName:
 
 
 def read(path: Path, variant: str, log: ReadLog) -> Dataset:
-    """Read the two folders; there is nothing to train on."""
+    """Read the two folders; the set has no training images."""
     query, gallery = next((pair for pair in FOLDERS if path.is_dir() and folders_with(path, pair)), FOLDERS[0])
     root = find_root(path, (query, gallery), log)
     records = [
@@ -45,8 +45,9 @@ INFO = KindInfo(
     layout="Probe/ Gallery/, 001.jpg = identity",
     cameras="none; pseudo: query 0, gallery 1",
     source="He et al., 'Deep Spatial Feature Reconstruction for Partial Person Re-identification', CVPR 2018: the "
-    "authors; made from i-LIDS, whose images the UK Home Office licensed",
+    "authors; derived from i-LIDS, whose images the UK Home Office licensed",
     read=read,
+    entries=("Probe", "probe"),
     counts={"": {"query": Count(119, 119, each=1), "gallery": Count(119, 119, each=1)}},
     comparable="trained on Market-1501, single shot; rank-1 and rank-3",
 )

@@ -1,6 +1,6 @@
-"""Partial-REID (Zheng et al., ICCV 2015): 60 people, five occluded, partial and whole images each.
+"""Partial-REID (Zheng et al., ICCV 2015): 60 identities, five occluded, partial and whole-body images each.
 
-A name like `006_004.jpg` is identity and shot. The shot is no camera: read as one, it would make the camera rule
+A name like `006_004.jpg` is identity and shot. The shot is not a camera: used as one, it would make the camera rule
 delete a fifth of all positives.
 """
 
@@ -31,7 +31,7 @@ def parse_name(camid: int) -> ParseName:
 
 
 def read(path: Path, variant: str, log: ReadLog) -> Dataset:
-    """Read the queries of the variant, and the gallery; there is nothing to train on."""
+    """Read the queries of the variant, and the gallery; the set has no training images."""
     queries = PARTIAL if variant == "partial" else OCCLUDED
     root = find_root(path, (queries, WHOLE), log)
     records = [
@@ -53,7 +53,8 @@ INFO = KindInfo(
     cameras="none; pseudo: query 0, gallery 1",
     source="Zheng et al., 'Partial Person Re-identification', ICCV 2015: the authors",
     read=read,
+    entries=(PARTIAL,),
     counts={"": _COUNTS, "partial": _COUNTS},
-    variants={"": f"queries: {OCCLUDED}", "partial": f"queries: {PARTIAL} (cropped to what is visible)"},
-    comparable="trained on Market-1501, multi-shot gallery; tables mix the two query folders, often without saying so",
+    variants={"": f"queries: {OCCLUDED}", "partial": f"queries: {PARTIAL} (cropped to the visible part)"},
+    comparable="trained on Market-1501, multi-shot gallery; tables mix the two query folders, often without stating it",
 )

@@ -1,4 +1,4 @@
-"""A contact sheet of a data set: one row an identity, label maps under the images where there are any."""
+"""A contact sheet of a data set: one row per identity, with label maps under the images if there are any."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ _FRAMES: dict[Split, tuple[int, int, int]] = {
 
 
 def contact_sheet(dataset: Dataset, *, ids: int = 8, columns: int = 10, splits: Sequence[Split] = ()) -> RgbImage:
-    """Draw some identities of a data set, spread evenly over its numbering, images spread over the cameras.
+    """Draw some identities of a data set, evenly spread over the ids, with images spread over the cameras.
 
     Args:
         dataset: The data set.
         ids: Rows.
-        columns: Images a row, at most.
+        columns: Most images per row.
         splits: Only images of these splits; empty: all.
 
     Returns:
-        The sheet. An image that cannot be read is drawn as an empty cell that says so.
+        The sheet. An image that cannot be read is drawn as a labelled empty cell.
 
     Raises:
         DataError: No image is in `splits`.
     """
     records = dataset.split(*splits) if splits else dataset.records
     if not records:
-        there = sorted({record.split for record in dataset.records})
-        raise DataError(f"no images in {', '.join(splits) or 'the data set'}", expected=" | ".join(there) or None)
+        existing = sorted({record.split for record in dataset.records})
+        raise DataError(f"no images in {', '.join(splits) or 'the data set'}", expected=" | ".join(existing) or None)
     rows = _rows(records, ids, columns)
     bands = 2 if dataset.label_maps else 1
     row_height = bands * HEIGHT + _CAPTION + 2 * _GAP
@@ -64,16 +64,18 @@ def contact_sheet(dataset: Dataset, *, ids: int = 8, columns: int = 10, splits: 
 
 
 def parse_splits(names: Sequence[str]) -> tuple[Split, ...]:
-    """Check names of splits.
+    """Return names of splits, checked.
 
     Raises:
-        DataError: One is not a split.
+        DataError: One is not a valid split.
     """
     splits: list[Split] = []
     for name in names:
         split = next((known for known in _FRAMES if known == name), None)
         if split is None:
-            raise DataError(f"{name!r} is not a split", expected=" | ".join(_FRAMES), hint=suggestion(name, _FRAMES))
+            raise DataError(
+                f"{name!r} is not a valid split", expected=" | ".join(_FRAMES), hint=suggestion(name, _FRAMES)
+            )
         splits.append(split)
     return tuple(splits)
 
@@ -85,9 +87,8 @@ def _rows(records: Sequence[Record], ids: int, columns: int) -> list[list[Record
     if set(groups) == {UNKNOWN}:
         some = _spread(groups[UNKNOWN], ids * columns)
         return [some[start : start + columns] for start in range(0, len(some), columns)]
-    # Distractors are many people under one number.
-    people = sorted(groups.keys() - {DISTRACTOR_PID}) or sorted(groups)
-    chosen = _spread(people, ids)
+    # Distractors are many identities under one id.
+    chosen = _spread(sorted(groups.keys() - {DISTRACTOR_PID}) or sorted(groups), ids)
     return [_spread(sorted(groups[pid], key=lambda record: (record.camid, record.path)), columns) for pid in chosen]
 
 
@@ -112,7 +113,7 @@ def _draw_cell(
         path = dataset.label_maps / PurePosixPath(record.path).with_suffix(".png")
         try:
             with Image.open(path) as labels:
-                # A palette of its own says what the colours mean to whoever made the map.
+                # A palette has the colours that the author of the map chose.
                 own = labels.mode == "P"
                 shown = labels.convert("RGB") if own else Image.fromarray(_colours()[np.array(labels, dtype=np.uint8)])
             sheet.paste(shown.resize((WIDTH, HEIGHT), Image.Resampling.NEAREST), (left, bottom + 2))
@@ -124,7 +125,7 @@ def _draw_cell(
 
 
 def _colours() -> RgbImage:
-    """A colour for each label: 0 nearly black, then hues that jump, so that neighbouring numbers differ."""
+    """A colour for each label: 0 nearly black, then alternating hues, so that neighbouring ids differ."""
     colours = np.zeros((256, 3), dtype=np.uint8)
     for label in range(256):
         hue, light = (label * 0.381966) % 1.0, 0.62 if label % 2 else 0.48

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the program: a root folder and a list of records."""
+"""The model of a data set: a root folder and a list of records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Split = Literal["train", "query", "gallery", "all"]
 """`all` marks images without a role: a plain folder, for masks and extraction only."""
 
 DISTRACTOR_PID = 0
-"""Gallery images of nobody who is searched for; they stay as negatives (Market-1501)."""
+"""Gallery images of no query identity; they stay as negatives (Market-1501)."""
 
 UNKNOWN = -1
 """pid or camid of an image that has none (a plain folder). Junk images (-1 in Market-1501) are never records."""
@@ -24,9 +24,9 @@ class Record:
     """One image in one role.
 
     Attributes:
-        path: POSIX path relative to the data set's root; the image's name in every file of ours.
-        pid: Identity as the data set numbers it, or `UNKNOWN`.
-        camid: Camera as the data set numbers it, or `UNKNOWN`.
+        path: POSIX path relative to the root of the data set; the name of the image in every file.
+        pid: Person id as in the data set, or `UNKNOWN`.
+        camid: Camera id as in the data set, or `UNKNOWN`.
         split: Its role.
     """
 
@@ -44,10 +44,10 @@ class Dataset:
         kind: Name of its layout (`market1501`, `csv`, ...).
         name: Short name for folders and tables.
         root: Folder that record paths are relative to.
-        records: All records, in the layout's own order (gallery order breaks ties in rankings).
-        label_maps: Folder of 20-class label maps with the images' relative names, where the set has them.
-        extra: Columns beside the four of a record, by record path (visible fraction, occluder, ...).
-        notes: Choices made while reading that a result must mention (junk dropped, pseudo cameras, ...).
+        records: All records, in the order of the layout (gallery order breaks ties in rankings).
+        label_maps: Folder of 20-class label maps with the images' relative names, if the set has them.
+        extra: Further columns, by record path (visible fraction, occluder, ...).
+        notes: Choices and losses that a result must mention (junk dropped, pseudo cameras, missing images, ...).
     """
 
     kind: str
@@ -59,26 +59,26 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     def split(self, *names: Split) -> tuple[Record, ...]:
-        """The records whose split is among `names`, in order."""
+        """Return the records whose split is among `names`, in order."""
         return tuple(record for record in self.records if record.split in names)
 
     def path_of(self, record: Record) -> Path:
-        """Where the image of `record` lies."""
+        """Return the path of a record's image."""
         return self.root / record.path
 
 
 def unique_names(records: Iterable[Record]) -> list[str]:
-    """The distinct image names of `records`, sorted; the order of every mask file."""
+    """Return the distinct image names of `records`, sorted; the order of every mask file."""
     return sorted({record.path for record in records})
 
 
 def short_name(text: str) -> str:
-    """A name for folders and tables: letters of any script, digits, `-`, `_` and `.` only."""
+    """Return a name for folders and tables: letters of any script, digits, `-`, `_` and `.` only."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "data"
 
 
-def lonely_queries(queries: Sequence[Record], gallery: Sequence[Record]) -> list[Record]:
-    """Queries whose identity no other camera of the gallery saw: nothing can be found for them."""
+def queries_without_match(queries: Sequence[Record], gallery: Sequence[Record]) -> list[Record]:
+    """Return the queries without a gallery image of the same identity in another camera."""
     cameras: dict[int, set[int]] = defaultdict(set)
     for record in gallery:
         cameras[record.pid].add(record.camid)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from pipeline.datasets import (
 )
 from pipeline.datasets.faults import FaultKind, ReadLog, as_error
 from pipeline.datasets.kind import KindInfo, check_counts, check_identities
+from pipeline.datasets.layout import folders_with
 from pipeline.datasets.records import Dataset
 from pipeline.errors import DataError
 from pipeline.runtime.files import at_home
@@ -40,11 +43,13 @@ _KINDS = (
     folder.INFO,
     synthetic.INFO,
 )
+_EXAMPLE = "KIND:PATH, as in market1501:/data/Market-1501, or a folder of images"
+_LOG = logging.getLogger("sgsfa.data")
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A data set as a user names it: KIND:PATH or KIND/VARIANT:PATH."""
+    """A data set as the user names it: KIND:PATH, KIND/VARIANT:PATH or a folder of images."""
 
     info: KindInfo
     variant: str
@@ -52,29 +57,27 @@ class Spec:
 
 
 def kinds() -> tuple[KindInfo, ...]:
-    """All kinds of data set, in the order of the documentation."""
+    """Return all kinds of data set, in the order of the documentation."""
     return _KINDS
 
 
 def parse_spec(spec: str) -> Spec:
-    """Take KIND[/VARIANT]:PATH apart.
+    """Parse KIND[/VARIANT]:PATH, or the path of a folder of images or a CSV file.
 
     Raises:
-        DataError: It has no such form, or the kind or variant is not known.
+        DataError: It has no such form, the kind or variant is unknown, or a folder may be of several kinds.
     """
     label, colon, text = spec.partition(":")
     names = [info.name for info in _KINDS]
-    if not colon or not label or not text:
-        raise DataError(
-            f"{spec!r} does not name a data set", expected="KIND:PATH, as in market1501:/data/Market-1501", hint=_LIST
-        )
     name, _, variant = label.partition("/")
     info = next((info for info in _KINDS if info.name == name), None)
+    if not colon or (info is None and at_home(spec).exists()):
+        return _guess(spec)
+    if not label or not text:
+        raise DataError(f"{spec!r} is not a data set", expected=_EXAMPLE)
     if info is None:
         near = suggestion(name.lower().replace("_", "-"), names)
-        raise DataError(
-            f"unknown kind of data set {name!r}", where=spec, expected=" | ".join(names), hint=near or _LIST
-        )
+        raise DataError(f"unknown kind of data set {name!r}", where=spec, expected=" | ".join(names), hint=near)
     if variant and variant not in info.variants:
         known = [f"{name}/{other}" for other in info.variants if other]
         raise DataError(
@@ -86,8 +89,27 @@ def parse_spec(spec: str) -> Spec:
     return Spec(info, variant, at_home(text))
 
 
+def _guess(text: str) -> Spec:
+    """The kind of a path without one: a folder that is no known layout is a folder of images."""
+    path = at_home(text)
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return Spec(table.INFO, "", path)
+    if not path.is_dir():
+        problem = "is a file, not a folder" if path.exists() else "does not exist"
+        raise DataError(f"the data folder {problem}", where=text, expected=_EXAMPLE)
+    fitting = [info.name for info in _KINDS if any(folders_with(path, (entry,)) for entry in info.entries)]
+    if fitting:
+        raise DataError(
+            "the kind of this data set is not stated",
+            where=text,
+            expected=" | ".join(f"{name}:{text}" for name in fitting),
+            hint=f"folder:{text} takes every image in it, without identities",
+        )
+    return Spec(folder.INFO, "", path)
+
+
 def read_logged(spec: Spec) -> tuple[Dataset, ReadLog]:
-    """Read a data set with everything that is wrong about it in the log; never raises for a fault of the data."""
+    """Read a data set with all its faults in the log; never raises for a fault of the data."""
     log = ReadLog()
     dataset = spec.info.read(spec.path, spec.variant, log)
     check_counts(spec.info, spec.variant, dataset, log)
@@ -95,8 +117,8 @@ def read_logged(spec: Spec) -> tuple[Dataset, ReadLog]:
     return replace(dataset, notes=tuple(log.notes)), log
 
 
-def overruled_kinds(info: KindInfo, expect_counts: bool) -> frozenset[FaultKind]:
-    """The faults that a known data set may have where its published counts are not expected."""
+def accepted_kinds(info: KindInfo, expect_counts: bool) -> frozenset[FaultKind]:
+    """Return the faults that do not matter if the published counts of a known data set are not expected."""
     return frozenset() if expect_counts or not info.counts else frozenset({FaultKind.COUNTS, FaultKind.MISSING})
 
 
@@ -104,22 +126,27 @@ def open_dataset(spec: str, *, expect_counts: bool = True) -> Dataset:
     """Open a data set.
 
     Args:
-        spec: KIND:PATH or KIND/VARIANT:PATH; `kinds()` lists them.
-        expect_counts: Refuse a known data set that is not whole. Without it, wrong counts and missing folders are
-            turned into notes as long as there are images.
+        spec: KIND:PATH, KIND/VARIANT:PATH (`kinds()` lists them), or a folder of images.
+        expect_counts: Reject a known data set that is incomplete. If off, wrong counts, missing folders and missing
+            images become notes, which are also logged as warnings, as long as there are images.
 
     Raises:
-        DataError: The specification or the data set is wrong; lists the first few faults and their number.
+        DataError: The specification or the data set is not valid; lists the first few faults and their number.
     """
     parsed = parse_spec(spec)
     dataset, log = read_logged(parsed)
-    # Whoever trains and tests on the same people may have a reason; a note goes with every result.
-    tolerated = {FaultKind.IDENTITIES, *overruled_kinds(parsed.info, expect_counts)}
-    fatal = [fault for fault in log.faults if fault.kind not in tolerated]
+    # Training and testing on the same identities can be intended; a note is attached to every result.
+    accepted = {FaultKind.IDENTITIES, *accepted_kinds(parsed.info, expect_counts)}
+    fatal = [fault for fault in log.faults if fault.kind not in accepted]
     if fatal or not dataset.records:
         raise as_error(fatal or log.faults, spec)
-    overruled = tuple(f"{fault.where}: {fault.message}" for fault in log.faults)
-    return replace(dataset, notes=dataset.notes + overruled)
+    losses = tuple(f"{fault.where}: {fault.message}" for fault in log.faults)
+    for loss in losses:
+        _warn_once(loss)
+    return replace(dataset, notes=dataset.notes + losses)
 
 
-_LIST = "`sgsfa data list` shows all kinds"
+@functools.cache
+def _warn_once(text: str) -> None:
+    # A run opens its data sets several times.
+    _LOG.warning("%s", text)

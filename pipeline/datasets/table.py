@@ -1,33 +1,44 @@
-"""A table of images in a CSV file: the way to bring own data."""
+"""A table of images in a CSV file: the way to use own data."""
 
 from __future__ import annotations
 
 import csv
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import get_args
 
 from pipeline.config import suggestion
-from pipeline.datasets.faults import NO_CAMERAS, FaultKind, ReadLog
+from pipeline.datasets.faults import FaultKind, ReadLog
+from pipeline.datasets.images import SUFFIXES
 from pipeline.datasets.kind import KindInfo
+from pipeline.datasets.layout import log_missing
 from pipeline.datasets.records import DISTRACTOR_PID, UNKNOWN, Dataset, Record, Split, short_name
+from pipeline.runtime.names import NameIndex
 
 _HIGHEST = 2**62
-_LONGEST = 20  # Digits; longer numbers are not even read.
+_LONGEST = 20  # digits; longer numbers are not even parsed
 
 COLUMNS = ("path", "pid", "camid", "split")
 SPLITS: tuple[Split, ...] = tuple(split for split in get_args(Split) if split != "all")
 
+_LINK = "put a symbolic link to the images' folder beside the CSV file, or move the CSV file above both"
+_NUMBER = "number the ids from 1, as in pandas: df['{name}'] = pandas.factorize(df['{name}'])[0] + 1"
+
 
 class RowFault(Exception):
-    """A row that cannot be used; the message says why."""
+    """A row that cannot be used; the message gives the reason, `hint` what to do."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 @dataclass
 class Table:
-    """What was read from a CSV file."""
+    """The content of a CSV file."""
 
     records: list[Record] = field(default_factory=list)
     extra: dict[str, Mapping[str, str]] = field(default_factory=dict)
@@ -40,138 +51,208 @@ def read(path: Path, variant: str, log: ReadLog) -> Dataset:
 
 
 def read_table(path: Path, log: ReadLog) -> Table:
-    """Read a CSV file with the columns `path,pid,camid,split` in any order, and any others.
+    """Read a CSV file with the columns `path,pid,camid,split` in any order and case, and any others.
 
-    Every faulty row is logged with its line. Rows with pid -1 are junk, dropped and counted.
+    Without `camid`, every image counts as its own camera: a query image itself is ignored, all other images of its
+    identity count as matches. Every faulty row is logged with its line. Rows with pid -1 are junk, dropped and counted.
     """
-    table = Table()
     if not path.is_file():
         problem = "is a folder, not a CSV file" if path.is_dir() else "does not exist"
         log.fault(FaultKind.MISSING, f"the CSV file {problem}", path, expected=f"a file with {','.join(COLUMNS)}")
-        return table
+        return Table()
+    reader = _TableReader(path, log)
     try:
         # A spreadsheet program may have put a byte order mark in front.
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            _read_rows(csv.DictReader(stream, strict=True), path, table, log)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        log.fault(FaultKind.MISSING, f"the CSV file cannot be read: {error}", path, expected="CSV in UTF-8")
-    for split in SPLITS:
-        if any(record.split == split for record in table.records):
-            log.folders[split] = path
-    return table
-
-
-def _read_rows(reader: csv.DictReader[str], path: Path, table: Table, log: ReadLog) -> None:
-    header = [name.strip() for name in reader.fieldnames or ()]
-    if not _header_is_sound(header, path, log):
-        return
-    reader.fieldnames = header
-    seen: dict[tuple[str, str], int] = {}
-    owners: dict[str, tuple[int, int, int]] = {}
-    junk = rows = 0
-    for row in reader:
-        rows += 1
-        where = f"{path}, line {reader.line_num}"
-        others = {name: (value or "").strip() for name, value in row.items() if name and name not in COLUMNS}
-        try:
-            record = _record(row)
-            _check_visible(others.get("visible", ""))
-        except RowFault as error:
-            log.fault(FaultKind.ROW, str(error), where)
-            continue
-        if record.pid == UNKNOWN:
-            junk += 1
-            continue
-        first = seen.setdefault((record.path, record.split), reader.line_num)
-        if first != reader.line_num:
-            log.fault(FaultKind.DUPLICATE, f"{record.path} is in {record.split} already (line {first})", where)
-            continue
-        pid, camid, line = owners.setdefault(record.path, (record.pid, record.camid, reader.line_num))
-        if (pid, camid) != (record.pid, record.camid):
-            found = f"{record.path} is identity {record.pid}, camera {record.camid}"
-            log.fault(FaultKind.ROW, f"{found} here, but identity {pid}, camera {camid} in line {line}", where)
-            continue
-        if not (path.parent / record.path).is_file():
-            log.fault(FaultKind.MISSING, f"the image {record.path} does not exist", where)
-            continue
-        earlier = table.extra.get(record.path, {})
-        other = next(
-            (name for name, value in others.items() if value and earlier.get(name, value) not in ("", value)), ""
+            reader.read(csv.DictReader(stream, strict=True))
+    except UnicodeDecodeError as error:
+        log.fault(
+            FaultKind.UNREADABLE,
+            f"the CSV file is not UTF-8: {error.reason} at byte {error.start}",
+            path,
+            expected="CSV in UTF-8",
+            hint="save it again as 'CSV UTF-8', or convert it with iconv",
         )
-        if other:
-            found = f"{record.path} has {other} {others[other]!r}"
-            log.fault(FaultKind.ROW, f"{found} here, but {earlier[other]!r} in another row", where)
-            continue
-        table.records.append(record)
-        if others:
-            table.extra[record.path] = {name: value or earlier.get(name, "") for name, value in others.items()}
-    if junk:
-        log.note(f"{junk:,} junk rows (pid -1) dropped")
-    if not rows:
-        log.fault(FaultKind.EMPTY, "the CSV file has no rows", path)
+    except (OSError, csv.Error) as error:
+        log.fault(FaultKind.UNREADABLE, f"the CSV file cannot be read: {error}", path, expected="CSV in UTF-8")
+    for split in SPLITS:
+        if any(record.split == split for record in reader.table.records):
+            log.folders[split] = path
+    return reader.table
 
 
-def _header_is_sound(header: list[str], path: Path, log: ReadLog) -> bool:
-    missing = [name for name in COLUMNS if name not in header]
+class _TableReader:
+    """Reads rows one by one and remembers what earlier rows stated."""
+
+    def __init__(self, path: Path, log: ReadLog) -> None:
+        self.table = Table()
+        self._path = path
+        self._log = log
+        self._images = NameIndex(path.parent)
+        self._lines: dict[tuple[str, str], int] = {}
+        self._ids: dict[str, tuple[int, int, int]] = {}
+        self._missing: list[str] = []
+        self._cameras: dict[str, int] | None = None
+
+    def read(self, reader: csv.DictReader[str]) -> None:
+        """Read all rows."""
+        header = [_column(name) for name in reader.fieldnames or ()]
+        if not _check_header(header, self._path, self._log):
+            return
+        reader.fieldnames = header
+        if "camid" not in header:
+            self._cameras = {}
+            self._log.note("no column camid: every image is its own camera, so a query only ignores itself")
+        rows = junk = 0
+        for row in reader:
+            rows += 1
+            try:
+                junk += not self._add(row, reader.line_num)
+            except RowFault as fault:
+                where = f"{self._path}, line {reader.line_num}"
+                kind = FaultKind.DUPLICATE if isinstance(fault, _Duplicate) else FaultKind.ROW
+                self._log.fault(kind, str(fault), where, hint=fault.hint)
+        if junk:
+            self._log.note(f"{junk:,} junk rows (pid -1) dropped")
+        if not rows:
+            self._log.fault(FaultKind.EMPTY, "the CSV file has no rows", self._path)
+        if self._missing:
+            examples = self._images.examples(self._missing[0].rpartition(" (")[0])
+            log_missing(self._missing, rows, self._path, examples, self._log, folder=self._path.parent)
+
+    def _add(self, row: Mapping[str | None, object], line: int) -> bool:
+        """Add one row; returns False for junk."""
+        if None in row:
+            raise RowFault("more values than the header has columns; a path with a comma needs quotes")
+        values = {name: value.strip() if isinstance(value, str) else "" for name, value in row.items() if name}
+        pid = _integer("pid", values.get("pid", ""), lowest=UNKNOWN)
+        split = _split(values.get("split", ""))
+        name = _inner_path(values.get("path", ""), self._path.parent)
+        camid = self._camera(name, values)
+        others = {key: value for key, value in values.items() if key not in COLUMNS}
+        _check_visible(others.get("visible", ""))
+        if pid == DISTRACTOR_PID and split == "query":
+            raise RowFault("pid 0 marks distractors, which cannot be queries", "number the identities from 1")
+        if pid == UNKNOWN:
+            return False
+        self._check_earlier(Record(name, pid, camid, split), line)
+        found = self._images.find(name)
+        if found is None:
+            self._missing.append(f"{name} (line {line})")
+            return True
+        self._merge(found, others)
+        self.table.records.append(Record(found, pid, camid, split))
+        return True
+
+    def _camera(self, name: str, values: Mapping[str, str]) -> int:
+        if self._cameras is None:
+            return _integer("camid", values.get("camid", ""), lowest=0)
+        return self._cameras.setdefault(name, len(self._cameras))
+
+    def _check_earlier(self, record: Record, line: int) -> None:
+        """Compare with earlier rows of the same image."""
+        first = self._lines.setdefault((record.path, record.split), line)
+        if first != line:
+            raise _Duplicate(f"{record.path} is in {record.split} already (line {first})")
+        pid, camid, earlier = self._ids.setdefault(record.path, (record.pid, record.camid, line))
+        if pid != record.pid or camid != record.camid:
+            raise RowFault(
+                f"{record.path} is identity {record.pid}, camera {record.camid} here, but identity {pid}, camera "
+                f"{camid} in line {earlier}",
+                "for images that are query and gallery, leave out the column camid" if pid == record.pid else None,
+            )
+
+    def _merge(self, path: str, others: Mapping[str, str]) -> None:
+        """Merge the further columns with those of another row of the same image."""
+        if not others:
+            return
+        earlier = self.table.extra.get(path, {})
+        for name, value in others.items():
+            if value and earlier.get(name, value) not in ("", value):
+                raise RowFault(f"{path} has {name} {value!r} here, but {earlier[name]!r} in another row")
+        self.table.extra[path] = {name: value or earlier.get(name, "") for name, value in others.items()}
+
+
+class _Duplicate(RowFault):
+    pass
+
+
+def _column(name: str) -> str:
+    """A column's name; those of `COLUMNS` in any case."""
+    name = name.strip()
+    return name.lower() if name.lower() in (*COLUMNS, "visible") else name
+
+
+def _check_header(header: Sequence[str], path: Path, log: ReadLog) -> bool:
+    missing = [name for name in COLUMNS if name not in header and name != "camid"]
     doubled = sorted({name for name in header if header.count(name) > 1})
-    if doubled:
-        log.fault(FaultKind.ROW, f"the column {doubled[0]!r} stands twice in the header", f"{path}, line 1")
-    if missing:
-        separators = [mark for mark in ";\t|" if any(mark in name for name in header)]
-        others = [name for name in header if name not in COLUMNS]
-        near = next((hint for name in missing if (hint := suggestion(name, others))), None)
-        if near is None and missing == ["camid"]:
-            near = NO_CAMERAS
+    if missing and any(Path(name).suffix.lower() in SUFFIXES for name in header):
         log.fault(
             FaultKind.ROW,
-            f"the column{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing; there are: "
-            f"{', '.join(header) or 'none'}",
+            f"the CSV file has no header: line 1 is {','.join(header)!r}",
             f"{path}, line 1",
             expected=f"a header with {','.join(COLUMNS)}",
-            hint=f"separate the columns by commas, not {separators[0]!r}" if separators else near,
+            hint=f"add the line {','.join(COLUMNS)} at the top",
+        )
+        return False
+    if doubled:
+        log.fault(FaultKind.ROW, f"the column {doubled[0]!r} occurs twice in the header", f"{path}, line 1")
+    if missing:
+        log.fault(
+            FaultKind.ROW,
+            f"the column{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing; the header has "
+            f"{', '.join(header) or 'no columns'}",
+            f"{path}, line 1",
+            expected=f"a header with {','.join(COLUMNS)}",
+            hint=_header_hint(header, missing),
         )
     return not missing and not doubled
 
 
-def _record(row: Mapping[str | None, object]) -> Record:
-    if None in row:
-        raise RowFault("more values than the header has columns; a path with a comma needs quotes")
-    values: dict[str, str] = {}
-    for name in COLUMNS:
-        value = row[name]
-        if not isinstance(value, str) or not value.strip():
-            raise RowFault(f"no {name}")
-        values[name] = value.strip()
-    path = _inner_path(values["path"])
-    pid = _integer("pid", values["pid"], lowest=UNKNOWN)
-    camid = _integer("camid", values["camid"], lowest=0)
-    split = next((split for split in SPLITS if split == values["split"]), None)
+def _header_hint(header: Sequence[str], missing: Sequence[str]) -> str | None:
+    separators = [mark for mark in ";\t|" if any(mark in name for name in header)]
+    if separators:
+        return f"separate the columns by commas, not {separators[0]!r}"
+    others = {name.lower(): name for name in header if name not in COLUMNS}
+    for name in missing:
+        for near in difflib.get_close_matches(name, others, n=1, cutoff=0.5):
+            return f"rename the column {others[near]!r} to {name!r}"
+    return None
+
+
+def _split(text: str) -> Split:
+    split = next((split for split in SPLITS if split == text.lower()), None)
     if split is None:
-        near = suggestion(values["split"].lower(), SPLITS)
-        raise RowFault(
-            f"unknown split {values['split']!r}; expected {' | '.join(SPLITS)}{f' ({near})' if near else ''}"
-        )
-    if pid == DISTRACTOR_PID and split == "query":
-        raise RowFault("pid 0 marks distractors, which cannot be queries")
-    return Record(path, pid, camid, split)
+        near = suggestion(text.lower(), SPLITS)
+        raise RowFault(f"unknown split {text!r}; expected {' | '.join(SPLITS)}" if text else "no split", near)
+    return split
 
 
-def _inner_path(text: str) -> str:
+def _inner_path(text: str, folder: Path) -> str:
+    """The path of an image relative to the folder of the CSV file, as a POSIX path."""
+    if not text:
+        raise RowFault("no path")
+    if "\\" in text and not (folder / text).exists():
+        text = PureWindowsPath(text).as_posix()
     path = PurePosixPath(text)
     if path.is_absolute() or PureWindowsPath(text).drive:
-        raise RowFault(f"the path {text!r} is absolute; expected one relative to the CSV file's folder")
-    if ".." in path.parts or ".." in PureWindowsPath(text).parts:
-        raise RowFault(f"the path {text!r} leads outside the CSV file's folder")
-    if "\\" in text:
-        raise RowFault(f"the path {text!r} has backslashes; write '/'")
+        try:
+            path = PurePosixPath(Path(text).relative_to(folder.resolve()).as_posix())
+        except ValueError:
+            raise RowFault(f"the path {text!r} is outside the folder of the CSV file ({folder})", _LINK) from None
+    if ".." in path.parts:
+        raise RowFault(f"the path {text!r} leads outside the folder of the CSV file", _LINK)
     return path.as_posix()
 
 
 def _integer(name: str, text: str, *, lowest: int) -> int:
-    # Python's own `int` also takes 1_000 and the digits of other scripts.
-    if re.fullmatch(r"[+-]?[0-9]+", text) is None:
-        raise RowFault(f"{name} {text!r} is not an integer")
-    value = int(text) if len(text) <= _LONGEST else _HIGHEST + 1
+    if not text:
+        raise RowFault(f"no {name}")
+    # Python's own `int` also accepts 1_000 and the digits of other scripts. pandas writes 1.0 for columns with gaps.
+    match = re.fullmatch(r"([+-]?[0-9]+)(\.0*)?", text)
+    if match is None:
+        raise RowFault(f"{name} {text[:_LONGEST]!r} is not an integer", _NUMBER.format(name=name))
+    value = int(match[1]) if len(match[1]) <= _LONGEST else _HIGHEST + 1
     if value < lowest:
         raise RowFault(f"{name} {value} is below {lowest}")
     if value > _HIGHEST:
@@ -180,20 +261,21 @@ def _integer(name: str, text: str, *, lowest: int) -> int:
 
 
 def _check_visible(text: str) -> None:
-    """The column `visible`, where there is one, is a share of the body, or empty."""
+    """The column `visible` is a fraction of the body, or empty."""
     try:
-        known = not text or 0 <= float(text) <= 1
+        valid = not text or 0 <= float(text) <= 1
     except ValueError:
-        known = False
-    if not known:
-        raise RowFault(f"visible {text!r} is not a share; expected a number from 0 to 1, or nothing")
+        valid = False
+    if not valid:
+        raise RowFault(f"visible {text!r} is not a number from 0 to 1")
 
 
 INFO = KindInfo(
     name="csv",
     summary="your own images, listed in a CSV file",
-    layout="PATH is the file; columns path,pid,camid,split (train | query | gallery), paths relative to its folder",
+    layout="PATH is the file; columns path,pid,camid,split (train | query | gallery), paths relative to its folder; "
+    "without camid, a query only ignores itself",
     cameras="from the column camid",
-    source="your own images; docs/how-to/own-data.md",
+    source="your own images",
     read=read,
 )

@@ -135,7 +135,7 @@ def describe_file(path: Path) -> FileDescription:
         done=len(good),
         failed={masks.names[row]: reason for row, reason in file.reasons.items()},
         pending=int((masks.status == PENDING).sum()),
-        provenance=file.provenance.values,
+        provenance=dict(file.provenance.values),
         quality=(low, middle, high),
         first=masks.names[:3],
     )

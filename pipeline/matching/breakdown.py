@@ -19,6 +19,8 @@ Bools = npt.NDArray[np.bool_]
 FRACTIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Edges of the bins of the visible fraction; the last bin holds its right edge."""
 
+_MOST_CAMERAS = 64
+
 
 def by_fraction(metrics: RankMetrics, fraction: npt.NDArray[np.float64]) -> list[Group]:
     """Group by the visible fraction of the query, in four bins, without queries of unknown fraction (NaN)."""
@@ -60,7 +62,12 @@ def by_camera_pair(
     gallery_camids: npt.NDArray[np.int64],
     average_precision: AveragePrecision = "mean",
 ) -> list[Group]:
-    """Group by camera of the query and of the match; matches of other cameras are removed."""
+    """Group by camera of the query and of the match; matches of other cameras are removed.
+
+    Empty for more than 64 cameras: too many pairs, or one camera per image where cameras are unknown.
+    """
+    if len(np.union1d(query_camids, gallery_camids)) > _MOST_CAMERAS:
+        return []
     related = ranking.related
     from_camera, to_camera = query_camids[related.query], gallery_camids[related.entry]
     pairs = np.unique(np.stack([from_camera, to_camera], axis=1)[related.positive], axis=0)

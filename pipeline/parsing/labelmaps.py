@@ -9,8 +9,6 @@ soft labels (C, h, w).
 
 from __future__ import annotations
 
-import os
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, FormatError
 from pipeline.parsing.labels import IGNORED, LabelSet
+from pipeline.runtime.names import NameIndex
 
 _INDEXED_MODES = frozenset({"P", "L", "1"})
 
@@ -46,7 +45,7 @@ class LabelMaps:
         images = [PurePosixPath(name) for name in names]
         self._ambiguous = _shared(image.stem for image in images)
         self._twins = _shared(str(image.with_suffix("")) for image in images)
-        self._listings: dict[Path, dict[str, str]] = {}
+        self._index = NameIndex(folder)
 
     def find(self, name: str) -> Path:
         """Return the label map of an image.
@@ -56,13 +55,13 @@ class LabelMaps:
         """
         image = PurePosixPath(name)
         for candidate in _candidates(image):
-            path = self._existing(self.folder / image.parent, candidate)
+            path = self._existing(image.parent / candidate)
             if path is not None:
                 if str(image.with_suffix("")) in self._twins and not candidate.startswith(f"{image.name}."):
                     continue  # `1.jpg` and `1.png` cannot both be meant by `1.png`
                 return path
         for candidate in _candidates(image):
-            path = self._existing(self.folder, candidate)
+            path = self._existing(PurePosixPath(candidate))
             if path is not None:
                 if image.stem in self._ambiguous:
                     raise FormatError(
@@ -76,13 +75,11 @@ class LabelMaps:
     def describe_missing(self, name: str) -> tuple[str, str]:
         """Return, for messages, the names that were tried for an image, and two names that exist where it was sought.
 
-        The second text is empty where there are no files at all.
+        The second text is empty if there are no files at all.
         """
         image = PurePosixPath(name)
         tried = ", ".join((image.parent / candidate).as_posix() for candidate in _candidates(image))
-        folder = self.folder / image.parent
-        existing = sorted(self._listing(folder).values()) or sorted(self._listing(self.folder).values())
-        return tried, ", ".join(existing[:2])
+        return tried, ", ".join(self._index.examples(name))
 
     def read(self, name: str) -> Tensor:
         """Return the soft labels (1, C, h, w) float32 of an image; one-hot if the file holds ids.
@@ -96,24 +93,9 @@ class LabelMaps:
             return _soft(array, self.label_set, path)
         return _one_hot(array, self.label_set, path)
 
-    def _existing(self, folder: Path, name: str) -> Path | None:
-        found = self._listing(folder).get(_key(name))
-        return folder / found if found is not None else None
-
-    def _listing(self, folder: Path) -> dict[str, str]:
-        """The files of a folder by `_key`; listed once, because thousands of names are looked up in it."""
-        if folder not in self._listings:
-            try:
-                files = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
-            except OSError:
-                files = []
-            self._listings[folder] = {_key(name): name for name in files}
-        return self._listings[folder]
-
-
-def _key(name: str) -> str:
-    stem, dot, suffix = unicodedata.normalize("NFC", name).rpartition(".")
-    return f"{stem}{dot}{suffix.lower()}"
+    def _existing(self, name: PurePosixPath) -> Path | None:
+        found = self._index.find(name.as_posix())
+        return self.folder / found if found is not None else None
 
 
 def _shared(values: Iterable[str]) -> frozenset[str]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.config import RunConfig
-from pipeline.datasets.faults import NO_CAMERAS
+from pipeline.datasets.faults import match_fault
 from pipeline.datasets.fingerprint import dataset_fingerprint, image_hashes
-from pipeline.datasets.records import Dataset, Record, Split, lonely_queries, short_name, unique_names
+from pipeline.datasets.records import Dataset, Record, Split, queries_without_match, short_name, unique_names
 from pipeline.errors import ArtifactError, DataError, UserError
 from pipeline.formats.provenance import fingerprint
 from pipeline.runtime.files import at_home, sha256_file
@@ -163,14 +163,9 @@ class Sources:
         text = f"{len(queries):,} queries, {len(gallery):,} gallery images"
         if not matches:
             return text
-        without = len(lonely_queries(queries, gallery))
-        if without == len(queries):
-            raise DataError(
-                "no query has a gallery image of the same identity in another camera",
-                where=test.spec,
-                expected="images of another camera than the query's; those of its own are ignored",
-                hint=NO_CAMERAS,
-            )
+        without = len(queries_without_match(queries, gallery))
+        if (fault := match_fault(dataset)) is not None:
+            raise DataError(fault.message, where=test.spec, expected=fault.expected, hint=fault.hint)
         return f"{text}, {len(queries) - without:,} queries with a match"
 
     def count_images(self, spec: str, *splits: Split) -> int:

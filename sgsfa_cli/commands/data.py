@@ -28,7 +28,7 @@ _SHOWN = 30
 SpecArgument = Annotated[
     str,
     typer.Argument(
-        metavar="KIND:PATH", help="The data set, as in market1501:/data/Market-1501; see `sgsfa data list`."
+        metavar="KIND:PATH", help="The data set, as in market1501:/data/Market-1501, or a folder of images."
     ),
 ]
 
@@ -42,13 +42,13 @@ def check(
     spec: SpecArgument,
     decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Also read and decode every image.")] = True,
     expect_counts: ExpectCountsOption = None,
-    everything: Annotated[bool, typer.Option("--all", help=f"List all faults, not the first {_SHOWN}.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help=f"List all faults, not only the first {_SHOWN}.")] = False,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Count a data set's images and list everything that is wrong with it.
+    """Count the images of a data set and list all its faults.
 
-    Ends with 0 if nothing is wrong, 2 if the data set is faulty as a whole, 3 if only some images are unusable.
+    Exits with 0 if there are none, 2 if the data set is not valid as a whole, 3 if only some images are unusable.
     """
     from pipeline.datasets.check import as_whole, check_dataset
     from pipeline.errors import RejectedInputs
@@ -70,7 +70,7 @@ def check(
 
 @app.command(name="list", epilog=examples("sgsfa data list", "sgsfa data list --json"))
 def list_kinds(json: JsonOption = False) -> None:
-    """List the kinds of data set: layout, published counts, cameras, and whom to ask for the images."""
+    """List the kinds of data set: layout, published counts, cameras, and where to request the images."""
     from pipeline.datasets.registry import kinds
 
     infos = kinds()
@@ -82,16 +82,16 @@ def list_kinds(json: JsonOption = False) -> None:
 )
 def preview(
     spec: SpecArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The picture to write.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The image file to write.")] = Path(
         "preview.png"
     ),
-    ids: Annotated[int, typer.Option("--ids", min=1, max=200, help="Identities, one row each.")] = 8,
+    ids: Annotated[int, typer.Option("--ids", min=1, max=200, help="Number of identities, one per row.")] = 8,
     split: Annotated[
-        list[str] | None, typer.Option("--split", help="Only train, query or gallery images. Repeatable.")
+        list[str] | None, typer.Option("--split", help="Use only train, query or gallery images. Repeatable.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Draw some identities of a data set on one sheet, with their label maps where there are any."""
+    """Draw a contact sheet of some identities, with their label maps if there are any."""
     from pipeline.datasets.images import write_image
     from pipeline.datasets.preview import contact_sheet, parse_splits
     from pipeline.datasets.registry import open_dataset
@@ -118,7 +118,7 @@ def _draw_report(report: DatasetReport, shown: int | None) -> RenderableType:
     rows: list[tuple[str, ...]] = [_split_row(split) for split in report.splits]
     if not published:
         columns, rows = columns[0:2] + columns[3:6:2], [row[0:2] + row[3:6:2] for row in rows]
-    parts: list[RenderableType] = [Text(f"{report.spec}\nread from {report.root}"), console.table(*columns, rows=rows)]
+    parts: list[RenderableType] = [Text(f"{report.spec}\nfolder: {report.root}"), console.table(*columns, rows=rows)]
     if report.sizes is not None:
         sizes = report.sizes
         smallest, median, largest = (f"{w}x{h}" for h, w in (sizes.smallest, sizes.median, sizes.largest))
@@ -137,9 +137,10 @@ def _draw_report(report: DatasetReport, shown: int | None) -> RenderableType:
             title += f", the first {len(faults)} (--all lists them all)"
         parts.append(console.table("Fault", "Where", "What", rows=rows, title=title))
         hints = dict.fromkeys(fault.hint for fault in faults if fault.hint)
-        parts += [Text(f"to do: {hint}") for hint in hints]
+        # The library names the configuration key; this command has an option for it.
+        parts += [Text(f"hint: {hint.replace('data.expect_counts=false', '--expect-counts off')}") for hint in hints]
     else:
-        parts.append(Text("nothing is wrong" if report.decoded else "nothing is wrong; the images were not decoded"))
+        parts.append(Text("no faults" if report.decoded else "no faults; the images were not decoded"))
     return Group(*parts)
 
 
@@ -194,12 +195,12 @@ def _draw_kinds(infos: tuple[KindInfo, ...]) -> RenderableType:
         for label, text in rows:
             grid.add_row(Text(label), Text(text))
         parts.append(Padding(grid, (0, 0, 1, 2)))
-    parts.append(Text("Counts are images / identities, junk left out. A variant is named KIND/VARIANT:PATH."))
+    parts.append(Text("Counts are images / identities, without junk. A variant is selected by KIND/VARIANT:PATH."))
     return Group(*parts)
 
 
 def _distinct(info: KindInfo) -> dict[str, Mapping[Split, Count]]:
-    """The counts by variant, without variants that only repeat the default's."""
+    """The counts by variant, without variants that equal the default."""
     default = info.counts.get("", {})
     return {name: counts for name, counts in info.counts.items() if not name or counts != default}
 

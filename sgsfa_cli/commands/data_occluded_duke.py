@@ -13,7 +13,7 @@ from sgsfa_cli.options import JsonOption, QuietOption, examples
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from pipeline.datasets.occluded_duke_zip import Made
+    from pipeline.datasets.occluded_duke_zip import OccludedDukeFolder
 
 
 def register(app: typer.Typer) -> None:
@@ -25,30 +25,30 @@ def register(app: typer.Typer) -> None:
 
 
 def occluded_duke(
-    archive: Annotated[Path, typer.Argument(metavar="ZIP", help="DukeMTMC-reID.zip, which you must hold already.")],
+    archive: Annotated[Path, typer.Argument(metavar="ZIP", help="DukeMTMC-reID.zip, which you must already have.")],
     lists: Annotated[
-        Path, typer.Option("--lists", metavar="FOLDER", help="Where train.list, query.list and gallery.list are.")
+        Path, typer.Option("--lists", metavar="FOLDER", help="Folder with train.list, query.list and gallery.list.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to make.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to create.")],
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Make Occluded-DukeMTMC from the zip file of DukeMTMC-reID and the name lists of its authors.
+    """Create Occluded-DukeMTMC from the zip file of DukeMTMC-reID and the name lists of its authors.
 
-    Whoever has DukeMTMC-reID unpacked needs no copy: occluded-duke:FOLDER reads the lists beside it as they are.
-    Nothing is downloaded. Read the result as occluded-duke:FOLDER.
+    If DukeMTMC-reID is already unpacked, no copy is needed: occluded-duke:FOLDER reads the lists beside it. Nothing is
+    downloaded. The result is read as occluded-duke:FOLDER.
     """
-    from pipeline.datasets.occluded_duke_zip import make_from_zip
+    from pipeline.datasets.occluded_duke_zip import extract_occluded_duke
 
-    made = make_from_zip(archive, lists, out, progress=console.progress(quiet=quiet))
-    console.emit(made, json=json, draw=lambda: _drawn(made))
+    created = extract_occluded_duke(archive, lists, out, progress=console.progress(quiet=quiet))
+    console.emit(created, json=json, draw=lambda: _draw(created))
 
 
-def _drawn(made: Made) -> RenderableType:
+def _draw(created: OccludedDukeFolder) -> RenderableType:
     from rich.text import Text
 
-    counts = ", ".join(f"{folder} {count:,}" for folder, count in made.images.items())
+    counts = ", ".join(f"{folder} {count:,}" for folder, count in created.images.items())
     return Text(
-        f"{counts}\nqueries that are gallery files too: {made.double:,}\n"
-        f"read it as occluded-duke:{made.root}; `sgsfa data check` compares the counts with the published ones"
+        f"{counts}\nqueries that are gallery files too: {created.double:,}\n"
+        f"read it as occluded-duke:{created.root}; `sgsfa data check` compares the counts with the published ones"
     )

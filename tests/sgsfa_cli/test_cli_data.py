@@ -30,7 +30,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_check_of_a_sound_set(spec: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "data", "check", spec) == 0
     text = capsys.readouterr().out
-    assert "nothing is wrong" in text
+    assert "no faults" in text
     assert "12 of 12 image files decoded; smallest 32x64" in text
     assert "Published" not in text
 
@@ -68,7 +68,7 @@ def test_check_ends_with_2_when_the_set_is_faulty(
     assert run(monkeypatch, "data", "check", spec) == 2
     out, err = capsys.readouterr()
     assert "40 faults, the first 30 (--all lists them all)" in out
-    assert "40 faults in the data set (bad row)" in err
+    assert "40 faults in the data set (invalid row)" in err
     assert run(monkeypatch, "data", "check", spec, "--all") == 2
     assert "../39.jpg" in capsys.readouterr().out
 
@@ -94,7 +94,7 @@ def test_list_names_every_kind(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         "market1501:PATH",
         "partial-reid/partial",
         "query 2,210 / 519",
-        "withdrawn by its makers",
+        "withdrawn by its authors",
         "(detected)",
     ):
         assert part in text
@@ -130,7 +130,7 @@ def test_occluded_duke_from_an_archive(
     for split, name in names.items():
         (tmp_path / f"{split}.list").write_text(f"{name}\n")
     assert run(monkeypatch, "data", "check", f"occluded-duke:{tmp_path}") == 2
-    assert "to do: `sgsfa data occluded-duke" in capsys.readouterr().out.replace("\n", " ")
+    assert "hint: `data occluded-duke` extracts" in capsys.readouterr().out.replace("\n", " ")
     command = ("data", "occluded-duke", str(tmp_path / "duke.zip"), "--lists", str(tmp_path), "--out")
     assert run(monkeypatch, *command, str(tmp_path / "out"), "-q") == 0
     assert "queries that are gallery files too: 1" in capsys.readouterr().out
@@ -141,7 +141,7 @@ def test_occluded_duke_from_an_archive(
         "bounding_box_test": 1,
     }
     assert run(monkeypatch, *command, str(tmp_path / "out"), "-q") == 2
-    assert "something already" in capsys.readouterr().err
+    assert "folder exists" in capsys.readouterr().err
 
 
 def test_counts_can_be_overruled(

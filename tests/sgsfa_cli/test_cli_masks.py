@@ -32,8 +32,8 @@ def as_json(result: Result) -> Any:
 
 def test_build_inspect_stats_preview_export(built: Path, people: People) -> None:
     described = as_json(sgsfa("inspect", built, "--json"))
-    assert (described["images"], described["done"], described["meta"]["batch_size"]) == (40, 40, 5)
-    assert "40 images, 40 with masks" in sgsfa("inspect", built).stdout
+    assert (described["images"], described["done"], described["provenance"]["batch_size"]) == (40, 40, 5)
+    assert "40 images: 40 with masks" in sgsfa("inspect", built).stdout
     assert "quality" in sgsfa("inspect", built, "0003.jpg").stdout
     assert as_json(sgsfa("inspect", built, "0003.jpg", "--json"))["name"] == "cam1/0003.jpg"
     assert len(as_json(sgsfa("stats", built, "--json", "--worst", 7))["worst"]) == 7
@@ -77,15 +77,15 @@ def test_failed_images_end_with_3(
     [
         (("build", "people", "--parser", "biultin"), "did you mean 'builtin'?"),
         (("build", "nothing:there"), "unknown kind of data set"),
-        (("build", "nowhere"), "there is no such folder"),
-        (("build", "list.csv"), "csv:list.csv"),
-        (("build", "rendered"), "synthetic:rendered, or folder:rendered"),
-        (("build", "--out", "m.h5"), "--out and --split go with images"),
+        (("build", "nowhere"), "the data folder does not exist"),
+        (("build", "list.csv"), "pid, split missing"),
+        (("build", "rendered"), "synthetic:rendered"),
+        (("build", "--out", "m.h5"), "--out and --split need images"),
         (("build", "people", "--batch-size", "many"), "masks.batch_size"),
         (("build", "people", "--grouping", "sspp"), "did you mean 'ssp'?"),
         (("build", "people", "--split", "query"), "no images in the split query"),
-        (("inspect", "missing.h5"), "does not exist"),
-        (("stats", "m.h5", "--sheet", "worst.png"), "nothing says where"),
+        (("inspect", "missing.h5"), "mask file not found"),
+        (("stats", "m.h5", "--sheet", "worst.png"), "--data KIND:PATH"),
         (("labels", "lip20"), "did you mean 'lip-20'?"),
     ],
 )
@@ -107,7 +107,7 @@ def test_labels(tmp_path: Path) -> None:
     assert "sapiens-28" in sgsfa("labels").stdout
     lip = sgsfa("labels", "lip-20", "--grouping", "ssp").stdout
     assert "left-shoe" in lip
-    assert "whole body only" in lip
-    assert "cannot give: shoes" in sgsfa("labels", "pascal-7").stdout
+    assert "body only" in lip
+    assert "without labels: shoes" in sgsfa("labels", "pascal-7").stdout
     assert as_json(sgsfa("labels", "pascal-7", "--json"))["grouping"]["parts"][3] is None
     assert len(as_json(sgsfa("labels", "--json"))["label_sets"]) == 8

@@ -82,7 +82,7 @@ def test_counts_and_names_are_checked_together(make_tree: MakeTree) -> None:
     assert [fault.kind for fault in report.faults] == [FaultKind.NAME, FaultKind.COUNTS]
     gallery = report.splits[1]
     assert (gallery.images, gallery.expected and gallery.expected.images) == (299, 300)
-    assert any("images of gallery are equal to another one to the byte" in note for note in report.notes)
+    assert any("images of gallery identical to another one" in note for note in report.notes)
 
 
 def test_a_missing_folder_is_a_fault_not_an_exception(tmp_path: Path) -> None:
@@ -114,15 +114,43 @@ def test_a_set_in_which_nobody_can_be_found_is_not_sound(folder: Path) -> None:
     report = check_dataset(table(folder, ["00.jpg,1,1,query", "01.jpg,2,1,query", "02.jpg,1,1,gallery"]))
     (fault,) = report.faults
     assert fault.message.startswith("none of the 2 queries has a gallery image")
-    assert "camera 0" in (fault.hint or "")
+    assert "leave out the column camid" in (fault.hint or "")
 
 
 def test_equal_images_of_two_identities_are_noted(folder: Path) -> None:
     (folder / "01.jpg").write_bytes((folder / "00.jpg").read_bytes())
     report = check_dataset(table(folder, ["00.jpg,1,1,train", "01.jpg,2,1,train"]))
-    assert any("01.jpg = 00.jpg" in note and "1 of them under another identity" in note for note in report.notes)
+    assert any("01.jpg = 00.jpg" in note and "1 of them with another identity" in note for note in report.notes)
 
 
 def test_a_plain_folder_has_no_identities(folder: Path) -> None:
     report = check_dataset(f"folder:{folder}")
     assert [(s.split, s.images, s.ids, s.cameras) for s in report.splits] == [("all", 40, 0, 0)]
+
+
+def test_check_dataset__retrieval_set_without_cameras_is_sound(folder: Path) -> None:
+    """Every image is query and gallery, as in wildlife sets; each query ignores itself only."""
+    rows = [f"{n:02}.jpg,{n % 3 + 1},{split}" for split in ("query", "gallery") for n in range(6)]
+    (folder / "set.csv").write_text("path,pid,split\n" + "\n".join(rows))
+    report = check_dataset(f"csv:{folder / 'set.csv'}")
+    assert report.sound
+    assert [(split.images, split.cameras) for split in report.splits] == [(6, 0), (6, 0)]
+    assert any("no column camid" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("cameras", [("0", "0"), ("0", "1")])
+def test_check_dataset__images_that_are_query_and_gallery_get_a_hint_that_works(
+    folder: Path, cameras: tuple[str, str]
+) -> None:
+    roles = list(zip(("query", "gallery"), cameras, strict=True))
+    report = check_dataset(table(folder, [f"{n:02}.jpg,{n % 3 + 1},{c},{role}" for role, c in roles for n in range(6)]))
+    assert not report.sound
+    assert "leave out the column camid" in (report.faults[0].hint or "")
+
+
+def test_check_dataset__identities_that_do_not_overlap_are_named(folder: Path) -> None:
+    report = check_dataset(table(folder, ["00.jpg,7,1,query", "01.jpg,1007,2,gallery"]))
+    (fault,) = report.faults
+    assert "7" in fault.message
+    assert "1007" in fault.message
+    assert "camera" not in (fault.hint or "")

@@ -81,12 +81,12 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "half a BMP": (lambda: encoded(Image.fromarray(picture()), "BMP")[:900], "truncated"),
     "half a TIFF": (lambda: encoded(Image.fromarray(picture()), "TIFF")[:900], ""),
     "half a WebP": (lambda: encoded(Image.fromarray(noise()), "WEBP", lossless=True)[:3000], ""),
-    "1x1": (lambda: encoded(Image.new("RGB", (1, 1)), "PNG"), "absurd size: 1x1"),
-    "20,000x10": (lambda: encoded(Image.new("RGB", (20_000, 10)), "PNG"), "absurd size: 20000x10"),
-    "10x20,000": (lambda: encoded(Image.new("RGB", (10, 20_000)), "JPEG"), "absurd size: 10x20000"),
-    "a long side": (lambda: encoded(Image.new("RGB", (13_000, 1_000)), "PNG"), "absurd size: 13000x1000"),
-    "bomb": (bomb, "absurd size"),
-    "large": (lambda: encoded(Image.new("1", (9_000, 9_000)), "PNG"), "absurd size: 9000x9000"),
+    "1x1": (lambda: encoded(Image.new("RGB", (1, 1)), "PNG"), "implausible size: 1x1"),
+    "20,000x10": (lambda: encoded(Image.new("RGB", (20_000, 10)), "PNG"), "implausible size: 20000x10"),
+    "10x20,000": (lambda: encoded(Image.new("RGB", (10, 20_000)), "JPEG"), "implausible size: 10x20000"),
+    "a long side": (lambda: encoded(Image.new("RGB", (13_000, 1_000)), "PNG"), "implausible size: 13000x1000"),
+    "bomb": (bomb, "implausible size"),
+    "large": (lambda: encoded(Image.new("1", (9_000, 9_000)), "PNG"), "implausible size: 9000x9000"),
     "GIF": (lambda: animation("GIF"), "animation of 3 frames"),
     "WebP": (lambda: animation("WEBP"), "animation of 3 frames"),
     "PNG": (lambda: animation("PNG"), "animation of 3 frames"),
@@ -357,7 +357,7 @@ def test_written_images_are_read_back(suffix: str, tmp_path: Path) -> None:
 
 
 def test_writing_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="no image format"):
+    with pytest.raises(ImageError, match="xyz"):
         write_image(tmp_path / "image.xyz", picture())
     assert not list(tmp_path.iterdir())
 

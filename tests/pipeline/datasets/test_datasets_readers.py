@@ -16,6 +16,7 @@ from tests.helpers.dataset_trees import (
     MakeTree,
     cuhk03_tree,
     duke_tree,
+    market_names,
     market_tree,
     msmt17_names,
     occluded_duke_lists,
@@ -316,7 +317,7 @@ def test_occluded_duke_lists_name_what_is_missing_and_doubled(small_occluded_duk
     with (small_occluded_duke / "Occluded_Duke/query.list").open("a") as stream:
         stream.write("0009_c1_f0044946.jpg\nsomeone.jpg\n\n")
     text = message(f"occluded-duke:{small_occluded_duke}")
-    assert "the image 0001_c3_f0046182.jpg is in none of bounding_box_train" in text
+    assert "1 of 2 listed images do not exist: 0001_c3_f0046182.jpg (line 2)" in text
     assert "query.list, line 3: 0009_c1_f0044946.jpg is listed already" in text
     assert "query.list, line 4: the name 'someone.jpg' does not follow the layout" in text
 
@@ -400,7 +401,115 @@ def test_hidden_files_are_passed_over_and_others_noted(make_tree: MakeTree) -> N
 
 def test_two_data_sets_below_one_folder_are_ambiguous(make_tree: MakeTree) -> None:
     tree = {f"{top}/{folder}": names for top, (folder, names) in itertools.product("ab", partial_reid_tree().items())}
-    assert "several folders fit: a, b" in message(f"partial-reid:{make_tree(tree)}")
+    assert "2 folders fit: a, b" in message(f"partial-reid:{make_tree(tree)}")
+
+
+def test_open_dataset__ambiguous_root_stays_an_error_without_counts(make_tree: MakeTree) -> None:
+    root = make_tree({f"{top}/{folder}": market_names([3], 6) for top in ("v15", "cropped") for folder in BOXES})
+    text = message(f"market1501:{root}", expect_counts=False)
+    assert "cropped, v15" in text
+    assert str(root / "cropped") in text
+
+
+def test_open_dataset__unreadable_folder_stays_an_error_without_counts(
+    make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make_tree({folder: market_names([3], 6) for folder in BOXES})
+    original = os.walk
+
+    def closed(folder: Path, **options: object) -> object:
+        if Path(folder).name == "query":
+            options["onerror"](PermissionError(errno.EACCES, "Permission denied", str(folder)))  # type: ignore[operator]
+            return iter(())
+        return original(folder, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "walk", closed)
+    assert "Permission denied" in message(f"market1501:{root}", expect_counts=False)
+
+
+def test_open_dataset__missing_listed_images_are_one_line_reported_once(
+    make_tree: MakeTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_tree({"train": msmt17_names(range(2), 4), "test": msmt17_names(range(2), 600)})
+    lists = msmt17(root, {"train": 2, "val": 2, "query": 2, "gallery": 598}, 2, 2)
+    for name in lists["gallery"][1:]:
+        (root / "test" / name).unlink()
+    for _ in range(2):
+        dataset = open_dataset(f"msmt17:{root}", expect_counts=False)
+        lost = [note for note in dataset.notes if "do not exist" in note]
+        assert len(lost) == 1
+        assert "597 of 598" in lost[0]
+        assert lists["gallery"][1] in lost[0]
+        assert len(lost[0]) < 600
+    assert sum("597 of 598" in text for text in caplog.messages) == 1
+
+
+def test_market1501__renamed_folders_get_a_hint_from_what_exists(make_tree: MakeTree) -> None:
+    root = make_tree({folder: market_names([3], 6) for folder in ("train", "query", "gallery")})
+    with pytest.raises(DataError) as caught:
+        open_dataset(f"market1501:{root}")
+    assert "gallery, query, train" in caught.value.message
+    assert "rename or link train to bounding_box_train" in (caught.value.hint or "")
+    (root / "train").rename(root / "bounding_box_train")
+    (root / "gallery").rename(root / "bounding_box_test")
+    assert open_dataset(f"market1501:{root}", expect_counts=False).records
+
+
+def test_market1501__images_in_a_folder_per_person_are_described(make_tree: MakeTree) -> None:
+    folders = {"bounding_box_train": market_names([3], 6), "bounding_box_test": market_names([4], 6)}
+    root = make_tree({**folders, **{f"query/000{pid}": market_names([pid], 2) for pid in (4, 5, 6, 7)}})
+    text = message(f"market1501:{root}", expect_counts=False)
+    assert "query holds 4 folders with images" in text
+    assert "directly in it" in text
+
+
+def test_msmt17__version_2_without_lists_is_described(make_tree: MakeTree) -> None:
+    root = make_tree({f"MSMT17_V2/mask_{part}_v2": msmt17_names(range(2), 4) for part in ("train", "test")})
+    text = message(f"msmt17:{root}", expect_counts=False)
+    assert "lists are missing" in text
+    assert str(root / "MSMT17_V2") in text
+    assert "train is missing" not in text
+
+
+def test_msmt17__listed_names_match_in_another_spelling(make_tree: MakeTree) -> None:
+    root = make_tree({"train": msmt17_names(range(2), 4), "test": msmt17_names(range(2), 6)})
+    lists = msmt17(root, {"train": 2, "val": 2, "query": 2, "gallery": 4}, 2, 2)
+    image = root / "test" / lists["query"][0]
+    image.rename(image.with_suffix(".JPG"))
+    dataset = open_dataset(f"msmt17:{root}", expect_counts=False)
+    assert dataset.path_of(dataset.split("query")[0]).is_file()
+    assert len(dataset.split("query")) == 2
+
+
+def test_cuhk03__raw_archive_names_the_new_protocol(make_tree: MakeTree) -> None:
+    root = make_tree({"cuhk03_release": []})
+    (root / "cuhk03_release").mkdir(parents=True)
+    (root / "cuhk03_release" / "cuhk-03.mat").touch()
+    text = message(f"cuhk03-np:{root}")
+    assert "cuhk-03.mat" in text
+    assert "CUHK03-NP" in text
+
+
+def test_parse_spec__folder_without_kind_is_a_folder_of_images(make_tree: MakeTree) -> None:
+    root = make_tree({"": ["a.jpg"], "more": ["b.jpg"]})
+    assert open_dataset(str(root)).kind == "folder"
+    assert len(open_dataset(str(root)).records) == 2
+
+
+def test_parse_spec__folder_that_may_be_a_data_set_names_the_kinds(make_tree: MakeTree) -> None:
+    root = make_tree({folder: market_names([3], 6) for folder in BOXES})
+    text = message(str(root))
+    for spec in (f"market1501:{root}", f"dukemtmc:{root}", f"occluded-duke:{root}", f"folder:{root}"):
+        assert spec in text
+    assert "cuhk03" not in text
+
+
+def test_parse_spec__csv_file_without_kind_is_a_table(make_tree: MakeTree) -> None:
+    root = make_tree({"": ["a.jpg"]})
+    (root / "set.csv").write_text("path,pid,camid,split\na.jpg,1,1,train\n")
+    assert open_dataset(str(root / "set.csv")).kind == "csv"
+    assert "is a file" in message(str(root / "a.jpg"))
+    assert "does not exist" in message(str(root / "none"))
 
 
 def test_a_folder_is_read_with_its_sub_folders(make_tree: MakeTree) -> None:
@@ -424,7 +533,7 @@ def test_a_name_that_is_not_utf8_is_refused(make_tree: MakeTree) -> None:
         ("market:/x", ["unknown kind", "did you mean 'market1501'?"]),
         ("Occluded_Duke:/x", ["did you mean 'occluded-duke'?"]),
         ("partialreid:/x", ["did you mean 'partial-reid'?"]),
-        ("zzz:/x", ["sgsfa data list"]),
+        ("zzz:/x", ["unknown kind", "market1501"]),
         ("partial-reid/partail:/x", ["no variant 'partail'", "partial-reid/partial"]),
         ("market1501/x:/x", ["no variant 'x'"]),
         ("market1501", ["KIND:PATH"]),

@@ -1,3 +1,4 @@
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ def test_an_image_in_two_roles_keeps_what_either_row_says(folder: Path) -> None:
 @pytest.mark.parametrize("value", ["yes", "80%", "1.5", "-0.1", "nan", "0;4"])
 def test_the_visible_share_is_one(folder: Path, value: str) -> None:
     found = fault(folder, f"path,pid,camid,split,visible\ncrops/a.jpg,9,2,query,{value}\n")
-    assert f"visible {value!r} is not a share" in found
+    assert f"visible {value!r} is not a number" in found
     assert "line 2" in found
 
 
@@ -95,29 +96,28 @@ def test_junk_rows_are_dropped_and_counted(folder: Path) -> None:
     [
         ("../crops/a.jpg,7,1,train", "leads outside"),
         ("crops/../../a.jpg,7,1,train", "leads outside"),
-        ("/etc/passwd,7,1,train", "is absolute"),
-        ("C:\\people\\a.jpg,7,1,train", "is absolute"),
+        ("/etc/passwd,7,1,train", "a symbolic link"),
+        ("C:\\people\\a.jpg,7,1,train", "outside"),
         ("crops\\..\\a.jpg,7,1,train", "leads outside"),
-        ("crops\\a.jpg,7,1,train", "backslashes"),
         ("crops/a.jpg,seven,1,train", "pid 'seven' is not an integer"),
-        ("crops/a.jpg,7.0,1,train", "pid '7.0' is not an integer"),
+        ("crops/a.jpg,7.5,1,train", "pid '7.5' is not an integer"),
         ("crops/a.jpg,-2,1,train", "pid -2 is below -1"),
         ("crops/a.jpg,7,-1,train", "camid -1 is below 0"),
         ("crops/a.jpg,7,c1,train", "camid 'c1' is not an integer"),
         ("crops/a.jpg,7,1,test", "unknown split 'test'"),
-        ("crops/a.jpg,7,1,Train", "did you mean 'train'?"),
+        ("crops/a.jpg,7,1,trian", "did you mean 'train'?"),
         ("crops/a.jpg,0,1,query", "cannot be queries"),
         ("crops/a.jpg,7,,train", "no camid"),
-        ("crops/a.jpg,7", "no camid"),
+        ("crops/a.jpg,7,2", "no split"),
         ("crops/a.jpg,7,1,train,more", "more values than"),
-        ("crops/none.jpg,7,1,train", "crops/none.jpg does not exist"),
-        ("crops,7,1,train", "crops does not exist"),
+        ("crops/none.jpg,7,1,train", "crops/none.jpg (line 3)"),
+        ("crops,7,1,train", "crops (line 3)"),
     ],
 )
 def test_a_faulty_row_is_named_with_its_line(row: str, reason: str, folder: Path) -> None:
     text = fault(folder, HEADER + "crops/b.jpg,1,1,train\n" + row + "\ncrops/c.jpg,2,1,train\n")
     assert reason in text
-    assert "people.csv, line 3" in text
+    assert "line 3" in text
 
 
 def test_all_faults_are_counted_and_the_first_shown(folder: Path) -> None:
@@ -127,7 +127,6 @@ def test_all_faults_are_counted_and_the_first_shown(folder: Path) -> None:
     assert "line 6" in text
     assert "line 7" not in text
     assert "... and 4 more" in text
-    assert "sgsfa data check csv:" in text
 
 
 def test_an_image_with_two_identities_is_refused(folder: Path) -> None:
@@ -138,11 +137,13 @@ def test_an_image_with_two_identities_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "parts"),
     [
-        ("path,pid,split\n", ["column camid missing", "path, pid, split", "give all queries camera 0"]),
-        ("path,id,camera,split\n", ["columns pid, camid missing"]),
+        ("path,camid,split\n", ["column pid missing", "path, camid, split"]),
+        ("path,id,camera,split\n", ["column pid missing", "rename the column 'id' to 'pid'"]),
+        ("Path,PersonID,CamID,Split\n", ["column pid missing", "rename the column 'PersonID' to 'pid'"]),
+        ("crops/a.jpg,1,1,train\n", ["no header", "crops/a.jpg,1,1,train", "path,pid,camid,split"]),
         ("path;pid;camid;split\n", ["separate the columns by commas, not ';'"]),
-        ("path,pid,camid,split,pid\n", ["'pid' stands twice"]),
-        ("", ["missing; there are: none"]),
+        ("path,pid,camid,split,pid\n", ["'pid' occurs twice"]),
+        ("", ["missing; the header has no columns"]),
         (HEADER, ["no rows"]),
     ],
 )
@@ -154,7 +155,7 @@ def test_a_wrong_header_is_explained(header: str, parts: list[str], folder: Path
 def test_other_encodings_and_broken_files_are_refused(folder: Path) -> None:
     assert "UTF-8" in fault(folder, (HEADER + "crops/ü.jpg,7,1,train\n").encode("latin-1"))
     assert "cannot be read" in fault(folder, HEADER + '"crops/a.jpg,7,1,train\n')
-    assert "does not exist" in fault(folder, HEADER + "crops/\0a.jpg,7,1,train\n")
+    assert "do not exist" in fault(folder, HEADER + "crops/\0a.jpg,7,1,train\n")
 
 
 def test_a_missing_file_and_a_folder_are_refused(folder: Path) -> None:
@@ -178,3 +179,50 @@ def test_a_synthetic_set_is_read_with_its_label_maps(folder: Path) -> None:
     dataset = open_dataset(f"synthetic:{folder}")
     assert dataset.label_maps == folder / "labels"
     assert dataset.extra["crops/a.jpg"] == {"visible": "0.42", "occluder": "umbrella"}
+
+
+def test_read_table__header_in_any_case_and_numbers_of_pandas(folder: Path) -> None:
+    dataset = read(folder, "Path,PID,CamID,Split\ncrops/a.jpg,7.0,1.0,Train\n")
+    assert dataset.records == (Record("crops/a.jpg", 7, 1, "train"),)
+
+
+def test_read_table__text_ids_get_the_line_that_numbers_them(folder: Path) -> None:
+    text = fault(folder, HEADER + "crops/a.jpg,anna,1,train\n")
+    assert "'anna'" in text
+    assert "pandas.factorize(df['pid'])" in text
+
+
+def test_read_table__without_camid_a_query_ignores_only_itself(folder: Path) -> None:
+    rows = "".join(f"crops/{name}.jpg,7,{split}\n" for split in ("query", "gallery") for name in "abc")
+    dataset = read(folder, "path,pid,split\n" + rows)
+    queries, gallery = dataset.split("query"), dataset.split("gallery")
+    for query in queries:
+        same = [record.path for record in gallery if record.camid == query.camid]
+        assert same == [query.path]
+    assert any("no column camid" in note for note in dataset.notes)
+
+
+def test_read_table__absolute_paths_inside_the_folder_and_backslashes_are_accepted(folder: Path) -> None:
+    inside = folder.resolve() / "crops" / "a.jpg"
+    dataset = read(folder, f"{HEADER}{inside},7,1,train\ncrops\\b.jpg,8,1,train\n")
+    assert [record.path for record in dataset.records] == ["crops/a.jpg", "crops/b.jpg"]
+
+
+def test_read_table__names_match_in_another_normal_form_or_suffix_case(folder: Path) -> None:
+    for form in ("NFC", "NFD"):
+        Image.new("RGB", (16, 32)).save(folder / "crops" / f"{unicodedata.normalize(form, 'é' + form)}.JPG", "JPEG")
+    other = {"NFC": "NFD", "NFD": "NFC"}
+    rows = [
+        f"crops/{unicodedata.normalize(other[form], 'é' + form)}.jpg,{n},1,train" for n, form in enumerate(other, 1)
+    ]
+    dataset = read(folder, HEADER + "\n".join(rows))
+    assert all(dataset.path_of(record).is_file() for record in dataset.records)
+    assert len(dataset.records) == 2
+
+
+def test_read_table__missing_images_are_one_fault_with_names_that_exist(folder: Path) -> None:
+    rows = "".join(f"crops/x{number}.jpg,7,1,train\n" for number in range(50))
+    text = fault(folder, HEADER + "crops/a.jpg,7,1,train\n" + rows)
+    assert "50 of 51 listed images do not exist: crops/x0.jpg (line 3)" in text
+    assert "crops/a.jpg, crops/b.jpg" in text
+    assert "crops/x9.jpg" not in text
