@@ -1,4 +1,4 @@
-"""Results of evaluations as data: the schema of `result.json`, numbers only (docs/formats/artifacts.md)."""
+"""Results of evaluations as data: the schema of `result.json`, numbers only (docs/formats/results.md)."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ d_i = 1 - q_i.g_i never need to be formed part by part:
     sum_i o_i d_i = (Vq Vg^T) - (Vq*Q)(Vg*G)^T
 
 The global distance d0 with weight m joins both products as one more part of visibility sqrt(m) in every image.
-Matching rules (paper, eq. 6 and 7; docs/matching.md compares them):
+Matching rules (paper, eq. 6 and 7; docs/concepts/matching.md compares them):
 
     shrunk   (sum_i o_i d_i + m d0) / (sum_i o_i + m)
     mean      sum_i o_i d_i / sum_i o_i
