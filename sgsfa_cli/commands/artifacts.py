@@ -73,6 +73,7 @@ def verify(
 
 @app.command(epilog=examples("sgsfa artifacts prune --dry-run", "sgsfa artifacts prune -c a.toml -c b.toml --yes"))
 def prune(
+    *,
     configs: Annotated[
         list[Path] | None,
         typer.Option(

@@ -19,6 +19,7 @@ app = command_app()
     )
 )
 def init(
+    *,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write.", show_default=True)] = DEFAULT_FILE,
     preset: PresetOption = None,
     overrides: SetOption = None,

@@ -41,6 +41,7 @@ _ACTIONS = {"ran": "finished", "resumed": "resumed and finished", "reused": "up 
     )
 )
 def run(
+    *,
     config: ConfigOption = None,
     preset: PresetOption = None,
     overrides: SetOption = None,

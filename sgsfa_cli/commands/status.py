@@ -32,6 +32,7 @@ _STYLES = {"up to date": "green", "stale": "yellow", "incomplete": "cyan", "miss
     )
 )
 def status(
+    *,
     config: ConfigOption = None,
     preset: PresetOption = None,
     overrides: SetOption = None,

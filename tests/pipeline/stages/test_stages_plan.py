@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from pipeline.config_file import load_config
@@ -150,3 +153,8 @@ def test_failures__one_error_as_it_is_and_several_as_a_list():
     assert isinstance(both, UserError)
     assert both.message.splitlines()[1:] == ["first (a)", "second"]
     assert both.hint == "h"
+
+
+def test_plan__imports_nothing_heavy():
+    code = "import sys, pipeline.stages.run; print(*{'torch', 'cv2', 'matplotlib', 'numba'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
