@@ -6,7 +6,9 @@ import contextlib
 import errno
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -103,6 +105,24 @@ def _translate(error: Exception, options: set[str], *, json: bool) -> None:
         text = str(error).strip()
         details = [("cause", text)] if text else []
         _fail("out of memory", [("hint", _MEMORY_HINT), *details], EXIT_INVALID, json=json, error=error)
+
+
+def silence_h5py_destructors() -> None:
+    """Stop h5py from printing a traceback for each object that it closes on a disk that fails.
+
+    The failure itself is an error that is reported. Cython prints by both hooks.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not any(frame.filename.startswith("h5py/_objects") for frame in traceback.extract_tb(trace)):
+            sys.__excepthook__(kind, error, trace)
+
+    def unraisable(args: sys.UnraisableHookArgs) -> None:
+        if "h5py" not in repr(args.object):
+            sys.__unraisablehook__(args)
+
+    sys.excepthook = hook
+    sys.unraisablehook = unraisable
 
 
 def in_terms_of(text: str, options: set[str]) -> str:

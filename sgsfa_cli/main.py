@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import logging
 import sys
 import traceback
 from dataclasses import dataclass
@@ -49,7 +50,6 @@ ENTRIES = (
     Entry("extract", "Single stages", "Compute the features of a data set."),
     Entry("export", "Single stages", "Write a checkpoint as an ONNX model."),
     Entry("eval", "Single stages", "Compute CMC, mAP and mINP from features."),
-    Entry("report", "Single stages", "Write a page that shows what an evaluation found and why."),
     Entry("search", "Retrieval", "Find the gallery images of the same identity as an image."),
     Entry("compare", "Retrieval", "Compare two images, part by part."),
 )
@@ -149,6 +149,9 @@ def run() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A code page that lacks a character of a name must not end a finished run with an error.
         sys.stdout.reconfigure(errors="backslashreplace")
+    errors.silence_h5py_destructors()
+    # Without a home folder it uses a temporary cache and says so in three lines.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         app(prog_name="sgsfa")
     except SystemExit as stop:

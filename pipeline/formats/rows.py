@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import math
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ArtifactError, FormatError
 from pipeline.formats.foreign import describe, sniff
 from pipeline.formats.provenance import Difference, Provenance, canonical_json
-from pipeline.runtime.files import NO_SPACE, atomic_write, reserve, sha256_bytes
+from pipeline.runtime.files import atomic_write, error_number, is_no_space, reserve, sha256_bytes
 from pipeline.version import __version__
 
 PENDING, OK, FAILED = 0, 1, 2
@@ -42,7 +41,6 @@ REASON_BYTES = 120
 STATUS, REASON, CRC = "status", "reason", "crc"
 
 _STRUCTURE = 1 << 16  # most bytes that the structure of a file takes
-_ERRNO = re.compile(r"errno = (\d+)")
 
 Status = NDArray[np.uint8]
 
@@ -351,20 +349,13 @@ def translated(path: Path, kind: RowFormat, *, writing: bool = False) -> Iterato
     try:
         yield
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
-        # In HDF5's own errors the number is part of the text only.
-        found = _ERRNO.search(str(error))
-        number = int(found[1]) if found is not None else getattr(error, "errno", None)
-        doing = "written" if writing else "read"
-        if number in NO_SPACE:
-            raise ArtifactError(
-                f"the {kind.title} cannot be {doing}: {os.strerror(number).lower()}",
-                where=path,
-                hint="make room and run the same command again",
-            ) from error
+        number = error_number(error)
         reason = os.strerror(number).lower() if number else str(error)
+        hint = "free some space and run the same command again" if is_no_space(error) else None
         # What cannot be read is damaged, unless the system says why; what cannot be written is as good as before.
         failure = ArtifactError if writing or number else FormatError
-        raise failure(f"the {kind.title} cannot be {doing}: {reason}", where=path) from error
+        doing = "written" if writing else "read"
+        raise failure(f"the {kind.title} cannot be {doing}: {reason}", where=path, hint=hint) from error
 
 
 def _create(path: Path, layout: Layout, provenance: Provenance) -> None:

@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""Error numbers of a full disk, an exhausted quota and a limit on file sizes."""
-
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CANNOT_RESERVE = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF})
+_ERROR_NUMBER = re.compile(r"errno = (\d+)")
 _TEMPORARY = re.compile(r"^\..+\.\d+-[0-9a-f]{8}(\.[^.]*)?$")
 
 
@@ -84,9 +83,16 @@ def reserve(path: Path, size: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
-def is_no_space(error: OSError) -> bool:
+def error_number(error: BaseException) -> int | None:
+    """Return the system's error number of a failed operation on a file; HDF5 has it in its text only."""
+    found = _ERROR_NUMBER.search(str(error))
+    return int(found[1]) if found else getattr(error, "errno", None)
+
+
+def is_no_space(error: BaseException) -> bool:
     """Whether an error means that a disk, a quota or a limit on file sizes is exhausted."""
-    return error.errno in NO_SPACE
+    # torch and safetensors report it in words.
+    return error_number(error) in _NO_SPACE or "No space left" in str(error)
 
 
 def write_json(path: Path, obj: Any) -> None:

@@ -84,7 +84,8 @@ def exclusive(lock: Path, path: Path, kind: str, *, wait: bool = False) -> Itera
         # Before the release: a process that waits for this file sees that its name is gone and creates it again.
         with contextlib.suppress(OSError):
             lock.unlink()
-        held.release()
+        with contextlib.suppress(OSError):  # it ends with the process at the latest
+            held.release()
 
 
 def owner(lock: Path) -> Owner | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import ArtifactError, SgsfaError
-from pipeline.runtime.files import fsync_path, is_no_space
+from pipeline.runtime.files import error_number, fsync_path, is_no_space
 from pipeline.store.lock import exclusive
 
 _STORAGE_ERRORS = frozenset(
@@ -66,24 +66,23 @@ def storage_errors(where: Path) -> Iterator[None]:
             raise ArtifactError(
                 "the disk is full", where=where, hint="free some space and repeat the command: it resumes"
             ) from error
-        if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS and _concerns(error, where):
-            name = error.filename2 or error.filename or where
-            raise ArtifactError(
-                f"the output cannot be read or written: {os.strerror(error.errno)}", where=str(name)
-            ) from error
+        number, name = error_number(error), _file_of(error) or where
+        # An error about an input that lies elsewhere is not about this output.
+        if number in _STORAGE_ERRORS and name.absolute().is_relative_to(where.absolute()):
+            raise ArtifactError(f"the output cannot be read or written: {os.strerror(number)}", where=name) from error
         raise
 
 
 def _is_full(error: Exception, where: Path) -> bool:
-    # Libraries that write files themselves (HDF5, torch, safetensors) report a full disk each in its own way.
-    if (isinstance(error, OSError) and is_no_space(error)) or "No space left" in str(error):
+    if is_no_space(error):
         return True
+    # A library may report it in words of its own.
     with contextlib.suppress(OSError):
         return shutil.disk_usage(where).free < _LOW_BYTES
     return False
 
 
-def _concerns(error: OSError, where: Path) -> bool:
-    """Whether an error is about something under `where`, and not about an input that lies elsewhere."""
-    name = error.filename2 or error.filename
-    return name is None or Path(os.fsdecode(name)).absolute().is_relative_to(where.absolute())
+def _file_of(error: Exception) -> Path | None:
+    """Return the file that an error is about; of a renaming, the new name."""
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    return Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None

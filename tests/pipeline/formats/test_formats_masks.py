@@ -309,7 +309,7 @@ def test_space_is_compared_where_it_cannot_be_reserved(tmp_path: Path, monkeypat
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(ArtifactError, match="no space left") as caught:
         open_mask_writer(tmp_path / "masks.h5", NAMES, RECORD)
-    assert "make room" in (caught.value.hint or "")
+    assert "free some space" in (caught.value.hint or "")
     assert not list(tmp_path.iterdir())
 
 
@@ -333,7 +333,7 @@ def test_a_full_disk_is_told_in_words(tmp_path: Path, size: int) -> None:
     )  # fmt: skip
     assert done.stdout.startswith("the mask file cannot be written: "), done.stderr
     assert "errno" not in done.stdout
-    assert "make room" in done.stdout
+    assert "free some space" in done.stdout
     assert not list(tmp_path.iterdir())
 
 

@@ -122,6 +122,23 @@ def test_output__a_full_disk_is_stated_and_the_work_is_kept(error: Exception, tm
     assert not path.exists()
 
 
+def test_output__an_error_number_in_the_words_of_hdf5_is_recognised(tmp_path: Path) -> None:
+    text = "Can't decrement id ref count (file write failed: errno = {}, error message = 'x', offset = 48200)"
+    for number, words in ((errno.EIO, os.strerror(errno.EIO)), (errno.ENOSPC, "disk is full")):
+        with pytest.raises(ArtifactError, match=words), output(tmp_path / "m.h5", KIND):
+            raise RuntimeError(text.format(number))
+
+
+def test_exclusive__an_error_of_the_release_does_not_fail_finished_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    with output(tmp_path / "m.h5", KIND) as partial:
+        partial.write_bytes(b"masks")
+        monkeypatch.setattr(fcntl, "flock", _raise(errno.ENOLCK))
+    assert (tmp_path / "m.h5").read_bytes() == b"masks"
+
+
 def test_output__errors_about_inputs_elsewhere_pass_through(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), output(tmp_path / "out" / "m.h5", KIND):
         raise PermissionError(errno.EACCES, "no", str(tmp_path / "input.jpg"))
