@@ -386,7 +386,8 @@ def _occluders(images: Tensor, body: Tensor, params: AugmentParams, tiles: Tenso
 
     donor = params.donor.clamp_min(0)
     low, high = _SOLID
-    outline = F.interpolate(body[donor].to(torch.float32) / 255, size=(height, width), mode="bilinear")
+    down, across = (_upsampling(*sizes, like=where.top) for sizes in zip(body.shape[2:], (height, width), strict=True))
+    outline = down @ (body[donor].to(torch.float32) / 255) @ across.T
     outline = ((outline - low) / (high - low)).clamp(0.0, 1.0) * 255
     person = torch.cat([images[donor].permute(0, 3, 1, 2).to(torch.float32), outline], 1)
     # Without a mask of its own a person cannot be cut out.
@@ -395,6 +396,13 @@ def _occluders(images: Tensor, body: Tensor, params: AugmentParams, tiles: Tenso
     colour, opacity = pasted.permute(0, 2, 3, 1).split([3, 1], 3)
     shaded = (colour * params.shade[:, None, None, None] / opacity.clamp_min(1e-3)).clamp(0, 255)
     return shaded, opacity
+
+
+def _upsampling(cells: int, length: int, *, like: Tensor) -> Tensor:
+    """(L, n) bilinear weights of cells in pixels; by hand, because interpolation is not deterministic on every GPU."""
+    place = (_centres(like, length)[0] * (cells / length) - 0.5).clamp(0.0, cells - 1.0)
+    cell = torch.arange(cells, device=like.device, dtype=torch.float32)
+    return (1.0 - (place[:, None] - cell).abs()).clamp_min(0.0)
 
 
 def _premultiplied(pictures: Tensor) -> Tensor:
