@@ -35,7 +35,10 @@ UserText = Annotated[str, AfterValidator(os.path.expanduser)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Precision = Literal["off", "bf16", "fp16"]
-BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2")
+BACKBONES = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"),
+    *("resnet18_ibn_a", "resnet34_ibn_a", "resnet50_ibn_a", "resnet101_ibn_a"),
+)
 SUMMING_RULES = ("sum", "query")
 """Matching rules whose distance adds up over parts, so that 1 - distance is no similarity."""
 
@@ -140,7 +143,8 @@ class ModelConfig(Section):
     )
     backbone: str = Field(
         "resnet50",
-        description="resnet18 | resnet34 | resnet50 | resnet101 | mobilenet_v2 | timm:NAME (extra `timm`).",
+        description="resnet18 | resnet34 | resnet50 | resnet101, each also with _ibn_a | mobilenet_v2 | timm:NAME "
+        "(extra `timm`).",
     )
     weights: UserText = Field(
         "imagenet",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
 from pipeline.config import BACKBONES, suggestion
-from pipeline.errors import ConfigError, WeightsError, first_line
+from pipeline.errors import ConfigError, WeightsError
 
 REFERENCE_LENGTH = 2048
 """Length of the feature that learning rates of linear maps on it are known for: ResNet-50's."""
@@ -95,6 +94,39 @@ class Backbone(nn.Module):
         return self.rest(self.early(images))
 
 
+IBN_SUFFIX = "_ibn_a"
+
+
+class InstanceBatchNorm(nn.Module):
+    """IBN-a: instance normalisation of the first half of the channels, batch normalisation of the others.
+
+    Published state dicts (Pan et al., "Two at Once", ECCV 2018) name its two layers `IN` and `BN`.
+
+    Args:
+        channels: Channels C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.half = channels // 2
+        self.IN = nn.InstanceNorm2d(self.half, affine=True)
+        self.BN = nn.BatchNorm2d(channels - self.half)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        first, second = features.tensor_split([self.half], 1)
+        return torch.cat([self.IN(first.contiguous()), self.BN(second.contiguous())], 1)
+
+
+def insert_instance_norms(network: nn.Module) -> None:
+    """Turn a ResNet of torchvision into its IBN-a variant: the first normalisation of each block of layers 1 to 3."""
+    for layer in ("layer1", "layer2", "layer3"):
+        for block in network.get_submodule(layer).children():
+            norm = block.bn1
+            assert isinstance(norm, nn.BatchNorm2d)
+            block.bn1 = InstanceBatchNorm(norm.num_features)
+
+
 def build_backbone(name: str, weights: Mapping[str, Tensor] | None = None) -> Backbone:
     """Build a backbone whose last stage has stride 1, so that 256x128 images give 16x8 features (paper, Sec. 3).
 
@@ -104,25 +136,34 @@ def build_backbone(name: str, weights: Mapping[str, Tensor] | None = None) -> Ba
             classifier's entries may be absent and are ignored. None: random initial weights.
 
     Raises:
-        ConfigError: There is no such backbone.
+        ConfigError: Unknown backbone.
         WeightsError: The weights do not fit it.
     """
     if name.startswith("timm:"):
-        return _timm(name.removeprefix("timm:"), weights)
+        from pipeline.model.timm_backbone import build_timm
+
+        return build_timm(name.removeprefix("timm:"), weights)
     if name not in BACKBONES:
         raise ConfigError(
-            f"there is no backbone {name!r}",
+            f"unknown backbone {name!r}",
             where="model.backbone",
             expected=" | ".join([*BACKBONES, "timm:NAME"]),
             hint=suggestion(name, BACKBONES),
         )
-    network = torchvision.models.get_model(name, weights=None)
+    network = torchvision.models.get_model(name.removesuffix(IBN_SUFFIX), weights=None)
+    if name.endswith(IBN_SUFFIX):
+        insert_instance_norms(network)
     if weights is not None:
-        _load(network, weights, name)
+        load_weights(network, weights, name)
     return _mobilenet(network) if name == "mobilenet_v2" else _resnet(network)
 
 
-def _load(network: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:
+    """Fill a classification network with a state dict; classifiers are ignored.
+
+    Raises:
+        WeightsError: An entry is missing or has another shape, or the file holds several networks.
+    """
     own = network.state_dict()
     needed = {key for key in own if not key.startswith(("fc.", "classifier."))}
     weights = _without_prefix(weights, {key: own[key] for key in sorted(needed)})
@@ -203,95 +244,6 @@ def _out_channels(module: nn.Module) -> int:
 
 _TRAINED = ("encoder_q.", "base_encoder.")
 """Beginnings of entries of the network that MoCo trained; another one followed it."""
-
-_TIMM_EXPECTED = (
-    "a convolutional network whose stages follow each other, with features at strides 4, 8 and 16 "
-    "(docs/tasks/train.md); no transformers"
-)
-
-
-class _TimmStage(nn.Module):
-    """Some successive children of a timm feature extractor, as a module of its own."""
-
-    def __init__(self, network: nn.Module, names: list[str]) -> None:
-        super().__init__()
-        self.parts = nn.ModuleDict({name: network.get_submodule(name) for name in names})
-
-    def forward(self, features: Tensor) -> Tensor:
-        for part in self.parts.values():
-            features = part(features)
-        return features
-
-
-def _timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
-    try:
-        import timm
-    except ImportError:
-        raise ConfigError(
-            f"backbone timm:{name} needs the package timm", where="model.backbone", hint="pip install timm"
-        ) from None
-    try:
-        network: Any = timm.create_model(name, features_only=True, output_stride=16, pretrained=False)
-    # timm's models fail in many ways where they cannot do that.
-    except Exception as error:
-        raise ConfigError(
-            f"timm cannot build {name!r} with features at output stride 16: {first_line(error)}",
-            where="model.backbone",
-            expected=_TIMM_EXPECTED,
-        ) from error
-    info: Any = network.feature_info
-    reductions = list(info.reduction())
-    if not {4, 8} <= set(reductions) or reductions[-1] != 16 or not isinstance(network, nn.ModuleDict):
-        raise ConfigError(
-            f"timm's {name!r} has features at strides {reductions}", where="model.backbone", expected=_TIMM_EXPECTED
-        )
-    if weights is not None:
-        _load(network, _flattened(weights, list(network.keys())), f"timm:{name}")
-    names, channels = list(network.keys()), info.channels()
-    levels = _levels(reductions)
-    cuts = [0, *(_cut_after(name, info[level]["module"], names) for level in levels)]
-    stages = [_TimmStage(network, names[begin:end]) for begin, end in itertools.pairwise(cuts)]
-    return Backbone(*stages, BackboneInfo(*(int(channels[level]) for level in levels)))
-
-
-def _levels(reductions: Sequence[int]) -> tuple[int, int, int, int]:
-    """Places of the last features at strides 4 and 8, of the last but one at stride 16 (or 8), and of the last."""
-    behind = {reduction: level for level, reduction in enumerate(reductions)}
-    last = len(reductions) - 1
-    return behind[4], min(behind.get(8, behind[4]), last - 1), last - 1, last
-
-
-def _cut_after(name: str, module: str, children: Sequence[str]) -> int:
-    """How many of an extractor's children make the features of a module.
-
-    Raises:
-        ConfigError: It is none of them.
-    """
-    # Where a network's stages lie within another module, timm names the flattened ones by an underscore.
-    found = next((each for each in (module.replace(".", "_"), module.split(".")[0]) if each in children), None)
-    if found is None:
-        raise ConfigError(
-            f"timm's {name!r} cannot be cut after its stage {module!r}", where="model.backbone", expected=_TIMM_EXPECTED
-        )
-    return children.index(found) + 1
-
-
-def _flattened(weights: Mapping[str, Tensor], children: Sequence[str]) -> dict[str, Tensor]:
-    """A whole timm network's entries as its extractor of features names them: `stages.0.` becomes `stages_0.`."""
-    moved = {}
-    for child in children:
-        head, _, number = child.rpartition("_")
-        if head and number.isdigit():
-            moved[f"{head}.{number}."] = f"{child}."
-    renamed = {}
-    for name, value in weights.items():
-        # At the beginning, or behind a larger model's prefix.
-        old = next((old for old in moved if f".{name}".find(f".{old}") >= 0), None)
-        if old is not None:
-            head, _, tail = f".{name}".partition(f".{old}")
-            name = f"{head}.{moved[old]}{tail}".removeprefix(".")
-        renamed[name] = value
-    return renamed
 
 
 def initialise(module: nn.Module) -> None:

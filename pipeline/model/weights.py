@@ -12,6 +12,7 @@ from torch import Tensor
 from pipeline.errors import WeightsError
 from pipeline.formats.checkpoint import BUILTIN, read_checkpoint, resolve_checkpoint
 from pipeline.formats.foreign import load_state_dict
+from pipeline.model.backbone import IBN_SUFFIX
 from pipeline.runtime.files import at_home
 
 
@@ -45,11 +46,11 @@ def require_weights_for(spec: str, backbone: str) -> None:
     Raises:
         WeightsError: They are of another one.
     """
-    if spec == "imagenet" and backbone.startswith("timm:"):
+    if spec == "imagenet" and (backbone.startswith("timm:") or backbone.endswith(IBN_SUFFIX)):
         raise WeightsError(
-            f"`imagenet` is torchvision's; for {backbone} name a file",
+            f"`imagenet` has no weights for {backbone}",
             where="model.weights",
-            hint="--weights FILE, or --weights none",
+            expected="a file with its published weights, or none",
         )
     if spec in ("builtin", "rendered") and backbone != "mobilenet_v2":
         raise WeightsError(

@@ -67,7 +67,7 @@ def test_without_internet_imagenet_names_the_file_option(monkeypatch: pytest.Mon
     with pytest.raises(WeightsError, match="cannot be downloaded") as caught:
         weights.load_backbone_weights("imagenet", "mobilenet_v2")
     assert "model.weights" in str(caught.value.hint)
-    with pytest.raises(WeightsError, match="torchvision's"):
+    with pytest.raises(WeightsError, match="timm:resnet26d"):
         weights.load_backbone_weights("imagenet", "timm:resnet26d")
 
 
