@@ -61,6 +61,7 @@ def guard(context: typer.Context | None = None) -> Iterator[None]:
     Args:
         context: Of the command line; its `meta` holds what `sgsfa_cli.main` found out about it.
     """
+    _silence_h5py_destructors()
     meta: dict[str, Any] = {} if context is None else context.meta
     json = bool(meta.get("json"))
     try:
@@ -107,10 +108,10 @@ def _translate(error: Exception, options: set[str], *, json: bool) -> None:
         _fail("out of memory", [("hint", _MEMORY_HINT), *details], EXIT_INVALID, json=json, error=error)
 
 
-def silence_h5py_destructors() -> None:
+def _silence_h5py_destructors() -> None:
     """Stop h5py from printing a traceback for each object that it closes on a disk that fails.
 
-    The failure itself is an error that is reported. Cython prints by both hooks.
+    The failure itself is an error that is reported. Cython prints by both hooks, of which typer sets the first.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

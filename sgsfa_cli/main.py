@@ -149,7 +149,6 @@ def run() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A code page that lacks a character of a name must not end a finished run with an error.
         sys.stdout.reconfigure(errors="backslashreplace")
-    errors.silence_h5py_destructors()
     # Without a home folder it uses a temporary cache and says so in three lines.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
