@@ -160,7 +160,7 @@ def evaluate(
 def _evaluate(sides: _Sides, dataset: Dataset | None, config: MatchingConfig, progress: Progress) -> Evaluation:
     rule, device = MatchingRule.from_config(config), resolve_device(config.device)
     if sides.gallery is None:
-        _refuse_in_streaming(config)
+        refuse_in_streaming(config)
     elif config.query_expansion:
         expanded = expand_queries(sides.query, sides.gallery, rule=rule, device=device, k=config.query_expansion)
         sides = replace(sides, query=expanded)
@@ -265,7 +265,12 @@ def _rerank(sides: _Sides, rule: MatchingRule, device: torch.device, config: Mat
     )
 
 
-def _refuse_in_streaming(config: MatchingConfig) -> None:
+def refuse_in_streaming(config: MatchingConfig) -> None:
+    """Check that the options work on a gallery that is streamed from its file.
+
+    Raises:
+        ConfigError: Some need all its features in memory.
+    """
     options = {
         "matching.rerank": config.rerank,
         "matching.query_expansion": config.query_expansion > 0,

@@ -17,6 +17,8 @@ from pipeline.stages.stage import Check, Stage, StageReport, section_settings
 
 RESULT_FILE = "result.json"
 
+_BYTES_PER_IMAGE = 4 * (7 * 256 + 2048)
+
 
 class Evaluate(Stage):
     """Rank and measure: a folder for each test set, and all results in one `result.json`."""
@@ -64,6 +66,15 @@ class Evaluate(Stage):
             return
         for test in self._tests():
             yield Check(f"matches {test.name}", partial(self.sources.describe_test, test, matches=True))
+        yield Check("matching", self._check_options)
+
+    def _check_options(self) -> str:
+        from pipeline.evaluation.evaluate import MEMORY_BYTES, refuse_in_streaming
+
+        gallery = max(self.sources.count_images(test.spec, "gallery") for test in self._tests())
+        if gallery * _BYTES_PER_IMAGE > MEMORY_BYTES:
+            refuse_in_streaming(self.config.matching)
+        return f"rule {self.config.matching.rule}, {self.config.matching.metric} distance"
 
     def _check_features(self) -> str:
         from pipeline.formats.feature_file import FeatureFile

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.records import unique_names
-from pipeline.errors import ConfigError, FormatError, WeightsError
+from pipeline.errors import ConfigError, WeightsError
 from pipeline.formats.provenance import fingerprint
 from pipeline.parsing.files import parser_files
 from pipeline.parsing.versions import version_of
@@ -20,9 +20,8 @@ from pipeline.stages.stage import FILE, Check, RejectedPolicy, Stage, StageRepor
 
 MASKS_FILE = "masks.h5"
 
+LABEL_MAPS = "label-maps"
 _LABEL_MAP_SUFFIXES = (".png", ".npy")
-_LABEL_SET = "lip-20"
-_SAMPLE = 64
 _ENTRY_POINTS = "sgsfa.parsers"
 _BUILTIN_WEIGHTS = PACKAGE / "parsing" / "weights" / "builtin.safetensors"
 _BYTES_PER_IMAGE = 12_000
@@ -67,7 +66,7 @@ class Masks(Stage):
         sources, argument = self.sources, self.config.masks.parser.partition(":")[2]
         if self._kind == "builtin":
             return {"parser": sources.file(_BUILTIN_WEIGHTS, "weights file of the built-in parser", WeightsError)}
-        if self._kind == "label-maps":
+        if self._kind == LABEL_MAPS:
             folder = self._label_maps()
             return {} if folder is None else {"label maps": sources.tree(folder, *_LABEL_MAP_SUFFIXES)}
         found = {}
@@ -94,47 +93,25 @@ class Masks(Stage):
         return None if self.config.data.source == RENDERED else self.sources.training().label_maps
 
     def checks(self) -> Iterator[Check]:
-        """Yield the images, the parser with its device, labels and grouping, and the back end."""
+        """Yield the images, the parser with its labels, grouping and device, or the label maps, and the back end."""
         yield Check("training images", self.sources.describe_training)
-        if self._kind == "label-maps":
-            yield Check("label maps", self._check_label_maps)
-        else:
-            yield Check("parser", self._check_parser)
+        yield Check("label maps" if self._kind == LABEL_MAPS else "parser", self._check_source)
         if self.config.masks.backend != "none":
             yield Check("back end", self._check_backend)
 
-    def _check_parser(self) -> str:
-        from pipeline.parsing.labels import load_grouping
-        from pipeline.parsing.parser import load_parser
+    def _check_source(self) -> str:
+        from pipeline.masks.source import open_source
 
         masks = self.config.masks
-        info = load_parser(masks.parser, label_set=masks.label_set, device=masks.device).info
-        load_grouping(masks.grouping, info.label_set)
-        return f"{masks.parser}, labels {info.label_set.name}"
-
-    def _check_label_maps(self) -> str:
-        from pipeline.parsing.labelmaps import LabelMaps
-        from pipeline.parsing.labels import load_label_set
-
-        if self.config.data.source == RENDERED:
+        if self.config.data.source != RENDERED:
+            dataset = self.sources.training()
+            names = tuple(unique_names(dataset.split("train")))
+            source = open_source(masks, dataset.root, names, dataset.label_maps)
+        elif self._kind != LABEL_MAPS:
+            source = open_source(masks, Path(), (), None)
+        else:
             return "those of the rendered images"
-        folder = self._label_maps()
-        if folder is None:
-            raise ConfigError(
-                "data set has no label maps", where="masks.parser", expected="label-maps:DIR, or another parser"
-            )
-        names = unique_names(self.sources.training().split("train"))
-        maps = LabelMaps(folder, names, load_label_set(self.config.masks.label_set or _LABEL_SET))
-        errors = []
-        for name in names[:_SAMPLE]:
-            try:
-                maps.find(name)
-            except FormatError as error:
-                errors.append(error)
-        sample = min(len(names), _SAMPLE)
-        if len(errors) == sample:
-            raise errors[0]
-        return f"{sample - len(errors)} of the first {sample} images"
+        return f"{masks.parser}, labels {source.label_set}"
 
     def _check_backend(self) -> str:
         backend = self.config.masks.backend

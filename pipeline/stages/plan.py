@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,10 +103,11 @@ class Plan:
 
     def check(self) -> list[CheckResult]:
         """Verify what can be verified before the first stage runs, for all stages that the run executes."""
-        results = [_verify(entry.name, check) for entry in self.pending for check in entry.stage.checks()]
-        if self.pending and not any(result.error for result in results):
-            size = sum(entry.stage.disk_bytes() for entry in self.pending)
-            results.append(_verify("all", Check("disk space", lambda: check_disk(self.config.artifacts, size))))
+        with _without_log():
+            results = [_verify(entry.name, check) for entry in self.pending for check in entry.stage.checks()]
+            if self.pending and not any(result.error for result in results):
+                size = sum(entry.stage.disk_bytes() for entry in self.pending)
+                results.append(_verify("all", Check("disk space", lambda: check_disk(self.config.artifacts, size))))
         return results
 
 
@@ -218,6 +221,18 @@ def _verify(stage: str, check: Check) -> CheckResult:
         return CheckResult(stage, check.what, check.run())
     except UserError as error:
         return CheckResult(stage, check.what, error=error)
+
+
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """Drop the notes and warnings of checks, which the stages repeat."""
+    logger = logging.getLogger("sgsfa")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _range(names: Sequence[str], from_stage: str | None, until: str | None) -> tuple[int, int]:

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError, FormatError, UserError, WeightsError
+from pipeline.errors import ConfigError, DataError, FormatError, UserError, WeightsError
 from pipeline.stages.evaluate import Evaluate
 from pipeline.stages.extract import Extract
 from pipeline.stages.plan import make_plan
@@ -21,6 +21,16 @@ def test_matches__must_exist_before_the_first_stage(configure, people, run, fake
     assert fakes.took() == []
     # Features are useful all the same.
     assert run(configure(), until="extract")[0] == ["masks", "train", "extract"]
+
+
+def test_options__must_work_on_a_gallery_that_is_streamed(configure, monkeypatch):
+    monkeypatch.setattr("pipeline.evaluation.evaluate.MEMORY_BYTES", 2 << 30)
+    config = configure("matching.rerank=true")
+    stage = Evaluate(config, Sources(config))
+    assert "shrunk" in check(stage, "matching")
+    monkeypatch.setattr(Sources, "count_images", lambda *_: 1_000_000)
+    with pytest.raises(ConfigError, match=r"matching\.rerank"):
+        check(stage, "matching")
 
 
 def test_features_of_the_user__further_columns_count(configure, run, people, tmp_path):

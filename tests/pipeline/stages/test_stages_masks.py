@@ -150,13 +150,23 @@ def test_check__parser_file_must_be_one(stage, tmp_path, content):
 
 def test_check__label_maps_must_be_found(stage, maps):
     spec = f"masks.parser=label-maps:{maps}"
-    with pytest.raises(FormatError, match="label map"):
+    with pytest.raises(UserError) as caught:
         check(stage(spec), "label maps")
+    assert "1_c1" in str(caught.value)
     (maps / "images").mkdir()
     cv2.imwrite(str(maps / "images" / "1_c1.png"), np.zeros((4, 4), np.uint8))
-    assert check(stage(spec), "label maps") == "1 of the first 4 images"
-    with pytest.raises(ConfigError, match="no label maps"):
+    assert "lip-20" in check(stage(spec), "label maps")
+    with pytest.raises(ConfigError, match="label maps"):
         check(stage("masks.parser=label-maps"), "label maps")
+    with pytest.raises(ConfigError) as caught:
+        check(stage(spec, "masks.flip=true"), "label maps")
+    assert caught.value.where == "masks.flip"
+
+
+def test_check__missing_back_end_is_named(stage, monkeypatch):
+    monkeypatch.setattr("pipeline.stages.masks.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="dask"):
+        check(stage("masks.backend=dask"), "back end")
 
 
 def test_on_rejected__stops_unless_allowed(stage):
