@@ -1,14 +1,13 @@
-"""What each piece of the method is worth: presets, body attention, dynamic features, lambda, matching rules.
+"""Measure the effect of each piece of the method: presets, body attention, dynamic features, lambda, matching rules.
 
     python -m benchmarks.ablation
     python -m benchmarks.ablation --data csv:mine/dataset.csv --height 256 --width 128 --epochs 60 --seeds 0 1 2
     python -m benchmarks.ablation --groups presets balance --set train.lr=4e-4 --minutes 60
 
-Every cell of the table is a run of the product's own stages, so its data, masks, checkpoints, features and results lie
-in the artifact store: cells with the same training train once, masks are built once, matching rules cost no training,
-a run that is there is not done again, and one that was killed goes on from its last state. After each cell the table
-(`ablation.md`), all figures (`ablation.json`) and the plot (`ablation.png`, in the manner of the paper's Table 5 and
-Fig. 6) are written anew; cells that were not run yet are marked as such. The same command goes on.
+Every cell of the table is a run of the stages, so its data, masks, checkpoints, features and results are cached in the
+artifact store: cells with the same training train once, masks are built once, matching rules cost no training, and the
+same command resumes. After each cell the table (`ablation.md`), all figures (`ablation.json`) and the plot
+(`ablation.png`, after the paper's Table 5 and Fig. 6) are updated; cells that were not run yet are marked.
 """
 
 from __future__ import annotations

@@ -487,7 +487,7 @@ def main() -> None:
     parser.add_argument("--part", action="append", choices=PARTS, help="only this part; repeatable")
     parser.add_argument("--threads", type=int, default=2, help="BLAS threads (default 2)")
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 200_000, 2_000_000], help="gallery sizes")
-    parser.add_argument("--dim", type=int, default=64, help="numbers a part in the made-up galleries (default 64)")
+    parser.add_argument("--dim", type=int, default=64, help="values per part in the random galleries (default 64)")
     parser.add_argument("--whole", type=int, default=256, help="numbers of the global feature (default 256)")
     parser.add_argument("--faiss-rows", type=int, default=1_000_000, help="gallery of the approximate search")
     parser.add_argument(

@@ -67,7 +67,7 @@ class Sheet:
     Args:
         vertices: (n,) int32 numbers of its vertices in the body.
         faces: (f, 3) int32 in its own numbering.
-        smooth: (n, n) operator that evens out muscles, as cloth does; None leaves the points as they are.
+        smooth: (n, n) operator that evens out muscles, as cloth does; None leaves the points unchanged.
         chart: Of its vertices, evened out in the same way: what is a straight line in it is one on the person.
     """
 

@@ -85,7 +85,7 @@ def degrade(image: Array32, how: Degradation, random: np.random.Generator) -> np
     if small[0] < 0.97 * width:
         low = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
         image = np.asarray(cv2.resize(low, (width, height), interpolation=cv2.INTER_CUBIC), np.float32)
-    # Grain belongs to the sensor's pixels and is as coarse as they are.
+    # Grain has the resolution of the sensor's pixels.
     grain = random.standard_normal((small[1], small[0], 3), np.float32) * np.float32(how.noise)
     if grain.shape[:2] != (height, width):
         grain = np.asarray(cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)

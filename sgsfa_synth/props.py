@@ -661,8 +661,8 @@ def boxes(random: Random) -> Solid:
     return join(parts)
 
 
-def litter_bin(random: Random) -> Solid:
-    """Build a litter bin on the pavement, or a wheeled refuse bin."""
+def street_bin(random: Random) -> Solid:
+    """Build a street bin on the pavement, or a wheeled refuse bin."""
     coat = paint(random, saturation=0.8, low=0.1, high=0.5)
     if random.random() < 0.5:
         w, d, h = 0.29, 0.33, random.uniform(0.92, 1.05)
@@ -874,7 +874,7 @@ KINDS: Mapping[str, Callable[[Random], Solid]] = MappingProxyType(
         "post": post,
         "sign": sign,
         "boxes": boxes,
-        "bin": litter_bin,
+        "bin": street_bin,
         "parasol": parasol,
         "barrier": barrier,
         "planter": planter,

@@ -5,7 +5,7 @@ Resuming a file means writing its pending rows. The guarantee rests on three thi
 allocated when the file is created (`libver="earliest"`, contiguous datasets), so later writes change no metadata; the
 contents of rows are flushed before their status; and rows that are overwritten are pending meanwhile.
 
-HDF5's own file locks stay off: whoever creates an output holds our lock, and some network disks have no others.
+HDF5's own file locks stay off: the creator of an output holds our lock, and some network disks support no others.
 """
 
 from __future__ import annotations

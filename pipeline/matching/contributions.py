@@ -23,7 +23,7 @@ class Contributions:
 
     Attributes:
         distances: (N,P+2) distance of each part, of the global feature, and the constant that a pair without a shared
-            part gets; 0 where there is no such feature.
+            part gets; 0 where the feature is missing.
         weights: (N,P+2) weight of each in the distance, 0 where it does not count.
     """
 

@@ -193,7 +193,7 @@ class SGSFA(nn.Module):
             self.global_centre.copy_(global_feature)
 
     def reset_centres(self) -> None:
-        """Compare features as they are, to measure their means."""
+        """Reset the centres to zero, so that the means of the features can be measured."""
         for centre in (self.part_centres, self.global_centre):
             if centre is not None:
                 centre.zero_()

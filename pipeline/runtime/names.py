@@ -20,7 +20,7 @@ class NameIndex:
         self._listings: dict[Path, dict[str, str]] = {}
 
     def find(self, name: str) -> str | None:
-        """Return the name on the disk of a relative POSIX path, or None if there is no such file."""
+        """Return the name on the disk of a relative POSIX path, or None if it does not exist."""
         if os.path.isfile(self.root / name):  # noqa: PTH113 (Path.is_file fails on names with NUL)
             return name
         found = PurePosixPath()

@@ -94,7 +94,7 @@ def _leftover(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep builders of what lies at `path` away; nobody looks for names of leftovers."""
+    """Lock the artifact at `path` against builders; leftovers need no lock."""
     if DISCARDED.search(path.name) or is_temporary(path):
         yield
         return

@@ -1,10 +1,10 @@
 """Visibility thresholds and part centres from training images whose masks show what is visible.
 
-The paper leaves tau of eq. 5 open. Here training images are embedded as they are and once more with cut-outs pasted
+The paper leaves tau of eq. 5 open. Here training images are embedded unmodified and once more with cut-outs pasted
 onto them or truncated, and tau_i is the threshold of the predicted mask's mean with the best balanced accuracy in
 predicting whether the true mask shows part i. How well any threshold can do is the area under the ROC curve, which is
 kept with the checkpoint.
-The centre of a part is the mean of its feature over the images, as they are, that show it (`pipeline.model.sgsfa`).
+The centre of a part is the mean of its feature over the unmodified images that show it (`pipeline.model.sgsfa`).
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, *, step: int = 0, untested: bool = False, tensorboard: Path | None = None) -> None:
         kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
-        # Made once, at the end, and anew by a run that was killed after it.
+        # Logged once, at the end; a run that was killed after it logs it again.
         kept = [line for line in kept if line["kind"] != "calibration"]
         if untested:
             kept = [line for line in kept if line["kind"] != "evaluation" or line["step"] < step]

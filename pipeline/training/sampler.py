@@ -14,33 +14,32 @@ from pipeline.runtime.seeds import rng
 Rows = npt.NDArray[np.int64]
 
 
-class Deck:
-    """Cards dealt in random order; the pile is shuffled anew when it runs out.
+class ShuffledCycle:
+    """Elements drawn in random order; the order is shuffled again at the end of each cycle.
 
-    A hand holds no card twice as long as there are others, so that over several hands every card comes up equally
-    often.
+    A draw contains no element twice while there are others, so over several draws all elements occur equally often.
     """
 
-    def __init__(self, cards: Sequence[int], stream: np.random.Generator) -> None:
-        self._cards = np.asarray(cards, dtype=np.int64)
+    def __init__(self, elements: Sequence[int], stream: np.random.Generator) -> None:
+        self._elements = np.asarray(elements, dtype=np.int64)
         self._stream = stream
-        self._pile: list[int] = []
+        self._order: list[int] = []
 
-    def deal(self, count: int) -> list[int]:
-        """The next `count` cards; repeats only where `count` exceeds the number of cards."""
-        hand: list[int] = []
+    def draw(self, count: int) -> list[int]:
+        """Return the next `count` elements; repeats only if `count` exceeds their number."""
+        drawn: list[int] = []
         held: set[int] = set()
-        while len(hand) < count:
-            if len(held) == len(self._cards):
+        while len(drawn) < count:
+            if len(held) == len(self._elements):
                 held.clear()
-            place = next((i for i, card in enumerate(self._pile) if card not in held), None)
+            place = next((i for i, element in enumerate(self._order) if element not in held), None)
             if place is None:
-                self._pile.extend(self._stream.permutation(self._cards).tolist())
+                self._order.extend(self._stream.permutation(self._elements).tolist())
                 continue
-            card = self._pile.pop(place)
-            hand.append(card)
-            held.add(card)
-        return hand
+            element = self._order.pop(place)
+            drawn.append(element)
+            held.add(element)
+        return drawn
 
 
 def check_batches(labels: Sequence[int], config: TrainConfig, *, processes: int = 1) -> None:
@@ -96,10 +95,10 @@ def epoch_batches(labels: Sequence[int], config: TrainConfig, epoch: int) -> Row
     rows_of: dict[int, list[int]] = {}
     for row, label in enumerate(labels):
         rows_of.setdefault(label, []).append(row)
-    identities = Deck(sorted(rows_of), stream)
-    images = {label: Deck(rows, stream) for label, rows in rows_of.items()}
+    identities = ShuffledCycle(sorted(rows_of), stream)
+    images = {label: ShuffledCycle(rows, stream) for label, rows in rows_of.items()}
     batches = [
-        [row for label in identities.deal(config.identities) for row in images[label].deal(config.instances)]
+        [row for label in identities.draw(config.identities) for row in images[label].draw(config.instances)]
         for _ in range(steps_per_epoch(labels, config))
     ]
     return np.array(batches, dtype=np.int64)

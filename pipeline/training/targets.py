@@ -17,7 +17,7 @@ from pipeline.formats.masks import OK, PART_NAMES, MaskFile
 
 @dataclass(frozen=True, slots=True)
 class MaskTargets:
-    """Masks of N images, as they are stored (uint8, 0..255) or augmented (float32, 0..1).
+    """Masks of N images, stored (uint8, 0..255) or augmented (float32, 0..1).
 
     Attributes:
         parts: (N, 4, h, w) share of each cell, of 16 or 8 pixels, that shows a part.

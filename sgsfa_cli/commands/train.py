@@ -38,7 +38,7 @@ app = command_app()
 def train(
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", metavar="KIND:PATH", help="The data set; `sgsfa data list` names kinds."),
+        typer.Option("--data", "-d", metavar="KIND:PATH", help="The data set; `sgsfa data list` lists kinds."),
     ] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", "-e", metavar="N", help="Epochs.")] = None,
     backbone: Annotated[
@@ -47,27 +47,31 @@ def train(
     weights: Annotated[
         str | None,
         typer.Option(
-            metavar="SOURCE", help="Where the backbone starts: imagenet, builtin, none, or a .safetensors or .pth file."
+            metavar="SOURCE",
+            help="Initial weights of the backbone: imagenet, builtin, rendered, none, or a .safetensors or .pth file.",
         ),
     ] = None,
     start: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A checkpoint of the same network to go on from, instead of --weights."),
+        typer.Option(
+            metavar="FILE",
+            help="A checkpoint of the same network to start from, instead of --weights: a file, or builtin.",
+        ),
     ] = None,
     amp: Annotated[str | None, typer.Option(metavar="PRECISION", help="Mixed precision: off, bf16 or fp16.")] = None,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Train anew, even if the result is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train again even if the result is up to date.")] = False,
     config: ConfigOption = None,
     preset: PresetOption = None,
     overrides: SetOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a network: the stages of `sgsfa run` up to training, whose masks are built if they are missing.
+    """Train a network: the stages of `sgsfa run` up to training. Masks are built if they are missing.
 
-    A run that was stopped, killed or ran out of memory goes on where it was when the same command is given again.
-    On several GPUs or machines: torchrun --nproc-per-node=N -m sgsfa_cli train ... The batch is then shared among the
-    processes. Options win over --set, and both over the configuration.
+    The same command resumes a training that was interrupted, killed or ran out of memory. On several GPUs or machines:
+    torchrun --nproc-per-node=N -m sgsfa_cli train ...; the processes share each batch. Options override --set, and
+    both override the configuration.
     """
     if weights is not None and start is not None:
         from pipeline.errors import ConfigError
@@ -96,7 +100,7 @@ def train(
     progress = console.progress(quiet=quiet)
     warn_of_defaults(settings, config, preset)
     if force:
-        # Only the training is done anew; what it needs is made if it is missing.
+        # Only the training is repeated; its inputs are built if they are missing.
         names = [entry.name for entry in make_plan(settings, until="train", progress=progress).selected]
         if len(names) > 1:
             run_stages(settings, until=names[-2], progress=progress)

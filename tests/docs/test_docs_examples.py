@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^( *)```(sh|python)\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
 FOREIGN = re.compile(
-    r"/data/|/shared/|schp:|onnx:|photos-parsed|resnet50\.pth|timm:|tcp://|SLURM|--preset (?:demo|transfer)|-duke|market1501[:/]"
+    "/data/|/shared/|schp:|onnx:|photos-parsed|resnet50.pth|timm:|tcp://|SLURM|preset (demo|transfer)|-duke|market1501"
 )
 SMALL = [
     *("synth.ids=8", "synth.cameras=2", "synth.shots=2", "synth.height=64", "synth.width=32", "synth.jobs=1"),

@@ -141,7 +141,7 @@ def assert_same_files(first, second):
     assert one["rows"] == other["rows"]
 
 
-def litter(folder):
+def leftovers(folder):
     return [str(path) for path in folder.glob("artifacts/*/*") if path.name[-8:].strip("0123456789abcdef")]
 
 
@@ -153,7 +153,7 @@ def test_a_second_run_does_nothing_and_a_changed_rule_evaluates_only(done):
     report = json.loads(call(done, "run", "--set", "matching.rule=mean", "--json", "--quiet").stdout)
     assert [stage["action"] for stage in report["stages"]] == [*["reused"] * 4, "ran"]
     assert "as published" in call(done, "artifacts", "verify").stdout
-    assert litter(done) == []
+    assert leftovers(done) == []
 
 
 @pytest.mark.slow
@@ -193,14 +193,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_files(finished, fresh):
     call(fresh, "run", "--quiet")
     assert_same_files(finished, fresh)
     call(fresh, "artifacts", "prune", "--yes")
-    assert litter(fresh) == []
+    assert leftovers(fresh) == []
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(fresh):
+def test_ctrl_c_ends_with_130_and_the_next_run_resumes(fresh):
     process = start(fresh, "run")
-    # Once a step is logged: before, nothing is there to go on from, and while modules are being set up Python may lose
-    # the KeyboardInterrupt in a callback of the garbage collector.
+    # Once a step is logged: before, there is nothing to resume, and while modules are being set up Python may lose the
+    # KeyboardInterrupt in a callback of the garbage collector.
     while process.poll() is None and not any(
         log.stat().st_size for log in fresh.glob("artifacts/train/*.partial/metrics.jsonl")
     ):
@@ -208,10 +208,10 @@ def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(fresh):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert "the same command goes on" in errors
+    assert "run the same command again" in errors
     assert "Traceback" not in errors
     states = {each["stage"]: each["state"] for each in json.loads(call(fresh, "status", "--json").stdout)["stages"]}
-    assert states["train"] == "partial"
+    assert states["train"] == "incomplete"
     assert "resumed and done" in call(fresh, "run").stdout
 
 
@@ -219,7 +219,7 @@ def test_ctrl_c_ends_with_130_and_the_next_run_goes_on(fresh):
 
 
 @pytest.mark.slow
-def test_an_image_that_ends_early_is_listed_and_the_run_can_go_on(rendered, tmp_path, tiny_parser):
+def test_an_image_that_ends_early_is_listed_and_the_run_can_continue(rendered, tmp_path, tiny_parser):
     people = tmp_path / "people"
     shutil.copytree(only(rendered, "synth/*/dataset"), people)
     with (people / "dataset.csv").open(newline="") as stream:
@@ -231,7 +231,7 @@ def test_an_image_that_ends_early_is_listed_and_the_run_can_go_on(rendered, tmp_
         result = call(tmp_path, "run", "--quiet", code=3)
         assert victim in result.stderr
         assert "masks.allow_failed=true" in result.stderr
-    # It goes on, trains without the image, and still says so.
+    # It continues, trains without the image, and still reports it.
     result = call(tmp_path, "run", "--quiet", "--set", "masks.allow_failed=true", code=3)
     assert victim in result.stderr
     assert "colour histogram" in result.stdout

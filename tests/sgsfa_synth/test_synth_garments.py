@@ -36,7 +36,7 @@ def vertices_of(mesh: Mesh, material: Material) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", POSES)
-def test_everybody_stands_on_the_ground_in_every_pose(kind: str) -> None:
+def test_all_stand_on_the_ground_in_every_pose(kind: str) -> None:
     for person in PEOPLE[::4]:
         mesh = dressed(person, kind).moved(1.0, (2.0, -1.0, 0.0))
         assert np.isfinite(mesh.vertices).all()

@@ -51,7 +51,7 @@ def test_look_alikes_share_a_palette() -> None:
     bottoms = Counter(tuple(np.round(_from_afar(p.bottom.cloth), 2)) for p in people)
     assert sum(n for n in shades.values() if n > 1) > 60, "several wear the very same shade"
     assert sum(n for n in bottoms.values() if n > 1) > 60
-    assert len(shades) > 60, "but not everybody does"
+    assert len(shades) > 60, "but not all do"
 
 
 def worn_above(person: Identity) -> Cloth:

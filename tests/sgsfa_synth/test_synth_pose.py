@@ -37,7 +37,7 @@ def test_angles_mean_what_they_say() -> None:
         assert bent[f"foot.{side}"][1] > bent[f"lowerleg01.{side}"][1] + 0.2, "a knee bends back"
 
 
-def test_elbow_angle_is_reached_by_everybody() -> None:
+def test_elbow_angle_is_reached_by_all() -> None:
     for sample in (0, 100, 300):
         rest = shaped(MODEL, MODEL.samples[sample])
         pose = Pose("stand", left_arm=Arm(elbow=70), right_arm=Arm(elbow=20))

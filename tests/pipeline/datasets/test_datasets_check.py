@@ -109,7 +109,7 @@ def test_queries_without_a_match_are_noted(folder: Path) -> None:
     assert any(note.startswith("1 query has no gallery image") and "00.jpg" in note for note in report.notes)
 
 
-def test_a_set_in_which_nobody_can_be_found_is_not_sound(folder: Path) -> None:
+def test_a_set_without_matches_is_not_sound(folder: Path) -> None:
     """One camera for all, as sets of one's own often have: no query has anything to find."""
     report = check_dataset(table(folder, ["00.jpg,1,1,query", "01.jpg,2,1,query", "02.jpg,1,1,gallery"]))
     (fault,) = report.faults

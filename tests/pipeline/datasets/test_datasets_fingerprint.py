@@ -30,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A minute passes between the files' making, which nobody can date back, and each look at them."""
+    """A minute passes between the creation of the files and each check; change times cannot be set back."""
     now = time.time_ns
     monkeypatch.setattr(fingerprint.time, "time_ns", lambda: now() + 60_000_000_000)
 

@@ -308,8 +308,8 @@ def test_a_list_that_cannot_be_read_is_a_fault(small_occluded_duke: Path, monkey
     assert "the list cannot be read: Permission denied" in message(f"occluded-duke:{small_occluded_duke}")
 
 
-def test_the_home_of_nobody_does_not_exist() -> None:
-    assert "does not exist" in message("csv:~nobody-has-this-name/people.csv")
+def test_the_home_of_an_unknown_user_does_not_exist() -> None:
+    assert "does not exist" in message("csv:~no-user-of-this-name/people.csv")
 
 
 def test_occluded_duke_lists_name_what_is_missing_and_doubled(small_occluded_duke: Path) -> None:

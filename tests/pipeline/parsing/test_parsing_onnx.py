@@ -119,7 +119,7 @@ def test_faulty_sidecars_are_refused(tmp_path: Path, text: str, found: str) -> N
 
 
 def test_own_label_set_beside_the_model(tmp_path: Path) -> None:
-    (tmp_path / "two.toml").write_text('classes = ["nobody", "body"]\nupper = ["body"]\n')
+    (tmp_path / "two.toml").write_text('classes = ["background", "body"]\nupper = ["body"]\n')
     model = describe(write_onnx(tmp_path / "m.onnx", classes=2), 'label_set = "two.toml"')
     assert load_onnx(model, device="cpu").info.label_set.name == "two"
 

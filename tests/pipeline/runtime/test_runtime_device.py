@@ -84,7 +84,7 @@ def test_what_has_no_room_on_a_gpu_is_told_with_who_has_it(monkeypatch: pytest.M
         "5 images do not fit into the memory of cuda:1 (85.0 GB: 4.7 for this program's numbers, 80.0 for all else)"
     )
     assert error.hint == "take 4; nvidia-smi shows the other programs on the GPU"
-    own[0] = 84e9  # Nobody else is to blame.
+    own[0] = 84e9  # No other process uses it.
     assert no_room(gpu, "5 images do not fit").hint is None
 
     def too_full(device: torch.device) -> None:
@@ -144,7 +144,7 @@ def test_the_allocator_is_tuned_where_there_is_glibc(monkeypatch):
     assert tune_allocator.__wrapped__() is False
 
 
-def test_constants_are_made_once_and_can_be_trained_with_whoever_asked_first():
+def test_constants_are_made_once_and_can_be_trained_with_by_any_caller():
     with torch.inference_mode():
         first = constant((0.25, 0.5), torch.device("cpu"))
     assert constant((0.25, 0.5), torch.device("cpu")) is first

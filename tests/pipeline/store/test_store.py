@@ -297,7 +297,7 @@ def _raise(error):
 # Pruning
 
 
-def test_prune_lists_unused_artifacts_and_litter_and_spares_the_rest(store):
+def test_prune_lists_unused_artifacts_and_leftovers_and_spares_the_rest(store):
     kept = build(store)
     old = build(store, record=OTHER)
     foreign = build(store, name="other", record=Provenance({"a": 3}))
@@ -539,10 +539,10 @@ def kill_and_resume(store, seed):
     assert sorted(artifact.manifest.files) == [f"{number:02d}.txt" for number in range(40)]
     for number in range(40):
         assert (artifact.path / f"{number:02d}.txt").read_text() == f"number {number}"
-    build(store)  # the last kill may have come after the rename; whoever comes next clears its lock away
+    build(store)  # the last kill may have come after the rename; the next session removes its lock
     assert left(store) == []
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
-def test_sigkill_at_random_moments_loses_nothing_and_leaves_no_litter(store, seed):
+def test_sigkill_at_random_moments_loses_nothing_and_leaves_no_leftovers(store, seed):
     kill_and_resume(store, seed)

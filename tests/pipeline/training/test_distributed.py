@@ -210,15 +210,15 @@ def test_when_a_process_is_killed_all_end_and_the_run_goes_on_later(tmp_path: Pa
     assert "another process of this run ended" in text or "Stopped." in text
     assert "rank      : 1 (" in report
     assert "SIGKILL" in report
-    # One process goes on where two were stopped.
+    # One process resumes where two were stopped.
     done = subprocess.Popen(command[:1] + command[command.index("-m", 3) :], env=environment(), stderr=subprocess.PIPE)
     try:
         assert done.stderr is not None
         said = ""
         deadline = time.monotonic() + 120
-        while "training goes on from step" not in said and time.monotonic() < deadline:
+        while "resuming training at step" not in said and time.monotonic() < deadline:
             said += done.stderr.readline().decode()
-        assert "training goes on from step" in said
+        assert "resuming training at step" in said
     finally:
         done.kill()
         done.wait()

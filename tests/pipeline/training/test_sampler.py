@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import TrainConfig
 from pipeline.errors import ConfigError, DataError
-from pipeline.training.sampler import Deck, check_batches, epoch_batches, shard, steps_per_epoch
+from pipeline.training.sampler import ShuffledCycle, check_batches, epoch_batches, shard, steps_per_epoch
 
 LABELS = st.lists(st.integers(0, 11), min_size=12, max_size=80).filter(lambda labels: len(set(labels)) >= 4)
 
@@ -37,7 +37,7 @@ def test_every_batch_is_p_identities_of_k_images(labels: list[int], epoch: int, 
 
 @settings(max_examples=30, deadline=None)
 @given(LABELS, st.integers(0, 5))
-def test_an_epoch_of_identities_shows_everybody(labels: list[int], epoch: int) -> None:
+def test_an_epoch_of_identities_shows_every_identity(labels: list[int], epoch: int) -> None:
     batches = epoch_batches(labels, config(epoch_length="identities"), epoch)
     assert {labels[row] for row in batches.ravel()} == set(labels)
 
@@ -59,11 +59,11 @@ def test_images_come_up_equally_often() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=20, unique=True), st.lists(st.integers(1, 12), max_size=20))
-def test_a_deck_deals_every_card_before_any_a_second_time(cards: list[int], hands: list[int]) -> None:
-    deck = Deck(cards, np.random.default_rng(0))
+def test_a_cycle_deals_every_card_before_any_a_second_time(cards: list[int], hands: list[int]) -> None:
+    cycle = ShuffledCycle(cards, np.random.default_rng(0))
     dealt: Counter[int] = Counter()
     for count in hands:
-        hand = deck.deal(count)
+        hand = cycle.draw(count)
         assert len(hand) == count
         shares = Counter(hand).values()
         assert max(shares) - min([*shares, *([0] if len(shares) < len(cards) else [])]) <= 1
