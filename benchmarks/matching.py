@@ -81,7 +81,7 @@ def made_up_parts(count: int, global_dim: int, seed: int) -> Any:
     """Part features of `count` images of 1,500 people, 7 x 256 and the whole body."""
     import torch
 
-    from pipeline.matching.distance import PartSet
+    from pipeline.formats.features import Features
 
     draw = torch.Generator().manual_seed(seed)
     people = torch.randn(1500, 7, 256, generator=torch.Generator().manual_seed(7))
@@ -89,7 +89,7 @@ def made_up_parts(count: int, global_dim: int, seed: int) -> Any:
     parts = torch.randn(count, 7, 256, generator=draw).add_(people[who])
     global_feature = torch.randn(count, global_dim, generator=draw)
     visible = (torch.rand(count, 7, generator=draw) < 0.7).float()
-    return PartSet(parts, global_feature, visible)
+    return Features.from_arrays(parts, global_feature, visible)
 
 
 def metrics(_: argparse.Namespace) -> dict[str, Any]:
@@ -174,14 +174,14 @@ def distance(options: argparse.Namespace) -> dict[str, Any]:
     """Distance and metrics streamed from features, against the bare matrix products."""
     import torch
 
-    from pipeline.matching.distance import Rule, distance_blocks
+    from pipeline.matching.distance import MatchingRule, distance_blocks
     from pipeline.matching.metrics import RankStream
 
     ids = market_ids()
     query = made_up_parts(NUM_QUERY, options.global_feature, 1)
     gallery = made_up_parts(NUM_GALLERY, options.global_feature, 2)
     before = peak_mb()
-    rule = Rule(options.rule)
+    rule = MatchingRule(options.rule)
 
     def streamed() -> None:
         stream = RankStream(*ids)
@@ -250,10 +250,12 @@ def write_gallery(path: Path, rows: int, dim: int, *, spread: float) -> None:
     """A features file of made-up people, ten images each."""
     import numpy as np
 
-    from pipeline.formats.features import FeatureHeader, FeatureWriter
+    from pipeline.formats.feature_file import feature_layout, open_feature_writer
+    from pipeline.formats.provenance import Provenance
+    from pipeline.formats.rows import OK
 
     rng = np.random.default_rng(0)
-    header = FeatureHeader(
+    layout = feature_layout(
         names=[f"{i:07d}.jpg" for i in range(rows)],
         pids=np.arange(rows) // 10,
         camids=np.arange(rows) % 6,
@@ -262,14 +264,15 @@ def write_gallery(path: Path, rows: int, dim: int, *, spread: float) -> None:
         global_dim=dim,
         thresholds=np.full(7, 0.1),
     )
-    with FeatureWriter.begin(path, header) as writer:
-        while writer.done < rows:
-            count = min(20_000, rows - writer.done)
-            people = np.random.default_rng(writer.done).standard_normal((-(-count // 10), 7, dim), dtype=np.float32)
+    with open_feature_writer(path, layout, Provenance({})) as writer:
+        for start in range(0, rows, 20_000):
+            count = min(20_000, rows - start)
+            people = np.random.default_rng(start).standard_normal((-(-count // 10), 7, dim), dtype=np.float32)
             parts = np.repeat(people, 10, axis=0)[:count]
             parts += spread * rng.standard_normal(parts.shape, dtype=np.float32)
             visibility = np.where(rng.random((count, 7)) < 0.7, 0.3, 0.0)
-            writer.append(parts, parts.mean(axis=1), visibility)
+            arrays = {"parts": parts, "global_feature": parts.mean(axis=1), "visibility": visibility}
+            writer.write(start, arrays, np.full(count, OK, np.uint8))
         writer.finish()
 
 
@@ -277,14 +280,12 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
     """One gallery size: exact top-50 and exact metrics of 500 queries from disk; time and memory."""
     import numpy as np
 
-    from pipeline.formats.features import FeatureFile
-    from pipeline.matching.distance import SHRUNK, distances, part_set, prepare
+    from pipeline.formats.feature_file import FeatureFile
+    from pipeline.matching.distance import distances, prepare
     from pipeline.matching.search import block_rows, rank_on_disk, search
 
     file = FeatureFile.open(Path(options.file))
-    pids, camids = file.ids()
-    rows = np.linspace(0, file.total - 1, 500).astype(np.int64)
-    query = part_set(file.at(rows), file.thresholds)
+    query = file.load(np.linspace(0, len(file) - 1, 500).astype(np.int64))
     hits = None
 
     def top_50() -> None:
@@ -292,11 +293,11 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
         hits = search(query, file, 50)
 
     before = peak_mb()
-    searching = best_of(top_50, max(3, min(20, 2_000_000 // file.total)))
+    searching = best_of(top_50, max(3, min(20, 2_000_000 // len(file))))
     peak_search = peak_mb()
-    ranking = best_of(lambda: rank_on_disk(query, pids[rows], camids[rows], file).metrics(), 1)
+    ranking = best_of(lambda: rank_on_disk(query, file).metrics(), 1)
     found = {
-        "rows": file.total,
+        "rows": len(file),
         "top_50_seconds": searching["best"],
         "top_50_processor_seconds": searching["processor"],
         "metrics_seconds": ranking["best"],
@@ -308,11 +309,8 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
     if options.check:
         assert hits is not None
         # The same in memory: the whole gallery is held, and each query's distances to all of it.
-        right = [
-            prepare(part_set(block, file.thresholds), SHRUNK, is_query=False)
-            for block in file.blocks(block_rows(file, 1))
-        ]
-        left = prepare(query, SHRUNK, is_query=True)
+        right = [prepare(block, is_query=False) for _, block in file.blocks(block_rows(file, 1))]
+        left = prepare(query, is_query=True)
         equal, largest = True, 0.0
         for start in range(0, len(query), 50):
             some = slice(start, start + 50)
@@ -331,25 +329,22 @@ def turns(options: argparse.Namespace) -> dict[str, Any]:
     """The search of all gallery sizes by turns in one process, so that their ratios hold on a shared machine."""
     import numpy as np
 
-    from pipeline.formats.features import FeatureFile
-    from pipeline.matching.distance import part_set
+    from pipeline.formats.feature_file import FeatureFile
     from pipeline.matching.search import search
 
     files = [FeatureFile.open(Path(path)) for path in options.files]
-    queries = [
-        part_set(file.at(np.linspace(0, file.total - 1, 500).astype(np.int64)), file.thresholds) for file in files
-    ]
+    queries = [file.load(np.linspace(0, len(file) - 1, 500).astype(np.int64)) for file in files]
     rounds = [
         [
-            best_of(lambda f=file, q=query: search(q, f, 50), max(1, min(12, 1_000_000 // file.total)))
+            best_of(lambda f=file, q=query: search(q, f, 50), max(1, min(12, 1_000_000 // len(file))))
             for file, query in zip(files, queries, strict=True)
         ]
         for _ in range(4)
     ]
-    found: dict[str, Any] = {"rows": [file.total for file in files]}
+    found: dict[str, Any] = {"rows": [len(file) for file in files]}
     for name in ("best", "processor"):
         seconds = [min(one[i][name] for one in rounds) for i in range(len(files))]
-        per_row = [second / file.total for second, file in zip(seconds, files, strict=True)]
+        per_row = [second / len(file) for second, file in zip(seconds, files, strict=True)]
         found[name] = {"seconds": seconds, "time_a_row_over_the_one_before": [b / a for a, b in pairwise(per_row)]}
     return found
 
@@ -358,14 +353,12 @@ def faiss(options: argparse.Namespace) -> dict[str, Any]:
     """Candidates from an inverted file and exact re-scoring, against exact search: recall and time."""
     import numpy as np
 
-    from pipeline.formats.features import FeatureFile
+    from pipeline.formats.feature_file import FeatureFile
     from pipeline.matching.approximate import build_index, measure_recall
-    from pipeline.matching.distance import part_set
     from pipeline.matching.search import search
 
     file = FeatureFile.open(Path(options.file))
-    rows = np.linspace(0, file.total - 1, 500).astype(np.int64)
-    query = part_set(file.at(rows), file.thresholds)
+    query = file.load(np.linspace(0, len(file) - 1, 500).astype(np.int64))
     exact = search(query, file, 10)
     exact_seconds = best_of(lambda: search(query, file, 10), 2)["best"]
     begun = time.perf_counter()
@@ -387,7 +380,7 @@ def faiss(options: argparse.Namespace) -> dict[str, Any]:
             }
         )
     return {
-        "rows": file.total,
+        "rows": len(file),
         "features": f"7 x {file.part_dim} and whole {file.global_dim}",
         "exact_seconds": exact_seconds,
         "build_seconds": building,

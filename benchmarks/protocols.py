@@ -28,7 +28,8 @@ from typing import Any
 import torch
 
 from benchmarks.scoring import score
-from pipeline.config import MasksConfig, RunConfig, load_config
+from pipeline.config import MasksConfig, RunConfig
+from pipeline.config_file import load_config
 from pipeline.datasets.registry import open_dataset
 from pipeline.masks.build import build_masks
 from pipeline.runtime.device import device_label, resolve_device
@@ -173,13 +174,18 @@ def masks_path(place: Place, name: str) -> Path:
 
 
 def build_all_masks(cells: Sequence[Cell], place: Place) -> None:
-    """Build the masks of all training sets with the built-in parser, where they are missing."""
+    """Build the missing masks of all training sets, from true label maps where there are any."""
     for name in dict.fromkeys(cell.train for cell in cells):
         if not masks_path(place, name).is_file():
             dataset = open_dataset(place.data[name], expect_counts=False)
             names = [record.path for record in dataset.split("train")]
+            parser = "builtin" if dataset.label_maps is None else "label-maps"
             build_masks(
-                masks_path(place, name), root=dataset.root, names=names, config=MasksConfig(device=place.device)
+                masks_path(place, name),
+                root=dataset.root,
+                names=names,
+                config=MasksConfig(parser=parser, device=place.device),
+                label_maps=dataset.label_maps,
             )
 
 

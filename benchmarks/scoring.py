@@ -15,7 +15,8 @@ from torch import Tensor
 from pipeline.config import ModelConfig
 from pipeline.datasets.images import decode_batches
 from pipeline.datasets.records import Dataset, Record
-from pipeline.matching.distance import PartSet, Rule, distance_matrix
+from pipeline.formats.features import Features
+from pipeline.matching.distance import MatchingRule, distance_matrix
 from pipeline.matching.metrics import RankMetrics, rank_metrics
 from pipeline.model.checkpoint import load_checkpoint
 from pipeline.model.embed import Embedded, embed
@@ -23,6 +24,7 @@ from pipeline.parts import PARTS
 from pipeline.training.calibrate import roc_auc, true_visibility
 
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
 BATCH = 256
 THREADS = 4
 RULES = ("shrunk", "mean", "all")
@@ -59,29 +61,29 @@ def score(checkpoint: Path, dataset: Dataset, device: torch.device) -> dict[str,
     queries, gallery = (_side(network, meta.model, dataset, split, device) for split in ("query", "gallery"))
     if meta.model.kind == "baseline":
         return {"global": _ranked(queries, gallery, _global_distance(queries, gallery))}
-    thresholds = torch.tensor(meta.thresholds, device=device)
-    left, right = (_part_set(side, thresholds) for side in (queries, gallery))
+    left, right = (_features(side, meta.thresholds) for side in (queries, gallery))
     figures: dict[str, Any] = {
-        rule: _ranked(queries, gallery, distance_matrix(left, right, rule=Rule(rule))) for rule in RULES
+        rule: _ranked(queries, gallery, distance_matrix(left, right, rule=MatchingRule(rule), device=device))
+        for rule in RULES
     }
     for shrink in SHRINKS:
-        distances = distance_matrix(left, right, rule=Rule("shrunk", shrink=shrink))
+        distances = distance_matrix(left, right, rule=MatchingRule("shrunk", shrink=shrink), device=device)
         figures[f"shrunk, m = {shrink:g}"] = _ranked(queries, gallery, distances)
-    soft = [_part_set(side, thresholds, soft=True) for side in (queries, gallery)]
-    figures["shrunk, soft"] = _ranked(queries, gallery, distance_matrix(*soft))
+    soft = distance_matrix(left, right, rule=MatchingRule(visibility="soft"), device=device)
+    figures["shrunk, soft"] = _ranked(queries, gallery, soft)
     figures["global"] = _ranked(queries, gallery, _global_distance(queries, gallery))
     truth = dataset.root / "truth.npz"
     if truth.is_file():
         visible, truncated = _truth(truth, queries.names, meta.model)
         for rule in RULES:
-            metrics = _metrics(queries, gallery, distance_matrix(left, right, rule=Rule(rule)))
+            metrics = _metrics(queries, gallery, distance_matrix(left, right, rule=MatchingRule(rule)))
             for name, chosen in (("truncated", truncated), ("occluded", ~truncated)):
                 subset = metrics.subset(chosen)
                 figures[f"{rule}, {name}"] = _percent(subset) if subset is not None else None
         figures["visibility_auc"] = _areas(queries.features.visibility, visible)
-        figures["balanced_accuracy"] = _accuracy(left.visible.cpu().numpy() > 0, visible)
-        figures["parts"] = _parts_alone(left, right, queries, gallery, visible)
-        oracle = PartSet(left.parts, left.global_feature, torch.from_numpy(visible).to(device).float())
+        figures["balanced_accuracy"] = _accuracy(left.visible, visible)
+        figures["parts"] = _parts_alone(queries, gallery, visible)
+        oracle = Features.from_arrays(left.parts, left.global_feature, visible)
         figures["shrunk, true visibility"] = _ranked(queries, gallery, distance_matrix(oracle, right))
     return figures
 
@@ -102,20 +104,17 @@ def _side(network: torch.nn.Module, model: ModelConfig, dataset: Dataset, split:
     )
 
 
-def _part_set(side: Side, thresholds: Tensor, *, soft: bool = False) -> PartSet:
-    features = side.features
-    visible = (features.visibility > thresholds).float()
-    if soft:
-        visible = (features.visibility / thresholds.clamp_min(1e-6)).clamp(0, 1)
-    return PartSet(features.parts, features.global_feature, visible)
+def _features(side: Side, thresholds: Sequence[float]) -> Features:
+    arrays = (side.features.parts, side.features.global_feature, side.features.visibility)
+    return Features.from_arrays(*(each.cpu() for each in arrays), thresholds=thresholds)
 
 
-def _ranked(queries: Side, gallery: Side, distances: Tensor) -> dict[str, float]:
+def _ranked(queries: Side, gallery: Side, distances: Tensor | Floats) -> dict[str, float]:
     return _percent(_metrics(queries, gallery, distances))
 
 
-def _metrics(queries: Side, gallery: Side, distances: Tensor) -> RankMetrics:
-    return rank_metrics(distances.cpu(), queries.pids, gallery.pids, queries.camids, gallery.camids)
+def _metrics(queries: Side, gallery: Side, distances: Tensor | Floats) -> RankMetrics:
+    return rank_metrics(distances, queries.pids, gallery.pids, queries.camids, gallery.camids)
 
 
 def _percent(metrics: RankMetrics) -> dict[str, float]:
@@ -158,13 +157,12 @@ def _accuracy(predicted: Bools, visible: Bools) -> dict[str, float]:
     }
 
 
-def _parts_alone(
-    left: PartSet, right: PartSet, queries: Side, gallery: Side, visible: Bools
-) -> dict[str, dict[str, dict[str, float]]]:
+def _parts_alone(queries: Side, gallery: Side, visible: Bools) -> dict[str, dict[str, dict[str, float]]]:
     """Each part by itself against galleries that show it, for queries that show it and for those that hide it."""
     found = {}
     for i, part in enumerate(PARTS):
-        metrics = _metrics(queries, gallery, _cosine(left.parts[:, i], right.parts[:, i]))
+        left, right = (side.features.parts[:, i] for side in (queries, gallery))
+        metrics = _metrics(queries, gallery, _cosine(left, right))
         subsets = {"visible": visible[:, i], "hidden": ~visible[:, i]}
         ranked = {name: metrics.subset(chosen) for name, chosen in subsets.items()}
         found[part] = {name: _percent(each) for name, each in ranked.items() if each is not None}

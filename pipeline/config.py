@@ -399,6 +399,7 @@ class MatchingConfig(Section):
     bootstrap: int = Field(0, ge=0, description="Bootstrap samples of the queries for 95 % intervals; 0: none.")
     breakdown: bool = Field(True, description="Also metrics by visible fraction, visible parts and camera pair.")
     pictures: int = Field(8, ge=0, description="Number of ranking figures.")
+    report: bool = Field(False, description="Write a report page (report.html) that shows what was found and why.")
     histogram: bool = Field(
         False, description="Also rank by colour histograms of the images, a baseline without training."
     )

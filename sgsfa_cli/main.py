@@ -50,6 +50,7 @@ ENTRIES = (
     Entry("extract", "Single stages", "Compute the features of a data set."),
     Entry("export", "Single stages", "Write a checkpoint as an ONNX model."),
     Entry("eval", "Single stages", "Compute CMC, mAP and mINP from features."),
+    Entry("report", "Single stages", "Write a page that shows what an evaluation found and why."),
     Entry("search", "Retrieval", "Find the gallery images of the same identity as an image."),
     Entry("compare", "Retrieval", "Compare two images, part by part."),
 )

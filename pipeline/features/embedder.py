@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from pipeline.formats.features import Features
 from pipeline.formats.provenance import Provenance
 from pipeline.model.checkpoint import load_checkpoint
 from pipeline.model.embed import embed as embed_batch
+from pipeline.model.embed import predict_masks
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.memory import memory_advice
@@ -32,6 +33,7 @@ from pipeline.runtime.process_group import RankInfo
 _LOG = logging.getLogger("sgsfa.features")
 
 Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
 
 ImageInput = Path | str | Image.Image | RgbImage
 """A path, a PIL image, or a uint8 RGB array (H, W, 3)."""
@@ -186,6 +188,28 @@ class Embedder:
                 + (", or set extract.amp=bf16" if self._config.amp == "fp16" else ""),
             )
         return {name: np.ascontiguousarray(each.cpu().numpy()) for name, each in arrays.items()}
+
+    def part_masks(self, paths: Sequence[Path], *, done: Callable[[int], None] = lambda count: None) -> Bytes:
+        """Predict the part masks of image files; those of an unreadable image are of a black one.
+
+        Args:
+            paths: The image files.
+            done: Called with the number of images of each batch.
+
+        Returns:
+            (N, 4, H/16, W/16) uint8: 255 where the network is certain of the part.
+
+        Raises:
+            WeightsError: The network is a baseline, which has no part masks.
+        """
+        size, found = self._config.batch_size, list[Bytes]()
+        decoded = decode_batches(paths, *self.input_size, batch=size, threads=self._threads)
+        for start, batch in zip(range(0, len(paths), size), decoded, strict=True):
+            images = np.zeros((min(size, len(paths) - start), *self.input_size, 3), dtype=np.uint8)
+            images[batch.index - start] = batch.images
+            found.append(predict_masks(self._model, torch.from_numpy(images).to(self.device)).cpu().numpy())
+            done(len(images))
+        return np.concatenate(found)
 
     def _pixels(self, image: ImageInput, position: int) -> RgbImage | ImageError:
         """Return an image at the input size, or why it cannot be used."""

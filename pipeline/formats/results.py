@@ -173,10 +173,13 @@ class EvaluationResult:
 
 def save_results(path: Path, results: Sequence[EvaluationResult]) -> None:
     """Write the results of one or more test sets, whole or not at all."""
-    write_json(
-        path,
-        {"format": FORMAT, "format_version": FORMAT_VERSION, "tests": {one.test_set: one.to_json() for one in results}},
-    )
+    write_json(path, results_json(results))
+
+
+def results_json(results: Sequence[EvaluationResult]) -> dict[str, Any]:
+    """Return the content of a `result.json`."""
+    tests = {one.test_set: one.to_json() for one in results}
+    return {"format": FORMAT, "format_version": FORMAT_VERSION, "tests": tests}
 
 
 def load_results(path: Path) -> dict[str, EvaluationResult]:

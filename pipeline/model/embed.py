@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Precision
+from pipeline.errors import WeightsError
 from pipeline.model.normalise import normalise
 from pipeline.model.output import NetworkOutput
 from pipeline.runtime.device import autocast
@@ -44,3 +45,23 @@ def embed(network: nn.Module, images: Tensor, *, flip: bool = False, amp: Precis
             output: NetworkOutput = network(normalise(each))
         found.append((output.matched.float(), output.matched_global.float(), output.visibility.float()))
     return Embedded(*(sum(values[1:], values[0]) / len(values) for values in zip(*found, strict=True)))
+
+
+@torch.inference_mode()
+def predict_masks(network: nn.Module, images: Tensor) -> Tensor:
+    """Predict part masks.
+
+    Args:
+        network: In evaluation mode.
+        images: (B, H, W, 3) uint8 RGB of the network's input size, on its device.
+
+    Returns:
+        (B, 4, h, w) uint8: 255 where the network is certain of the part.
+
+    Raises:
+        WeightsError: The network has no part masks.
+    """
+    output: NetworkOutput = network(normalise(images))
+    if output.part_mask_logits is None:
+        raise WeightsError("this network has no part masks", expected="a network of the kind sgsfa")
+    return (torch.sigmoid(output.part_mask_logits.float()) * 255).round().to(torch.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from pipeline.errors import DataError, FormatError
 from pipeline.runtime.progress import Progress
 from pipeline.stages.checks import check_device
 from pipeline.stages.extract import FEATURES_FILE
+from pipeline.stages.report import REPORT_FILE, Evaluated, build_report, training_files
 from pipeline.stages.sources import RENDERED, TestSet
 from pipeline.stages.stage import Check, Stage, StageReport, section_settings
 
@@ -96,15 +97,34 @@ class Evaluate(Stage):
         from pipeline.evaluation.evaluate import evaluate
         from pipeline.formats.results import save_results
 
-        results = []
+        results, tests = [], []
         for name, features, test in self._evaluations():
             dataset = None if test is None else self.sources.open(test.spec)
             found = evaluate(features, dataset=dataset, config=self.config.matching, progress=progress)
             # Two data sets may have one name; their folders have not.
             found = replace(found, result=replace(found.result, test_set=name))
             results.append(found.save(folder / name, dataset))
+            tests.append(Evaluated(features, dataset, found))
         save_results(folder / RESULT_FILE, results)
+        if self.config.matching.report:
+            self._write_report(folder / REPORT_FILE, tests, progress)
         return StageReport()
+
+    def _write_report(self, path: Path, tests: Sequence[Evaluated], progress: Progress) -> None:
+        from pipeline.evaluation.report.page import save
+
+        config = self.config
+        own = config.matching.features is None
+        checkpoint, training = training_files(config, self.sources.folders.get("train")) if own else (None, None)
+        report = build_report(
+            tests,
+            config=config.matching,
+            checkpoint=checkpoint,
+            training=training,
+            title=f"Evaluation of {config.name}",
+            progress=progress,
+        )
+        save(report, path)
 
     def _evaluations(self) -> list[tuple[str, Path, TestSet | None]]:
         """Return name, features file and test set of each evaluation."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import time
@@ -64,7 +65,7 @@ class RunReport:
     """
 
     stages: tuple[StageOutcome, ...]
-    seconds: float
+    seconds: float = 0.0
     results: Mapping[str, Any] | None = None
     stopped_by: str | None = None
 
@@ -123,12 +124,14 @@ def run_stages(
         DataError: Inputs changed while a stage read them.
         UserError: A check failed, or a stage cannot do its work.
     """
+    started = time.monotonic()
     with process_group() as ranks:
         if ranks.is_main:
             plan = make_plan(config, from_stage=from_stage, until=until, force=force, progress=progress, stages=stages)
             if (error := failures(plan.check())) is not None:
                 raise error
-            report = broadcast(_execute(plan, replace=force, wait=wait, progress=progress))
+            report = _execute(plan, replace=force, wait=wait, progress=progress)
+            report = broadcast(dataclasses.replace(report, seconds=time.monotonic() - started))
         else:
             report = _follow(config, stages, progress)
     if report.stopped_by is not None:
@@ -137,7 +140,6 @@ def run_stages(
 
 
 def _execute(plan: Plan, *, replace: bool, wait: bool, progress: Progress) -> RunReport:
-    started = time.monotonic()
     outcomes: list[StageOutcome] = []
     for entry in plan.selected:
         if entry.will_run:
@@ -154,10 +156,10 @@ def _execute(plan: Plan, *, replace: bool, wait: bool, progress: Progress) -> Ru
                 outcome.path / REJECTED_FILE,
             )
         if outcome.rejected and entry.stage.on_rejected == "stop":
-            return RunReport(tuple(outcomes), time.monotonic() - started, stopped_by=entry.stage.allow_key)
+            return RunReport(tuple(outcomes), stopped_by=entry.stage.allow_key)
     file = plan.selected[-1].stage.result_file
     results = None if file is None else read_json(outcomes[-1].path / file)
-    return RunReport(tuple(outcomes), time.monotonic() - started, results)
+    return RunReport(tuple(outcomes), results=results)
 
 
 def _build(plan: Plan, entry: PlannedStage, *, replace: bool, wait: bool, progress: Progress) -> StageOutcome:

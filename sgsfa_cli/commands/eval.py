@@ -118,6 +118,8 @@ def evaluate(
         "extract.flip": flip,
         "data.expect_counts": None if expect_counts is None else expect_counts is Switch.ON,
     }
+    from pipeline.formats.results import results_json
+
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
     progress = console.progress(quiet=quiet)
     # Before the evaluation, so that a wrong path costs nothing.
@@ -131,7 +133,7 @@ def evaluate(
         warn_of_defaults(settings, config, preset)
         results, queries, rejected = _evaluate_run(settings, progress)
     comparisons = _compare(queries, before, against)
-    found: dict[str, Any] = {"tests": {name: result.to_json() for name, result in results.items()}}
+    found = results_json(list(results.values()))
     if against is not None:
         found["against"] = [comparison.to_json() for comparison in comparisons]
     console.emit(found, json=json, draw=lambda: _draw(results, comparisons))

@@ -7,7 +7,8 @@ import base64
 import cv2
 import numpy as np
 
-from pipeline.evaluation.report.model import Chart, FailureGroup, Hit, Matrix, Query, Report, Series, Table, TestSet
+from pipeline.evaluation.report.model import Chart, FailureGroup, Hit, Matrix, Query, Report, Series, TestSet
+from pipeline.formats.table import Table
 from pipeline.parts import PARTS
 
 HOSTILE_NAMES = (
@@ -26,7 +27,7 @@ def invented_report(queries: int = 45) -> Report:
         title="Evaluation of <invented>",
         version="0.0.0",
         notices=["No data set was given: the page has no <b>images</b>."],
-        tables=[Table("Metrics", ["metric", "figure"], [["rank-1", "79.8 %"]])],
+        tables=[Table(("Test set", "Rank-1"), (("invented", 0.798),), "Metrics in %", ("Rank-1",))],
         facts=[("backbone", "mobilenet_v2")],
         tests=[
             TestSet(

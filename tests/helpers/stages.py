@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +11,25 @@ import cv2
 import numpy as np
 
 from pipeline.errors import Rejected
+from pipeline.formats.results import EvaluationResult, Scores, results_json
 from pipeline.runtime.files import write_json
 from pipeline.runtime.progress import Progress
 from pipeline.stages.plan import STAGES
 from pipeline.stages.stage import Check, Stage, StageReport
 
-METRICS = {"rank1": 0.75, "rank5": 1.0, "rank10": 1.0, "rank20": 1.0, "mAP": 0.5, "mINP": 0.25}
-RESULTS = {
-    "tests": {
-        "people": {
-            "test_set": "people",
-            "metrics": {**METRICS, "num_queries": 2, "num_valid_queries": 2},
-            "histogram": {**METRICS, "rank1": 0.125, "num_queries": 2, "num_valid_queries": 2},
-            "before_rerank": None,
-            "protocol": {
-                "rule": "shrunk",
-                "visibility": "hard",
-                "metric": "cosine",
-                "flip": False,
-                "query_expansion": 0,
-                "rerank": False,
-                "average_precision": "mean",
-            },
-        }
-    }
+_SCORES = Scores(0.75, 1.0, 1.0, 1.0, 0.5, 0.25, 2, 2)
+_PROTOCOL = {
+    "rule": "shrunk",
+    "visibility": "hard",
+    "metric": "cosine",
+    "flip": False,
+    "query_expansion": 0,
+    "rerank": False,
+    "average_precision": "mean",
 }
+RESULT = EvaluationResult("people", _SCORES, _PROTOCOL, {}, {}, histogram=replace(_SCORES, rank1=0.125))
+RESULTS = results_json([RESULT])
+"""Content of `result.json` of a run."""
 
 Work = Callable[[Stage, Path], StageReport]
 

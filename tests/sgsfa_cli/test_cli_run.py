@@ -91,7 +91,7 @@ def test_rejected_features__let_eval_end_with_3(sgsfa, fakes, monkeypatch):
     rejected = (Rejected("images/3_c1.png", "truncated"),)
     fakes.work["extract"] = lambda stage, folder: StageReport(total=2, rejected=rejected)
     monkeypatch.setattr("sgsfa_cli.commands.eval._draw", lambda *_: "drawn")
-    monkeypatch.setattr("pipeline.evaluation.compare_runs.find_tables", lambda _: {})
+    monkeypatch.setattr("pipeline.evaluation.comparison.load_queries", lambda _: {})
     for _ in range(2):
         result = sgsfa("eval", code=3)
         assert "drawn" in result.stdout

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipeline.datasets.images import write_image
-from pipeline.formats.features import FeatureFile
+from pipeline.formats.features import Features
 from sgsfa_cli.main import app
 
 SETTINGS = """
@@ -112,13 +112,12 @@ def test_extract_of_a_run_and_of_any_images(tmp_path: Path) -> None:
     out = tmp_path / "f.h5"
     report = as_json(sgsfa("extract", *options, "--out", out, "--split", "gallery", "--batch-size", 3, "--json"))
     assert (report["total"], report["done"]) == (4, 4)
-    assert FeatureFile.open(out).load().splits.tolist() == ["gallery"] * 4
+    assert Features.load(out).splits.tolist() == ["gallery"] * 4
     shown = sgsfa("extract", *options, "--out", tmp_path / "g.h5", "--flip")
     assert shown.exit_code == 0, shown.output
-    assert FeatureFile.open(tmp_path / "g.h5").attributes["flip"] is True
-    again = sgsfa("extract", *options, "--out", out, "--split", "gallery", "--batch-size", 3)
-    assert again.exit_code == 0, again.output
-    assert "nothing to do" in again.stderr
+    assert Features.load(tmp_path / "g.h5").provenance.values["flip"] is True
+    again = sgsfa("extract", *options, "--out", out, "--split", "gallery", "--batch-size", 3, "--json")
+    assert as_json(again)["resumed"] == 4
 
 
 @pytest.mark.parametrize(
@@ -150,4 +149,4 @@ def test_unreadable_images_end_with_3(tmp_path: Path, folder: Path) -> None:
     )
     assert result.exit_code == 3, result.output
     assert "3_1.png" in result.stderr
-    assert FeatureFile.open(tmp_path / "f.h5").total == 5
+    assert len(Features.load(tmp_path / "f.h5")) == 5

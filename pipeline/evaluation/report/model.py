@@ -6,14 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of the summary; its cells are text."""
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+from pipeline.formats.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +91,8 @@ class Hit(Entry):
         rank: From 1.
         distance: Under the matching rule.
         right: Same identity as the query.
-        contributions: Distance, weight and share of each part and of the global feature; the shares add up to the
-            distance. A distance is None where the part has no feature.
+        contributions: Distance, weight and contribution (their product) of each term; the contributions add up to the
+            distance. A distance is None where there is no such feature.
         shared: The parts that enter the distance, for the caption.
     """
 
@@ -161,7 +154,7 @@ class Report:
         tables: The summary.
         facts: Model, data, schedule and versions, by name.
         tests: The test sets.
-        parts: Names of the parts in `Hit.contributions`, the global feature last.
+        parts: Names of the terms in `Hit.contributions`: the parts, then the global feature.
         mask_parts: Names of the part masks, empty without masks.
         mask_size: Rows and columns of a part mask.
         images: Thumbnails as data URLs.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 
 import jinja2
 import pydantic_core
 from markupsafe import Markup
 
 from pipeline.evaluation.report.model import Report
+from pipeline.runtime.files import atomic_write
 
 _ASSETS = "pipeline.evaluation.report"
 
@@ -29,6 +31,12 @@ def render(report: Report) -> str:
         chart_js=Markup(_asset("chart.umd.min.js")),
         payload=Markup(_payload(report)),
     )
+
+
+def save(report: Report, path: Path) -> None:
+    """Write the page, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(render(report), encoding="utf-8")
 
 
 def _payload(report: Report) -> str:

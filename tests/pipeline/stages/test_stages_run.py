@@ -1,7 +1,9 @@
+import json
 import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -377,3 +379,55 @@ def test_run_stages__fails_before_the_first_stage_if_a_later_one_cannot_work(con
         with pytest.raises(Exception, match="CUDA"):
             run_stages(configure(f"{key}.device=cuda"), stages=fakes.stages)
     assert fakes.took() == []
+
+
+RANKS = textwrap.dedent(
+    """
+    import json, os, sys
+    from pipeline.config_file import load_config
+    from pipeline.errors import Rejected
+    from pipeline.stages.run import StoppedRun, run_stages
+    from tests.helpers.stages import FakeStages
+
+    fakes = FakeStages()
+    found = []
+    for override, rejected in (("name=small", ()), ("name=small", ()), ("masks.flip=true", (Rejected("a", "b"),))):
+        fakes.rejected = rejected
+        config = load_config(overrides=[*sys.argv[1:], override])
+        try:
+            report, stopped = run_stages(config, stages=fakes.stages, until="train"), False
+        except StoppedRun as error:
+            report, stopped = error.report, True
+        found.append([fakes.took(), stopped, [outcome.path.name for outcome in report.stages]])
+    print(json.dumps(found), flush=True)
+    os._exit(0)
+    """
+)
+
+
+def test_ranks__share_distributed_stages_wait_for_the_others_and_stop_together(configure, people):
+    config = configure()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    overrides = [
+        f"data.source={config.data.source}", f"artifacts={config.artifacts}", f"masks.parser={config.masks.parser}",
+        "train.identities=4", "train.device=cpu",
+    ]  # fmt: skip
+    # Two processes need two identities each.
+    people.write_text(people.read_text().replace("1_c1.png,1,", "1_c1.png,11,").replace("2_c1.png,2,", "2_c1.png,12,"))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANKS, *overrides],
+            env={**os.environ, **launcher, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    first, second = (json.loads(process.communicate(timeout=240)[0]) for process in processes)
+    assert [ran for ran, _, _ in first] == [["masks", "train"], [], ["masks"]]
+    assert [ran for ran, _, _ in second] == [["train"], [], []]
+    assert [stopped for _, stopped, _ in first] == [stopped for _, stopped, _ in second] == [False, False, True]
+    assert [paths for _, _, paths in first] == [paths for _, _, paths in second]

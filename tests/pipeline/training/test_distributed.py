@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pipeline.formats.checkpoint import CheckpointMeta
-from pipeline.formats.features import FeatureFile
+from pipeline.formats.features import Features
 from pipeline.model.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.model.network import build_model
 from pipeline.training.metrics_log import read_metrics
@@ -139,7 +139,7 @@ def test_two_processes_extract_into_one_file_what_one_extracts(tmp_path: Path) -
         )  # fmt: skip
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
-        found.append(FeatureFile.open(out).load())
+        found.append(Features.load(out))
     one, two = found
     assert len(one.names) == 12
     assert list(one.names) == list(two.names)

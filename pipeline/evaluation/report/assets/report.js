@@ -117,14 +117,14 @@
     const tabs = element("div", { class: "tabs", role: "group", "aria-label": "Part mask shown over the images" },
       ...data.mask_parts.map((part) => element("button", { type: "button", "aria-pressed": "false", onclick: () => choose(part) }, part)));
     const rows = data.parts.map((part, i) => {
-      const [distance, weight, share] = hit.contributions[i];
-      return [part, seen(query, i), seen(hit, i), number(distance, 4), number(weight, 3), number(share, 4)];
+      const [distance, weight, contribution] = hit.contributions[i];
+      return [part, seen(query, i), seen(hit, i), number(distance, 4), number(weight, 3), number(contribution, 4)];
     });
     const total = hit.contributions.reduce((sum, one) => sum + one[2], 0);
     rows.push(["sum", "", "", "", "", number(total, 4)]);
     choose(data.mask_parts[0] ?? "");
     return element("div", { class: "pair", tabindex: "-1" }, data.mask_parts.length ? tabs : null, sides,
-      table(`Distance ${number(hit.distance, 4)} = sum of the shares (weight × distance)`, ["part", "query visibility", "gallery visibility", "distance", "weight", "share"], rows));
+      table(`Distance ${number(hit.distance, 4)} = sum of the contributions (weight × distance)`, ["part", "query visibility", "gallery visibility", "distance", "weight", "contribution"], rows));
   };
 
   // Queries

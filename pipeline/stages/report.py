@@ -1,0 +1,172 @@
+"""The report page of an evaluation: what the evaluation, the checkpoint and the training know, in one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import MatchingConfig, RunConfig
+from pipeline.formats.checkpoint import read_meta, resolve_checkpoint
+from pipeline.runtime.progress import SILENT, Progress
+from pipeline.stages.extract import FEATURES_FILE
+from pipeline.stages.train import CHECKPOINT
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from pipeline.datasets.records import Dataset
+    from pipeline.evaluation.evaluate import Evaluation
+    from pipeline.evaluation.report.model import Report
+
+REPORT_FILE = "report.html"
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A test set of a report.
+
+    Attributes:
+        features: Its features file.
+        dataset: Its images; None: no thumbnails.
+        evaluation: Its evaluation; None: it is evaluated now.
+    """
+
+    features: Path
+    dataset: Dataset | None = None
+    evaluation: Evaluation | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """Choices of a report.
+
+    Attributes:
+        against: An earlier result, its folder or `result.json`, to compare with.
+        queries: Queries to store per test set: the worst half by AP, the rest spread over all others.
+        images: Store thumbnails and masks; off for places where people must not be shown.
+    """
+
+    against: Path | None = None
+    queries: int = 200
+    images: bool = True
+
+
+def build_report(
+    tests: Sequence[Evaluated],
+    *,
+    config: MatchingConfig,
+    checkpoint: Path | None = None,
+    training: Path | None = None,
+    options: ReportOptions | None = None,
+    title: str = "Evaluation",
+    progress: Progress = SILENT,
+) -> Report:
+    """Build the report of one or more test sets.
+
+    Args:
+        tests: The test sets.
+        config: Matching rule and what else the evaluations compute.
+        checkpoint: The network that extracted the features; None: no part masks.
+        training: `metrics.jsonl` of its training, for curves.
+        options: Choices; None: the defaults.
+        title: Heading of the page.
+        progress: Shows the work.
+
+    Raises:
+        FormatError: A features file or the earlier result cannot be used.
+        DataError: There is no query, no gallery, or no query with a match.
+        WeightsError: The checkpoint is missing or damaged.
+    """
+    from pipeline.evaluation.comparison import compare_runs, load_queries, match_queries
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.report.collect import ReportInput, collect
+    from pipeline.formats.features import Features
+    from pipeline.matching.distance import MatchingRule
+    from pipeline.runtime.device import resolve_device
+
+    options = options or ReportOptions()
+    # Before the evaluations, so that a wrong path costs nothing.
+    before = {} if options.against is None else load_queries(options.against)
+    meta = None if checkpoint is None else read_meta(resolve_checkpoint(checkpoint))
+    masks = None
+    if options.images and checkpoint is not None and meta is not None and meta.model.kind != "baseline":
+        masks = partial(_part_masks, checkpoint, progress)
+    inputs = [
+        ReportInput(
+            evaluation=test.evaluation
+            or evaluate(test.features, dataset=test.dataset, config=config, progress=progress),
+            features=Features.load(test.features),
+            rule=MatchingRule.from_config(config),
+            dataset=test.dataset,
+            masks=masks,
+            visibility={} if meta is None else _visibility(meta.figures),
+            training=training,
+            device=resolve_device(config.device),
+        )
+        for test in tests
+    ]
+    if options.against is not None:
+        tables = {one.evaluation.result.test_set: one.evaluation.queries for one in inputs}
+        comparisons = {
+            name: compare_runs(name, *pair) for name, pair in match_queries(tables, before, options.against).items()
+        }
+        inputs = [replace(one, comparison=comparisons.get(one.evaluation.result.test_set)) for one in inputs]
+    return collect(inputs, title=title, queries=options.queries, images=options.images)
+
+
+def report_of_run(config: RunConfig, *, options: ReportOptions | None = None, progress: Progress = SILENT) -> Report:
+    """Build the report of a run that is up to date. See `build_report` for arguments and errors.
+
+    Raises:
+        ArtifactError: A stage before `eval` is not up to date.
+    """
+    from pipeline.stages.plan import make_plan
+
+    sources = make_plan(config, from_stage="eval", until="eval").sources
+    folder = sources.folder("extract")
+    checkpoint, training = training_files(config, sources.folders.get("train"))
+    return build_report(
+        [Evaluated(folder / test.name / FEATURES_FILE, sources.open(test.spec)) for test in sources.tests()],
+        config=config.matching,
+        checkpoint=checkpoint,
+        training=training,
+        options=options,
+        title=f"Evaluation of {config.name}",
+        progress=progress,
+    )
+
+
+def training_files(config: RunConfig, folder: Path | None) -> tuple[Path | None, Path | None]:
+    """Return the checkpoint of a run and the metrics of its training, each None where the run has none.
+
+    Args:
+        config: Configuration of the run.
+        folder: Folder of the stage `train`, None without one.
+    """
+    if config.extract.checkpoint is not None:
+        return config.extract.checkpoint, None
+    if folder is None:
+        return None, None
+    metrics = folder / METRICS_FILE
+    return folder / CHECKPOINT, metrics if metrics.is_file() else None
+
+
+def _part_masks(checkpoint: Path, progress: Progress, paths: Sequence[Path]) -> npt.NDArray[np.uint8]:
+    from pipeline.features.embedder import Embedder
+
+    with progress.task("part masks", total=len(paths)) as task:
+        return Embedder.load(checkpoint).part_masks(paths, done=task.advance)
+
+
+def _visibility(figures: Mapping[str, object]) -> dict[str, Mapping[str, float]]:
+    """Return the figures of a checkpoint that are given for each part."""
+    return {
+        name.removeprefix("visibility_").replace("_", " "): value
+        for name, value in figures.items()
+        if name.startswith("visibility_") and isinstance(value, Mapping)
+    }
