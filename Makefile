@@ -33,11 +33,12 @@ demo: $(SETUP)  ## the whole pipeline on rendered people, about ten minutes on t
 test: $(SETUP)  ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) $(PYTEST_ARGS)
 
-lint: $(SETUP)  ## style, types and import rules
+lint: $(SETUP)  ## style, types, import rules and wording
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	PATH="$(BIN):$$PATH" lint-imports
+	$(BIN)/python -m pre_commit run wording --all-files
 
 docs: $(SETUP)  ## build the documentation site into site/, strictly and offline
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -44,13 +44,15 @@ def emit(obj: Mapping[str, object] | DataclassInstance, *, json: bool, draw: Cal
 
     Args:
         obj: The result as data: a dataclass or a mapping of dataclasses, mappings, sequences, paths, numbers, arrays.
-        json: Print `obj` as JSON, and nothing else, to standard output.
+        json: Print `obj` as JSON, and nothing else, to standard output; `warnings` holds what was logged as such.
         draw: Otherwise returns what is printed: a string (with Rich markup), a table, a group.
     """
     if not torchrun.is_main():
         return
     if json:
-        print_json(plain(obj))
+        handler = next((each for each in _LOGGER.handlers if isinstance(each, _StderrHandler)), None)
+        warnings = {"warnings": handler.warnings} if handler is not None and handler.warnings else {}
+        print_json(plain(obj) | warnings)
     else:
         out().print(draw())
 
@@ -134,9 +136,12 @@ class _StderrHandler(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.console = err()
+        self.warnings: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         warning = record.levelno >= logging.WARNING
+        if warning:
+            self.warnings.append(record.getMessage())
         text = f"{record.levelname.lower()}: {record.getMessage()}" if warning else record.getMessage()
         self.console.print(text, style="yellow" if warning else None, markup=False, soft_wrap=True)
 

@@ -217,13 +217,14 @@ def _require_some(maps: LabelMaps, names: Sequence[str]) -> None:
         return
     first, error = failures[0]
     tried, existing = maps.describe_missing(first)
-    expected = error.expected or f"for {first} one of {tried}"
-    holds = f"the folder holds {existing}" if existing else "the folder holds no files"
-    if len(failures) == len(names):
-        message = f"none of the {len(names):,} images has a label map: {error.message}"
-        raise ConfigError(message, where=maps.folder, expected=expected, hint=holds)
     counts = f"{len(failures):,} of {len(names):,}"
-    _LOG.warning("%s images have no label map: %s; expected %s; %s", counts, error.message, expected, holds)
+    holds = f"the folder holds {existing}" if existing else "the folder holds no files"
+    message, expected = f"{counts} images have no label map; {holds}", f"for {first} one of {tried}"
+    if error.expected:
+        message, expected = f"{counts} images have no label map of their own: {error.message}", error.expected
+    if len(failures) == len(names):
+        raise ConfigError(message, where=maps.folder, expected=expected)
+    _LOG.warning("%s: %s; expected %s", maps.folder, message, expected)
 
 
 def _sample_hashes(maps: LabelMaps, names: Sequence[str]) -> dict[str, str]:
