@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, first_line
+from pipeline.errors import ConfigError
 from pipeline.model.backbone import Backbone, BackboneInfo, load_weights
 
 _EXPECTED = (
@@ -52,9 +52,10 @@ def build_timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
     # timm's models fail in many ways that cannot do this.
     except Exception as error:
         raise ConfigError(
-            f"timm cannot build {name!r} with features at output stride 16: {first_line(error)}",
+            f"timm cannot build {name!r} with features at output stride 16",
             where="model.backbone",
             expected=_EXPECTED,
+            cause=error,
         ) from error
     info: Any = network.feature_info
     reductions = list(info.reduction())

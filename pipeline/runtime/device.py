@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from pipeline.errors import DeviceError, first_line
-from pipeline.runtime.memory import out_of_memory as memory_exhausted
+from pipeline.errors import DeviceError
 
 if TYPE_CHECKING:
     from pipeline.config import Precision
@@ -21,10 +20,6 @@ Context = Callable[[], contextlib.AbstractContextManager[object]]
 """Returns the context that something runs in, such as `autocast`."""
 
 _AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_OUT_OF_HOST_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "bad allocation")
-_CONTEXT_BYTES = 2e9
-"""A program's kernels and libraries take less than that of a GPU, besides what torch counts."""
-
 _CUDA_HINT = "use `auto` or `cpu`, or install a PyTorch build for your GPU"
 
 
@@ -67,61 +62,6 @@ def device_label(device: torch.device) -> str:
     if device.type == "cpu":
         return f"{_processor()}, {torch.get_num_threads()} threads (cpu)"
     return f"{platform.machine()} ({device.type})"
-
-
-@contextlib.contextmanager
-def memory_watched(device: torch.device | None, told: Callable[[], DeviceError]) -> Iterator[None]:
-    """Turn an error that means that memory is exhausted into one that says what to do.
-
-    Args:
-        device: Where the work is done; None where that is not known.
-        told: Makes the error to raise instead, if the memory is the device's.
-
-    Raises:
-        DeviceError: What `told` made, or that the memory of the computer is exhausted, where the device has its own.
-    """
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not memory_exhausted(error):
-            raise
-        if device is not None and device.type != "cpu" and _is_of_the_host(error):
-            raise DeviceError(
-                f"the memory of the computer is exhausted, not that of {device}: {first_line(error)}",
-                hint="close other programs, or use a machine with more memory",
-            ) from error
-        raise told() from error
-
-
-def _is_of_the_host(error: Exception) -> bool:
-    text = str(error).lower()
-    # Libraries of CUDA also throw C++'s exception.
-    return isinstance(error, MemoryError) or (
-        "cuda" not in text and any(words in text for words in _OUT_OF_HOST_MEMORY)
-    )
-
-
-def no_room(device: torch.device, what: str, *, hint: str | None = None) -> DeviceError:
-    """The error for a device without memory for something.
-
-    Args:
-        device: The device.
-        what: The beginning of the sentence, as in `the network does not fit`.
-        hint: What helps besides freeing memory.
-    """
-    held = ""
-    if device.type == "cuda":
-        # Where not even a context fits, nothing can be asked.
-        with contextlib.suppress(RuntimeError):
-            free, total = torch.cuda.mem_get_info(device)
-            own = torch.cuda.memory_reserved(device)
-            others = total - free - own
-            held = (
-                f" ({total / 1e9:.1f} GB: {own / 1e9:.1f} for this program's numbers, {others / 1e9:.1f} for all else)"
-            )
-            if others > _CONTEXT_BYTES:
-                hint = "; ".join(filter(None, (hint, "nvidia-smi shows the other programs on the GPU")))
-    return DeviceError(f"{what} into the memory of {device}{held}", hint=hint)
 
 
 def constant(values: tuple[float, ...], device: torch.device) -> torch.Tensor:

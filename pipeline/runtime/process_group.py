@@ -21,7 +21,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from pipeline.errors import ConfigError, DeviceError, first_line
+from pipeline.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
     import torch
@@ -86,16 +86,15 @@ class RankInfo:
         """Return the device of this process by its configured name; make a GPU the current one.
 
         Raises:
-            DeviceError: The device is not available, cannot be shared, or has no free memory at all.
+            DeviceError: The device is not available or cannot be shared.
         """
         import torch
 
-        from pipeline.runtime.device import memory_watched, no_room, resolve_device
+        from pipeline.runtime.device import resolve_device
 
         device = self.device(resolve_device(name))
         if device.type == "cuda":
-            with memory_watched(device, lambda: no_room(device, "not even an empty program fits")):
-                torch.cuda.set_device(device)
+            torch.cuda.set_device(device)
         return device
 
 
@@ -165,9 +164,10 @@ def process_group() -> Iterator[RankInfo]:
         if not _is_connection_loss(error):
             raise
         raise DeviceError(
-            f"another process of this run ended ({first_line(error)})",
+            "another process of this run ended",
             expected=f"all {info.world_size} processes alive until the end",
             hint="torchrun's report names it; start the same command again to resume from the last saved state",
+            cause=error,
         ) from error
     with contextlib.suppress(RuntimeError):
         dist.destroy_process_group()
@@ -247,11 +247,12 @@ def _connect(info: RankInfo) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise DeviceError(
-            f"the {info.world_size} processes cannot connect: {first_line(error)}",
+            f"the {info.world_size} processes cannot connect",
             where=address,
             expected=f"all of them started within {_CONNECT_TIMEOUT.seconds // 60} minutes",
             hint="start them with torchrun; between machines, GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the "
             "network interface (eth0, ...)",
+            cause=error,
         ) from error
 
 

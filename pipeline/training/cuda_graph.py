@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from pipeline.errors import DeviceError, first_line
+from pipeline.errors import DeviceError
 from pipeline.runtime.memory import out_of_memory
 from pipeline.training.tree import tensors_of, with_tensors
 
@@ -93,9 +93,10 @@ class GraphedStep(Generic[Inputs, Outputs]):
                 return
             # Torch's generators and allocator may still be in capture mode, so the run cannot continue.
             raise DeviceError(
-                f"a training step cannot be captured as a CUDA graph: {first_line(cause)}",
+                "a training step cannot be captured as a CUDA graph",
                 expected="a network whose forward and backward pass never wait for the GPU",
                 hint="set train.cuda_graph=false and start again; the result is the same",
+                cause=cause,
             ) from error
         self._inputs, self._outputs = static, outputs
 
