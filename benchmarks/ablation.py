@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import platform
 import statistics
 import time
@@ -31,7 +32,6 @@ from pipeline.config import RunConfig
 from pipeline.config_file import load_config
 from pipeline.runtime.device import device_label, resolve_device
 from pipeline.runtime.files import atomic_write, read_json, write_json
-from pipeline.runtime.progress import SILENT, Task
 from pipeline.stages.plan import make_plan
 from pipeline.stages.run import run_stages
 
@@ -98,20 +98,6 @@ def configuration(cell: Cell, seed: int, common: Sequence[str]) -> RunConfig:
     return load_config(preset=cell.preset, overrides=overrides)
 
 
-class Printed:
-    """A progress that prints what is worth keeping in a log of many runs."""
-
-    def task(self, label: str, *, total: int | None, done: int = 0, unit: str = "images") -> Task:
-        """No bars: the output of a benchmark goes into a file as often as not."""
-        return SILENT.task(label, total=total, done=done, unit=unit)
-
-    def note(self, message: str) -> None:
-        """Print it."""
-        print(f"    {message}", flush=True)
-
-    warn = note
-
-
 def run_cell(config: RunConfig) -> dict[str, Any]:
     """Run what is missing of a cell, and read its figures.
 
@@ -119,7 +105,7 @@ def run_cell(config: RunConfig) -> dict[str, Any]:
         Metrics in [0, 1], processor and wall seconds of this session, and what the training said of itself.
     """
     begun, processor = time.monotonic(), time.process_time()
-    report = run_stages(config, progress=Printed())
+    report = run_stages(config)
     assert report.results is not None
     (result,) = report.results["tests"].values()
     trained = next(outcome for outcome in report.stages if outcome.stage == "train")
@@ -267,6 +253,7 @@ def conditions_of(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
+    logging.basicConfig(format="    %(message)s", level=logging.INFO)
     arguments = parse()
     cells = [cell for group in arguments.groups for cell in cells_of(group, arguments.bases)]
     common = common_settings(arguments)

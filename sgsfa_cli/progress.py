@@ -36,13 +36,9 @@ class Bars:
         """Begin counted work, of which `done` units were finished by an earlier run."""
         return OpenTask(self, self.bars.add_task(label, start=True, total=total, completed=done, unit=unit, values={}))
 
-    def note(self, message: str) -> None:
+    def print(self, message: str) -> None:
         """Print a line."""
         self.console.print(message, markup=False, soft_wrap=True)
-
-    def warn(self, message: str) -> None:
-        """Print a warning."""
-        self.console.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
 
 
 class OpenTask:
@@ -68,7 +64,7 @@ class OpenTask:
             self.bars.advance(self.id, count)
         if self.bars.disable and time.monotonic() - self.shown >= _LINE_SECONDS:
             self.shown = time.monotonic()
-            self.owner.note(f"{self.task.description}: {counts(self.task)}  {details(self.task)}")
+            self.owner.print(f"{self.task.description}: {counts(self.task)}  {details(self.task)}")
 
     def __enter__(self) -> Self:
         if self.owner.open == 0:
@@ -82,7 +78,7 @@ class OpenTask:
         self.owner.open -= 1
         # Bars of finished work would pile up below the one of the work that they are part of.
         if kind is None and self.task.completed > self.first:
-            self.owner.note(self._summary())
+            self.owner.print(self._summary())
         self.bars.remove_task(self.id)
         if self.owner.open == 0:
             self.bars.stop()

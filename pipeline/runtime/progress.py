@@ -1,7 +1,4 @@
-"""How a stage tells what it is doing, without knowing who listens.
-
-The command line draws bars; a notebook or a test may pass `SILENT`.
-"""
+"""Progress of counted work, for whoever displays it: the command line draws bars, a notebook passes `SILENT`."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ class Task(Protocol):
     """One piece of counted work. Use as a context manager."""
 
     def advance(self, count: int = 1, /, **fields: float | str) -> None:
-        """Count `count` more units done; `fields` are shown beside the bar (loss parts, accuracy)."""
+        """Count `count` more units as done; `fields` are shown beside the bar (loss parts, accuracy)."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -24,18 +21,10 @@ class Task(Protocol):
 
 
 class Progress(Protocol):
-    """Where stages report to."""
+    """Displays counted work. Notes and warnings are logged (`logging.getLogger("sgsfa")`)."""
 
     def task(self, label: str, *, total: int | None, done: int = 0, unit: str = "images") -> Task:
-        """Begin counted work; `done` units were finished by an earlier run (resume)."""
-        ...
-
-    def note(self, message: str) -> None:
-        """Say one line that a user wants to read in any case (resumed, skipped, chosen by default)."""
-        ...
-
-    def warn(self, message: str) -> None:
-        """Say one line that may change what the user does."""
+        """Begin counted work, of which an earlier run finished `done` units."""
         ...
 
 
@@ -56,12 +45,6 @@ class _Silent:
     def task(self, label: str, *, total: int | None, done: int = 0, unit: str = "images") -> Task:
         return _SilentTask()
 
-    def note(self, message: str) -> None:
-        pass
-
-    def warn(self, message: str) -> None:
-        pass
-
 
 SILENT: Progress = _Silent()
-"""A progress that says nothing."""
+"""Displays nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,8 @@ app = command_app(
     "sgsfa masks build folder:photos",
     "sgsfa masks labels lip-20",
 )
+
+log = logging.getLogger("sgsfa.cli")
 
 DEFAULT_OUT = Path("masks.h5")
 
@@ -152,7 +155,7 @@ def build(
 
     dataset = open_dataset(data, expect_counts=run.data.expect_counts)
     for note in dataset.notes:
-        progress.note(f"{data}: {note}")
+        log.info("%s: %s", data, note)
     records = dataset.split(*parse_splits(split)) if split else dataset.records
     if not records:
         raise DataError(f"no images in the split {', '.join(split or ())}", where=data)
