@@ -23,7 +23,7 @@ GALLERY = Count(17_661, 1_110)
 WITHDRAWN = "withdrawn by its authors over privacy; only a copy that you already hold under its terms is read"
 
 
-def read(path: Path, variant: str, log: ReadLog) -> Dataset:
+def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
     """Read the three folders of the archive."""
     root = find_root(path, BOXES, log)
     return Dataset("dukemtmc", "dukemtmc", root, tuple(read_boxes(root, NAME, log)))

@@ -10,7 +10,7 @@ from pipeline.datasets.layout import contents, list_images
 from pipeline.datasets.records import UNKNOWN, Dataset, Record, short_name
 
 
-def read(path: Path, variant: str, log: ReadLog) -> Dataset:
+def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
     """Read every image in the folder and its sub-folders."""
     name = short_name(path.resolve().name)
     if not path.is_dir():

@@ -18,7 +18,7 @@ NAME = NamePattern(
 )
 
 
-def read(path: Path, variant: str, log: ReadLog) -> Dataset:
+def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
     """Read the three folders of the archive. Junk is dropped; distractors stay in the gallery."""
     root = find_root(path, BOXES, log)
     records = read_boxes(root, NAME, log)

@@ -40,7 +40,7 @@ TEST_OFFSET = 10_000
 _ORDER: dict[Split, int] = {"train": 0, "query": 1, "gallery": 2}
 
 
-def read(path: Path, variant: str, log: ReadLog) -> Dataset:
+def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
     """Read by the four lists. The validation list belongs to the training images, as in all published tables."""
     root = _find_root(path, log)
     folders = next((pair for pair in FOLDERS if any((root / name).is_dir() for name in pair)), FOLDERS[0])

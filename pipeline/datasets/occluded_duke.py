@@ -40,7 +40,7 @@ FOLDERS: dict[Split, tuple[str, ...]] = {
 }
 
 
-def read(path: Path, variant: str, log: ReadLog) -> Dataset:
+def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
     """Read by the name lists if there are any, else the folders."""
     lists = folders_with(path, tuple(LISTS.values())) if path.is_dir() else []
     if lists:

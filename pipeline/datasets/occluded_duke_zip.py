@@ -65,7 +65,7 @@ def extract_occluded_duke(archive: Path, lists: Path, out: Path, *, progress: Pr
     try:
         with _opened(archive) as opened:
             members = _members(opened, archive, wanted)
-            _check_space(opened, members, out)
+            _check_space(members, out)
             with progress.task("unpack", total=len(members)) as task:
                 for folder in BOXES:
                     (partial / folder).mkdir(parents=True)
@@ -142,7 +142,7 @@ def _members(
     return found
 
 
-def _check_space(opened: zipfile.ZipFile, members: Mapping[tuple[str, str], zipfile.ZipInfo], out: Path) -> None:
+def _check_space(members: Mapping[tuple[str, str], zipfile.ZipInfo], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(member.file_size for member in members.values())
     free = shutil.disk_usage(out.parent).free

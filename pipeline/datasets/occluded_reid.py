@@ -12,7 +12,7 @@ from pipeline.datasets.records import Dataset
 QUERY, GALLERY = "occluded_body_images", "whole_body_images"
 
 
-def read(path: Path, variant: str, log: ReadLog) -> Dataset:
+def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
     """Read the two folders; the set has no training images."""
     root = find_root(path, (QUERY, GALLERY), log)
     records = [

@@ -27,7 +27,7 @@ def parse_name(camid: int) -> ParseName:
     return parse
 
 
-def read(path: Path, variant: str, log: ReadLog) -> Dataset:
+def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
     """Read the two folders; the set has no training images."""
     query, gallery = next((pair for pair in FOLDERS if path.is_dir() and folders_with(path, pair)), FOLDERS[0])
     root = find_root(path, (query, gallery), log)

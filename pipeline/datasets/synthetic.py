@@ -14,7 +14,7 @@ TABLE = "dataset.csv"
 LABEL_MAPS = "labels"
 
 
-def read(path: Path, variant: str, log: ReadLog) -> Dataset:
+def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
     """Read the table, and find the true label maps beside the images."""
     name = short_name(path.resolve().name)
     root = find_root(path, (TABLE,), log)

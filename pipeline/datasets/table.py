@@ -44,7 +44,7 @@ class Table:
     extra: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
 
-def read(path: Path, variant: str, log: ReadLog) -> Dataset:
+def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
     """Read a CSV file; image paths are relative to its folder."""
     table = read_table(path, log)
     return Dataset("csv", short_name(path.stem), path.parent, tuple(table.records), extra=table.extra)

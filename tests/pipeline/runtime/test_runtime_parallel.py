@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from pipeline.errors import ConfigError, ImageError
+from pipeline.errors import ConfigError, DeviceError, ImageError
+from pipeline.runtime import parallel
 from pipeline.runtime.parallel import limit_threads, parallel_map, worker_count
 
 
@@ -108,3 +109,57 @@ def test_threads_are_limited_where_a_library_is_loaded():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def cluster():
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
+        n_workers=0, threads_per_worker=1, processes=False, dashboard_address=None, protocol="tcp"
+    ) as cluster:
+        yield cluster
+
+
+def worker_address(_):
+    from distributed import get_worker
+
+    return get_worker().address
+
+
+def test_parallel_map__dask_without_workers_waits_with_lines_and_then_ends(cluster, monkeypatch, caplog):
+    monkeypatch.setattr(parallel, "_WAIT_SECONDS", 1.0)
+    monkeypatch.setattr(parallel, "_LINE_SECONDS", 0.3)
+    address = cluster.scheduler_address
+    with pytest.raises(ConfigError, match="no Dask worker") as caught:
+        list(parallel_map(square, range(2), backend="dask", jobs=1, scheduler=address))
+    assert address in (caught.value.hint or "")
+    assert sum("waiting for Dask workers" in text for text in caplog.messages) >= 2
+
+
+def test_parallel_map__one_dask_worker_does_the_work(cluster, caplog):
+    caplog.set_level("INFO", logger="sgsfa")
+    cluster.scale(1)
+    found = list(parallel_map(worker_address, range(3), backend="dask", jobs=1, scheduler=cluster.scheduler_address))
+    assert set(found) == {worker.address for worker in cluster.workers.values()}
+    assert any("1 worker on 1 machine, 1 threads" in text for text in caplog.messages)
+
+
+def test_parallel_map__dask_workers_are_asked_for_the_first_image(cluster, tmp_path):
+    cluster.scale(1)
+    options = {"backend": "dask", "jobs": 1, "scheduler": cluster.scheduler_address}
+    (tmp_path / "a.jpg").touch()
+    assert list(parallel_map(square, range(3), needed=tmp_path / "a.jpg", **options)) == [0, 1, 4]
+    with pytest.raises(ConfigError, match="1 of 1 Dask workers cannot read the first image") as caught:
+        list(parallel_map(square, range(3), needed=tmp_path / "b.jpg", **options))
+    assert caught.value.where == str(tmp_path / "b.jpg")
+
+
+def die(number):
+    os.kill(os.getpid(), 9)
+
+
+@pytest.mark.slow
+def test_parallel_map__killed_worker_process_is_reported():
+    with pytest.raises(DeviceError, match="was killed") as caught:
+        list(parallel_map(die, range(4), backend="loky", jobs=2))
+    assert "jobs=1" in (caught.value.hint or "")
