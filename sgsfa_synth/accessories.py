@@ -295,7 +295,7 @@ def held(pose: Pose, hands: Mapping[str, FloatArray], body: Mesh, rng: np.random
 
 
 def carried(identity: Identity, pose: Pose, hands: Mapping[str, FloatArray], body: Mesh) -> list[Mesh]:
-    """Return the bag in the hand or suitcase beside the feet; when the hands are full they stand on the floor."""
+    """Return the bag in the hand or suitcase beside the feet; when the hands are full they are on the ground."""
     bag = identity.bag
     if bag is None or bag.kind not in ("hand", "suitcase"):
         return []

@@ -16,7 +16,7 @@ from pipeline.runtime import seeds
 from sgsfa_synth.camera import View, Window
 from sgsfa_synth.jit import njit
 from sgsfa_synth.light import Light, ShadowMap, sunlit
-from sgsfa_synth.noise import cloud2, lattice, noise2
+from sgsfa_synth.noise import cell_index, cloud2, lattice, noise2
 from sgsfa_synth.props import paint
 from sgsfa_synth.solids import linear
 
@@ -246,7 +246,7 @@ def _ground(kind: int, u: float, v: float, pixel: float, seed: int, colour: Arra
     elif kind == 1 or kind == 5:  # paving slabs, indoor tiles
         size = 0.5 if kind == 1 else 0.6
         a, b = u / size, v / size
-        each = lattice(int(np.floor(a)), int(np.floor(b)), 3, seed)
+        each = lattice(cell_index(a), cell_index(b), 3, seed)
         joint = 0.018 if kind == 1 else 0.006
         line = max(
             _band(a % 1.0 - 0.5, joint / 2 / size, pixel / size), _band(b % 1.0 - 0.5, joint / 2 / size, pixel / size)
@@ -254,15 +254,15 @@ def _ground(kind: int, u: float, v: float, pixel: float, seed: int, colour: Arra
         spread = 0.30 if kind == 1 else 0.08
         value = 1.0 - spread / 2 + spread * each + 0.12 * (fine - 0.5) + 0.22 * (wide - 0.5)
         value *= 1.0 - (0.45 if kind == 1 else 0.25) * line
-        tint = 0.06 * (lattice(int(np.floor(a)), int(np.floor(b)), 4, seed) - 0.5)
+        tint = 0.06 * (lattice(cell_index(a), cell_index(b), 4, seed) - 0.5)
     elif kind == 2 or kind == 7:  # brick paving, cobbles
         w, h = (0.21, 0.105) if kind == 2 else (0.13, 0.12)
-        row = np.floor(v / h)
+        row = cell_index(v / h)
         a = u / w + 0.5 * (row % 2.0)
         b = v / h
         if kind == 7:
             a += 0.25 * (noise2(u * 6.0, v * 6.0, seed + 3) - 0.5)
-        each = lattice(int(np.floor(a)), int(row), 3, seed)
+        each = lattice(cell_index(a), row, 3, seed)
         joint = 0.010 if kind == 2 else 0.018
         edge_a, edge_b = 0.5 - abs(a % 1.0 - 0.5), 0.5 - abs(b % 1.0 - 0.5)
         line = max(1.0 - _step(edge_a, joint / 2 / w, pixel / w), 1.0 - _step(edge_b, joint / 2 / h, pixel / h))
@@ -271,7 +271,7 @@ def _ground(kind: int, u: float, v: float, pixel: float, seed: int, colour: Arra
         if kind == 7:
             value *= 0.85 + 0.3 * min(min(edge_a, edge_b) * 4.0, 1.0)
         value *= 1.0 - 0.5 * line
-        tint = 0.12 * (lattice(int(np.floor(a)), int(row), 4, seed) - 0.5)
+        tint = 0.12 * (lattice(cell_index(a), row, 4, seed) - 0.5)
     elif kind == 3:  # grass
         blade = noise2(u * 90.0, v * 38.0, seed + 6)
         tuft = noise2(u * 16.0, v * 16.0, seed + 7)
@@ -280,7 +280,7 @@ def _ground(kind: int, u: float, v: float, pixel: float, seed: int, colour: Arra
         tint = 0.25 * worn + 0.2 * (noise2(u * 3.0, v * 3.0, seed + 4) - 0.5)
     else:  # gravel
         a, b = u * 38.0, v * 38.0
-        stone = lattice(int(np.floor(a + 0.5 * noise2(b, a, seed))), int(np.floor(b)), 5, seed)
+        stone = lattice(cell_index(a + 0.5 * noise2(b, a, seed)), cell_index(b), 5, seed)
         value = 0.70 + 0.6 * stone * max(0.15, 1.0 - pixel * 25.0) + 0.25 * (wide - 0.5)
         tint = 0.08 * (stone - 0.5)
     out[0] = colour[0] * max(value, 0.05) * (1.0 + tint)
@@ -308,8 +308,8 @@ def _foliage(u: float, z: float, pixel: float, seed: int, out: Array) -> None:
 def _trees(u: float, z: float, pixel: float, seed: int, sky: Array, out: Array) -> None:
     """Return a row of trees with trunks over shrubs; the sky shows through the crowns."""
     _foliage(u, z, pixel, seed, out)
-    cell = np.floor(u / 2.3)
-    middle = 0.5 + 0.5 * (lattice(int(cell), 1, 0, seed) - 0.5)
+    cell = cell_index(u / 2.3)
+    middle = 0.5 + 0.5 * (lattice(cell, 1, 0, seed) - 0.5)
     stem = u / 2.3 - cell - middle
     shrub = 0.55 + 0.75 * noise2(u * 0.9, 3.0, seed + 21) + 0.25 * noise2(u * 6.0, 1.0, seed + 22)
     crown = 1.9 + 1.3 * noise2(u * 0.5, 9.0, seed + 23) + 0.5 * noise2(u * 4.0, 5.0, seed + 24)
@@ -317,7 +317,7 @@ def _trees(u: float, z: float, pixel: float, seed: int, sky: Array, out: Array) 
         # Between shrubs and crowns: a shaded gap, and the trunks.
         for c in range(3):
             out[c] *= 0.42
-        girth = 0.055 + 0.045 * lattice(int(cell), 2, 0, seed)
+        girth = 0.055 + 0.045 * lattice(cell, 2, 0, seed)
         bark = _band(stem + 0.012 * np.sin(z * 2.0 + cell), girth, pixel / 2.3)
         rough = 0.55 + 0.9 * noise2(u * 40.0, z * 6.0, seed + 5)
         side = 0.75 + 3.0 * stem
@@ -361,30 +361,30 @@ def _wall(
     value = 0.86 + 0.30 * (stain - 0.5) + 0.12 * (fine - 0.5) + 0.10 * (drip - 0.5)
     pane = np.zeros(3)
     if kind == 0:  # brick
-        row = np.floor(z / 0.075)
+        row = cell_index(z / 0.075)
         a = u / 0.24 + 0.5 * (row % 2.0)
-        each = lattice(int(np.floor(a)), int(row), 1, seed)
+        each = lattice(cell_index(a), row, 1, seed)
         edge_a, edge_z = (0.5 - abs(a % 1.0 - 0.5)) * 0.24, (0.5 - abs((z / 0.075) % 1.0 - 0.5)) * 0.075
         mortar = 1.0 - _step(min(edge_a, edge_z), 0.006, pixel)
         mortar *= max(0.3, 1.0 - pixel * 10.0)
-        burnt = _step(lattice(int(np.floor(a)), int(row), 2, seed), 0.86, 0.05)
+        burnt = _step(lattice(cell_index(a), row, 2, seed), 0.86, 0.05)
         tone = value * (0.72 + 0.5 * each) * (1.0 - 0.4 * burnt)
         for c in range(3):
             out[c] = colour[c] * tone * (1 - mortar) + mortar * (0.30 + 0.25 * colour[c]) * value
     elif kind == 1 or kind == 3:  # a house front with windows and doors; plaster with few
         span = 1.9 if kind == 1 else 4.6
-        cell = np.floor(u / span)
-        level = np.floor((z - 0.1) / 3.0)
+        cell = cell_index(u / span)
+        level = cell_index((z - 0.1) / 3.0)
         a = (u / span - cell - 0.5) * span
         b = z - 0.1 - level * 3.0
-        one = int(lattice(int(cell), int(level), 7, seed) * 4096.0)
+        one = int(lattice(cell, level, 7, seed) * 4096.0)
         crack = abs(cloud2(u * 0.8, z * 0.8 + 5.0, 4, seed + 44) - 0.5)
         value *= 1.0 - 0.30 * _band(crack, 0.003, 0.003 + pixel * 0.3) * _step(stain, 0.55, 0.1)
         plinth = 1.0 - _step(z, 0.48, pixel)
         ledge = _band(b - 2.86, 0.07, pixel)
         for c in range(3):
             out[c] = colour[c] * value * (1.0 - 0.42 * plinth) * (1.0 + 0.18 * ledge)
-        door = level == 0 and lattice(int(cell), 3, 7, seed) > 0.72
+        door = level == 0 and lattice(cell, 3, 7, seed) > 0.72
         if door and abs(a) < 0.56 and b < 2.2:
             rim = 1.0 - _step(min(0.56 - abs(a), 2.2 - b), 0.08, pixel)
             field = max(_band(abs(a) - 0.22, 0.016, pixel), _band((b / 0.68) % 1.0 - 0.5, 0.02, pixel / 0.68))
@@ -399,33 +399,33 @@ def _wall(
             for c in range(3):
                 out[c] = (0.30 + 0.5 * colour[c]) * (1.1 - 2.0 * (0.85 - b))
     elif kind == 2:  # shop front
-        cell = np.floor(u / 1.45)
+        cell = cell_index(u / 1.45)
         a = u / 1.45 - cell
-        shop = int(np.floor(cell / 4.0))
+        shop = cell_index(cell / 4.0)
         board = lattice(shop, 2, 1, seed)
         if z < 0.32:
             for c in range(3):
                 out[c] = (0.20 + 0.3 * colour[c]) * value
         elif z < 2.55:
             rim = 1.0 - _step(min(min(a, 1 - a) * 1.45, min(z - 0.32, 2.55 - z)), 0.035, pixel)
-            shelf = np.floor((z - 0.32) / 0.46)
-            item = np.floor(u / (0.13 + 0.11 * lattice(int(shelf), shop, 3, seed)))
-            tall = 0.46 * (0.35 + 0.5 * lattice(int(item), int(shelf), 4, seed))
+            shelf = cell_index((z - 0.32) / 0.46)
+            item = cell_index(u / (0.13 + 0.11 * lattice(shelf, shop, 3, seed)))
+            tall = 0.46 * (0.35 + 0.5 * lattice(item, shelf, 4, seed))
             inside = 0.10 + 0.10 * noise2(u * 0.7, z * 0.7, seed + 3)
             lamp = _step(noise2(u * 1.3, 2.0, seed + 14), 0.45, 0.3) * max(0.0, z - 0.6) * 0.10
-            shown = 1.0 if (z - 0.32) % 0.46 < tall and lattice(int(item), int(shelf), 5, seed) > 0.3 else 0.0
+            shown = 1.0 if (z - 0.32) % 0.46 < tall and lattice(item, shelf, 5, seed) > 0.3 else 0.0
             glass = 0.10 + 0.32 * max(cloud2(u * 0.35, z * 0.5, 3, seed + 6) - 0.42, 0.0)
             plank = _band((z - 0.32) % 0.46 - 0.012, 0.014, pixel)
             for c in range(3):
-                goods = 0.08 + 0.5 * lattice(int(item), int(shelf), 6 + c, seed) ** 2
+                goods = 0.08 + 0.5 * lattice(item, shelf, 6 + c, seed) ** 2
                 seen = inside * (0.75 + 0.25 * (2 - c) * 0.5) + lamp * (1.1 - 0.15 * c)
                 seen = seen * (1 - shown) + shown * goods * (0.30 + 1.5 * lamp)
                 seen = seen * (1 - 0.5 * plank) + glass * sky[c]
                 out[c] = seen * (1 - rim) + rim * accent[c] * 0.7
         elif z < 3.15:
             text = 0.0
-            letter = np.floor(u / 0.17)
-            if 2.70 < z < 3.0 and lattice(int(letter), shop, 8, seed) > 0.28 and 0.2 < (u / 5.8) % 1.0 < 0.8:
+            letter = cell_index(u / 0.17)
+            if 2.70 < z < 3.0 and lattice(letter, shop, 8, seed) > 0.28 and 0.2 < (u / 5.8) % 1.0 < 0.8:
                 text = 1.0 - _step(noise2(u * 13.0, z * 11.0, seed + 15), 0.62, 0.1)
             for c in range(3):
                 ground = accent[c] * (1 - board) + board * lattice(shop, 3 + c, 2, seed) * 0.7
@@ -447,30 +447,30 @@ def _wall(
         line = max(_band(a % 1.0 - 0.5, 0.006, pixel / 1.25), _band(b % 1.0 - 0.5, 0.010, pixel / 0.62))
         hole_a, hole_b = (abs(a % 1.0 - 0.5) - 0.25) * 1.25, (b % 1.0) * 0.62 - 0.31
         hole = 1.0 - _step(np.sqrt(hole_a * hole_a + hole_b * hole_b), 0.018, pixel)
-        tone = value * (0.94 + 0.12 * lattice(int(np.floor(a)), int(np.floor(b)), 1, seed))
+        tone = value * (0.94 + 0.12 * lattice(cell_index(a), cell_index(b), 1, seed))
         for c in range(3):
             out[c] = (0.30 + 0.12 * colour[c]) * tone * (1 - 0.45 * line) * (1 - 0.7 * hole)
     else:  # tiled passage
         a, b = u / 0.30, z / 0.20
         line = max(_band(a % 1.0 - 0.5, 0.008, pixel / 0.30), _band(b % 1.0 - 0.5, 0.012, pixel / 0.20))
-        each = lattice(int(np.floor(a)), int(np.floor(b)), 1, seed)
+        each = lattice(cell_index(a), cell_index(b), 1, seed)
         stripe = _band(z - 1.3, 0.2, pixel)
         for c in range(3):
             out[c] = (0.62 * (1 - stripe) + accent[c] * stripe) * (0.95 + 0.08 * each) * value * (1 - 0.3 * line)
     # Posters and notices on plain walls.
     if kind == 0 or kind == 3 or kind == 4 or kind >= 6:
-        cell = np.floor(u / 2.7)
-        if lattice(int(cell), 11, 9, seed) > 0.62:
+        cell = cell_index(u / 2.7)
+        if lattice(cell, 11, 9, seed) > 0.62:
             a = u - (cell + 0.5) * 2.7
-            b = z - 1.15 - 0.4 * lattice(int(cell), 12, 9, seed)
-            half = 0.22 + 0.2 * lattice(int(cell), 13, 9, seed)
+            b = z - 1.15 - 0.4 * lattice(cell, 12, 9, seed)
+            half = 0.22 + 0.2 * lattice(cell, 13, 9, seed)
             if abs(a) < half and 0.0 < b < 2.6 * half:
-                row = np.floor(b / 0.11)
-                printed = lattice(int(cell), int(row), 14, seed)
+                row = cell_index(b / 0.11)
+                printed = lattice(cell, row, 14, seed)
                 mark = 1.0 if abs(a) < half * 0.8 * printed else 0.0
                 for c in range(3):
-                    paper = 0.35 + 0.5 * lattice(int(cell), 15 + c, 9, seed)
-                    out[c] = paper * (1 - mark) + mark * 0.7 * lattice(int(cell), int(row), 16 + c, seed)
+                    paper = 0.35 + 0.5 * lattice(cell, 15 + c, 9, seed)
+                    out[c] = paper * (1 - mark) + mark * 0.7 * lattice(cell, row, 16 + c, seed)
 
 
 @njit

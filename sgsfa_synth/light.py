@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pipeline.runtime import seeds
 from sgsfa_synth.jit import njit
 from sgsfa_synth.mesh import Mesh
-from sgsfa_synth.noise import noise3
+from sgsfa_synth.noise import cell_index, noise3
 from sgsfa_synth.raster import rasterise
 
 Array = npt.NDArray[np.float64]
@@ -131,8 +131,8 @@ def sunlit(depth: Array, axes: Array, frame: Array, x: float, y: float, z: float
     lit = 0.0
     for j in range(-1, 2):
         for i in range(-1, 2):
-            a = int(np.floor(u + i * spread))
-            b = int(np.floor(v + j * spread))
+            a = cell_index(u + i * spread)
+            b = cell_index(v + j * spread)
             if a < 0 or b < 0 or a >= size or b >= size or depth[b, a] - _SHADOW_BIAS <= near:
                 lit += 1.0
     return lit / 9.0

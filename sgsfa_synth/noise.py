@@ -27,14 +27,18 @@ def lattice(i: int, j: int, k: int, seed: int) -> float:
 
 
 @njit
+def cell_index(x: float) -> int:
+    """Return the number of the unit cell that holds a coordinate."""
+    return int(np.floor(x))
+
+
+@njit
 def noise2(x: float, y: float, seed: int) -> float:
     """Return value noise in the plane, in [0, 1), features about one unit wide."""
-    fx = np.floor(x)
-    fy = np.floor(y)
-    i = int(fx)
-    j = int(fy)
-    u = x - fx
-    v = y - fy
+    i = cell_index(x)
+    j = cell_index(y)
+    u = x - i
+    v = y - j
     u = u * u * (3.0 - 2.0 * u)
     v = v * v * (3.0 - 2.0 * v)
     low = lattice(i, j, 0, seed) * (1.0 - u) + lattice(i + 1, j, 0, seed) * u
@@ -45,15 +49,12 @@ def noise2(x: float, y: float, seed: int) -> float:
 @njit
 def noise3(x: float, y: float, z: float, seed: int) -> float:
     """Return value noise in space, in [0, 1), features about one unit wide."""
-    fx = np.floor(x)
-    fy = np.floor(y)
-    fz = np.floor(z)
-    i = int(fx)
-    j = int(fy)
-    k = int(fz)
-    u = x - fx
-    v = y - fy
-    w = z - fz
+    i = cell_index(x)
+    j = cell_index(y)
+    k = cell_index(z)
+    u = x - i
+    v = y - j
+    w = z - k
     u = u * u * (3.0 - 2.0 * u)
     v = v * v * (3.0 - 2.0 * v)
     w = w * w * (3.0 - 2.0 * w)

@@ -670,8 +670,8 @@ def street_bin(random: Random) -> Solid:
         for z, share in ((0.06, 0.72), (0.30, 0.82), (h - 0.08, 1.0), (h - 0.05, 1.07), (h, 1.07)):
             section = _rounded(d * share, -w * share, w * share, 24, 0.35)
             hull.append(np.column_stack([section[:, 1], section[:, 0], np.full(24, z)]))
-        floor = np.repeat(hull[0].mean(0, keepdims=True), 24, 0)
-        parts = [sheet(np.array([floor, *hull]), coat, Finish.MATT, wrap=True)]
+        base = np.repeat(hull[0].mean(0, keepdims=True), 24, 0)
+        parts = [sheet(np.array([base, *hull]), coat, Finish.MATT, wrap=True)]
         lid = []
         for z, share in ((h, 1.10), (h + 0.035, 1.08), (h + 0.07, 0.9), (h + 0.085, 0.0)):
             section = _rounded(d * share, -w * share, w * share, 24, 0.4)

@@ -68,7 +68,7 @@ def _overlaps(count: int, cells: int, low: float, high: float) -> Tensor:
 
 
 def quantise(occupancy: Tensor) -> Bytes:
-    """Return occupancy in [0, 1] as 0..255: floor(255 x + 1/2); the error is at most 1/510."""
+    """Return occupancy in [0, 1] as 0..255, rounded half up; the error is at most 1/510."""
     return torch.floor(occupancy * 255 + 0.5).clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 

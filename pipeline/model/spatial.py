@@ -178,8 +178,8 @@ def pool_strips(features: Tensor, strips: Tensor, body: Tensor | None = None) ->
     Args:
         features: (B, C, H, W).
         strips: (B, 3, H) row masks.
-        body: (B, H, W) weights of the cells in [0, 1]; None: all alike, so that what stands beside the person or in
-            front counts as much as the person.
+        body: (B, H, W) weights of the cells in [0, 1]; None: all alike, so that the background and occluders count
+            as much as the person.
 
     Returns:
         (B, 5, C) in the order of `COMBINATIONS`; a feature whose strips are empty is zero.

@@ -1,4 +1,4 @@
-"""Progress of counted work, for whoever displays it: the command line draws bars, a notebook passes `SILENT`."""
+"""Progress of counted work, for a display: the command line draws bars, a notebook passes `SILENT`."""
 
 from __future__ import annotations
 

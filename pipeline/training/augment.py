@@ -228,7 +228,7 @@ def _draw_kept(dice: _Dice, probability: float) -> Rectangles:
 
 
 def _draw_occluder(dice: _Dice, probability: float) -> Rectangles:
-    """Where something stands in front: rising from below, reaching in from a side, hanging from above, or anywhere."""
+    """Draw where an occluder is: rising from below, reaching in from a side, hanging from above, or anywhere."""
     uniform = dice.uniform
     middle, half = uniform(0.2, 0.8), uniform(0.25, 0.8)
     left, right = middle - half, middle + half
@@ -375,7 +375,7 @@ def _bilinear(length: int, begin: Tensor, end: Tensor) -> Tensor:
 
 
 def _occluders(images: Tensor, body: Tensor, params: AugmentParams, tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Colour (B, H, W, 3) in 0..255 and opacity (B, H, W, 1) in [0, 1] of what stands in front of each image."""
+    """Colour (B, H, W, 3) in 0..255 and opacity (B, H, W, 1) in [0, 1] of the occluder of each image."""
     height, width = images.shape[1:3]
     where = params.occluder
     rows = _inside(where.top, where.bottom, height)

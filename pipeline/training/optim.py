@@ -16,8 +16,8 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, ob
     Weights of linear maps and convolutions decay; normalisation, scales and biases do not. All that is not the
     backbone learns `lr_heads` times as fast (`scale` of a group).
 
-    Told apart by shape: what has fewer than two dimensions scales or shifts channels, and pulling it to zero pulls
-    features to zero without making the function any simpler.
+    Parameters are distinguished by shape: those of fewer than two dimensions scale or shift channels, and decaying them
+    shrinks features without making the function any simpler.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

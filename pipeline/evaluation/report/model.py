@@ -92,7 +92,7 @@ class Hit(Entry):
         distance: Under the matching rule.
         right: Same identity as the query.
         contributions: Distance, weight and contribution (their product) of each term; the contributions add up to the
-            distance. A distance is None where there is no such feature.
+            distance. A distance is None where the feature is missing.
         shared: The parts that enter the distance, for the caption.
     """
 
