@@ -333,7 +333,7 @@ def _breakdown(
 
 def _scores(metrics: RankMetrics) -> Scores:
     return Scores(
-        *(metrics.rank(rank) for rank in RANKS),
+        **{f"rank{rank}": metrics.rank(rank) for rank in RANKS},
         mAP=metrics.mAP,
         mINP=metrics.mINP,
         num_queries=metrics.num_queries,

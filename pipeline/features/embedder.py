@@ -147,7 +147,7 @@ class Embedder:
             WeightsError: The network returns features that are not finite.
             DeviceError: Memory is exhausted.
         """
-        if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
+        if isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 4) < 4:
             raise DataError("a single image given", expected="a list of images")
         if not len(images):
             raise DataError("no images given", expected="at least one path, PIL image or uint8 RGB array")

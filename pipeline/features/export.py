@@ -1,4 +1,4 @@
-"""A checkpoint as an ONNX model: from uint8 images to features, compared with the network before it is kept."""
+"""Export a checkpoint as an ONNX model, which ONNX Runtime must compute as the network does before it is kept."""
 
 from __future__ import annotations
 
@@ -15,85 +15,113 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pipeline.errors import ConfigError, FormatError, WeightsError, first_line
-from pipeline.formats.checkpoint import CheckpointMeta
+from pipeline.errors import ConfigError, FormatError, WeightsError
+from pipeline.features.vectors import unit_vectors
+from pipeline.formats.checkpoint import BUILTIN, CheckpointMeta, resolve_checkpoint
 from pipeline.model.checkpoint import load_checkpoint
-from pipeline.model.embed import embed
+from pipeline.model.embed import Embedded, embed
+from pipeline.model.normalise import normalise
 from pipeline.parts import PARTS
-from pipeline.runtime.files import atomic_write, sha256_file
-from pipeline.runtime.progress import SILENT, Progress
-from pipeline.store.place import file_place
+from pipeline.runtime.files import sha256_file
+from pipeline.store.output import output
 
 FORMAT = 1
 METADATA = "sgsfa"
-"""Entry of the model's metadata that says in JSON what it is."""
+"""Entry of the model's metadata that describes it in JSON."""
 
 TOLERANCE = 1e-4
-"""Largest difference from the network, as a share of the largest number; float32 sums in another order have 1e-6."""
+"""Largest difference from the network, as a share of the largest value; other orders of float32 sums cause 1e-6."""
+
+HALF_TOLERANCE = 2e-2
+"""The same for a model in float16."""
 
 _BATCHES = (1, 2, 5)
 
+Arrays = list[npt.NDArray[Any]]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What the model computes.
+
+    Attributes:
+        flip: Average over each image and its mirror image.
+        single_vector: Take normalised (B, 3, H, W) float32 images and return one vector per image, as trackers expect.
+        fp16: Compute in float16; inputs and outputs are unchanged.
+    """
+
+    flip: bool = False
+    single_vector: bool = False
+    fp16: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ExportReport:
     """An exported model.
 
     Attributes:
         path: The file.
-        height: Height of the images in pixels.
-        width: Width, likewise.
+        input: Shape of the input for one image.
         outputs: Shape of each output for one image, by name.
         differences: Largest difference from the network over the images of the check, by output; for `visible` the
             share of parts that differ.
-        images: How many images were compared, in batches of several sizes.
+        images: Number of images compared, in batches of several sizes.
     """
 
     path: Path
-    height: int
-    width: int
+    input: tuple[int, ...]
     outputs: dict[str, tuple[int, ...]]
     differences: dict[str, float]
     images: int
 
 
-def export(out: Path, checkpoint: Path, *, flip: bool = False, progress: Progress = SILENT) -> ExportReport:
+def export(out: Path, checkpoint: Path | str = BUILTIN, options: ExportOptions | None = None) -> ExportReport:
     """Write a checkpoint as an ONNX model, if ONNX Runtime computes the same with it.
 
-    The model takes `images`, (B, H, W, 3) uint8 RGB of the checkpoint's size, B at least 1, and normalises them itself.
-    It gives `whole` (B, W) and, with parts, `parts` (B, 7, D), `visibility` (B, 7) in [0, 1] and `visible` (B, 7) bool,
-    all features as `sgsfa extract` writes them.
+    The model takes `images`, (B, H, W, 3) uint8 RGB of the checkpoint's size, and normalises them itself. It returns
+    `global_feature` (B, W) and, with parts, `parts` (B, 7, D), `visibility` (B, 7) in [0, 1] and `visible` (B, 7) bool,
+    as extraction does. With `single_vector` it takes (B, 3, H, W) float32, normalised by ImageNet's mean and standard
+    deviation, and returns `vector` (B, 7 D + W) of length 1: the cosine similarity of two is close to that of the rule
+    `shrunk`.
 
     Args:
         out: The file to write.
-        checkpoint: A checkpoint of `sgsfa train`.
-        flip: Average over each image and its mirror image.
-        progress: Where to report.
+        checkpoint: A trained network: a file, or `builtin`.
+        options: What the model computes.
 
     Raises:
         WeightsError: The checkpoint is missing or damaged, or the exported model computes something else.
-        FormatError: There is a file already, or none can be made there.
-        ConfigError: The packages for it are not installed, or they cannot express the network.
+        FormatError: The file exists.
+        ConfigError: Packages are not installed, or cannot express the network.
         LockedError: Another process exports to `out`.
+        ArtifactError: The file cannot be written.
     """
+    options = options or ExportOptions()
     _require_packages()
-    with file_place(out, "ONNX model", "model.onnx", progress):
+    with output(out, "ONNX model") as partial:
         if out.exists():
-            raise FormatError("there is a file already", where=out, hint="delete it or choose another name")
-        network, meta = load_checkpoint(checkpoint)
-        model = _Exported(network.eval(), meta, flip=flip).eval()
-        batches = [_images(meta, count) for count in _BATCHES]
-        # Before the export, which would leave its stand-ins for tensors where constants are kept.
+            raise FormatError("the file exists", where=out, hint="delete it or choose another name")
+        path = resolve_checkpoint(checkpoint)
+        network, meta = load_checkpoint(path)
+        model = _Exported(network.eval(), meta, options).eval()
+        batches = [model.example(count) for count in _BATCHES]
+        # Before the export, which leaves its stand-ins for tensors where constants are cached, and before rounding.
         wanted = [model.as_arrays(batch) for batch in batches]
+        if options.fp16:
+            model.network.half()
         program = _program(model, batches[1])
-        program.model.metadata_props[METADATA] = json.dumps(_description(meta, checkpoint, flip=flip))
-        with atomic_write(out) as temporary:
-            program.save(str(temporary), external_data=False)
-            differences = _compared(temporary, model.names, batches, wanted, meta.threshold_array())
+        program.model.metadata_props[METADATA] = json.dumps(_description(meta, path, options))
+        try:
+            program.save(str(partial), external_data=False)
+            differences = _compare(partial, model, batches, wanted)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
     return ExportReport(
         path=out,
-        height=meta.model.height,
-        width=meta.model.width,
+        input=tuple(batches[0].shape[1:]),
         outputs={name: value.shape[1:] for name, value in zip(model.names, wanted[0], strict=True)},
         differences=differences,
         images=sum(_BATCHES),
@@ -101,34 +129,55 @@ def export(out: Path, checkpoint: Path, *, flip: bool = False, progress: Progres
 
 
 class _Exported(nn.Module):
-    """What the ONNX model computes.
-
-    Attributes:
-        names: Of its outputs.
-        thresholds: (7,) tau of the parts.
-    """
+    """What the ONNX model computes; `names` are its outputs, `thresholds` (7,) the visibility thresholds."""
 
     names: tuple[str, ...]
     thresholds: Tensor
 
-    def __init__(self, network: nn.Module, meta: CheckpointMeta, *, flip: bool) -> None:
+    def __init__(self, network: nn.Module, meta: CheckpointMeta, options: ExportOptions) -> None:
         super().__init__()
-        self.network, self.flip = network, flip
-        self.names = (
-            ("global_feature",)
-            if meta.model.kind == "baseline"
-            else ("parts", "global_feature", "visibility", "visible")
-        )
+        self.network, self.options, self.size = network, options, (meta.model.height, meta.model.width)
+        self.has_parts = meta.model.kind != "baseline"
+        if options.single_vector:
+            self.names = ("vector",)
+        else:
+            self.names = ("parts", "global_feature", "visibility", "visible") if self.has_parts else ("global_feature",)
         self.register_buffer("thresholds", torch.from_numpy(meta.threshold_array()))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        found = embed(self.network, images, flip=self.flip)
-        if len(self.names) == 1:
+        found = self._embed(images)
+        visible = found.visibility > self.thresholds
+        if self.options.single_vector:
+            return (unit_vectors(found, visible) if self.has_parts else F.normalize(found.global_feature, dim=1),)
+        if not self.has_parts:
             return (found.global_feature,)
-        return found.parts, found.global_feature, found.visibility, found.visibility > self.thresholds
+        return found.parts, found.global_feature, found.visibility, visible
 
-    def as_arrays(self, images: Tensor) -> list[npt.NDArray[Any]]:
-        """The outputs for a batch."""
+    def _embed(self, images: Tensor) -> Embedded:
+        if not (self.options.single_vector or self.options.fp16):
+            return embed(self.network, images, flip=self.options.flip)
+        normal = images if self.options.single_vector else normalise(images)
+        views = [normal, normal.flip(3)] if self.options.flip else [normal]
+        half = next(self.network.parameters()).dtype == torch.float16
+        outputs = [self.network(view.half() if half else view) for view in views]
+        return Embedded(
+            *(
+                sum(getattr(each, name).float() for each in outputs) / len(views)
+                for name in ("matched", "matched_global", "visibility")
+            )
+        )
+
+    def example(self, count: int) -> Tensor:
+        """Return images of blurred noise: like photographs they have large forms, in which masks find parts."""
+        stream = torch.Generator().manual_seed(count)
+        coarse = torch.rand((count, 3, 8, 4), generator=stream)
+        smooth = F.interpolate(coarse, size=self.size, mode="bilinear", align_corners=False)
+        noisy = smooth + 0.1 * torch.randn(smooth.shape, generator=stream)
+        images = (noisy.clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return normalise(images).contiguous() if self.options.single_vector else images
+
+    def as_arrays(self, images: Tensor) -> Arrays:
+        """Return the outputs for a batch."""
         with torch.inference_mode():
             return [tensor.numpy() for tensor in self(images)]
 
@@ -140,19 +189,8 @@ def _require_packages() -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"an ONNX model cannot be written: {error.name or first_line(error)} is not installed",
-            hint="pip install 'sgsfa[onnx]'",
+            f"an ONNX model cannot be written: {error.name} is not installed", hint="pip install 'sgsfa[onnx]'"
         ) from None
-
-
-def _images(meta: CheckpointMeta, count: int) -> Tensor:
-    """Images of blurred noise: like photographs they have large forms, in which masks find something."""
-    stream = torch.Generator().manual_seed(count)
-    coarse = torch.rand((count, 3, 8, 4), generator=stream)
-    size = (meta.model.height, meta.model.width)
-    smooth = nn.functional.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
-    noisy = smooth + 0.1 * torch.randn(smooth.shape, generator=stream)
-    return (noisy.clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _program(model: _Exported, example: Tensor) -> Any:
@@ -170,12 +208,12 @@ def _program(model: _Exported, example: Tensor) -> Any:
             )
         # The exporter fails in as many ways as there are operations.
         except Exception as error:
-            raise ConfigError(f"the network cannot be written as ONNX: {first_line(error)}") from error
+            raise ConfigError("the network cannot be written as ONNX", cause=error) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of its own future, at which a user can do nothing."""
+    """Silence the exporter's warnings about its own future."""
     levels = {name: logging.getLogger(name).level for name in ("torch.onnx", "onnxscript", "onnx_ir")}
     try:
         for name in levels:
@@ -188,7 +226,7 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _description(meta: CheckpointMeta, checkpoint: Path, *, flip: bool) -> dict[str, Any]:
+def _description(meta: CheckpointMeta, checkpoint: Path, options: ExportOptions) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "checkpoint_sha256": sha256_file(checkpoint),
@@ -196,7 +234,8 @@ def _description(meta: CheckpointMeta, checkpoint: Path, *, flip: bool) -> dict[
         "backbone": meta.model.backbone,
         "height": meta.model.height,
         "width": meta.model.width,
-        "flip": flip,
+        "flip": options.flip,
+        "fp16": options.fp16,
         "parts": list(PARTS),
         "thresholds": [float(each) for each in meta.thresholds],
         "trained_on": meta.trained_on,
@@ -204,53 +243,54 @@ def _description(meta: CheckpointMeta, checkpoint: Path, *, flip: bool) -> dict[
     }
 
 
-def _compared(
-    path: Path,
-    names: tuple[str, ...],
-    batches: list[Tensor],
-    wanted: list[list[npt.NDArray[Any]]],
-    thresholds: npt.NDArray[np.float32],
-) -> dict[str, float]:
-    """How far ONNX Runtime's numbers are from the network's.
+def _compare(path: Path, model: _Exported, batches: list[Tensor], wanted: list[Arrays]) -> dict[str, float]:
+    """Return the largest difference of ONNX Runtime's outputs from the network's, by output.
 
     Raises:
-        WeightsError: Too far.
+        WeightsError: One is too large.
         ConfigError: ONNX Runtime cannot compute the model.
     """
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        given = [session.run(list(names), {"images": batch.numpy()}) for batch in batches]
-    # ONNX Runtime's exceptions share no base of their own.
+        found = [session.run(list(model.names), {"images": batch.numpy()}) for batch in batches]
+    # ONNX Runtime's exceptions have no common base.
     except Exception as error:
         raise ConfigError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot compute the exported model: {first_line(error)}",
-            hint="another version of onnxruntime may; nothing was written",
+            f"ONNX Runtime {onnxruntime.__version__} cannot compute the exported model",
+            hint="another version of onnxruntime may",
+            cause=error,
         ) from error
-    differences = dict.fromkeys(names, 0.0)
-    for outputs, results in zip(wanted, given, strict=True):
-        by_name = dict(zip(names, outputs, strict=True))
-        for name, ours, theirs in zip(names, outputs, results, strict=True):
+    differences = dict.fromkeys(model.names, 0.0)
+    tolerance = HALF_TOLERANCE if model.options.fp16 else TOLERANCE
+    for ours, theirs in zip(wanted, found, strict=True):
+        for name, one, other in zip(model.names, ours, theirs, strict=True):
+            near = None
             if name == "visible":
-                # Where a mean lies at its threshold, rounding decides.
-                near = np.abs(by_name["visibility"] - thresholds) <= TOLERANCE
-                difference, allowed = float(((ours != theirs) & ~near).mean()), 0.0
-            elif name == "parts":
-                # Each by itself, or a part with large numbers would hide another's errors.
-                apart = np.abs(theirs - ours).max(axis=(0, 2), initial=0.0)
-                scale = TOLERANCE * np.abs(ours).max(axis=(0, 2), initial=0.0)
-                worst = int((apart - scale).argmax())
-                difference, allowed = float(apart[worst]), float(scale[worst])
-            else:
-                difference = float(np.abs(theirs - ours).max(initial=0.0))
-                allowed = TOLERANCE * float(np.abs(ours).max(initial=0.0))
+                # A mean at its threshold is decided by rounding.
+                near = np.abs(ours[model.names.index("visibility")] - model.thresholds.numpy()) <= tolerance
+            difference, allowed = _difference(one, other, tolerance, near)
             # Written so that NaN fails too.
-            if ours.shape != theirs.shape or not difference <= allowed:
+            if one.shape != other.shape or not difference <= allowed:
                 raise WeightsError(
-                    f"the exported model computes another `{name}`: {difference:.2g} away, more than {allowed:.2g}",
-                    expected="the network's own numbers but for rounding; nothing was written",
+                    f"the exported model differs in `{name}` by {difference:.2g}",
+                    expected=f"at most {allowed:.2g}; nothing was written",
                     hint="please report it with the versions of torch and onnxscript",
                 )
             differences[name] = max(differences[name], difference)
     return differences
+
+
+def _difference(
+    ours: npt.NDArray[Any], theirs: npt.NDArray[Any], tolerance: float, undecided: npt.NDArray[np.bool_] | None
+) -> tuple[float, float]:
+    """Return how far an output is from the network's, and how far it may be."""
+    if undecided is not None:
+        return float(((ours != theirs) & ~undecided).mean()), 0.0
+    # Parts one by one, because one with large values would hide the errors of another.
+    axes = (0, 2) if ours.ndim == 3 else None
+    apart = np.atleast_1d(np.abs(theirs - ours).max(axis=axes, initial=0.0))
+    allowed = np.atleast_1d(tolerance * np.abs(ours).max(axis=axes, initial=0.0))
+    worst = int((apart - allowed).argmax())
+    return float(apart[worst]), float(allowed[worst])

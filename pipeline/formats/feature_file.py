@@ -154,8 +154,8 @@ class FeatureFile:
         The system may count much of the file as memory of this process.
         """
         with row_file.reading(self.path, FORMAT) as file:
-            arrays = {name: _mapped(self.path, file[name]) for name in ARRAYS}
-        return Features.from_arrays(**arrays, thresholds=self.thresholds)
+            arrays = [_mapped(self.path, file[name]) for name in ARRAYS]
+        return Features.from_arrays(*arrays, thresholds=self.thresholds)
 
     def blocks(self, size: int, rows: Ints | None = None, *, reuse: bool = False) -> Iterator[tuple[int, Features]]:
         """Yield features of ascending rows block by block, without ids, for files larger than memory.
@@ -214,7 +214,7 @@ class FeatureFile:
         visibility = arrays["visibility"]
         if visibility.size and (visibility.min() < 0 or visibility.max() > 1):
             raise FormatError("/visibility contains numbers outside [0, 1]", where=self.path, expected="mask means")
-        return Features.from_arrays(**arrays, thresholds=self.thresholds)
+        return Features.from_arrays(*(arrays[name] for name in ARRAYS), thresholds=self.thresholds)
 
     def _texts(self, name: str, rows: Ints) -> npt.NDArray[np.str_]:
         unique, inverse = np.unique(rows, return_inverse=True)
@@ -307,7 +307,8 @@ def write_features(path: Path, features: Features) -> None:
 def write_npz(path: Path, features: Features) -> None:
     """Write features in memory to a NumPy archive, atomically. See `Features.save`."""
     with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, format=FORMAT.name, provenance=features.provenance.to_json(), **features.to_numpy())
+        texts = {"format": np.array(FORMAT.name), "provenance": np.array(features.provenance.to_json())}
+        np.savez(stream, allow_pickle=False, **texts, **features.to_numpy())
 
 
 def read_npz(path: Path) -> Features:
@@ -359,9 +360,9 @@ def require_comparable(query: Features, gallery: Features | FeatureFile) -> None
 
 def _check_datasets(file: h5py.File, path: Path) -> tuple[int, int]:
     """Check the datasets of an open file and return its dimensions."""
-    shapes = {name: getattr(file.get(name), "shape", ()) for name in ARRAYS}
+    shapes: dict[str, tuple[int, ...]] = {name: getattr(file.get(name), "shape", ()) for name in ARRAYS}
     count = shapes["parts"][0] if shapes["parts"] else 0
-    dims = tuple(shapes[name][-1] if shapes[name] else 0 for name in ARRAYS[:2])
+    dims = [shapes[name][-1] if shapes[name] else 0 for name in ARRAYS[:2]]
     row_file.check_datasets(
         file,
         path,

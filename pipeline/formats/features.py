@@ -111,12 +111,12 @@ class Features:
     @property
     def part_dim(self) -> int:
         """D, the dimension of a part feature."""
-        return self.parts.shape[2]
+        return int(self.parts.shape[2])
 
     @property
     def global_dim(self) -> int:
         """W, the dimension of the global feature."""
-        return self.global_feature.shape[1]
+        return int(self.global_feature.shape[1])
 
     @property
     def visible(self) -> Bools:

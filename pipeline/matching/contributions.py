@@ -33,7 +33,7 @@ class Contributions:
     @property
     def totals(self) -> Doubles:
         """(N,) distances of the pairs."""
-        return (self.distances * self.weights).sum(axis=1)
+        return np.asarray((self.distances * self.weights).sum(axis=1))
 
     @property
     def shares(self) -> Doubles:
@@ -106,4 +106,4 @@ def _paired(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32], rule:
     # The norm of a zero vector is replaced, so that its cosine with anything is 0.
     norms = np.maximum(np.linalg.norm(a, axis=-1), 1e-12) * np.maximum(np.linalg.norm(b, axis=-1), 1e-12)
     cosine = (a * b).sum(axis=-1) / norms
-    return np.maximum(1 - cosine, 0) if rule.metric == "cosine" else np.sqrt(np.maximum(2 - 2 * cosine, 0))
+    return np.asarray(np.maximum(1 - cosine, 0) if rule.metric == "cosine" else np.sqrt(np.maximum(2 - 2 * cosine, 0)))

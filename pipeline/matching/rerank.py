@@ -45,6 +45,14 @@ _TILE = 1536
 
 
 @dataclass(frozen=True, slots=True)
+class _Distances:
+    """Distances of all images to each other: `between` ranges of rows, and `of_pairs`."""
+
+    between: Callable[[slice, slice], Floats]
+    of_pairs: Callable[[Ints, Ints], Floats]
+
+
+@dataclass(frozen=True, slots=True)
 class _Neighbours:
     """The nearest neighbours of all images.
 
@@ -105,7 +113,7 @@ def k_reciprocal(
     def of_pairs(left: Ints, right: Ints) -> Floats:
         return _pairwise(side, left, right, square)
 
-    return _re_rank(len(query), len(side), between, of_pairs, k1, k2, lambda_value)
+    return _re_rank(len(query), len(side), _Distances(between, of_pairs), k1, k2, lambda_value)
 
 
 def k_reciprocal_from_distances(
@@ -152,7 +160,7 @@ def k_reciprocal_from_distances(
         picked: Floats = matrix[left, right]
         return picked
 
-    return _re_rank(len(qg), len(matrix), between, of_pairs, k1, k2, lambda_value)
+    return _re_rank(len(qg), len(matrix), _Distances(between, of_pairs), k1, k2, lambda_value)
 
 
 def expand_queries(
@@ -218,21 +226,13 @@ def _unit(array: Floats, device: torch.device | str) -> Tensor:
     return torch.nn.functional.normalize(torch.from_numpy(array).to(device), dim=-1)
 
 
-def _re_rank(
-    num_query: int,
-    total: int,
-    between: Callable[[slice, slice], Floats],
-    of_pairs: Callable[[Ints, Ints], Floats],
-    k1: int,
-    k2: int,
-    lambda_value: float,
-) -> Floats:
+def _re_rank(num_query: int, total: int, source: _Distances, k1: int, k2: int, lambda_value: float) -> Floats:
     if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
         raise ConfigError(
             f"k1 = {k1}, k2 = {k2}, lambda = {lambda_value}", expected="k1 and k2 at least 1, lambda in [0, 1]"
         )
-    original, near = _neighbours(num_query, total, between, min(max(k1 + 1, k2), total))
-    encoding = _encode(near, of_pairs, k1)
+    original, near = _neighbours(num_query, total, source.between, min(max(k1 + 1, k2), total))
+    encoding = _encode(near, source.of_pairs, k1)
     if k2 > 1:
         members = near.index[:, :k2]
         averaging = sparse.csr_array(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.options import JsonOption, QuietOption, command_app, examples
+from sgsfa_cli.options import JsonOption, command_app, examples
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,7 +21,8 @@ app = command_app()
 @app.command(
     epilog=examples(
         "sgsfa export model.safetensors --out model.onnx",
-        "sgsfa export model.safetensors --out model.onnx --flip",
+        "sgsfa export model.safetensors --out model.onnx --flip --fp16",
+        "sgsfa export --single-vector --out tracker.onnx",
     )
 )
 def export(
@@ -30,17 +31,21 @@ def export(
         Path, typer.Argument(metavar="FILE", help="A trained network, or builtin: the one of this package.")
     ] = Path("builtin"),
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Average with the mirror image.")] = False,
+    single_vector: Annotated[
+        bool, typer.Option("--single-vector", help="(N, 3, H, W) normalised images to (N, D) vectors, for trackers.")
+    ] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Compute in float16.")] = False,
     json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Write a checkpoint as an ONNX model, compared with the network before it is kept.
 
-    It takes uint8 images and gives the features that `sgsfa extract` writes; docs/tasks/export.md says how to use them.
+    It takes uint8 images and returns the features that `sgsfa extract` writes, or with --single-vector one vector per
+    image; docs/tasks/export.md shows how to use it.
     """
+    from pipeline.features.export import ExportOptions
     from pipeline.features.export import export as run_export
-    from pipeline.formats.checkpoint import resolve_checkpoint
 
-    report = run_export(out, resolve_checkpoint(checkpoint), flip=flip, progress=console.progress(quiet=quiet))
+    report = run_export(out, checkpoint, ExportOptions(flip=flip, single_vector=single_vector, fp16=fp16))
     console.emit(report, json=json, draw=lambda: _draw(report))
 
 
@@ -49,5 +54,6 @@ def _draw(report: ExportReport) -> Table:
         (name, " x ".join(map(str, ("B", *shape))), f"{report.differences[name]:.1g}")
         for name, shape in report.outputs.items()
     ]
-    title = f"{report.path}: images B x {report.height} x {report.width} x 3, uint8 RGB"
+    kind = "float32, normalised RGB" if report.input[0] == 3 else "uint8 RGB"
+    title = f"{report.path}: images B x {' x '.join(map(str, report.input))}, {kind}"
     return console.table("Output", "Shape", "Largest difference from the network>", rows=rows, title=title)
