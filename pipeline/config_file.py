@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import UnionType
@@ -16,22 +15,12 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.config import RunConfig, Section, known_keys, section_of, suggestion
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, combine
 
 PRESETS = ("demo", "paper", "strong", "baseline")
 
 _Tables = list[tuple[str, dict[str, Any]]]
 """Where each table comes from, and the table."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Problem:
-    """One error of a configuration; see `ConfigError`."""
-
-    message: str
-    where: str | None = None
-    expected: str | None = None
-    hint: str | None = None
 
 
 def load_config(path: Path | None = None, *, preset: str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -55,22 +44,22 @@ def load_config(path: Path | None = None, *, preset: str | None = None, override
         tables.append((str(path), table))
     if preset is not None:
         tables.insert(0, (f"preset {preset}", preset_table(preset)))
-    problems: list[_Problem] = []
+    errors: list[ConfigError] = []
     for text in overrides:
         try:
             tables.append((f"--set {text}", parse_override(text)))
         except ConfigError as error:
-            problems.append(_Problem(error.message, error.where, error.expected))
+            errors.append(error)
     merged: dict[str, Any] = {}
     for origin, table in tables:
-        problems += _remove_unknown(RunConfig, table, origin, "")
+        errors += _remove_unknown(RunConfig, table, origin, "")
         _merge(merged, table)
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        problems += _invalid(error, tables)
-    if problems:
-        raise _as_error(problems)
+        errors += _invalid(error, tables)
+    if errors:
+        raise combine(errors, "errors in the configuration")
     return config
 
 
@@ -139,26 +128,13 @@ def to_toml(config: RunConfig, *, comments: bool = False) -> str:
 # Errors
 
 
-def _as_error(problems: Sequence[_Problem]) -> ConfigError:
-    """Return one error for all problems: a single one as it is, several as a list."""
-    if len(problems) == 1:
-        only = problems[0]
-        return ConfigError(only.message, where=only.where, expected=only.expected, hint=only.hint)
-    lines = [f"{len(problems)} errors in the configuration"]
-    for each in problems:
-        details = [text for text in (each.expected and f"expected {each.expected}", each.hint) if text]
-        where = f" ({each.where})" if each.where else ""
-        lines.append(f"{each.message}{where}" + "".join(f"; {text}" for text in details))
-    return ConfigError("\n".join(lines))
-
-
-def _remove_unknown(model: type[Section], table: dict[str, Any], origin: str, prefix: str) -> Iterator[_Problem]:
+def _remove_unknown(model: type[Section], table: dict[str, Any], origin: str, prefix: str) -> Iterator[ConfigError]:
     """Remove keys that are unknown, and values in the place of sections, so that all other keys can be validated."""
     for name in list(table):
         info = model.model_fields.get(name)
         if info is None:
             for key in _leaves(prefix + name, table.pop(name)):
-                yield _Problem(f"unknown key {key!r}", origin, hint=_nearest_key(key))
+                yield ConfigError(f"unknown key {key!r}", where=origin, hint=_nearest_key(key))
             continue
         section = section_of(info)
         if section is None:
@@ -167,7 +143,9 @@ def _remove_unknown(model: type[Section], table: dict[str, Any], origin: str, pr
             yield from _remove_unknown(section, table[name], origin, f"{prefix}{name}.")
         else:
             value = table.pop(name)
-            yield _Problem(f"{name} = {value!r}: this is a section", origin, expected=f"a key of it, as in {name}.KEY")
+            yield ConfigError(
+                f"{name} = {value!r}: this is a section", where=origin, expected=f"a key of it, as in {name}.KEY"
+            )
 
 
 def _leaves(key: str, value: Any) -> Iterator[str]:
@@ -194,19 +172,19 @@ def _nearest_key(key: str) -> str | None:
     return f"did you mean {elsewhere[found[0]]!r}?" if found else None
 
 
-def _invalid(error: ValidationError, tables: _Tables) -> list[_Problem]:
-    problems: dict[str, _Problem] = {}
+def _invalid(error: ValidationError, tables: _Tables) -> list[ConfigError]:
+    found: dict[str, ConfigError] = {}
     for each in error.errors():
         # pydantic appends the branch of a union to the location; keys are at most two deep.
         names = [str(part) for part in each["loc"][:2]]
         key = ".".join(names)
         # Each branch of a union reports an error of its own.
-        if key not in problems:
-            problems[key] = _invalid_value(names, dict(each), tables)
-    return list(problems.values())
+        if key not in found:
+            found[key] = _invalid_value(names, dict(each), tables)
+    return list(found.values())
 
 
-def _invalid_value(names: list[str], error: dict[str, Any], tables: _Tables) -> _Problem:
+def _invalid_value(names: list[str], error: dict[str, Any], tables: _Tables) -> ConfigError:
     key, value = ".".join(names), error.get("input")
     message = error["msg"].removeprefix("Value error, ").replace("Input should", "should")
     info = known_keys().get(key)
@@ -215,14 +193,14 @@ def _invalid_value(names: list[str], error: dict[str, Any], tables: _Tables) -> 
         section = section_of(RunConfig.model_fields[names[0]])
         involved = [name for name in (section.model_fields if section else ()) if name in message.split()]
         origins = [_origin(tables, [*names, name]) for name in involved]
-        return _Problem(f"[{key}]: {message}", ", ".join(dict.fromkeys(filter(None, origins))) or None)
+        return ConfigError(f"[{key}]: {message}", where=", ".join(dict.fromkeys(filter(None, origins))) or None)
     choices = [str(choice) for choice in get_args(info.annotation) if isinstance(choice, str)]
-    # pydantic's own messages say what is expected; those of the schema may not.
-    expected = " | ".join(choices) or (None if message.startswith("should") else info.description)
+    # The messages of pydantic include what is expected; those of the schema may not.
+    expected = None if message.startswith("should") else info.description
     if error["type"] == "tuple_type":
         expected = '["...", "..."]' if get_args(info.annotation)[0] is str else "[..., ...]"
     near = suggestion(value, choices) if choices and isinstance(value, str) else None
-    return _Problem(f"{key} = {value!r}: {message}", _origin(tables, names), expected, near)
+    return ConfigError(f"{key} = {value!r}: {message}", where=_origin(tables, names), expected=expected, hint=near)
 
 
 def _origin(tables: _Tables, names: Sequence[str]) -> str | None:

@@ -64,6 +64,24 @@ def _rebuild(kind: type[UserError], message: str, *details: str | None) -> UserE
     return kind(message, where=where, expected=expected, hint=hint, cause=cause)
 
 
+def combine(errors: Sequence[UserError], headline: str) -> UserError:
+    """Return one error for several: a single one as it is, otherwise a list below a headline.
+
+    Args:
+        errors: At least one; the first one decides the type.
+        headline: What follows their number, as in `errors in the configuration`.
+    """
+    distinct = list({str(error): error for error in errors}.values())
+    if len(distinct) == 1:
+        return distinct[0]
+    lines = [f"{len(distinct)} {headline}"]
+    for error in distinct:
+        where = f" ({error.where})" if error.where else ""
+        expected = f"; expected {error.expected}" if error.expected else ""
+        lines.append(f"- {error.message}{where}{expected}" + (f"; {error.hint}" if error.hint else ""))
+    return type(distinct[0])("\n".join(lines))
+
+
 class ConfigError(UserError):
     """A configuration file, preset or option is not valid."""
 

@@ -92,7 +92,7 @@ def _translate(error: Exception, options: set[str], *, json: bool) -> None:
     errors = sys.modules.get("pipeline.errors")
     if errors is not None and isinstance(error, errors.UserError):
         details = [(label, in_terms_of(text, options)) for label, text in error.details()]
-        _fail(error.message, details, error.exit_code, json=json, error=error)
+        _fail(in_terms_of(error.message, options), details, error.exit_code, json=json, error=error)
     if errors is not None and isinstance(error, errors.RejectedInputs):
         # The result, which was printed before, lists them as well; standard output stays one JSON object.
         if torchrun.record_error(error):

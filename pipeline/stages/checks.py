@@ -76,7 +76,7 @@ def find_imagenet(backbone: str) -> str:
             return "ImageNet weights to be downloaded"
     except (OSError, ValueError) as error:
         raise WeightsError(
-            f"ImageNet weights of {backbone} cannot be downloaded: {error}",
+            f"ImageNet weights of {backbone} cannot be downloaded: {getattr(error, 'reason', error)}",
             where=url,
             hint="set model.weights to a copy of that file, or to none",
         ) from error

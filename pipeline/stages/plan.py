@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.config import RunConfig, suggestion
-from pipeline.errors import ArtifactError, ConfigError, UserError
+from pipeline.errors import ArtifactError, ConfigError, UserError, combine
 from pipeline.formats.provenance import Provenance
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.stages.checks import check_disk
@@ -160,13 +160,9 @@ def required_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
 
 
 def failures(results: Sequence[CheckResult]) -> UserError | None:
-    """Return one error for all failed checks, or None: a single one as it is, several as a list."""
-    errors = list({str(result.error): result.error for result in results if result.error is not None}.values())
-    if len(errors) < 2:
-        return errors[0] if errors else None
-    lines = [f"{error.message}" + (f" ({error.where})" if error.where else "") for error in errors]
-    hints = list(dict.fromkeys(error.hint for error in errors if error.hint))
-    return UserError(f"{len(errors)} checks failed\n" + "\n".join(lines), hint="; ".join(hints) or None)
+    """Return one error for all failed checks, or None."""
+    errors = [result.error for result in results if result.error is not None]
+    return combine(errors, "checks failed") if errors else None
 
 
 def _planned(

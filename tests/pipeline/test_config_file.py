@@ -93,7 +93,7 @@ def test_unknown_key__suggests_the_nearest(text, key, hint):
         ("train.epochs={a = 1}", ["train.epochs"]),
         ("model.height=100", ["model.height = 100", "multiple of 16"]),
         ("model.strips=[0.5, 0.5, 0.5]", ["model.strips"]),
-        ("matching.rule=meen", ["matching.rule = 'meen'", "shrunk | mean", "'mean'"]),
+        ("matching.rule=meen", ["matching.rule = 'meen'", "'shrunk', 'mean'", "'mean'"]),
         ("masks.batch_size=none", ["masks.batch_size = 'none'"]),
         ("loss.balance=1.5", ["loss.balance = 1.5"]),
         ("name=../x", ["name = '../x'"]),

@@ -151,8 +151,7 @@ def test_failures__one_error_as_it_is_and_several_as_a_list():
     assert failures([CheckResult("s", "w", error=first), CheckResult("t", "w", error=first)]) is first
     both = failures([CheckResult("s", "w", error=first), CheckResult("t", "w", error=second)])
     assert isinstance(both, UserError)
-    assert both.message.splitlines()[1:] == ["first (a)", "second"]
-    assert both.hint == "h"
+    assert both.message.splitlines()[1:] == ["- first (a); h", "- second"]
 
 
 def test_plan__imports_nothing_heavy():
