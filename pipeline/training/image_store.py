@@ -107,7 +107,10 @@ def _decode_into(
     rejected: list[Rejected] = []
     needed = len(names) * (height * width * 3 + _NAME_BYTES) + _NAME_BYTES
     reserve(temporary, needed)
-    with h5py.File(temporary, "w", libver="earliest") as file, progress.task("decode", total=len(names)) as task:
+    with (
+        h5py.File(temporary, "w", libver="earliest", locking=False) as file,
+        progress.task("decode", total=len(names)) as task,
+    ):
         # HDF5 released the space when it opened the file, and truncates the file when it closes it.
         reserve(temporary, needed)
         rows = file.create_dataset("images", (len(names), height, width, 3), np.uint8)
@@ -134,7 +137,7 @@ def open_images(path: Path, budget_gb: float) -> ImageStore:
         path: The file.
         budget_gb: Up to this size the images are read into memory, above it mapped; the values are the same.
     """
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:
         contents = json.loads(file["contents"][()].tobytes())
         count = len(contents["names"])
         rows = file["images"]
