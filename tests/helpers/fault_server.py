@@ -9,9 +9,12 @@ calls that matched). Several lines may be sent before the first has ended.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib
 import json
 import os
+import pkgutil
 import struct
 import sys
 from typing import Any
@@ -21,20 +24,21 @@ KINDS = {"open": 1, "write": 2, "read": 4, "rename": 8, "lock": 16}
 
 def main() -> None:
     """Serve requests until standard input ends."""
-    import torch  # noqa: F401
-
-    import pipeline.evaluation.evaluate
-    import pipeline.features.extract
-    import pipeline.masks.build
-    import pipeline.stages.plan
-    import pipeline.training.run  # noqa: F401
-    from sgsfa_cli.main import app  # noqa: F401
-
+    _import_everything()
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         children = [_start(each) for each in request]
         print(json.dumps([_finish(*child) for child in children]), flush=True)
+
+
+def _import_everything() -> None:
+    """Import all modules once, before the first fork."""
+    for package in ("pipeline", "sgsfa_synth", "sgsfa_cli"):
+        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+            if not module.name.endswith("__main__"):
+                with contextlib.suppress(ImportError):  # optional packages
+                    importlib.import_module(module.name)
 
 
 def _start(request: dict[str, Any]) -> tuple[int, int]:
