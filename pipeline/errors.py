@@ -148,13 +148,3 @@ def _rebuild_rejected(stage: str, rejected: tuple[Rejected, ...], total: int) ->
 def library_message(error: BaseException) -> str:
     """Return the whole message of another library's exception, or the exception's name if it has none."""
     return str(error).strip() or type(error).__name__
-
-
-def first_line(error: Exception, limit: int = 200) -> str:
-    """Return the beginning of another library's message, for one line of a log.
-
-    An error that ends the work passes the exception as `cause` instead, so that no fact is cut off.
-    """
-    lines = library_message(error).splitlines()
-    # "backend='inductor' raised:" alone says nothing.
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:limit]

@@ -10,7 +10,7 @@ from typing import Generic, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import first_line
+from pipeline.errors import library_message
 from pipeline.model.output import NetworkOutput
 from pipeline.runtime.device import Context, constant
 from pipeline.runtime.memory import out_of_memory
@@ -105,4 +105,4 @@ def _compile(what: Callable[..., object]) -> Callable[..., object]:
 
 
 def _warn(error: Exception, what: str) -> None:
-    _log.warning("torch.compile failed for %s, continuing without it: %s", what, first_line(error))
+    _log.warning("torch.compile failed for %s, continuing without it: %s", what, library_message(error))

@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from pipeline import errors
-from pipeline.errors import Rejected, RejectedInputs, SgsfaError, UserError, first_line
+from pipeline.errors import Rejected, RejectedInputs, SgsfaError, UserError
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, UserError)]
 
@@ -44,8 +44,3 @@ def test_cause__keeps_the_whole_text_of_the_library():
     assert UserError("found", cause=RuntimeError(text)).details() == [("cause", text)]
     assert UserError("found", cause=KeyError()).cause == "KeyError"
     assert UserError("found", cause="said").cause == "said"
-
-
-def test_first_line__joins_an_incomplete_one_and_has_a_limit():
-    assert first_line(RuntimeError("backend='x' raised:\nCUDA error\nmore")) == "backend='x' raised: CUDA error"
-    assert first_line(RuntimeError("long" * 100), limit=8) == "longlong"
