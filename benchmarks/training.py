@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, RunConfig, TrainConfig
 from pipeline.config_file import load_config
-from pipeline.formats.provenance import Provenance
+from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.model.losses import total_loss
 from pipeline.model.network import build_model
 from pipeline.model.normalise import normalise
@@ -151,17 +151,16 @@ class Real:
         store, masks = stand_in_store(images, run.model.height, run.model.width)
         self.folder = tempfile.TemporaryDirectory()
         self.context = TrainContext(
-            model=run.model,
+            meta=CheckpointMeta(run.model, identities, ()),
             loss=run.loss,
             config=run.train,
-            names=store.names,
+            store=store,
             labels=(torch.arange(images) % identities).to(device),
             masks=masks.to(device),
             images=Prefetcher(store, device),
             device=device,
             ranks=RankInfo(),
             folder=Path(self.folder.name),
-            provenance=Provenance({}),
             progress=SILENT,
         )
         self.trainer = self.new_trainer(run.train)
@@ -171,7 +170,7 @@ class Real:
     def new_trainer(self, config: TrainConfig) -> Trainer:
         """Return a trainer on the store, with a network of its own."""
         context = dataclasses.replace(self.context, config=config)
-        return Trainer(network(context.model, context.num_classes, context.device), context)
+        return Trainer(network(context.model, context.meta.num_classes, context.device), context)
 
     def steps(self, count: int) -> None:
         """Take the next steps of the run."""

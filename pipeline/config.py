@@ -350,8 +350,10 @@ class TrainConfig(Section):
         "time has passed.",
         json_schema_extra=_EXECUTION,
     )
-    tensorboard: bool = Field(
-        False, description="Also write TensorBoard logs (extra `tensorboard`).", json_schema_extra=_EXECUTION
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        (),
+        description="Also log to these programs, in local files (extras of the same names).",
+        json_schema_extra=_EXECUTION,
     )
 
 

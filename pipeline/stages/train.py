@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,8 @@ class Train(Stage):
             yield Check("batches", self._check_batches)
         if config.model.kind != "baseline" and config.masks.file is not None and config.data.source != RENDERED:
             yield Check("mask file", self._check_mask_file)
-        if config.train.tensorboard:
-            yield Check("TensorBoard", lambda: check_package("tensorboard", "tensorboard", "train.tensorboard"))
+        for name in config.train.loggers:
+            yield Check(name, functools.partial(check_package, name, name, "train.loggers"))
 
     def _check_network(self) -> str:
         from pipeline.training.setup import check_network

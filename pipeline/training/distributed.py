@@ -1,4 +1,4 @@
-"""Training in several processes: replicas that share gradients, and losses over the batch of all of them."""
+"""Training in several processes: replicas with common gradients, and losses over the batch of all."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def replicate(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model whose gradients are averaged over all processes in the backward pass.
+    """Return a replica whose backward pass averages gradients over all processes.
 
-    Running statistics are those of rank 0, sent to the others before each forward pass; all start from its weights.
+    All replicas start from the weights of rank 0, and receive its running statistics before each forward pass.
     """
-    # Every parameter takes part in every backward pass (see `step.py`), so none needs to be searched for.
+    # Every parameter has a gradient in every backward pass (`gradient.py`), so DDP needs no search for unused ones.
     ids = [device] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 
 
 def gather_rows(mine: Tensor) -> Tensor:
-    """Rows of all processes in order of rank. Only this process's own rows carry a gradient."""
+    """Return the rows of all processes by rank; only those of this process carry a gradient."""
     pieces = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(pieces, mine.detach().contiguous())
     pieces[dist.get_rank()] = mine
@@ -30,14 +30,14 @@ def gather_rows(mine: Tensor) -> Tensor:
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """The mean of `values` over all processes."""
+    """Return the mean of `values` over all processes."""
     dist.all_reduce(values)
     return values / dist.get_world_size()
 
 
 @contextmanager
 def unsynchronised(model: nn.Module) -> Iterator[None]:
-    """Inside, backward passes add up gradients without exchanging them; the next one outside exchanges the sum."""
+    """Accumulate gradients without exchange; the next backward pass outside exchanges their sum."""
     if isinstance(model, DistributedDataParallel):
         with model.no_sync():
             yield

@@ -113,8 +113,9 @@ def _loss(output: NetworkOutput, batch: Batch, loss: LossConfig, function: LossF
     if gather:
         output = with_tensors(output, [gather_rows(tensor) for tensor in tensors_of(output)])
         masks = batch.masks
-        gathered = (gather_rows(each) for each in (masks.parts, masks.body, masks.has_mask))
-        batch = Batch(batch.images, gather_rows(batch.labels), MaskTargets(*gathered, masks.supervised_parts))
+        parts, body, has_mask = (gather_rows(each) for each in (masks.parts, masks.body, masks.has_mask))
+        masks = MaskTargets(parts, body, has_mask, masks.supervised_parts)
+        batch = Batch(batch.images, gather_rows(batch.labels), masks)
     masks = batch.masks
     return function(output, batch.labels, masks.body, masks.parts, masks.has_mask, loss, masks.supervised_parts)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import torch
 
@@ -13,22 +12,12 @@ from pipeline.runtime.files import write_json
 from pipeline.training.calibrate import from_samples, true_visibility
 from pipeline.training.context import TrainContext
 from pipeline.training.plan import StepPlan
-from pipeline.training.step import StepResult, VisibilitySample
+from pipeline.training.step import StepOutputs, StepResult
 
 BAD_BATCH_FILE = "non-finite-batch.json"
 
 _GPU_READ_SECONDS = 0.5
 """Time between two readings from a GPU, which has to finish its queue for each."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepLosses:
-    """The losses of one step, on the host."""
-
-    plan: StepPlan
-    rate: float
-    losses: dict[str, float]
-    images_per_second: float
 
 
 class LossMeter:
@@ -40,6 +29,7 @@ class LossMeter:
 
     Attributes:
         seconds: Time spent in steps.
+        images_per_second: Speed between the last two readings.
     """
 
     def __init__(self, context: TrainContext, names: tuple[str, ...]) -> None:
@@ -47,7 +37,7 @@ class LossMeter:
         self._unread: list[StepResult] = []
         self._epoch: list[list[float]] = []
         self._last = time.monotonic()
-        self.seconds = 0.0
+        self.seconds = self.images_per_second = 0.0
 
     def restart_clock(self) -> None:
         """Leave the time since the last reading out of `seconds`."""
@@ -61,8 +51,8 @@ class LossMeter:
         """Return whether it is time to read: after every step on a CPU, at intervals on a GPU."""
         return self._context.device.type == "cpu" or time.monotonic() - self._last > _GPU_READ_SECONDS
 
-    def read(self) -> list[StepLosses]:
-        """Return the losses of the steps since the last reading.
+    def read(self) -> list[tuple[StepResult, dict[str, float]]]:
+        """Return the steps since the last reading with their losses by name.
 
         Raises:
             DataError: A loss or the gradient is not finite; in the main process.
@@ -74,17 +64,15 @@ class LossMeter:
         values: list[list[float]] = torch.stack([each.losses for each in results]).tolist()
         passed = max(now - self._last, 1e-9)
         self.seconds += passed
+        self.images_per_second = len(results) * self._context.batch_size / passed
         self._last = now
-        speed = len(results) * self._context.batch_size / passed
-        read = []
-        for each, losses in zip(results, values, strict=True):
-            named = dict(zip(self._names, losses, strict=True))
+        named = [dict(zip(self._names, losses, strict=True)) for losses in values]
+        for result, losses in zip(results, named, strict=True):
             # The other processes continue until they miss the main one, which names the batch.
-            if self._context.ranks.is_main and any(value - value != 0 for value in losses):
-                raise self._not_finite(each.plan, named)
-            self._epoch.append(losses)
-            read.append(StepLosses(each.plan, each.rate, named, speed))
-        return read
+            if self._context.ranks.is_main and any(value - value != 0 for value in losses.values()):
+                raise self._not_finite(result.plan, losses)
+        self._epoch += values
+        return list(zip(results, named, strict=True))
 
     def end_epoch(self) -> dict[str, float]:
         """Return the mean losses of the epoch's steps and their number; start the next epoch."""
@@ -95,7 +83,7 @@ class LossMeter:
     def _not_finite(self, plan: StepPlan, losses: dict[str, float]) -> DataError:
         path = self._context.folder / BAD_BATCH_FILE
         facts = {"step": plan.step + 1, "epoch": plan.epoch + 1, "losses": {k: str(v) for k, v in losses.items()}}
-        write_json(path, facts | {"images": [self._context.names[row] for row in plan.batch]})
+        write_json(path, facts | {"images": [self._context.store.names[row] for row in plan.batch]})
         bad = ", ".join(name for name, value in losses.items() if value - value != 0)
         return DataError(
             f"{'gradient' if bad == 'gradient' else 'loss'} is not finite at step {plan.step + 1:,} "
@@ -115,11 +103,11 @@ class VisibilityMeter:
 
     def __init__(self, model: ModelConfig) -> None:
         self._model = model
-        self._samples: list[VisibilitySample] = []
+        self._samples: list[StepOutputs] = []
 
-    def add(self, sample: VisibilitySample) -> None:
-        """Collect the sample of a step."""
-        self._samples.append(sample)
+    def add(self, outputs: StepOutputs) -> None:
+        """Collect the predicted and true visibility of a step."""
+        self._samples.append(outputs)
 
     def end_epoch(self) -> dict[str, float] | None:
         """Return the accuracy by part and start the next epoch; None without samples."""

@@ -1,4 +1,4 @@
-"""Adam, with weight decay where it belongs."""
+"""Adam, with weight decay on weights only."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from pipeline.config import TrainConfig
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
-    """Group parameters by weight decay and learning rate.
+    """Group parameters by weight decay and by the factor of their learning rate (`scale`).
 
-    Weights of linear maps and convolutions decay; normalisation, scales and biases do not. All that is not the
-    backbone learns `lr_heads` times as fast (`scale` of a group).
-
-    Parameters are distinguished by shape: those of fewer than two dimensions scale or shift channels, and decaying them
-    shrinks features without making the function any simpler.
+    Parameters with fewer than two dimensions scale or shift channels and do not decay: that would shrink features
+    without making the function simpler. `lr_heads` is the factor of all that is not the backbone.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -28,16 +25,16 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, ob
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Adam:
-    """Adam on the groups of `parameter_groups`, in its fused form (one kernel for all parameters)."""
+    """Return Adam on the groups of `parameter_groups`, fused into one kernel."""
     return torch.optim.Adam(parameter_groups(model, config), lr=config.lr, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each group the learning rate times its scale."""
+    """Set the learning rate of each group to `rate` times its scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
-    """All parameters that the optimiser changes, in its order."""
+    """Return all parameters of the optimiser, in its order."""
     return (parameter for group in optimizer.param_groups for parameter in group["params"])

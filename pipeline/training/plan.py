@@ -1,4 +1,4 @@
-"""What each step of a run does, decided by the seed and the step's number alone."""
+"""The plan of each training step, which depends on the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step of one process.
+    """One step in one process.
 
     Attributes:
         step: Counted from 0 over the run.
         epoch: Counted from 0.
         batch: (P * K,) rows of the batch of all processes.
-        rows: (B,) rows of this process, followed by the donors of people pasted into its images, where they are not
-            among them.
+        rows: Rows of this process's B images; with several processes, followed by those of the identities that are
+            pasted into them.
         count: B.
         params: Augmentation of this process's images, on the CPU.
-        seed: Of the global generators in this step and process.
+        seed: Seed of the global random generators in this step and process.
     """
 
     step: int
@@ -43,21 +43,21 @@ class StepPlan:
 
 
 def plan_steps(
-    labels: Sequence[int], config: TrainConfig, size: tuple[int, int], *, start: int, stop: int, place: RankInfo
+    labels: Sequence[int], config: TrainConfig, size: tuple[int, int], *, start: int, stop: int, ranks: RankInfo
 ) -> Iterator[StepPlan]:
-    """The plans of steps `start` to `stop` (exclusive).
+    """Yield the plans of steps `start` to `stop` (exclusive).
 
     Args:
         labels: Class of each row of the store.
         config: Batches and augmentation.
         size: Height and width of the images.
-        start: First step; a resumed run starts anywhere.
-        stop: Where to end.
-        place: Which process this is. All processes draw for the whole batch and take their own share, so that their
-            number changes nothing.
+        start: First step.
+        stop: Step to stop before.
+        ranks: Which process this is. All draw for the whole batch and take their share, so that batches do not depend
+            on the number of processes.
     """
     per_epoch = steps_per_epoch(labels, config)
-    mine = shard(config.identities * config.instances, rank=place.rank, processes=place.world_size)
+    mine = shard(config.identities * config.instances, rank=ranks.rank, processes=ranks.world_size)
     count = mine.stop - mine.start
     tiles = len(occluder_tiles())
     ramp = config.augment_ramp * config.epochs * per_epoch
@@ -70,8 +70,8 @@ def plan_steps(
         stream, share = generator(config.seed, "augment", step), min(1.0, step / ramp) if ramp else 1.0
         params = draw_params(stream, len(batch), *size, config, tiles=tiles, share=share)
         rows = batch
-        if place.world_size > 1:
+        if ranks.world_size > 1:
             donors = params.donor[mine].numpy()
             params = params.take(mine)
             rows = np.concatenate([batch[mine], batch[donors]]) if "occlude" in params.used else batch[mine]
-        yield StepPlan(step, epoch, batch, rows, count, params, derive(config.seed, "step", step, place.rank))
+        yield StepPlan(step, epoch, batch, rows, count, params, derive(config.seed, "step", step, ranks.rank))

@@ -23,8 +23,10 @@ from pipeline.runtime.process_group import broadcast, process_group, same_on_all
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.runtime.seeds import set_deterministic
 from pipeline.training.calibrate import LEAST_AUC, UNCALIBRATED, Calibration
+from pipeline.training.context import TrainContext
 from pipeline.training.curves import draw_curves
 from pipeline.training.evaluator import Evaluator, calibrate_network
+from pipeline.training.loggers import open_logger
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.report import (
     BEST_FILE,
@@ -36,7 +38,7 @@ from pipeline.training.report import (
     finished_report,
     write_report,
 )
-from pipeline.training.setup import SHARED_FOLDER, Prepared, Settings, prepare
+from pipeline.training.setup import SHARED_FOLDER, prepare
 from pipeline.training.trainer import Trainer
 
 _log = logging.getLogger("sgsfa.training")
@@ -90,30 +92,36 @@ def train(
         set_deterministic(config.deterministic)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        settings = Settings(model, loss, config)
-        masks = masks if model.kind == "sgsfa" else None
-        prepared = prepare(workdir / STATE_FOLDER, dataset, masks, settings, ranks, progress)
-        trainer = Trainer(prepared.network, prepared.context)
+        network, context = prepare(
+            workdir / STATE_FOLDER,
+            dataset,
+            masks if model.kind == "sgsfa" else None,
+            model=model,
+            loss=loss,
+            config=config,
+            ranks=ranks,
+            progress=progress,
+        )
+        trainer = Trainer(network, context)
         if not same_on_all_ranks(trainer.step):
-            folder = prepared.context.folder
-            raise DataError("the processes resume at different steps", where=folder, hint=SHARED_FOLDER)
+            raise DataError("the processes resume at different steps", where=context.folder, hint=SHARED_FOLDER)
         if not ranks.is_main:
             trainer.run()
-            return _report(trainer, prepared, UNCALIBRATED)
-        return _train_and_keep(workdir, trainer, prepared, tests)
+            return _report(trainer, context, UNCALIBRATED)
+        return _train_and_keep(workdir, trainer, context, tests)
 
 
-def _train_and_keep(workdir: Path, trainer: Trainer, prepared: Prepared, tests: Sequence[Dataset]) -> TrainReport:
+def _train_and_keep(workdir: Path, trainer: Trainer, context: TrainContext, tests: Sequence[Dataset]) -> TrainReport:
     """Train in the main process, and write what the training leaves."""
-    context = prepared.context
 
     def keep_best(network: nn.Module, epoch: int, calibration: Calibration) -> None:
-        save_checkpoint(workdir / BEST_FILE, network, _header(prepared, calibration, epoch))
+        save_checkpoint(workdir / BEST_FILE, network, _header(context, calibration, epoch))
 
     evaluator = Evaluator(tests[0], context, keep_best) if tests and context.config.eval_every else None
-    board = workdir / "tensorboard" if context.config.tensorboard else None
+    settings = context.meta.provenance.values
+    loggers = [open_logger(name, workdir, trainer.step, settings) for name in context.config.loggers]
     with MetricsLog(
-        workdir / METRICS_FILE, step=trainer.step, untested=trainer.evaluation_due, tensorboard=board
+        workdir / METRICS_FILE, step=trainer.step, evaluation_due=trainer.evaluation_due, loggers=loggers
     ) as log:
         trainer.run(log, evaluator)
         # From here on nothing is trained again, whatever fails.
@@ -127,10 +135,10 @@ def _train_and_keep(workdir: Path, trainer: Trainer, prepared: Prepared, tests: 
             "visibility_auc": calibration.auc,
         }
         log.write("calibration", step=trainer.step, epoch=context.config.epochs, values=values)
-    meta = _header(prepared, calibration, context.config.epochs)
+    meta = _header(context, calibration, context.config.epochs)
     save_checkpoint(workdir / MODEL_FILE, trainer.stepper.trained, meta)
     draw_curves(workdir / METRICS_FILE, workdir / CURVES_FILE)
-    report = _report(trainer, prepared, calibration)
+    report = _report(trainer, context, calibration)
     write_report(workdir, report)
     # By one rename, so that a kill leaves either a state to resume or a finished training.
     context.folder.rename(workdir / _DISCARDED)
@@ -138,28 +146,27 @@ def _train_and_keep(workdir: Path, trainer: Trainer, prepared: Prepared, tests: 
     return report
 
 
-def _header(prepared: Prepared, calibration: Calibration, epochs: int) -> CheckpointMeta:
+def _header(context: TrainContext, calibration: Calibration, epochs: int) -> CheckpointMeta:
     figures = {"visibility_auc": calibration.auc}
-    return dataclasses.replace(prepared.meta, epochs=epochs, thresholds=calibration.thresholds, figures=figures)
+    return dataclasses.replace(context.meta, epochs=epochs, thresholds=calibration.thresholds, figures=figures)
 
 
-def _report(trainer: Trainer, prepared: Prepared, calibration: Calibration) -> TrainReport:
-    context, device = prepared.context, prepared.context.device
+def _report(trainer: Trainer, context: TrainContext, calibration: Calibration) -> TrainReport:
     seconds = trainer.losses.seconds
     return TrainReport(
-        images=len(context.names),
-        identities=context.num_classes,
+        images=len(context.store.names),
+        identities=context.meta.num_classes,
         without_mask=context.masks.without_mask if context.model.kind == "sgsfa" else 0,
-        failed=prepared.store.rejected,
+        failed=context.store.rejected,
         epochs=context.config.epochs,
         steps=trainer.step,
         seconds=round(seconds, 3),
         images_per_second=round(trainer.step * context.batch_size / max(seconds, 1e-9), 2),
-        device=device_label(device),
+        device=device_label(context.device),
         processes=context.ranks.world_size,
         thresholds=calibration.thresholds,
         visibility_accuracy=calibration.accuracy,
         visibility_auc=calibration.auc,
         best=trainer.best,
-        peak_memory_gb=round(torch.cuda.max_memory_reserved() / 2**30, 3) if device.type == "cuda" else None,
+        peak_memory_gb=round(torch.cuda.max_memory_reserved() / 2**30, 3) if context.device.type == "cuda" else None,
     )

@@ -15,40 +15,40 @@ Rows = npt.NDArray[np.int64]
 
 
 class ShuffledCycle:
-    """Elements drawn in random order; the order is shuffled again at the end of each cycle.
+    """Draws items in random order without replacement; shuffles all of them again when none is left.
 
-    A draw contains no element twice while there are others, so over several draws all elements occur equally often.
+    One draw repeats no item as long as there are others, so that all items are drawn equally often.
     """
 
-    def __init__(self, elements: Sequence[int], stream: np.random.Generator) -> None:
-        self._elements = np.asarray(elements, dtype=np.int64)
+    def __init__(self, items: Sequence[int], stream: np.random.Generator) -> None:
+        self._items = np.asarray(items, dtype=np.int64)
         self._stream = stream
-        self._order: list[int] = []
+        self._left: list[int] = []
 
     def draw(self, count: int) -> list[int]:
-        """Return the next `count` elements; repeats only if `count` exceeds their number."""
+        """Return the next `count` items; repeated only where `count` exceeds the number of items."""
         drawn: list[int] = []
-        held: set[int] = set()
+        taken: set[int] = set()
         while len(drawn) < count:
-            if len(held) == len(self._elements):
-                held.clear()
-            place = next((i for i, element in enumerate(self._order) if element not in held), None)
+            if len(taken) == len(self._items):
+                taken.clear()
+            place = next((i for i, item in enumerate(self._left) if item not in taken), None)
             if place is None:
-                self._order.extend(self._stream.permutation(self._elements).tolist())
+                self._left.extend(self._stream.permutation(self._items).tolist())
                 continue
-            element = self._order.pop(place)
-            drawn.append(element)
-            held.add(element)
+            item = self._left.pop(place)
+            drawn.append(item)
+            taken.add(item)
         return drawn
 
 
 def check_batches(labels: Sequence[int], config: TrainConfig, *, processes: int = 1) -> None:
-    """See that P x K batches can be made.
+    """Check that P x K batches can be drawn and split.
 
     Raises:
         DataError: There are fewer identities than a batch needs.
-        ConfigError: The identities of a batch cannot be shared equally among `processes`, two at least for each, or
-            do not split into `train.accumulate` equal pieces.
+        ConfigError: The identities of a batch cannot be split equally among `processes`, with two at least for each,
+            or the images of a process into `train.accumulate` equal pieces.
     """
     identities = len(set(labels))
     if identities < config.identities:
@@ -59,29 +59,29 @@ def check_batches(labels: Sequence[int], config: TrainConfig, *, processes: int 
     share, rest = divmod(config.identities, processes)
     if rest or share < 2:
         raise ConfigError(
-            f"{config.identities} identities a batch cannot be shared among {processes} processes",
+            f"{config.identities} identities per batch cannot be split among {processes} processes",
             where="train.identities",
             expected=f"a multiple of {processes}, at least {2 * processes}",
         )
     if share * config.instances % config.accumulate:
         raise ConfigError(
-            f"{share * config.instances} images a process do not split into {config.accumulate} equal forwards",
+            f"{share * config.instances} images per process cannot be split into {config.accumulate} equal pieces",
             where="train.accumulate",
         )
 
 
 def steps_per_epoch(labels: Sequence[int], config: TrainConfig) -> int:
-    """Batches of an epoch: enough to draw each identity once, or as many as the images fill."""
+    """Return the number of batches per epoch: enough to draw each identity once, or as many as the images fill."""
     if config.epoch_length == "identities":
         return -(-len(set(labels)) // config.identities)
     return max(1, len(labels) // (config.identities * config.instances))
 
 
 def epoch_batches(labels: Sequence[int], config: TrainConfig, epoch: int) -> Rows:
-    """All batches of an epoch, decided by the seed and the epoch alone.
+    """Return all batches of an epoch, which depend on the seed and the epoch alone.
 
-    Identities are dealt from a shuffled deck, and so are the images of each; identities with fewer than K images
-    repeat some. A run that resumes in the middle of an epoch takes the batches from its step on.
+    Identities are drawn from a shuffled cycle, and so are the images of each; identities with fewer than K images
+    repeat some.
 
     Args:
         labels: Identity of each row of the store.
@@ -89,7 +89,7 @@ def epoch_batches(labels: Sequence[int], config: TrainConfig, epoch: int) -> Row
         epoch: Counted from 0.
 
     Returns:
-        (steps, P * K) row numbers; the K images of an identity stand next to each other.
+        (steps, P * K) rows; the K images of an identity are consecutive.
     """
     stream = rng(config.seed, "batches", epoch)
     rows_of: dict[int, list[int]] = {}
@@ -105,6 +105,6 @@ def epoch_batches(labels: Sequence[int], config: TrainConfig, epoch: int) -> Row
 
 
 def shard(size: int, *, rank: int, processes: int) -> slice:
-    """The places of a batch of `size` images that process `rank` takes: whole identities, see `check_batches`."""
+    """Return the places in a batch of `size` images that process `rank` takes: whole identities."""
     share = size // processes
     return slice(rank * share, (rank + 1) * share)

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step; nothing to save, nothing to restore."""
+"""The learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.config import TrainConfig
 
 
 def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """The learning rate of a step.
+    """Return the learning rate of a step.
 
     Warm-up rises linearly from `warmup_factor` to 1 over `warmup_epochs`. Then `step` multiplies by `gamma` at each
     milestone, counted in epochs from the start of training; `cosine` falls from 1 at the end of the warm-up to
@@ -16,7 +16,7 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float
     grow with `epochs`, so that a short run anneals like a long one.
 
     Args:
-        step: Counted from 0 over the whole run.
+        step: Counted from 0.
         steps_per_epoch: At least 1.
         config: The schedule.
     """

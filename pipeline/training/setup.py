@@ -37,32 +37,6 @@ _IMAGES = "images"
 _log = logging.getLogger("sgsfa.training")
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The three configuration sections of a training."""
-
-    model: ModelConfig
-    loss: LossConfig
-    config: TrainConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A training that can begin.
-
-    Attributes:
-        network: With its starting weights, on the device.
-        context: What it trains on.
-        store: The decoded images.
-        meta: Header of the checkpoint to come, without thresholds.
-    """
-
-    network: Network
-    context: TrainContext
-    store: ImageStore
-    meta: CheckpointMeta
-
-
 def check_network(model: ModelConfig, *, from_weights: bool = True) -> None:
     """Check that a network can be built, and that `model.weights` are those of its backbone.
 
@@ -82,17 +56,30 @@ def check_network(model: ModelConfig, *, from_weights: bool = True) -> None:
 
 
 def prepare(
-    folder: Path, dataset: Dataset, masks: Path | None, settings: Settings, ranks: RankInfo, progress: Progress
-) -> Prepared:
+    folder: Path,
+    dataset: Dataset,
+    masks: Path | None,
+    *,
+    model: ModelConfig,
+    loss: LossConfig,
+    config: TrainConfig,
+    ranks: RankInfo,
+    progress: Progress,
+) -> tuple[Network, TrainContext]:
     """Decode the images, load masks and starting weights.
 
     Args:
         folder: Folder of the state; decoded images are cached in it.
         dataset: Its split `train` is trained on.
         masks: The mask file; None trains without masks.
-        settings: The configuration.
+        model: The network.
+        loss: The losses.
+        config: The training.
         ranks: Which process this is.
-        progress: Receives progress bars.
+        progress: Shows progress bars.
+
+    Returns:
+        The network on the device, and what it trains on.
 
     Raises:
         DataError: There are no training images or too few identities.
@@ -100,23 +87,23 @@ def prepare(
         WeightsError: The starting weights do not fit.
         DeviceError: The device is not available.
     """
-    model, config = settings.model, settings.config
     device = ranks.select_device(config.device)
     pids = {record.path: record.pid for record in dataset.split("train")}
     if not pids:
         raise DataError(f"{dataset.name} has no images of the split `train`", where=dataset.root)
-    store = _open_store(dataset, sorted(pids), settings, folder / _IMAGES, ranks, progress)
+    path = _decode(folder / _IMAGES, dataset, sorted(pids), model, ranks, progress)
+    # Each process of a machine holds the images for itself.
+    store = open_images(path, config.image_budget_gb / ranks.local_world_size)
     labels = identity_classes([pids[name] for name in store.names])
     stride = 8 if model.fine_masks else 16
     targets = load_masks(masks, store.names, height=model.height, width=model.width, stride=stride)
     check_batches(labels.tolist(), config, processes=ranks.world_size)
     classes = int(labels.max()) + 1
-    processes = f", {ranks.world_size} processes" if ranks.world_size > 1 else ""
-    _log.info("training on %d images of %d identities, %s", len(store.names), classes, device_label(device) + processes)
-    for warning in _warnings(store, labels, targets, settings):
+    where = device_label(device) + (f", {ranks.world_size} processes" if ranks.world_size > 1 else "")
+    _log.info("training on %d images of %d identities, %s", len(store.names), classes, where)
+    for warning in _warnings(store, labels, targets, model, loss):
         _log.warning(warning)
     identities = sha256_bytes("\n".join(f"{pids[name]} {name}" for name in store.names).encode())
-    provenance = _provenance(settings, identities)
     meta = CheckpointMeta(
         model=model,
         num_classes=classes,
@@ -125,36 +112,24 @@ def prepare(
         identities=identities,
         epochs=config.epochs,
         seed=config.seed,
-        provenance=provenance,
+        provenance=_provenance(model, loss, config, identities),
     )
-    network, meta = _starting_network(settings, meta, targets)
+    network, meta = _starting_network(config, meta, targets)
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    context = TrainContext(
-        model=model,
-        loss=settings.loss,
-        config=config,
-        names=store.names,
-        labels=labels.to(device),
-        masks=targets.to(device),
-        images=Prefetcher(store, device),
-        device=device,
-        ranks=ranks,
-        folder=folder,
-        provenance=provenance,
-        progress=progress,
-    )
-    return Prepared(network, context, store, meta)
+    return network, TrainContext(
+        meta, loss, config, store, Prefetcher(store, device), labels.to(device), targets.to(device), device, ranks,
+        folder, progress,
+    )  # fmt: skip
 
 
-def _open_store(
-    dataset: Dataset, names: list[str], settings: Settings, cache: Path, ranks: RankInfo, progress: Progress
-) -> ImageStore:
-    """Decode the images in the main process; the others read what it wrote."""
+def _decode(
+    cache: Path, dataset: Dataset, names: list[str], model: ModelConfig, ranks: RankInfo, progress: Progress
+) -> Path:
+    """Decode the images in the main process; return the file, which all processes read."""
     path = Path()
     if ranks.is_main:
-        model = settings.model
         path = cached_images(dataset, names, height=model.height, width=model.width, cache=cache, progress=progress)
     path = broadcast(path)
     if not path.is_file():
@@ -163,23 +138,24 @@ def _open_store(
             where=path,
             hint=SHARED_FOLDER,
         )
-    # Each process of a machine holds the images for itself.
-    return open_images(path, settings.config.image_budget_gb / ranks.local_world_size)
+    return path
 
 
-def _warnings(store: ImageStore, labels: torch.Tensor, masks: MaskTargets, settings: Settings) -> Iterator[str]:
+def _warnings(
+    store: ImageStore, labels: torch.Tensor, masks: MaskTargets, model: ModelConfig, loss: LossConfig
+) -> Iterator[str]:
     if store.rejected:
         shown = "; ".join(f"{each.path}: {each.reason}" for each in store.rejected[:5])
         yield f"{len(store.rejected):,} training images cannot be read and are left out: {shown}"
     single = int((torch.bincount(labels) == 1).sum())
     if single:
         yield f"{single:,} identities have a single image, which is repeated in their batches"
-    if settings.model.kind == "baseline":
+    if model.kind == "baseline":
         return
     if masks.without_mask:
         yield f"{masks.without_mask:,} of {len(store.names):,} training images have no mask and train without L_se"
-    supervised = settings.loss.balance * settings.loss.mask_weight > 0 and bool(masks.has_mask.any())
-    if settings.model.body_attention and not supervised:
+    supervised = loss.balance * loss.mask_weight > 0 and bool(masks.has_mask.any())
+    if model.body_attention and not supervised:
         yield "the body mask is not supervised (no masks, or L_se has no weight) and keeps its initial weights"
     absent = [name for name, given in zip(PART_NAMES, masks.supervised_parts.tolist(), strict=True) if not given]
     if absent:
@@ -192,9 +168,9 @@ def _warnings(store: ImageStore, labels: torch.Tensor, masks: MaskTargets, setti
         )
 
 
-def _starting_network(settings: Settings, meta: CheckpointMeta, masks: MaskTargets) -> tuple[Network, CheckpointMeta]:
+def _starting_network(config: TrainConfig, meta: CheckpointMeta, masks: MaskTargets) -> tuple[Network, CheckpointMeta]:
     """Return the network with its starting weights, the same in every process, and the completed header."""
-    model, config = settings.model, settings.config
+    model = meta.model
     weights = load_backbone_weights(model.weights, model.backbone) if config.start is None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "weights"))
@@ -215,16 +191,15 @@ def _starting_network(settings: Settings, meta: CheckpointMeta, masks: MaskTarge
     return network, dataclasses.replace(meta, started_from=f"{start.trained_on} ({sha256_file(path)[:12]})")
 
 
-def _provenance(settings: Settings, identities: str) -> Provenance:
+def _provenance(model: ModelConfig, loss: LossConfig, config: TrainConfig, identities: str) -> Provenance:
     """Return what decides the result: settings, images and identities, and the content of weights files."""
-    sections = {"model": settings.model, "loss": settings.loss, "train": settings.config}
     table = {
-        name: {key: value for key, value in section.model_dump(mode="json").items() if key in section.decisive_fields()}
-        for name, section in sections.items()
+        name: section.model_dump(mode="json", include=set(section.decisive_fields()))
+        for name, section in (("model", model), ("loss", loss), ("train", config))
     }
-    if settings.config.start is not None:
-        table["train"]["start"] = sha256_file(resolve_checkpoint(settings.config.start))
+    if config.start is not None:
+        table["train"]["start"] = sha256_file(resolve_checkpoint(config.start))
         del table["model"]["weights"]
-    elif (file := Path(settings.model.weights)).is_file():
+    elif (file := Path(model.weights)).is_file():
         table["model"]["weights"] = sha256_file(file)
     return Provenance.flatten({**table, "identities": identities})

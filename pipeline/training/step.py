@@ -48,31 +48,20 @@ class StepInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class VisibilitySample:
-    """Predicted visibility of a batch, and its true masks.
-
-    Attributes:
-        visibility: (B, 7) mask means in [0, 1].
-        parts: (B, 4, h, w) uint8 true part masks.
-        has_mask: (B,) bool.
-    """
-
-    visibility: Tensor
-    parts: Tensor
-    has_mask: Tensor
-
-
-@dataclass(frozen=True, slots=True)
 class StepOutputs:
     """Outputs of the work that a step does on the device, besides gradients.
 
     Attributes:
         losses: (5,) float32 in the order of `LOSS_NAMES`.
-        sample: Predicted and true visibility.
+        visibility: (B, 7) predicted mask means in [0, 1].
+        parts: (B, 4, h, w) uint8 true part masks.
+        has_mask: (B,) bool.
     """
 
     losses: Tensor
-    sample: VisibilitySample
+    visibility: Tensor
+    parts: Tensor
+    has_mask: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +72,13 @@ class StepResult:
         plan: What it did.
         rate: Its learning rate.
         losses: (L,) float32 in the order of `TrainStep.loss_names`, the mean over all processes.
-        sample: Predicted and true visibility in this process.
+        outputs: Of this process.
     """
 
     plan: StepPlan
     rate: float
     losses: Tensor
-    sample: VisibilitySample
+    outputs: StepOutputs
 
 
 class TrainStep:
@@ -117,7 +106,7 @@ class TrainStep:
         # With fp16 an infinite gradient is not an error: the scaler skips that step.
         self.loss_names = LOSS_NAMES if config.amp == "fp16" else (*LOSS_NAMES, "gradient")
         self.graph: GraphedStep[StepInputs, StepOutputs] | None = None
-        self._per_epoch = context.steps_per_epoch()
+        self._per_epoch = context.steps_per_epoch
         self._precision = functools.partial(autocast, context.device, config.amp)
         self._used = used_augmentations(config)
         self._tiles = occluder_tiles().to(context.device)
@@ -171,7 +160,7 @@ class TrainStep:
             self.ema.update(plan.step)
         if self._context.ranks.world_size > 1:
             losses = mean_over_processes(losses)
-        return StepResult(plan, rate, losses, outputs.sample)
+        return StepResult(plan, rate, losses, outputs)
 
     def _clip_gradients(self) -> Tensor | None:
         """Clip the gradients; return their norm before it, where `loss_names` has one."""
@@ -200,7 +189,7 @@ class TrainStep:
             scale=self.scaler.scale,
         )
         parts = (batch.masks.parts * 255).to(torch.uint8)
-        return StepOutputs(losses.stacked(), VisibilitySample(output.visibility, parts, batch.masks.has_mask))
+        return StepOutputs(losses.stacked(), output.visibility, parts, batch.masks.has_mask)
 
     def _prepare_batch(self, inputs: StepInputs) -> Batch:
         masks = self._context.masks
@@ -215,5 +204,7 @@ class TrainStep:
         return Batch(images, self._context.labels[rows], augmented)
 
     def _example(self) -> Tensor:
-        shape = (self._context.images_per_pass, 3, *self._context.size)
+        context = self._context
+        images = context.batch_size // context.ranks.world_size // context.config.accumulate
+        shape = (images, 3, *context.size)
         return torch.zeros(shape, device=self._context.device).to(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,6 @@ _LEAST_SHARE = 0.1
 """The end of an epoch saves a state only if this share of `checkpoint_minutes` has passed since the last one."""
 
 _log = logging.getLogger("sgsfa.training")
-
-KeepBest = Callable[[nn.Module, int, Any], None]
 
 
 class Trainer:
@@ -53,7 +51,7 @@ class Trainer:
         self.losses = LossMeter(context, self.stepper.loss_names)
         self._visibility = VisibilityMeter(context.model)
         self._measures_visibility = context.model.kind != "baseline" and context.ranks.is_main
-        self._per_epoch = context.steps_per_epoch()
+        self._per_epoch = context.steps_per_epoch
         self.total = context.config.epochs * self._per_epoch
         self.step = 0
         self.best: tuple[int, float] | None = None
@@ -99,18 +97,18 @@ class Trainer:
             # A signal that came after the last check.
             self._stop_if_requested(interrupts)
 
-    def plans(self) -> Any:
-        """Return the plans of all steps that are left."""
+    def plans(self) -> Iterator[StepPlan]:
+        """Yield the plans of all steps that are left."""
         context = self._context
         labels = context.labels.tolist()
-        return plan_steps(labels, context.config, context.size, start=self.step, stop=self.total, place=context.ranks)
+        return plan_steps(labels, context.config, context.size, start=self.step, stop=self.total, ranks=context.ranks)
 
     def advance(self, plan: StepPlan, images: Tensor) -> None:
         """Take one step; `images` are those of `plan.rows`, on the device."""
         result = self.stepper(plan, images)
         self.losses.add(result)
         if self._measures_visibility:
-            self._visibility.add(result.sample)
+            self._visibility.add(result.outputs)
         self.step += 1
         self.evaluation_due = False
 
@@ -120,7 +118,7 @@ class Trainer:
         if self._context.ranks.is_main:
             state = TrainState(
                 step=self.step,
-                provenance=self._context.provenance,
+                provenance=self._context.meta.provenance,
                 scaler=self.stepper.scaler.state_dict(),
                 best=self.best,
                 seconds=self.losses.seconds,
@@ -131,7 +129,9 @@ class Trainer:
 
     def _resume(self) -> None:
         stepper = self.stepper
-        state = load_state(self.state_file, stepper.network, stepper.optimizer, stepper.ema, self._context.provenance)
+        state = load_state(
+            self.state_file, stepper.network, stepper.optimizer, stepper.ema, self._context.meta.provenance
+        )
         self.step, self.best, self.evaluation_due = state.step, state.best, state.evaluation_due
         self.losses.seconds = state.seconds
         if state.scaler:
@@ -174,15 +174,15 @@ class Trainer:
         """Read losses back, log them and show those of the last step."""
         read = self.losses.read()
         if self._metrics is not None:
-            for each in read:
-                values = {"lr": each.rate, **each.losses, "images_per_second": each.images_per_second}
-                self._metrics.write("step", step=each.plan.step + 1, epoch=each.plan.epoch + 1, values=values)
+            for result, losses in read:
+                values = {"lr": result.rate, **losses, "images_per_second": self.losses.images_per_second}
+                self._metrics.write("step", step=result.plan.step + 1, epoch=result.plan.epoch + 1, values=values)
             self._metrics.flush()
         if read and task is not None:
-            last = read[-1]
-            shown: dict[str, float | str] = {k: v for k, v in last.losses.items() if k != "gradient"}
-            epoch = f"{last.plan.epoch + 1}/{self._context.config.epochs}"
-            task.advance(len(read) * self._context.batch_size, **shown, lr=last.rate, epoch=epoch)
+            result, losses = read[-1]
+            shown: dict[str, float | str] = {k: v for k, v in losses.items() if k != "gradient"}
+            epoch = f"{result.plan.epoch + 1}/{self._context.config.epochs}"
+            task.advance(len(read) * self._context.batch_size, **shown, lr=result.rate, epoch=epoch)
 
     def _end_epoch(self) -> None:
         steps = self.losses.end_epoch()

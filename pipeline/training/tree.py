@@ -1,4 +1,4 @@
-"""The tensors inside nested dataclasses: taken out, put back, joined along the batch."""
+"""Tensors in nested dataclasses: listed, replaced, concatenated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
-    """All tensors in `tree`, a tensor, None or a dataclass of such, in the order of the fields."""
+    """Return all tensors of a tree (a tensor, None, or a dataclass of trees) in the order of the fields."""
     if isinstance(tree, Tensor):
         return [tree]
     if is_dataclass(tree):
@@ -22,13 +22,13 @@ def tensors_of(tree: Any) -> list[Tensor]:
 
 
 def with_tensors(tree: T, tensors: Sequence[Tensor]) -> T:
-    """`tree` with other tensors in the places of its own."""
+    """Return a tree with other tensors in the places of its own."""
     rest = iter(tensors)
     return _mapped(tree, lambda _: next(rest))
 
 
 def joined(trees: Sequence[T]) -> T:
-    """Several trees of the same shape as one, each tensor concatenated along its first axis."""
+    """Concatenate trees of the same shape, each tensor along its first axis."""
     if len(trees) == 1:
         return trees[0]
     columns = zip(*(tensors_of(tree) for tree in trees), strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +21,8 @@ from sgsfa_cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import RenderableType
 
 app = command_app()
@@ -38,55 +39,54 @@ app = command_app()
 def train(
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", metavar="KIND:PATH", help="The data set; `sgsfa data list` lists kinds."),
+        typer.Option("--data", "-d", metavar="KIND:PATH", help="Data set; `sgsfa data list` lists the kinds."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", "-e", metavar="N", help="Epochs.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", "-e", metavar="N", help="Number of epochs.")] = None,
     backbone: Annotated[
         str | None, typer.Option(metavar="NAME", help="resnet18, 34, 50 or 101, mobilenet_v2, or timm:NAME.")
     ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
-            metavar="SOURCE",
-            help="Initial weights of the backbone: imagenet, builtin, rendered, none, or a .safetensors or .pth file.",
+            metavar="SOURCE", help="Starting weights of the backbone: imagenet, builtin, rendered, none, or a file."
         ),
     ] = None,
     start: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE",
-            help="A checkpoint of the same network to start from, instead of --weights: a file, or builtin.",
+            metavar="FILE", help="Checkpoint of the same network to start from, instead of --weights; or builtin."
         ),
     ] = None,
     amp: Annotated[str | None, typer.Option(metavar="PRECISION", help="Mixed precision: off, bf16 or fp16.")] = None,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Train again even if the result is up to date.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Train again, even if the result is up to date.")] = False,
     config: ConfigOption = None,
     preset: PresetOption = None,
     overrides: SetOption = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a network: the stages of `sgsfa run` up to training. Masks are built if they are missing.
+    """Train a network; run the stages before it, such as `masks`, if they are not up to date.
 
-    The same command resumes a training that was interrupted, killed or ran out of memory. On several GPUs or machines:
-    torchrun --nproc-per-node=N -m sgsfa_cli train ...; the processes share each batch. Options override --set, and
-    both override the configuration.
+    The same command resumes a training that was stopped, killed or out of memory. On several GPUs or machines, start
+    it with torchrun --nproc-per-node=N -m sgsfa_cli train ...; the processes share each batch. Options take precedence
+    over --set, and both over the configuration file.
     """
     if weights is not None and start is not None:
         from pipeline.errors import ConfigError
 
         raise ConfigError(
-            "a training starts from one or the other",
+            "two kinds of starting weights",
             where="--weights and --start",
-            hint="--start brings all weights, those of the backbone among them",
+            expected="one of them",
+            hint="a checkpoint has all weights, including those of the backbone",
         )
     options = {
         "data.source": data,
         "train.epochs": epochs,
         "model.backbone": backbone,
         "model.weights": weights,
-        "train.start": None if start is None else str(start),
+        "train.start": start,
         "train.amp": amp,
         "train.device": device,
     }
@@ -100,7 +100,7 @@ def train(
     progress = console.progress(quiet=quiet)
     warn_of_defaults(settings, config, preset)
     if force:
-        # Only the training is repeated; its inputs are built if they are missing.
+        # Only the training is repeated; the stages before it run if they are not up to date.
         names = [entry.name for entry in make_plan(settings, until="train", progress=progress).selected]
         if len(names) > 1:
             run_stages(settings, until=names[-2], progress=progress)
@@ -140,13 +140,15 @@ def _draw(action: str, folder: Path, result: dict[str, Any]) -> RenderableType:
         rows.append(("best in training", f"mAP {100 * precision:.1f} % after epoch {epoch}: best.safetensors"))
     parts: list[RenderableType] = [console.table("Training", "", rows=rows)]
     if result["visibility_accuracy"]:
+        accuracy, auc = result["visibility_accuracy"], result["visibility_auc"]
         visibility = [
-            (part, f"{tau:.3f}", f"{100 * right:.1f} %") if right is not None else (part, "never", "not in the masks")
+            (part, f"{tau:.3f}", f"{100 * accuracy[part]:.1f} %", f"{auc[part]:.3f}" if part in auc else "-")
+            if part in accuracy
+            else (part, "never visible", "-", "-")
             for part, tau in zip(PARTS, result["thresholds"], strict=True)
-            for right in (result["visibility_accuracy"].get(part),)
         ]
-        parts.append(console.table("Part", "Threshold>", "Visibility right>", rows=visibility))
-    done = {"ran": "Trained", "resumed": "Resumed and trained", "reused": "Already trained; nothing to do"}
+        parts.append(console.table("Part", "Threshold>", "Visibility accuracy>", "ROC AUC>", rows=visibility))
+    done = {"ran": "Trained", "resumed": "Resumed and trained", "reused": "Already trained, nothing to do"}
     parts.append(f"{done[action]}. Checkpoint, curves and logs:")
     parts.append(console.table("", "", rows=[(name, folder / name) for name in _RESULTS]))
     return Group(*parts)

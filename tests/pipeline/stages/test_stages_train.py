@@ -121,7 +121,7 @@ def test_check_mask_file__must_have_some_of_the_images(stage, tmp_path, tiny_par
 def test_checks__missing_package_is_named(stage, monkeypatch):
     monkeypatch.setattr("pipeline.stages.checks.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="tensorboard"):
-        check(stage("train.tensorboard=true"), "TensorBoard")
+        check(stage('train.loggers=["tensorboard"]'), "tensorboard")
 
 
 def test_checks__rendered_images_do_not_exist_yet(stage):

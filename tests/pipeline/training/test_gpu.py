@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.errors import DeviceError
-from pipeline.formats.provenance import Provenance
+from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.model.network import build_model
 from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.progress import SILENT
@@ -109,17 +109,16 @@ def make_trainer(
     store = ImageStore(images, tuple(str(i) for i in range(count)))
     prefetcher = Prefetcher(store, device)
     context = TrainContext(
-        model=model,
+        meta=CheckpointMeta(model, count // 4, ()),
         loss=loss,
         config=config,
-        names=store.names,
+        store=store,
         labels=(torch.arange(count) // 4).to(device),
         masks=masks.to(device),
         images=prefetcher,
         device=device,
         ranks=RankInfo(),
         folder=folder,
-        provenance=Provenance({}),
         progress=SILENT,
     )
     return Trainer(network, context), prefetcher
@@ -212,7 +211,7 @@ def test_a_network_that_draws_draws_the_same_when_recorded(
 _WAITING = """
 import torch
 from pipeline.errors import DeviceError
-from pipeline.formats.provenance import Provenance
+from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.training.cuda_graph import GraphedStep
 
 def work(given):

@@ -21,7 +21,6 @@ from pipeline.training import run as run_module
 from pipeline.training import setup as preparation
 from pipeline.training.metrics_log import read_metrics
 from pipeline.training.run import train
-from pipeline.training.setup import Settings
 from tests.helpers.training import make_people, small_model, small_training
 from tests.helpers.training_runs import Straight, metrics
 
@@ -165,10 +164,9 @@ def test_train__machines_without_a_common_folder_are_reported(
     elsewhere = tmp_path / "on-another-machine.h5"
     monkeypatch.setattr(preparation, "broadcast", lambda _: elsewhere)
     names = sorted(record.path for record in straight.dataset.split("train"))
-    settings = Settings(*(straight.arguments[name] for name in ("model", "loss", "config")))
     with pytest.raises(DataError, match="process 1 of 2") as caught:
-        preparation._open_store(
-            straight.dataset, names, settings, tmp_path / "cache", RankInfo(rank=1, world_size=2), SILENT
+        preparation._decode(
+            tmp_path / "cache", straight.dataset, names, straight.arguments["model"], RankInfo(1, 2), SILENT
         )
     assert caught.value.where == str(elsewhere)
     assert not (tmp_path / "cache").exists(), "only rank 0 decodes"

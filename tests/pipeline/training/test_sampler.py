@@ -86,9 +86,9 @@ def test_impossible_batches_are_explained() -> None:
         check_batches([0, 0, 1, 2], config())
     labels = list(range(8))
     check_batches(labels, config(), processes=2)
-    with pytest.raises(ConfigError, match="cannot be shared among 3"):
+    with pytest.raises(ConfigError, match="cannot be split among 3"):
         check_batches(labels, config(), processes=3)
-    with pytest.raises(ConfigError, match="cannot be shared among 4"):
+    with pytest.raises(ConfigError, match="cannot be split among 4"):
         check_batches(labels, config(), processes=4)
     with pytest.raises(ConfigError, match="do not split into 5"):
         check_batches(labels, config(accumulate=5))

@@ -1,0 +1,110 @@
+"""Loggers of other programs behind one interface: TensorBoard, Weights & Biases, MLflow.
+
+Each is an optional extra of its name and writes below the folder of the training, without a network.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.errors import ConfigError
+
+Settings = Mapping[str, Any]
+
+
+class Logger(Protocol):
+    """Receives numbers of a training."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record numbers by name after `step` steps."""
+        ...
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        ...
+
+
+def open_logger(name: str, folder: Path, step: int, settings: Settings) -> Logger:
+    """Open a logger in `folder / name`, or reopen the one of an earlier run of the same training.
+
+    Args:
+        name: `tensorboard`, `wandb` or `mlflow`.
+        folder: Folder of the training.
+        step: Steps done so far.
+        settings: Configuration of the training, by key.
+
+    Raises:
+        ConfigError: The package is not installed.
+    """
+    opener, package = _OPENERS[name]
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        raise ConfigError(
+            f"{package.partition('.')[0]} is not installed", where="train.loggers", hint=f'pip install "sgsfa[{name}]"'
+        ) from None
+    return opener(folder / name, step, settings)
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, step: int, settings: Settings) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Hides what a killed run logged after its last saved state.
+        self._writer: Any = SummaryWriter(folder, purge_step=step + 1)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, folder: Path, step: int, settings: Settings) -> None:
+        import wandb
+
+        folder.mkdir(exist_ok=True)
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
+        quiet = wandb.Settings(silent=True, console="off")
+        self._run = wandb.init(project="sgsfa", dir=folder, mode=mode, config=dict(settings), settings=quiet)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _MlFlow:
+    def __init__(self, folder: Path, step: int, settings: Settings) -> None:
+        from mlflow import MlflowClient
+
+        folder.mkdir(exist_ok=True)
+        self._client = MlflowClient(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        experiment = self._client.get_experiment_by_name("sgsfa")
+        number = self._client.create_experiment("sgsfa") if experiment is None else experiment.experiment_id
+        runs = self._client.search_runs([number])
+        self._run = (runs[0] if runs else self._client.create_run(number)).info.run_id
+        if not runs:
+            for key, value in settings.items():
+                self._client.log_param(self._run, key, value)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._client.log_metric(self._run, name, value, step=step)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+_OPENERS: dict[str, tuple[Callable[[Path, int, Settings], Logger], str]] = {
+    "tensorboard": (_TensorBoard, "torch.utils.tensorboard"),
+    "wandb": (_WeightsAndBiases, "wandb"),
+    "mlflow": (_MlFlow, "mlflow"),
+}
