@@ -90,5 +90,5 @@ def test_impossible_batches_are_explained() -> None:
         check_batches(labels, config(), processes=3)
     with pytest.raises(ConfigError, match="cannot be split among 4"):
         check_batches(labels, config(), processes=4)
-    with pytest.raises(ConfigError, match="do not split into 5"):
+    with pytest.raises(ConfigError, match="split into 5"):
         check_batches(labels, config(accumulate=5))
