@@ -46,6 +46,14 @@ _OPTIONS = {
 }
 """Options of some commands for values of the configuration; all other values are set by `--set`."""
 
+_COMMANDS = {
+    "configuration file not found": "`sgsfa init` writes one",
+    "mask file not found": "`sgsfa masks build` writes one",
+    "checkpoint not found": "`sgsfa train` writes one",
+    "features file not found": "`sgsfa extract` writes one",
+}
+"""Hints for messages of the library that have none: commands that help."""
+
 _ASSIGNMENT = re.compile(
     r"(?:\bset )?(?<!--set )\b((?:data|synth|masks|model|loss|train|extract|matching)\.[a-z][a-z0-9_]*) ?= ?([^\s,;)]+)"
 )
@@ -92,6 +100,8 @@ def _translate(error: Exception, options: set[str], *, json: bool) -> None:
     errors = sys.modules.get("pipeline.errors")
     if errors is not None and isinstance(error, errors.UserError):
         details = [(label, in_terms_of(text, options)) for label, text in error.details()]
+        if error.hint is None and error.message in _COMMANDS:
+            details.append(("hint", _COMMANDS[error.message]))
         _fail(in_terms_of(error.message, options), details, error.exit_code, json=json, error=error)
     if errors is not None and isinstance(error, errors.RejectedInputs):
         # The result, which was printed before, lists them as well; standard output stays one JSON object.

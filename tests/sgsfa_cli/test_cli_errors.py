@@ -8,7 +8,7 @@ import torch
 import typer
 
 import pipeline.runtime.memory  # noqa: F401  recognises exhausted memory
-from pipeline.errors import DataError, Rejected, RejectedInputs, SgsfaError
+from pipeline.errors import ConfigError, DataError, Rejected, RejectedInputs, SgsfaError
 from sgsfa_cli import errors
 from sgsfa_cli.errors import in_terms_of
 
@@ -86,6 +86,11 @@ def test_rejected_inputs__leave_standard_output_to_the_result(capsys):
 def test_ctrl_c__ends_with_130(capsys):
     assert code_of(KeyboardInterrupt()) == 130
     assert "resume" in capsys.readouterr().err
+
+
+def test_user_error__names_the_command_that_writes_a_missing_file(capsys):
+    code_of(ConfigError("configuration file not found", where="a.toml"))
+    assert "sgsfa init" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.ENOLCK])
