@@ -39,6 +39,7 @@ Box = tuple[float, float, float, float]
 TILES = Path(__file__).with_name("occluders.webp")
 SETTINGS = TrainConfig(flip=0, pad=0, erase=0, colour_jitter=0, occlude=1, occlude_people=0.3, truncate=1)
 SEED = 17
+CHUNK = 64
 
 PLACES = {"below": 0.5, "side": 0.25, "above": 0.15, "front": 0.1}
 """Where occluders stand, and how often."""
@@ -101,10 +102,17 @@ def occlude(images: Tensor, parts: Tensor, body: Tensor) -> tuple[Tensor, Tensor
         Images and part masks of the same shapes and types.
     """
     tiles = read_tiles(TILES)
-    normal, left, _ = augment(images, parts, body, draw(len(images), len(tiles)), tiles)
+    params = draw(len(images), len(tiles))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    pixels = ((normal * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1), (left * 255).round().to(torch.uint8)
+    found = []
+    for start in range(0, len(images), CHUNK):
+        rows = slice(start, start + CHUNK)
+        donors = params.donor[rows].clamp_min(0)
+        sources = (torch.cat([each[rows], each[donors]]) for each in (images, body))
+        normal, left, _ = augment(next(sources), parts[rows], next(sources), params.take(rows), tiles)
+        pixels = ((normal * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        found.append((pixels.permute(0, 2, 3, 1), (left * 255).round().to(torch.uint8)))
+    return torch.cat([pixels for pixels, _ in found]), torch.cat([left for _, left in found])
 
 
 def build(dataset: Dataset, out: Path, device: str) -> None:
