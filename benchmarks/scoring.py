@@ -20,8 +20,9 @@ from pipeline.matching.distance import MatchingRule, distance_matrix
 from pipeline.matching.metrics import RankMetrics, rank_metrics
 from pipeline.model.checkpoint import load_checkpoint
 from pipeline.model.embed import Embedded, embed
+from pipeline.model.visibility import visible_parts
 from pipeline.parts import PARTS
-from pipeline.training.calibrate import roc_auc, true_visibility
+from pipeline.training.calibrate import roc_auc
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
@@ -136,7 +137,7 @@ def _truth(path: Path, names: Sequence[str], model: ModelConfig) -> tuple[Bools,
         row_of = {str(name): row for row, name in enumerate(stored["names"])}
         rows = [row_of[name] for name in names]
         parts, truncated = stored["parts"][rows], stored["truncated"][rows]
-    return true_visibility(torch.from_numpy(parts).float() / 255, model).numpy(), truncated
+    return visible_parts(torch.from_numpy(parts).float() / 255, model).numpy(), truncated
 
 
 def _areas(predicted: Tensor, visible: Bools) -> dict[str, float]:

@@ -365,6 +365,9 @@ class ExtractConfig(Section):
     )
     flip: bool = Field(False, description="Average features over the image and its mirror image; recorded in results.")
     amp: Precision = Field("off", description="Precision of the forward pass: off | bf16 | fp16.")
+    visibility: Literal["network", "parser"] = Field(
+        "network", description="Source of visibility: the network's predicted masks, or the built-in human parser."
+    )
     device: str = Field("auto", description="auto | cpu | cuda | cuda:N | mps.", json_schema_extra=_EXECUTION)
     batch_size: Positive = Field(64, description="Images per batch.", json_schema_extra=_EXECUTION)
 

@@ -18,6 +18,7 @@ from torch import nn
 from pipeline.config import ExtractConfig
 from pipeline.datasets.images import RgbImage, decode_batches, pillow_to_rgb, read_image, resize
 from pipeline.errors import DataError, ImageError, WeightsError
+from pipeline.features.parser_visibility import THRESHOLD, ParserVisibility
 from pipeline.formats.checkpoint import BUILTIN, CheckpointMeta, read_meta, resolve_checkpoint
 from pipeline.formats.features import Features
 from pipeline.formats.provenance import Provenance
@@ -61,7 +62,7 @@ class Embedder:
 
     Attributes:
         meta: Header of the checkpoint.
-        provenance: What decides the features of an image: checkpoint, flip, precision.
+        provenance: What decides the features of an image: checkpoint, flip, precision, source of visibility.
         device: Device of the network.
         part_dim: D; 0 for a model without part features.
         global_dim: W.
@@ -72,6 +73,8 @@ class Embedder:
         self.device = next(model.parameters()).device
         self.provenance = _provenance(checkpoint, self.meta, config)
         self._model, self._config = model, config
+        by_parser = config.visibility == "parser" and self.meta.model.kind != "baseline"
+        self._visibility = ParserVisibility(self.meta.model, self.device) if by_parser else None
         # The processes of a machine share its cores.
         self._threads = max(1, worker_count(-1) // ranks.local_world_size)
         probe = embed_batch(model, torch.zeros((1, *self.input_size, 3), dtype=torch.uint8, device=self.device))
@@ -103,6 +106,12 @@ class Embedder:
             _LOG.info("built-in network: %s, trained on %s", meta.model.backbone, meta.trained_on)
         with memory_advice("extract", config):
             return cls(model.to(device).to(memory_format=torch.channels_last), path, config, ranks)
+
+    @property
+    def thresholds(self) -> Floats:
+        """(7,) thresholds above which a visibility counts as visible."""
+        own = self.meta.threshold_array()
+        return own if self._visibility is None else np.full_like(own, THRESHOLD)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -163,7 +172,7 @@ class Embedder:
                 blocks.append(self.forward(np.stack([each for each in pixels if not isinstance(each, ImageError)])))
         return Features.from_arrays(
             **{name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]},
-            thresholds=self.meta.threshold_array(),
+            thresholds=self.thresholds,
             names=[str(each) if isinstance(each, str | Path) else f"image-{i}" for i, each in enumerate(images, 1)],
             provenance=self.provenance,
         )
@@ -179,7 +188,7 @@ class Embedder:
         arrays = {
             "parts": found.parts[:, :, : self.part_dim],
             "global_feature": found.global_feature,
-            "visibility": found.visibility,
+            "visibility": found.visibility if self._visibility is None else self._visibility(on_device),
         }
         if not all(bool(torch.isfinite(each).all()) for each in arrays.values()):
             raise WeightsError(
@@ -262,5 +271,6 @@ def _provenance(checkpoint: Path, meta: CheckpointMeta, config: ExtractConfig) -
             "seed": meta.seed,
             "flip": config.flip,
             "amp": config.amp,
+            "visibility": config.visibility,
         }
     )

@@ -208,7 +208,7 @@ def embed_records(
     kept = [record for record, good in zip(records, readable, strict=True) if good]
     return Features.from_arrays(
         **{name: np.concatenate([batch.arrays[name] for batch in batches])[readable] for name in ARRAYS},
-        thresholds=embedder.meta.threshold_array(),
+        thresholds=embedder.thresholds,
         names=[record.path for record in kept],
         pids=[record.pid for record in kept],
         camids=[record.camid for record in kept],
@@ -274,7 +274,7 @@ def _layout(dataset: Dataset, records: Sequence[Record], embedder: Embedder) -> 
         pids=[record.pid for record in records],
         camids=[record.camid for record in records],
         splits=[record.split for record in records],
-        thresholds=embedder.meta.threshold_array(),
+        thresholds=embedder.thresholds,
         part_dim=embedder.part_dim,
         global_dim=embedder.global_dim,
         notes=dataset.notes,

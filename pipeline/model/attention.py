@@ -17,10 +17,6 @@ _DILATION = 4
 
 LOCAL_PARTS = SEMANTIC
 
-VISIBLE_SHARES = (0.008, 0.01, 0.01, 0.003)
-"""Head, upper, lower, shoes: a part whose mask covers more than this share of the map counts as shown. In rendered
-images one shoe alone covers 0.009, a whole upper body 0.1."""
-
 
 class BodyAttention(nn.Module):
     """Spatial and channel attention on stage-1 features; the spatial map is the supervised body mask.

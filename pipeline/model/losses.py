@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config import LossConfig
-from pipeline.model.attention import VISIBLE_SHARES
 from pipeline.model.output import NetworkOutput
-from pipeline.runtime.device import constant
+from pipeline.model.visibility import visible_semantic
 
 LOSS_NAMES = ("loss", "triplet", "masks", "identity", "global_feature")
 
@@ -96,8 +95,7 @@ def total_loss(
 
 def shown_parts(part_masks: Tensor, has_mask: Tensor, supervised_parts: Tensor | None = None) -> Tensor:
     """(B, 4) bool: which parts the true masks show; all given ones where an image has no mask."""
-    least = constant(VISIBLE_SHARES, part_masks.device)
-    shown = (part_masks.float().mean((2, 3)) > least) | ~has_mask.unsqueeze(1)
+    shown = visible_semantic(part_masks) | ~has_mask.unsqueeze(1)
     return shown if supervised_parts is None else shown & supervised_parts
 
 

@@ -9,7 +9,6 @@ from pipeline.config import ModelConfig
 from pipeline.model import spatial
 from pipeline.model.attention import (
     LOCAL_PARTS,
-    VISIBLE_SHARES,
     BodyAttention,
     FineLocalAttention,
     LocalAttention,
@@ -20,6 +19,7 @@ from pipeline.model.attention import (
 from pipeline.model.backbone import Backbone, FeatureMaps, initialise
 from pipeline.model.heads import GlobalPooling, Head
 from pipeline.model.output import IdentityLogits, NetworkOutput
+from pipeline.model.visibility import visible_semantic
 from pipeline.parts import NUM_PARTS
 
 CENTRES = frozenset({"part_centres", "global_centre"})
@@ -44,7 +44,6 @@ class SGSFA(nn.Module):
     """
 
     trained_parts: Tensor
-    visible_shares: Tensor
     part_centres: Tensor | None
     global_centre: Tensor | None
 
@@ -76,7 +75,6 @@ class SGSFA(nn.Module):
         bare_global = None if config.global_dim else torch.zeros(late)
         self.register_buffer("part_centres", None if config.necks else torch.zeros(NUM_PARTS, dim))
         self.register_buffer("global_centre", bare_global)
-        self.register_buffer("visible_shares", torch.tensor(VISIBLE_SHARES), persistent=False)
         self._initialise()
 
     def _head(self, dim: int, classes: int) -> Head:
@@ -109,7 +107,7 @@ class SGSFA(nn.Module):
         strips, strip_shown = spatial.find_strips(decided, self.config, testing=not self.training)
         present = spatial.choose_features(strip_shown)
         # Not by the largest value: a shoe fills a tenth of a cell, and its neck has to see it all the same.
-        shown = decided.mean((2, 3)) > self.visible_shares
+        shown = visible_semantic(decided)
         strip_mean, _ = spatial.strip_visibility(decided, strips)
 
         semantic, pooled = self._part_features(maps, masks, decided, strips)

@@ -19,11 +19,10 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, Precision, TrainConfig
-from pipeline.model import spatial
 from pipeline.model.embed import embed
-from pipeline.model.losses import shown_parts
 from pipeline.model.output import NetworkOutput
 from pipeline.model.sgsfa import SGSFA
+from pipeline.model.visibility import visible_parts
 from pipeline.parts import NUM_PARTS, PARTS
 from pipeline.runtime.device import autocast
 from pipeline.runtime.progress import SILENT, Progress
@@ -118,12 +117,12 @@ def calibrate(
             if masked:
                 place = torch.from_numpy(rows).to(targets.parts.device)
                 parts, body = targets.parts[place].to(device), targets.body[place].to(device)
-                shown = true_visibility(parts.float() / 255, config)
+                shown = visible_parts(parts.float() / 255, config)
                 hidden, left = _occluded(images, parts, body, seed=int(rows[0]))
                 with torch.inference_mode(), autocast(device, amp):
                     output: NetworkOutput = model(hidden)
                 predicted += [found.visibility, output.visibility.float()]
-                true += [shown, true_visibility(left, config)]
+                true += [shown, visible_parts(left, config)]
             # What the network takes for empty is zero, whatever the masks show.
             centres.add(found.parts, found.global_feature, shown & found.parts.any(2))
             task.advance(len(rows))
@@ -211,19 +210,3 @@ def roc_auc(scores: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_]) -> f
     positives = int(labels.sum())
     negatives = len(labels) - positives
     return float((ranks[labels].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-
-
-def true_visibility(parts: Tensor, config: ModelConfig, *, training: bool = False) -> Tensor:
-    """Which of the seven parts true masks show: the network's own rules, applied to the truth.
-
-    Args:
-        parts: (B, 4, h, w) true part masks in [0, 1].
-        config: Rules of head row and strips.
-        training: The rules of training mode, whose head row may be another than that of tests (`head_row_test`).
-
-    Returns:
-        (B, 7) bool in the order of `PARTS`.
-    """
-    _, strip_shown = spatial.find_strips(parts, config, testing=not training)
-    masked = torch.ones(len(parts), dtype=torch.bool, device=parts.device)
-    return torch.cat([shown_parts(parts, masked), strip_shown], 1)

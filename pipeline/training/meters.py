@@ -8,8 +8,9 @@ import torch
 
 from pipeline.config import ModelConfig
 from pipeline.errors import DataError
+from pipeline.model.visibility import visible_parts
 from pipeline.runtime.files import write_json
-from pipeline.training.calibrate import from_samples, true_visibility
+from pipeline.training.calibrate import from_samples
 from pipeline.training.context import TrainContext
 from pipeline.training.plan import StepPlan
 from pipeline.training.step import StepOutputs, StepResult
@@ -119,4 +120,4 @@ class VisibilityMeter:
             return {}
         predicted = torch.cat([each.visibility for each in samples])[known]
         parts = torch.cat([each.parts for each in samples])[known].float() / 255
-        return from_samples(predicted, true_visibility(parts, self._model, training=True)).accuracy
+        return from_samples(predicted, visible_parts(parts, self._model, training=True)).accuracy

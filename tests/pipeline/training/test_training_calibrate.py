@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import ModelConfig
+from pipeline.model.visibility import visible_parts
 from pipeline.parts import PARTS
-from pipeline.training.calibrate import NEVER, Calibration, from_samples, roc_auc, true_visibility
+from pipeline.training.calibrate import NEVER, Calibration, from_samples, roc_auc
 from pipeline.training.curves import draw_curves
 from pipeline.training.metrics_log import MetricsLog, read_metrics
 
@@ -73,7 +74,7 @@ def person(head: bool, feet: bool) -> torch.Tensor:
 
 def test_true_visibility_of_whole_and_cut_people() -> None:
     parts = torch.stack([person(True, True), person(True, False), person(False, True), torch.zeros(4, 16, 8)])
-    got = true_visibility(parts, ModelConfig())
+    got = visible_parts(parts, ModelConfig())
     names = [{part for part, shown in zip(PARTS, row, strict=True) if shown} for row in got.tolist()]
     assert names[0] == set(PARTS)
     # Rows 2 to 15 are divided 15, 23, 62 %: the bottom begins in row 7, which still shows the upper body.
@@ -81,11 +82,11 @@ def test_true_visibility_of_whole_and_cut_people() -> None:
     assert names[2] == {"upper", "lower", "shoes"}
     assert names[3] == set()
     # At test time `paper` begins a row below the head's maximum: the bottom strip lies below all that the second shows.
-    below = true_visibility(parts, ModelConfig(head_row_test="max+1"))
+    below = visible_parts(parts, ModelConfig(head_row_test="max+1"))
     assert got[1, 6]
     assert not below[1, 6]
-    assert true_visibility(parts, ModelConfig(head_row_test="max+1"), training=True).tolist() == got.tolist()
-    by_head = true_visibility(parts, ModelConfig(body_height="head"))
+    assert visible_parts(parts, ModelConfig(head_row_test="max+1"), training=True).tolist() == got.tolist()
+    by_head = visible_parts(parts, ModelConfig(body_height="head"))
     assert by_head[2].tolist() == got[2].tolist()
 
 
