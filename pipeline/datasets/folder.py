@@ -24,10 +24,20 @@ def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
             f"the folder has no images; it holds {contents(path)}",
             path,
             expected="image files, also in sub-folders",
+            hint=_hint(path),
         )
     log.folders["all"] = path
     records = tuple(Record(image, UNKNOWN, UNKNOWN, "all") for image in images)
     return Dataset("folder", name, path, records)
+
+
+def _hint(path: Path) -> str | None:
+    suffixes = {file.suffix.lower() for file in path.iterdir()}
+    if suffixes & {".heic", ".heif", ".avif", ".jxl"}:
+        return "convert the images to JPEG or PNG"
+    if suffixes & {".mp4", ".avi", ".mov", ".mkv"}:
+        return "extract crops of persons from the videos"
+    return "unpack the archive" if suffixes & {".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"} else None
 
 
 INFO = KindInfo(

@@ -21,6 +21,7 @@ _ALIASES = {
     "bounding_box_test": ("gallery", "test", "testing", "bbox_test"),
     "query": ("probe", "queries"),
 }
+_MAC_COPIES = "__MACOSX"  # resource forks in archives packed on a Mac, under the names of the files
 _NESTING = 2
 _MANY = 64
 _SHOWN = 3
@@ -149,7 +150,9 @@ def subfolders(path: Path) -> list[Path]:
     """Return the folders in a folder, sorted, without hidden ones; none if it cannot be read."""
     try:
         with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            names = sorted(
+                entry.name for entry in entries if not entry.name.startswith((".", _MAC_COPIES)) and entry.is_dir()
+            )
     except OSError:
         return []
     return [path / name for name in names]
@@ -212,7 +215,7 @@ def list_images(folder: Path, log: ReadLog, *, deep: bool = False) -> list[str]:
         if real in seen:
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith((".", _MAC_COPIES)))
         prefix = Path(here).relative_to(folder).as_posix()
         for name in files:
             if name.startswith("."):

@@ -105,6 +105,9 @@ class _TableReader:
             self._log.note("no column camid: every image is its own camera, so a query only ignores itself")
         rows = junk = 0
         for row in reader:
+            # Spreadsheet programs leave rows and columns that are empty.
+            if not any(row.values()):
+                continue
             rows += 1
             try:
                 junk += not self._add(row, reader.line_num)
@@ -185,7 +188,7 @@ def _column(name: str) -> str:
 
 def _check_header(header: Sequence[str], path: Path, log: ReadLog) -> bool:
     missing = [name for name in COLUMNS if name not in header and name != "camid"]
-    doubled = sorted({name for name in header if header.count(name) > 1})
+    doubled = sorted({name for name in header if name and header.count(name) > 1})
     if missing and any(Path(name).suffix.lower() in SUFFIXES for name in header):
         log.fault(
             FaultKind.ROW,

@@ -512,6 +512,40 @@ def test_parse_spec__csv_file_without_kind_is_a_table(make_tree: MakeTree) -> No
     assert "does not exist" in message(str(root / "none"))
 
 
+def test_find_root__copies_of_a_mac_archive_are_no_second_data_set(make_tree: MakeTree) -> None:
+    tree = {f"set/{folder}": market_names([3], 6) for folder in BOXES}
+    forks = {f"__MACOSX/set/{folder}": ["._0003_c1s1_000000_00.jpg"] for folder in BOXES}
+    root = make_tree({**{f"unpacked/{name}": files for name, files in tree.items()}, **forks})
+    assert len(open_dataset(f"market1501:{root}", expect_counts=False).records) == 18
+
+
+def test_folder__mac_copies_are_not_images(make_tree: MakeTree) -> None:
+    root = make_tree({"": ["a.jpg", "._a.jpg"], "__MACOSX": ["._a.jpg", "b.jpg"]})
+    assert [record.path for record in open_dataset(f"folder:{root}").records] == ["a.jpg"]
+
+
+@pytest.mark.parametrize(("name", "word"), [("a.heic", "JPEG"), ("crops.zip", "unpack"), ("walk.mp4", "videos")])
+def test_folder__without_images_says_what_it_holds_and_what_to_do(tmp_path: Path, name: str, word: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(DataError) as caught:
+        open_dataset(f"folder:{tmp_path}")
+    assert name in caught.value.message
+    assert word in (caught.value.hint or "")
+
+
+def test_market1501__identities_with_a_folder_each_in_the_training_images(make_tree: MakeTree) -> None:
+    folders = {f"bounding_box_train/{pid:04}": market_names([pid], 2) for pid in (2, 7, 10)}
+    root = make_tree({**folders, "query": market_names([4], 6), "bounding_box_test": market_names([4], 6)})
+    assert "bounding_box_train holds 3 folders with images, such as 0002" in message(f"market1501:{root}")
+
+
+def test_veri__vehicle_layout_is_described(make_tree: MakeTree) -> None:
+    root = make_tree({f"image_{part}": ["0002_c002_00030600_0.jpg"] for part in ("train", "query", "test")})
+    text = message(f"market1501:{root}")
+    assert "image_query, image_test, image_train" in text
+    assert "none of bounding_box_train" in text
+
+
 def test_a_folder_is_read_with_its_sub_folders(make_tree: MakeTree) -> None:
     root = make_tree({"": ["b.jpg", "a.JPG"], "deep/er": ["c.jpg", "行人.jpg"]})
     (root / "notes.txt").write_text("text")

@@ -220,6 +220,33 @@ def test_read_table__names_match_in_another_normal_form_or_suffix_case(folder: P
     assert len(dataset.records) == 2
 
 
+def test_read_table__empty_rows_and_columns_of_spreadsheets_are_ignored(folder: Path) -> None:
+    dataset = read(folder, "path,pid,camid,split,,\ncrops/a.jpg,7,1,train,,\n,,,,,\n\ncrops/b.jpg,8,1,train,,\n")
+    assert [record.pid for record in dataset.records] == [7, 8]
+    assert not any(name for extra in dataset.extra.values() for name in extra)
+
+
+def test_read_table__index_column_of_pandas_is_ignored(folder: Path) -> None:
+    dataset = read(folder, ",path,pid,camid,split\n0,crops/a.jpg,7,1,train\n1,crops/b.jpg,8,1,train\n")
+    assert [record.path for record in dataset.records] == ["crops/a.jpg", "crops/b.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1", "gb18030"])
+def test_read_table__other_code_pages_are_named_with_a_way_out(folder: Path, encoding: str) -> None:
+    name = {"utf-16": "a", "latin-1": "ü", "gb18030": "行人"}[encoding]
+    text = fault(folder, (HEADER + f"crops/{name}.jpg,7,1,train\n").encode(encoding))
+    assert "not UTF-8" in text
+    assert "CSV UTF-8" in text
+
+
+def test_read_table__semicolons_of_european_spreadsheets_are_named(folder: Path) -> None:
+    assert "not ';'" in fault(folder, "path;pid;camid;split\ncrops/a.jpg;7;1;train\n")
+
+
+def test_read_table__ids_with_leading_zeros_are_numbers(folder: Path) -> None:
+    assert read(folder, HEADER + "crops/a.jpg,0007,01,train\n").records == (Record("crops/a.jpg", 7, 1, "train"),)
+
+
 def test_read_table__missing_images_are_one_fault_with_names_that_exist(folder: Path) -> None:
     rows = "".join(f"crops/x{number}.jpg,7,1,train\n" for number in range(50))
     text = fault(folder, HEADER + "crops/a.jpg,7,1,train\n" + rows)
