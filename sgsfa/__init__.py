@@ -4,8 +4,8 @@
 >>> model = sgsfa.load_model()  # doctest: +SKIP
 >>> features = model.embed(["a.jpg", "b.jpg"])  # doctest: +SKIP
 
-Everything public is listed in `__all__` and imported when it is used, so `import sgsfa` loads no PyTorch. Functions have
-the names of the commands, and their settings those of the configuration keys. Notes and warnings are reported through
+Everything public is listed in `__all__` and imported when it is used, so `import sgsfa` loads no PyTorch. Functions
+have the names of the commands, and their settings those of the configuration keys. Notes and warnings are reported by
 the logger `sgsfa`; without any logging configuration they are shown on standard error.
 """
 

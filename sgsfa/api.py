@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import ExtractConfig, MatchingConfig, RunConfig, Section
+from pipeline.config import ExtractConfig, RunConfig, Section
 from pipeline.config_file import load_config as _load_config
 from pipeline.errors import ConfigError, DataError
 from pipeline.runtime.progress import SILENT, Progress
@@ -397,7 +397,7 @@ def run(
     Raises:
         SgsfaError: The configuration, the data or the device cannot be used.
     """
-    from pipeline.config import PRESETS
+    from pipeline.config_file import PRESETS
     from pipeline.stages.run import run_stages
 
     if isinstance(config, RunConfig):

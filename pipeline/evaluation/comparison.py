@@ -15,7 +15,7 @@ from pipeline.config import suggestion
 from pipeline.errors import DataError
 from pipeline.evaluation.queries import QUERIES_FILE, QueryTable
 from pipeline.formats.results import RANKS, RESULT_FILE, Interval, load_results
-from pipeline.formats.table import Table
+from pipeline.formats.table import Table, Tabular
 from pipeline.matching.intervals import bootstrap_mean
 from pipeline.runtime.files import write_json
 
@@ -43,7 +43,7 @@ class MetricDifference:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Tabular):
     """Two runs on one test set.
 
     Attributes:

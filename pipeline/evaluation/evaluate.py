@@ -31,7 +31,7 @@ from pipeline.formats.results import (
     Scores,
     Verification,
 )
-from pipeline.formats.table import Table
+from pipeline.formats.table import Table, Tabular
 from pipeline.matching import breakdown
 from pipeline.matching.distance import MatchingRule, distance_blocks, distance_matrix, prepare
 from pipeline.matching.intervals import bootstrap_mean
@@ -57,7 +57,7 @@ Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class Evaluation(Tabular):
     """A result, its queries one by one, and rankings chosen for figures."""
 
     result: EvaluationResult

@@ -11,7 +11,7 @@ from pydantic_core import to_jsonable_python
 
 from pipeline.errors import DataError
 from pipeline.formats.features import Features
-from pipeline.formats.table import Table
+from pipeline.formats.table import Table, Tabular
 from pipeline.matching.contributions import GLOBAL, NO_SHARED_PART, Contributions, contributions
 from pipeline.matching.distance import SHRUNK, MatchingRule
 from pipeline.parts import PARTS
@@ -40,7 +40,7 @@ class PartContribution:
 
 
 @dataclass(frozen=True, slots=True)
-class PairExplanation:
+class PairExplanation(Tabular):
     """The distance of two images and its terms: the sum of `weight * distance` over them.
 
     Attributes:

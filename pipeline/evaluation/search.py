@@ -14,7 +14,7 @@ from pipeline.config import MatchingConfig
 from pipeline.evaluation.explain import TERMS
 from pipeline.formats.feature_file import FeatureFile, require_comparable
 from pipeline.formats.features import Features
-from pipeline.formats.table import Table
+from pipeline.formats.table import Table, Tabular
 from pipeline.matching.approximate import build_index
 from pipeline.matching.contributions import NO_SHARED_PART, contributions
 from pipeline.matching.distance import MatchingRule
@@ -60,7 +60,7 @@ class QueryRanking:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchResult:
+class SearchResult(Tabular):
     """The rankings of some queries.
 
     Attributes:

@@ -12,7 +12,7 @@ from pydantic_core import to_jsonable_python
 
 from pipeline.errors import FormatError
 from pipeline.formats.provenance import JsonScalar
-from pipeline.formats.table import Table
+from pipeline.formats.table import Table, Tabular
 from pipeline.runtime.files import read_json, write_json
 
 RESULT_FILE = "result.json"
@@ -122,7 +122,7 @@ class Gain:
 
 
 @dataclass(frozen=True, slots=True)
-class EvaluationResult:
+class EvaluationResult(Tabular):
     """The result of one test set.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -48,6 +49,31 @@ class Table:
             for line in lines
         ]
         return "\n".join([self.title, *text] if self.title else text)
+
+    def _repr_html_(self) -> str:
+        """Draw the table in a notebook."""
+        heads = "".join(f"<th>{html.escape(name)}</th>" for name in self.columns)
+        rows = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in self.text_rows()
+        )
+        caption = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
+        return f"<table>{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+class Tabular:
+    """A result that has a table: it prints as one, and draws itself in notebooks."""
+
+    __slots__ = ()
+
+    def table(self) -> Table:
+        """Return the result as a table."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
 
 def _text(value: Cell, *, percent: bool) -> str:
