@@ -47,11 +47,11 @@ ENTRIES = (
     Entry("data", "Images and masks", "Check, list, preview and render data sets.", group=True),
     Entry("masks", "Images and masks", "Build, inspect and export part masks.", group=True),
     Entry("train", "Single stages", "Train a network."),
-    Entry("extract", "Single stages", "Compute the features of a data set."),
-    Entry("export", "Single stages", "Write a checkpoint as an ONNX model."),
+    Entry("extract", "Single stages", "Extract the features of a data set."),
+    Entry("export", "Single stages", "Export a checkpoint as an ONNX model."),
     Entry("eval", "Single stages", "Compute CMC, mAP and mINP from features."),
     Entry("report", "Single stages", "Write a page that shows what an evaluation found and why."),
-    Entry("search", "Retrieval", "Find the gallery images of the same identity as an image."),
+    Entry("search", "Retrieval", "Find the nearest gallery images of a query image."),
     Entry("compare", "Retrieval", "Compare two images, part by part."),
 )
 

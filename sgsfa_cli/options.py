@@ -24,7 +24,7 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         metavar="FILE",
-        help="Configuration file. Without it and without --preset: sgsfa.toml, if there is one here.",
+        help="Configuration file; without --preset by default sgsfa.toml in this folder, if it exists.",
     ),
 ]
 PresetOption = Annotated[
@@ -38,7 +38,7 @@ SetOption = Annotated[
 
 
 class Switch(StrEnum):
-    """The value of an option that is turned on or off; where it is not given, something else may decide."""
+    """The value of an option that is on, off, or decided by the configuration."""
 
     ON = "on"
     OFF = "off"
@@ -48,18 +48,16 @@ ExpectCountsOption = Annotated[
     Switch | None,
     typer.Option(
         "--expect-counts",
-        help="on: refuse a known data set that is not whole; off: take it, and what differs becomes a note. "
-        "In a configuration: data.expect_counts; where neither says, on.",
+        help="on: reject a known data set whose counts differ from the published ones; off: accept it with a note. "
+        "Default: data.expect_counts of the configuration, otherwise on.",
     ),
 ]
 CheckpointOption = Annotated[
     Path,
-    typer.Option(
-        "--checkpoint", metavar="FILE", help="A trained network, or builtin: the one of this package, for any images."
-    ),
+    typer.Option("--checkpoint", metavar="FILE", help="A checkpoint file, or builtin: the model in this package."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes; warnings stay.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Hide progress and notes, but not warnings.")]
 
 
 def command_app(help_text: str | None = None, *lines: str) -> typer.Typer:
@@ -80,13 +78,13 @@ def command_app(help_text: str | None = None, *lines: str) -> typer.Typer:
 
 
 def examples(*lines: str) -> str:
-    """The epilog of a command: command lines that run as they stand."""
+    """Return the epilog of a command: runnable command lines."""
     # Rich takes [x] for markup; in help texts it is always meant literally.
     return "\n".join(["Examples:", *(f"  {line}".replace("[", r"\[") for line in lines)])
 
 
 def overriding(options: Mapping[str, Any], section: str | None = None) -> list[str]:
-    """Turn options of a command into overrides, those that were given.
+    """Turn the given options of a command into overrides.
 
     Args:
         options: Values by dotted key; None: not given.

@@ -301,7 +301,7 @@ def id_folder(camid: int) -> ParseName:
 
 def pseudo_cameras(log: ReadLog) -> None:
     """Note that the set has no cameras and gets 0 for queries and 1 for the gallery."""
-    log.note("the set has no cameras: every query gets camera 0, every gallery image camera 1")
+    log.note("the data set has no cameras: queries get camera 0, gallery images camera 1")
 
 
 def _log_empty(base: Path, log: ReadLog, *, deep: bool) -> None:

@@ -76,18 +76,23 @@ def evaluate(
         int | None, typer.Option("--query-expansion", metavar="K", help="Average queries with their K nearest.")
     ] = None,
     flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Features averaged with the mirror image.")
+        bool | None, typer.Option("--flip/--no-flip", help="Average features with the mirror image.")
     ] = None,
     trapezoid: Annotated[bool, typer.Option("--trapezoid", help="Average precision by the trapezoid rule.")] = False,
     verification: Annotated[
-        bool | None, typer.Option("--verification/--no-verification", help="Also true positive rates.")
+        bool | None,
+        typer.Option(
+            "--verification/--no-verification", help="Also compute true positive rates at low false positive rates."
+        ),
     ] = None,
     bootstrap: Annotated[
         int | None, typer.Option(metavar="N", help="Resamplings of the queries for 95 % intervals.")
     ] = None,
     breakdown: Annotated[
         bool | None,
-        typer.Option("--breakdown/--no-breakdown", help="Also by visible fraction, visible parts and cameras."),
+        typer.Option(
+            "--breakdown/--no-breakdown", help="Also report metrics by visible fraction, part and camera pair."
+        ),
     ] = None,
     against: Annotated[
         Path | None,

@@ -28,7 +28,7 @@ app = command_app()
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The ONNX model to write.")],
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A trained network, or builtin: the one of this package.")
+        Path, typer.Argument(metavar="FILE", help="A checkpoint file, or builtin: the model in this package.")
     ] = Path("builtin"),
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Average with the mirror image.")] = False,
     single_vector: Annotated[
@@ -37,7 +37,7 @@ def export(
     fp16: Annotated[bool, typer.Option("--fp16", help="Compute in float16.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Write a checkpoint as an ONNX model, compared with the network before it is kept.
+    """Export a checkpoint as an ONNX model that is verified against the network.
 
     It takes uint8 images and returns the features that `sgsfa extract` writes, or with --single-vector one vector per
     image; docs/tasks/export.md shows how to use it.

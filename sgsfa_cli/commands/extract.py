@@ -44,7 +44,11 @@ def extract(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", metavar="FILE", help="A trained network; default for --data: builtin."),
+        typer.Option(
+            "--checkpoint",
+            metavar="FILE",
+            help="A checkpoint file; with --data by default builtin, the model in this package.",
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="The features file to write.")] = None,
     split: Annotated[
@@ -65,7 +69,7 @@ def extract(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Extract features: of the test sets of a run, or with --data and --out of any images.
+    """Extract features of the test sets of a run, or, with --data and --out, of any images.
 
     An interrupted extraction resumes. Images that cannot be read are listed at the end, and the command exits with 3.
     Under torchrun the processes share the images.

@@ -28,7 +28,7 @@ def init(
 ) -> None:
     """Write a configuration file with every key, its meaning and its value.
 
-    Without --preset the values are the defaults. `sgsfa run` reads sgsfa.toml where it is started.
+    Without --preset the values are the defaults. Commands read sgsfa.toml in the current folder.
     """
     from pipeline.config_file import load_config, to_toml
     from pipeline.errors import ConfigError

@@ -38,7 +38,7 @@ app = command_app()
     )
 )
 def search(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Crops of the people to search for.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Query images, each a crop of one person.")],
     gallery: Annotated[
         str,
         typer.Option("--gallery", "-g", metavar="GALLERY", help="A features file of any size, a folder or KIND:PATH."),
