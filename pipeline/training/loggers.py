@@ -5,7 +5,6 @@ Each is an optional extra of its name and writes below the folder of the trainin
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,14 +39,12 @@ def open_logger(name: str, folder: Path, step: int, settings: Settings) -> Logge
     Raises:
         ConfigError: The package is not installed.
     """
-    opener, package = _OPENERS[name]
     try:
-        importlib.import_module(package)
+        return _OPENERS[name](folder / name, step, settings)
     except ImportError:
         raise ConfigError(
-            f"{package.partition('.')[0]} is not installed", where="train.loggers", hint=f'pip install "sgsfa[{name}]"'
+            f"{name} is not installed", where="train.loggers", hint=f'pip install "sgsfa[{name}]"'
         ) from None
-    return opener(folder / name, step, settings)
 
 
 class _TensorBoard:
@@ -83,10 +80,13 @@ class _WeightsAndBiases:
 
 class _MlFlow:
     def __init__(self, folder: Path, step: int, settings: Settings) -> None:
+        # Plain files: creating MLflow's database takes longer than a short training.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
         folder.mkdir(exist_ok=True)
-        self._client = MlflowClient(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        self._client = MlflowClient(folder.resolve().as_uri())
         experiment = self._client.get_experiment_by_name("sgsfa")
         number = self._client.create_experiment("sgsfa") if experiment is None else experiment.experiment_id
         runs = self._client.search_runs([number])
@@ -103,8 +103,8 @@ class _MlFlow:
         self._client.set_terminated(self._run)
 
 
-_OPENERS: dict[str, tuple[Callable[[Path, int, Settings], Logger], str]] = {
-    "tensorboard": (_TensorBoard, "torch.utils.tensorboard"),
-    "wandb": (_WeightsAndBiases, "wandb"),
-    "mlflow": (_MlFlow, "mlflow"),
+_OPENERS: dict[str, Callable[[Path, int, Settings], Logger]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _WeightsAndBiases,
+    "mlflow": _MlFlow,
 }

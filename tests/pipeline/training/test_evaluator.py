@@ -30,7 +30,7 @@ class Tasks:
         return SILENT.task(label, total=total, done=done, unit=unit)
 
 
-def test_evaluations_report_their_progress(tmp_path: Path, straight: Straight) -> None:
+def test_evaluate__reports_progress(tmp_path: Path, straight: Straight) -> None:
     tasks = Tasks()
     train(tmp_path, **straight.arguments, progress=tasks)
     tests = straight.dataset
@@ -38,7 +38,7 @@ def test_evaluations_report_their_progress(tmp_path: Path, straight: Straight) -
     assert [task for task in tasks.begun if task[0] in ("calibrate", "test")] == [*each, *each, each[0]]
 
 
-def test_best_network_is_calibrated_once(tmp_path: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_best__calibrates_once(tmp_path: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch) -> None:
     before, calls = evaluator_module.calibrate, []
     monkeypatch.setattr(evaluator_module, "calibrate", lambda *a, **k: calls.append(1) or before(*a, **k))
     report = train(tmp_path, **straight.arguments)
@@ -46,7 +46,7 @@ def test_best_network_is_calibrated_once(tmp_path: Path, straight: Straight, mon
     assert (tmp_path / "best.safetensors").read_bytes() == (straight.folder / "best.safetensors").read_bytes()
 
 
-def test_part_that_is_always_covered_has_a_threshold(
+def test_calibrate__part_that_is_always_covered_has_a_threshold(
     tmp_path: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paste = calibrate_module.augment

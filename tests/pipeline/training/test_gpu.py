@@ -77,7 +77,7 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_augmentation_is_that_of_the_cpu(seed: int) -> None:
+def test_augment__equals_the_cpu(seed: int) -> None:
     images, parts, body = (torch.from_numpy(each) for each in batch_of(seed, 16))
     params = params_of(seed, 16)
     there = AugmentParams.unpacked(params.packed().cuda(), params.used)
@@ -136,7 +136,7 @@ def forbid_waiting() -> Iterator[None]:
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_step_never_waits_for_the_gpu(tmp_path: Path, preset: str, amp: str, mapped: bool, graph: bool) -> None:
+def test_step__never_waits_for_the_gpu(tmp_path: Path, preset: str, amp: str, mapped: bool, graph: bool) -> None:
     model, loss = PRESETS[preset]
     config = on_gpu(amp=amp, epochs=10, cuda_graph=graph)
     trainer, images = make_trainer(
@@ -169,7 +169,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> Graphs:
 
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 3}, {"clip_norm": 0, "ema": 0}], ids=str)
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
-def test_a_recorded_step_is_the_plain_one_to_the_bit(
+def test_graph__bit_equal_to_eager_steps(
     tmp_path: Path,
     arguments: dict[str, Any],
     recordings: Graphs,
@@ -183,7 +183,7 @@ def test_a_recorded_step_is_the_plain_one_to_the_bit(
     assert_equal_weights(tmp_path / "False", tmp_path / "True")
 
 
-def test_a_network_that_draws_draws_the_same_when_recorded(
+def test_graph__random_numbers_of_the_network_are_the_same(
     tmp_path: Path,
     arguments: dict[str, Any],
     recordings: Graphs,
@@ -229,7 +229,7 @@ except DeviceError as error:
 """
 
 
-def test_work_that_waits_cannot_be_recorded_and_the_cause_is_named() -> None:
+def test_graph__work_that_waits_is_refused_with_its_cause() -> None:
     # In a process of its own: torch may take the failed recording for under way as long as it lives.
     done = subprocess.run([sys.executable, "-c", _WAITING], capture_output=True, text=True, check=True)
     assert "cannot be captured as a CUDA graph: " in done.stdout
@@ -238,7 +238,7 @@ def test_work_that_waits_cannot_be_recorded_and_the_cause_is_named() -> None:
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
-def test_stopped_and_resumed_ends_with_the_same_bits(
+def test_resume__bit_equal(
     tmp_path: Path,
     arguments: dict[str, Any],
     recordings: Graphs,
@@ -260,7 +260,7 @@ def test_stopped_and_resumed_ends_with_the_same_bits(
     assert_equal_weights(tmp_path / "straight", tmp_path / "resumed")
 
 
-def test_images_that_do_not_fit_give_the_same_bits(
+def test_prefetch__images_that_do_not_fit_give_the_same_bits(
     tmp_path: Path, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tmp_path / "resident", **arguments, config=on_gpu())
@@ -271,7 +271,7 @@ def test_images_that_do_not_fit_give_the_same_bits(
     assert_equal_weights(tmp_path / "resident", tmp_path / "fetched")
 
 
-def test_the_losses_are_those_of_the_cpu(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_train__losses_are_those_of_the_cpu(tmp_path: Path, arguments: dict[str, Any]) -> None:
     train(tmp_path / "cpu", **arguments, config=small_training(epochs=1))
     train(tmp_path / "gpu", **arguments, config=on_gpu(epochs=1))
     one, two = losses(tmp_path / "cpu"), losses(tmp_path / "gpu")
@@ -279,7 +279,7 @@ def test_the_losses_are_those_of_the_cpu(tmp_path: Path, arguments: dict[str, An
     assert two == pytest.approx(one, rel=5e-2)  # Rounding grows with every step.
 
 
-def test_pieces_have_the_loss_of_the_whole_batch(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_train__pieces_have_finite_losses(tmp_path: Path, arguments: dict[str, Any]) -> None:
     train(tmp_path / "pieces", **arguments, config=on_gpu(epochs=1, accumulate=3, amp="bf16"))
     assert len(losses(tmp_path / "pieces")) == 2
     assert np.isfinite(losses(tmp_path / "pieces")).all()
@@ -287,7 +287,7 @@ def test_pieces_have_the_loss_of_the_whole_batch(tmp_path: Path, arguments: dict
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_compiled_it_trains_as_plain(
+def test_compile__losses_are_close_to_eager_ones(
     tmp_path: Path,
     arguments: dict[str, Any],
     recordings: Graphs,
@@ -305,7 +305,7 @@ def test_compiled_it_trains_as_plain(
     assert two == pytest.approx(one, rel=0.2)
 
 
-def test_too_little_memory_ends_with_advice(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_memory__too_little_ends_with_advice(tmp_path: Path, arguments: dict[str, Any]) -> None:
     big = {"model": small_model(height=512, width=256), "config": on_gpu(identities=6)}
     with pytest.MonkeyPatch.context() as patch, restored_memory():
         # A step needs more; how much was taken before it depends on the tests before this one.
@@ -315,7 +315,7 @@ def test_too_little_memory_ends_with_advice(tmp_path: Path, arguments: dict[str,
     assert "train.accumulate=2" in (caught.value.hint or "")
 
 
-def test_a_gpu_that_is_full_before_training_is_told(tmp_path: Path, arguments: dict[str, Any]) -> None:
+def test_memory__full_gpu_is_reported(tmp_path: Path, arguments: dict[str, Any]) -> None:
     with restored_memory():
         leave(0)
         with pytest.raises(DeviceError, match="not enough GPU memory"):

@@ -15,7 +15,7 @@ from tests.helpers.gradients import BATCH, assert_same_gradients, freeze_norms, 
 
 
 @pytest.mark.parametrize("preset", [{}, {"necks": True, "global_dim": 8}, {"kind": "baseline"}])
-def test_equals_plain_autograd(preset: dict[str, object]) -> None:
+def test_backward__equals_plain_autograd(preset: dict[str, object]) -> None:
     batch, loss = make_batch(), LossConfig(triplet_on="parts" if "necks" in preset else "semantic")
     model, plain = make_model(**preset), make_model(**preset)
     parts, output = backward(model, batch, loss)
@@ -30,7 +30,7 @@ def test_equals_plain_autograd(preset: dict[str, object]) -> None:
     assert wanted.keys() <= got.keys()
 
 
-def test_every_parameter_that_trains_gets_a_gradient() -> None:
+def test_backward__every_trained_parameter_has_a_gradient() -> None:
     model = make_model(necks=True, global_dim=8)
     backward(model, make_batch(masks=False, has_mask=False), LossConfig())
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -38,7 +38,7 @@ def test_every_parameter_that_trains_gets_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("pieces", [2, 4])
-def test_pieces_mine_over_the_whole_batch(pieces: int) -> None:
+def test_backward__pieces_mine_over_the_whole_batch(pieces: int) -> None:
     batch, loss = make_batch(), LossConfig()
     body, split = (freeze_norms(make_model(necks=True, global_dim=8)) for _ in range(2))
     one, _ = backward(body, batch, loss)
@@ -49,7 +49,7 @@ def test_pieces_mine_over_the_whole_batch(pieces: int) -> None:
     assert_same_gradients(gradients(split), gradients(body))
 
 
-def test_pieces_count_running_statistics_once() -> None:
+def test_backward__pieces_count_running_statistics_once() -> None:
     model, reference = make_model(), make_model()
     batch = make_batch()
     backward(model, batch, LossConfig(), pieces=2)
@@ -64,7 +64,7 @@ def test_pieces_count_running_statistics_once() -> None:
 
 
 @pytest.mark.parametrize("has_mask", [True, False])
-def test_empty_masks_give_a_finite_loss_and_gradient(has_mask: bool) -> None:
+def test_backward__empty_masks_give_finite_gradients(has_mask: bool) -> None:
     model = make_model(necks=True, global_dim=8)
     parts, _ = backward(model, make_batch(masks=False, has_mask=has_mask), LossConfig(triplet_on="parts"))
     assert torch.isfinite(parts.stacked()).all()
@@ -73,7 +73,7 @@ def test_empty_masks_give_a_finite_loss_and_gradient(has_mask: bool) -> None:
         assert parts.masks == 0
 
 
-def test_a_scale_scales_gradients_but_not_the_loss() -> None:
+def test_backward__scale_applies_to_gradients_only() -> None:
     model = freeze_norms(make_model())
     scaled = copy.deepcopy(model)
     batch, loss = make_batch(), LossConfig()

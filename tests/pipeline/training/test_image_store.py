@@ -24,7 +24,7 @@ def load(dataset: Dataset, cache: Path, *, budget: float = 1.0, size: tuple[int,
 
 
 @pytest.mark.parametrize("budget", [1.0, 1e-9])
-def test_holds_the_resized_images(tmp_path: Path, people: Dataset, budget: float) -> None:
+def test_store__holds_the_resized_images(tmp_path: Path, people: Dataset, budget: float) -> None:
     store = load(people, tmp_path / "cache", budget=budget, size=(32, 16))
     assert store.in_memory == (budget == 1.0)
     assert len(store.names) == len(people.split("train"))
@@ -34,7 +34,7 @@ def test_holds_the_resized_images(tmp_path: Path, people: Dataset, budget: float
         np.testing.assert_array_equal(store.images[row], resize(paint(record.pid, shot), 32, 16))
 
 
-def test_decodes_once_and_again_when_a_content_changes(
+def test_store__decodes_again_when_a_file_changes(
     tmp_path: Path, people: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.training import image_store as module
@@ -54,7 +54,7 @@ def test_decodes_once_and_again_when_a_content_changes(
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_what_a_killed_run_left_is_replaced(tmp_path: Path, people: Dataset) -> None:
+def test_store__leftovers_of_a_killed_run_are_replaced(tmp_path: Path, people: Dataset) -> None:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "images-00.h5.partial").write_bytes(b"half")
     load(people, tmp_path / "cache")
@@ -62,7 +62,7 @@ def test_what_a_killed_run_left_is_replaced(tmp_path: Path, people: Dataset) -> 
     assert h5py.is_hdf5(only)
 
 
-def test_nothing_readable(tmp_path: Path, people: Dataset) -> None:
+def test_store__no_readable_image_is_an_error(tmp_path: Path, people: Dataset) -> None:
     for record in people.split("train"):
         people.path_of(record).write_bytes(b"")
     with pytest.raises(DataError, match="no training image"):
@@ -70,7 +70,7 @@ def test_nothing_readable(tmp_path: Path, people: Dataset) -> None:
 
 
 @pytest.mark.parametrize("size", [100, 3000, 30_000])
-def test_a_full_disk_is_told_in_words(
+def test_store__full_disk_is_reported(
     tmp_path: Path, people: Dataset, no_file_beyond: Callable[[int], None], size: int
 ) -> None:
     no_file_beyond(size)

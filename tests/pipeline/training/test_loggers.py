@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -49,25 +48,25 @@ def test_tensorboard__has_the_numbers_of_the_log(tmp_path: Path) -> None:
     assert [(each.step, each.value) for each in events.Scalars("step/loss")] == [(1, 1.0), (2, 0.5)]
 
 
+@pytest.mark.slow
 def test_mlflow__has_the_numbers_of_both_runs_of_a_training(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     write_two_steps(tmp_path, "mlflow")
     write_two_steps(tmp_path, "mlflow", first=3)
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
+    client = mlflow.MlflowClient((tmp_path / "mlflow").as_uri())
     (run,) = client.search_runs([client.get_experiment_by_name("sgsfa").experiment_id])
     assert run.data.params == {"train.lr": "0.1"}
     history = client.get_metric_history(run.info.run_id, "step/loss")
     assert sorted((each.step, each.value) for each in history) == [(1, 1.0), (2, 0.5), (3, 1 / 3), (4, 0.25)]
 
 
+@pytest.mark.slow
 def test_wandb__writes_an_offline_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     write_two_steps(tmp_path, "wandb")
     (run,) = (tmp_path / "wandb").glob("wandb/offline-run-*/run-*.wandb")
-    content = run.read_bytes()
-    assert b"step/loss" in content
-    assert json.dumps(0.5).encode() in content
+    assert b"step/loss" in run.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def rates(config: TrainConfig, per_epoch: int) -> list[float]:
     return [learning_rate(step, per_epoch, config) for step in range(config.epochs * per_epoch)]
 
 
-def test_the_paper_schedule() -> None:
+def test_rate__paper_schedule() -> None:
     config = TrainConfig()
     values = rates(config, 3)
     for epoch, factor in ((0, 1), (49, 1), (50, 0.1), (79, 0.1), (80, 0.01), (100, 1e-3), (119, 1e-3)):
@@ -31,14 +31,14 @@ def test_the_paper_schedule() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine"])
-def test_a_short_run_anneals_like_a_long_one(schedule: str) -> None:
+def test_rate__short_run_anneals_like_a_long_one(schedule: str) -> None:
     stated = {"schedule": schedule, "warmup_epochs": 10, "milestones": (50, 80), "schedule_epochs": 120}
     long = rates(TrainConfig.model_validate({**stated, "epochs": 120}), 1)
     short = rates(TrainConfig.model_validate({**stated, "epochs": 12}), 10)
     assert short == pytest.approx(long)
 
 
-def test_warm_up_rises_by_the_step() -> None:
+def test_rate__warm_up_rises_per_step() -> None:
     config = TrainConfig(warmup_epochs=10, warmup_factor=0.01, schedule="cosine", epochs=60, schedule_epochs=0)
     values = rates(config, 5)
     assert values[0] == pytest.approx(3e-4 * 0.01)
@@ -47,7 +47,7 @@ def test_warm_up_rises_by_the_step() -> None:
     assert all(b > a for a, b in itertools.pairwise(values[:51]))
 
 
-def test_cosine_ends_at_its_final_factor() -> None:
+def test_rate__cosine_ends_at_its_final_factor() -> None:
     config = TrainConfig(schedule="cosine", epochs=20, warmup_epochs=2, final_factor=0.002, schedule_epochs=0)
     values = rates(config, 7)
     assert values[-1] == pytest.approx(3e-4 * 0.002)
@@ -57,12 +57,12 @@ def test_cosine_ends_at_its_final_factor() -> None:
     assert values[middle] == pytest.approx(3e-4 * (0.002 + 0.998 * 0.5 * (1 + math.cos(math.pi * share))))
 
 
-def test_a_warm_up_longer_than_the_run_is_no_error() -> None:
+def test_rate__warm_up_may_exceed_the_run() -> None:
     values = rates(TrainConfig(schedule="cosine", epochs=1, warmup_epochs=5, schedule_epochs=0), 2)
     assert values == sorted(values)
 
 
-def test_norms_and_biases_do_not_decay() -> None:
+def test_groups__norms_and_biases_do_not_decay() -> None:
     model = build_model(small_model(necks=True, global_dim=8), 3)
     groups = parameter_groups(model, TrainConfig(lr_heads=2.0))
     assert {(group["weight_decay"], group["scale"]) for group in groups} == {
@@ -79,7 +79,7 @@ def test_norms_and_biases_do_not_decay() -> None:
     assert {id(p) for group in groups if group["scale"] == 1.0 for p in group["params"]} == backbone
 
 
-def test_fused_adam_equals_the_formula() -> None:
+def test_adam__equals_the_formula() -> None:
     config = TrainConfig(lr=0.01, weight_decay=0.1)
     layer = nn.Linear(2, 1)
     weight, bias = layer.weight.detach().double().clone(), layer.bias.detach().double().clone()
@@ -102,7 +102,7 @@ def test_fused_adam_equals_the_formula() -> None:
     torch.testing.assert_close(layer.bias.detach().double(), bias, rtol=1e-5, atol=1e-6)
 
 
-def test_the_average_follows_its_formula() -> None:
+def test_ema__follows_its_formula() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     average = ModelEma(model, decay=0.5)
     expected = copy.deepcopy(model.state_dict())

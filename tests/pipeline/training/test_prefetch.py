@@ -13,7 +13,7 @@ from pipeline.training.prefetch import Prefetcher
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), max_size=8), st.booleans())
-def test_batches_come_in_order_wherever_the_images_lie(plans: list[list[int]], mapped: bool) -> None:
+def test_batches__in_order_from_memory_and_file(plans: list[list[int]], mapped: bool) -> None:
     images = np.random.default_rng(0).integers(0, 256, (10, 4, 3, 3), dtype=np.uint8)
     store = ImageStore(images, tuple("0123456789"))
     prefetcher = Prefetcher(store, torch.device("cpu"))

@@ -22,7 +22,7 @@ def config(**changes: object) -> TrainConfig:
 
 @settings(max_examples=60, deadline=None)
 @given(LABELS, st.integers(0, 5), st.sampled_from(["images", "identities"]))
-def test_every_batch_is_p_identities_of_k_images(labels: list[int], epoch: int, length: str) -> None:
+def test_batches__have_p_identities_with_k_images(labels: list[int], epoch: int, length: str) -> None:
     batches = epoch_batches(labels, config(epoch_length=length), epoch)
     assert batches.shape == (steps_per_epoch(labels, config(epoch_length=length)), 12)
     images = Counter(labels)
@@ -37,12 +37,12 @@ def test_every_batch_is_p_identities_of_k_images(labels: list[int], epoch: int, 
 
 @settings(max_examples=30, deadline=None)
 @given(LABELS, st.integers(0, 5))
-def test_an_epoch_of_identities_shows_every_identity(labels: list[int], epoch: int) -> None:
+def test_epoch__has_every_identity(labels: list[int], epoch: int) -> None:
     batches = epoch_batches(labels, config(epoch_length="identities"), epoch)
     assert {labels[row] for row in batches.ravel()} == set(labels)
 
 
-def test_epochs_differ_and_repeat_themselves() -> None:
+def test_epoch__depends_on_seed_and_number() -> None:
     labels = [i // 5 for i in range(60)]
     one, again, other = (epoch_batches(labels, config(), epoch) for epoch in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
@@ -50,7 +50,7 @@ def test_epochs_differ_and_repeat_themselves() -> None:
     assert not np.array_equal(one, epoch_batches(labels, config(seed=1), 0))
 
 
-def test_images_come_up_equally_often() -> None:
+def test_epoch__images_are_drawn_equally_often() -> None:
     labels = [i // 6 for i in range(48)]
     counts = Counter(row for epoch in range(3) for row in epoch_batches(labels, config(), epoch).ravel().tolist())
     assert len(counts) == 48
@@ -59,7 +59,7 @@ def test_images_come_up_equally_often() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=20, unique=True), st.lists(st.integers(1, 12), max_size=20))
-def test_a_cycle_deals_every_card_before_any_a_second_time(cards: list[int], hands: list[int]) -> None:
+def test_cycle__draws_every_item_before_any_repeats(cards: list[int], hands: list[int]) -> None:
     cycle = ShuffledCycle(cards, np.random.default_rng(0))
     dealt: Counter[int] = Counter()
     for count in hands:
@@ -74,14 +74,14 @@ def test_a_cycle_deals_every_card_before_any_a_second_time(cards: list[int], han
 
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_shards_are_whole_identities_and_make_up_the_batch(processes: int) -> None:
+def test_shard__whole_identities_that_make_up_the_batch(processes: int) -> None:
     batch = np.arange(32)
     pieces = [batch[shard(32, rank=rank, processes=processes)] for rank in range(processes)]
     np.testing.assert_array_equal(np.concatenate(pieces), batch)
     assert all(len(piece) % 4 == 0 for piece in pieces)
 
 
-def test_impossible_batches_are_explained() -> None:
+def test_check__impossible_batches_are_explained() -> None:
     with pytest.raises(DataError, match="3 identities, a batch needs 4"):
         check_batches([0, 0, 1, 2], config())
     labels = list(range(8))

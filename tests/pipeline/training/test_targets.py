@@ -20,7 +20,7 @@ def test_identity_classes__are_numbered_by_person_id() -> None:
     assert identity_classes([30, 7, 30, 12]).tolist() == [2, 0, 2, 1]
 
 
-def test_masks_are_found_by_name(tmp_path: Path, people: Dataset) -> None:
+def test_load_masks__finds_rows_by_name(tmp_path: Path, people: Dataset) -> None:
     masks = make_masks(tmp_path / "masks.h5", people, failed=2)
     names = names_of(people)[::-1]
     targets = load_masks(masks, names, height=256, width=128)
@@ -31,7 +31,7 @@ def test_masks_are_found_by_name(tmp_path: Path, people: Dataset) -> None:
     assert targets.without_mask == 2
 
 
-def test_masks_are_averaged_to_the_maps_of_another_input_size(tmp_path: Path, people: Dataset) -> None:
+def test_load_masks__averages_to_the_maps_of_another_input_size(tmp_path: Path, people: Dataset) -> None:
     masks = make_masks(tmp_path / "masks.h5", people)
     targets = load_masks(masks, names_of(people), height=384, width=128)
     assert targets.parts.shape[1:] == (4, 24, 8)
@@ -40,7 +40,7 @@ def test_masks_are_averaged_to_the_maps_of_another_input_size(tmp_path: Path, pe
     assert targets.body.float().mean() == pytest.approx(full.body.float().mean().item(), abs=2)
 
 
-def test_masks_of_another_data_set_or_damaged_ones_are_refused(tmp_path: Path, people: Dataset) -> None:
+def test_load_masks__other_or_damaged_files_are_refused(tmp_path: Path, people: Dataset) -> None:
     masks = make_masks(tmp_path / "masks.h5", people)
     other = [name.replace("train", "other") for name in names_of(people)]
     with pytest.raises(DataError, match="none of the 18"):

@@ -9,7 +9,7 @@ import torch
 from pipeline.training.tree import joined, tensors_of, with_tensors
 
 
-def test_trees_are_taken_apart_and_put_together() -> None:
+def test_tree__round_trip_and_concatenation() -> None:
     @dataclass(frozen=True, slots=True)
     class Leaf:
         a: torch.Tensor
