@@ -51,8 +51,10 @@ _COMMANDS = {
     "mask file not found": "`sgsfa masks build` writes one",
     "checkpoint not found": "`sgsfa train` writes one",
     "features file not found": "`sgsfa extract` writes one",
+    "the disk is full": "`sgsfa artifacts prune` removes artifacts that are no longer used",
+    "another process is building this artifact": "`sgsfa run --wait` waits for it",
 }
-"""Hints for messages of the library that have none: commands that help."""
+"""Commands that help, by message of the library; added to its hint."""
 
 _ASSIGNMENT = re.compile(
     r"(?:\bset )?(?<!--set )\b((?:data|synth|masks|model|loss|train|extract|matching)\.[a-z][a-z0-9_]*) ?= ?([^\s,;)]+)"
@@ -99,10 +101,10 @@ def _translate(error: Exception, options: set[str], *, json: bool) -> None:
     # If the module was never loaded, no error is from it; help must not load the library.
     errors = sys.modules.get("pipeline.errors")
     if errors is not None and isinstance(error, errors.UserError):
-        details = [(label, in_terms_of(text, options)) for label, text in error.details()]
-        if error.hint is None and error.message in _COMMANDS:
-            details.append(("hint", _COMMANDS[error.message]))
-        _fail(in_terms_of(error.message, options), details, error.exit_code, json=json, error=error)
+        details = {label: in_terms_of(text, options) for label, text in error.details()}
+        if error.message in _COMMANDS:
+            details["hint"] = "; ".join(filter(None, (error.hint, _COMMANDS[error.message])))
+        _fail(in_terms_of(error.message, options), list(details.items()), error.exit_code, json=json, error=error)
     if errors is not None and isinstance(error, errors.RejectedInputs):
         # The result, which was printed before, lists them as well; standard output stays one JSON object.
         if torchrun.record_error(error):
@@ -113,9 +115,8 @@ def _translate(error: Exception, options: set[str], *, json: bool) -> None:
         _fail(str(error), [], error.exit_code, json=json, error=error)
     memory = sys.modules.get("pipeline.runtime.memory")
     if isinstance(error, MemoryError) or (memory is not None and memory.out_of_memory(error)):
-        text = str(error).strip()
-        details = [("cause", text)] if text else []
-        _fail("out of memory", [("hint", _MEMORY_HINT), *details], EXIT_INVALID, json=json, error=error)
+        cause = [("cause", str(error))] if str(error) else []
+        _fail("out of memory", [("hint", _MEMORY_HINT), *cause], EXIT_INVALID, json=json, error=error)
 
 
 def _silence_h5py_destructors() -> None:
