@@ -18,7 +18,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from pipeline.errors import ConfigError, DeviceError
@@ -263,7 +262,7 @@ def _sigterm_interrupts(info: RankInfo) -> Iterator[None]:
         yield
         return
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -48,7 +48,7 @@ def open_logger(name: str, folder: Path, step: int, settings: Settings) -> Logge
 
 
 class _TensorBoard:
-    def __init__(self, folder: Path, step: int, settings: Settings) -> None:
+    def __init__(self, folder: Path, step: int, _settings: Settings) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # Hides what a killed run logged after its last saved state.
@@ -63,7 +63,7 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    def __init__(self, folder: Path, step: int, settings: Settings) -> None:
+    def __init__(self, folder: Path, _step: int, settings: Settings) -> None:
         import wandb
 
         folder.mkdir(exist_ok=True)
@@ -79,7 +79,7 @@ class _WeightsAndBiases:
 
 
 class _MlFlow:
-    def __init__(self, folder: Path, step: int, settings: Settings) -> None:
+    def __init__(self, folder: Path, _step: int, settings: Settings) -> None:
         # Plain files: creating MLflow's database takes longer than a short training.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -23,7 +23,6 @@ class Tasks:
 
     def __init__(self) -> None:
         self.begun: list[tuple[str, int | None]] = []
-        self.note = self.warn = SILENT.note
 
     def task(self, label: str, *, total: int | None, done: int = 0, unit: str = "images") -> Task:
         self.begun.append((label, total))
