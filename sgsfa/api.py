@@ -53,9 +53,10 @@ def open_dataset(
     Raises:
         DataError: It cannot be read, with every fault found.
 
-    >>> dataset = open_dataset([{"path": "a.jpg", "pid": 1}, {"path": "b.jpg", "pid": 1}])
-    >>> [record.path for record in dataset.split("all")]
-    ['a.jpg', 'b.jpg']
+    Examples:
+        >>> dataset = open_dataset([{"path": "a.jpg", "pid": 1}, {"path": "b.jpg", "pid": 1}])
+        >>> [record.path for record in dataset.split("all")]
+        ['a.jpg', 'b.jpg']
     """
     from pipeline.datasets import registry
 
@@ -202,11 +203,12 @@ def distances(query: Features, gallery: Features, rule: str | MatchingRule = "sh
     Raises:
         FormatError: The features have different dimensions.
 
-    >>> import numpy as np
-    >>> from sgsfa import Features
-    >>> one = Features.from_arrays(global_feature=np.eye(2))
-    >>> distances(one, one).round(2).tolist()
-    [[0.0, 1.0], [1.0, 0.0]]
+    Examples:
+        >>> import numpy as np
+        >>> from sgsfa import Features
+        >>> one = Features.from_arrays(global_feature=np.eye(2))
+        >>> distances(one, one).round(2).tolist()
+        [[0.0, 1.0], [1.0, 0.0]]
     """
     from pipeline.matching.distance import MatchingRule, distance_matrix
 
@@ -370,8 +372,9 @@ def load_config(
     Raises:
         ConfigError: Keys or values are wrong; all of them are listed, each with the nearest known key.
 
-    >>> load_config(preset="strong", settings={"train.epochs": 60}).train.epochs
-    60
+    Examples:
+        >>> load_config(preset="strong", settings={"train.epochs": 60}).train.epochs
+        60
     """
     overrides = [f"{key}={json.dumps(_plain(value))}" for key, value in (settings or {}).items()]
     return _load_config(None if path is None else Path(path), preset=preset, overrides=overrides)
@@ -436,7 +439,7 @@ def _bars(wanted: bool) -> Progress:
 
 
 def _make_audible() -> None:
-    """Show notes and warnings on standard error where nobody has configured logging."""
+    """Show notes and warnings on standard error unless logging is configured."""
     logger = logging.getLogger("sgsfa")
     if logger.handlers or logging.getLogger().handlers:
         return

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from sgsfa import api as sgsfa_api
 from sgsfa_cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +36,12 @@ def sgsfa(line, codes=(0,)):
         words += [word for setting in SMALL for word in ("--set", setting)]
     result = CliRunner(env={"COLUMNS": "200"}).invoke(app, words, catch_exceptions=False)
     assert result.exit_code in codes, f"{line}\n{result.output}"
+
+
+def small_config(path=None, *, preset=None, settings=None, load=sgsfa_api.load_config):
+    small = dict(setting.split("=") for setting in SMALL if preset is not None)
+    values = {key: int(value) if value.isdigit() else value for key, value in small.items()}
+    return load(path, preset=preset, settings={**(settings or {}), **values})
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +83,7 @@ def blocks(page):
 def test_page__blocks_run(page, world, tmp_path, monkeypatch):
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sgsfa_api, "load_config", small_config)
     for language, code in blocks(page):
         if language == "python":
             exec(compile(code, page.name, "exec"), {})
