@@ -162,10 +162,7 @@ def _warnings(
         stripes = "; without a head there are no spatial parts either" if "head" in absent else ""
         yield f"the label set of the masks lacks {', '.join(absent)}: left out of training and matching{stripes}"
     if masks.has_mask.any() and (never := masks.never_shown()):
-        yield (
-            f"no mask shows {', '.join(never)}, although the label set has it; check the label set with "
-            "`masks stats` and `masks preview`"
-        )
+        yield f"no mask shows {', '.join(never)}, although the label set has it: is masks.label_set correct?"
 
 
 def _starting_network(config: TrainConfig, meta: CheckpointMeta, masks: MaskTargets) -> tuple[Network, CheckpointMeta]:

@@ -91,7 +91,7 @@ def load_masks(path: Path | None, names: Sequence[str], *, height: int, width: i
             raise DataError(
                 f"the masks of all {int(has_mask.sum()):,} training images are empty",
                 where=path,
-                hint="label maps of 0 and 255 or a wrong label set cause this; draw some with `masks preview`",
+                hint="label maps of 0 and 255, or a wrong masks.label_set, give such masks",
             )
         parts[has_mask] = stored.parts[taken]
         body[has_mask, 0] = stored.body[taken]
