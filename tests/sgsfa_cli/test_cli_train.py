@@ -1,4 +1,4 @@
-"""`sgsfa train` and `sgsfa extract` from the command line, on a data set of a few drawn people."""
+"""`sgsfa train` and `sgsfa extract` from the command line, on a small data set of noise."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def as_json(result: Result) -> Any:
     return json.loads(result.stdout)
 
 
-def test_train_then_nothing_to_do_then_by_force() -> None:
+def test_train__repeats_only_by_force() -> None:
     first = as_json(sgsfa("train", "-c", "few.toml", "--json"))
     assert first["action"] == "ran"
     assert (first["images"], first["identities"], first["steps"]) == (6, 2, 1)
@@ -82,29 +82,29 @@ def test_train_then_nothing_to_do_then_by_force() -> None:
     assert again["folder"] == first["folder"]
 
 
-def test_options_win_over_the_file() -> None:
+def test_train__options_take_precedence() -> None:
     result = as_json(sgsfa("train", "-c", "few.toml", "--epochs", 2, "--weights", "none", "--device", "cpu", "--json"))
     assert (result["epochs"], result["steps"]) == (2, 2)
 
 
-def test_training_goes_on_from_a_checkpoint_wherever_it_lies(tmp_path: Path) -> None:
+def test_train__starts_from_a_checkpoint_in_any_folder(tmp_path: Path) -> None:
     checkpoint = Path(as_json(sgsfa("train", "-c", "few.toml", "--json"))["folder"]) / "model.safetensors"
     first = as_json(sgsfa("train", "-c", "few.toml", "--start", checkpoint, "--json"))
     assert first["action"] == "ran"
     moved = tmp_path / "moved.safetensors"
     shutil.copy(checkpoint, moved)
-    # Where it lies says nothing, and with it the backbone's own weights are not read.
+    # Its folder does not matter, and the weights of the backbone alone are not read.
     again = as_json(sgsfa("train", "-c", "few.toml", "--start", moved, "--set", "model.weights=none.pth", "--json"))
     assert (again["action"], again["folder"]) == ("reused", first["folder"])
     both = sgsfa("train", "-c", "few.toml", "--start", moved, "--weights", "none")
     assert both.exit_code == 2
-    assert "a training starts from one or the other" in both.output
+    assert "--weights and --start" in both.output
     none = sgsfa("train", "-c", "few.toml", "--start", tmp_path / "none.safetensors")
     assert none.exit_code == 2
-    assert "the checkpoint to start from does not exist" in " ".join(none.output.split())
+    assert "none.safetensors" in "".join(none.output.split())
 
 
-def test_extract_of_a_run_and_of_any_images(tmp_path: Path) -> None:
+def test_extract__of_a_run_and_of_any_images(tmp_path: Path) -> None:
     run = as_json(sgsfa("extract", "-c", "few.toml", "--json"))
     assert [file["images"] for file in run["files"]] == [6]
     checkpoint = Path(as_json(sgsfa("train", "-c", "few.toml", "--json"))["folder"]) / "model.safetensors"
@@ -123,7 +123,7 @@ def test_extract_of_a_run_and_of_any_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("train", "-c", "few.toml", "--weights", "missing.pth"), "does not exist"),
+        (("train", "-c", "few.toml", "--weights", "missing.pth"), "not found"),
         (("train", "-c", "few.toml", "--set", "train.identities=9"), "identities"),
         (("extract", "--data", "csv:people/people.csv"), "--checkpoint and --out are missing"),
         (("extract", "-c", "few.toml", "--split", "query"), "--split goes with --data, --checkpoint and --out"),
@@ -131,13 +131,13 @@ def test_extract_of_a_run_and_of_any_images(tmp_path: Path) -> None:
         (("extract", "--data", "csv:people/people.csv", "--checkpoint", "x", "--out", "y"), "checkpoint not found"),
     ],
 )
-def test_mistakes_are_explained(arguments: tuple[str, ...], named: str) -> None:
+def test_errors__name_the_mistake(arguments: tuple[str, ...], named: str) -> None:
     result = sgsfa(*arguments)
     assert result.exit_code == 2, result.output
     assert named in " ".join(result.stderr.split())
 
 
-def test_unreadable_images_end_with_3(tmp_path: Path, folder: Path) -> None:
+def test_extract__unreadable_images_exit_with_3(tmp_path: Path, folder: Path) -> None:
     checkpoint = Path(as_json(sgsfa("train", "-c", "few.toml", "--json"))["folder"]) / "model.safetensors"
     broken = tmp_path / "people"
     broken.mkdir()
