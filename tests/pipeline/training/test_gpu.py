@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_training_augment import TILES, batch_of, params_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -35,6 +34,7 @@ from pipeline.training.prefetch import Prefetcher
 from pipeline.training.run import train
 from pipeline.training.targets import MaskTargets
 from pipeline.training.trainer import Trainer
+from tests.helpers.augmentation import TILES, batch_of, params_of
 from tests.helpers.training import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
 from tests.helpers.training_runs import assert_equal_weights, at_step, interrupt, metrics, train_until
 

@@ -10,31 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import TrainConfig
 from pipeline.model.normalise import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.training.augment import KEPT_HEIGHT, AugmentParams, Rectangles, augment, draw_params, overlap
 from pipeline.training.occluders import TILE_HEIGHT, TILE_WIDTH, occluder_tiles, read_tiles
 from pipeline.training.tree import tensors_of
-
-HEIGHT, WIDTH = 32, 16
-TILES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 4, 12, 8), dtype=np.uint8))
-EVERYTHING = {"flip": 0.5, "erase": 0.6, "pad": 6, "occlude": 0.6, "truncate": 0.5, "colour_jitter": 0.3}
-
-
-def everything(**changes: object) -> TrainConfig:
-    return TrainConfig.model_validate(EVERYTHING | changes)
-
-
-def params_of(seed: int, count: int = 6, size: tuple[int, int] = (HEIGHT, WIDTH), **changes: object) -> AugmentParams:
-    return draw_params(torch.Generator().manual_seed(seed), count, *size, everything(**changes), tiles=len(TILES))
-
-
-def batch_of(seed: int, count: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    stream = np.random.default_rng(seed)
-    images = stream.integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8)
-    parts = stream.integers(0, 256, (count, 4, HEIGHT // 16, WIDTH // 16), dtype=np.uint8)
-    body = stream.integers(0, 256, (count, 1, HEIGHT // 4, WIDTH // 4), dtype=np.uint8)
-    return images, parts, body
+from tests.helpers.augmentation import HEIGHT, TILES, WIDTH, batch_of, everything, params_of
 
 
 def interpolated(picture: np.ndarray, y: float, x: float) -> np.ndarray:
