@@ -28,7 +28,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from pipeline.config import ModelConfig, RunConfig, TrainConfig
 from pipeline.config_file import load_config
 from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.model.losses import total_loss
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.network import build_model
 from pipeline.model.normalise import normalise
 from pipeline.model.weights import load_backbone_weights
@@ -58,7 +59,6 @@ from pipeline.training.image_store import ImageStore
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.optim import build_optimizer
 from pipeline.training.prefetch import Prefetcher
-from pipeline.training.targets import MaskTargets
 from pipeline.training.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
@@ -114,9 +114,8 @@ class Bare:
         store, masks = stand_in_store(count, run.model.height, run.model.width)
         self.images = normalise(torch.from_numpy(store.images).to(device))
         self.labels = torch.arange(run.train.identities, device=device).repeat_interleave(run.train.instances)
-        self.parts = masks.parts.to(device).float() / 255
-        self.body = masks.body.to(device).float() / 255
-        self.has_mask = masks.has_mask.to(device)
+        there = masks.to(device)
+        self.masks = replace(there, parts=there.parts.float() / 255, body=there.body.float() / 255)
         self.optimizer = build_optimizer(self.model, run.train)
         self.precision = functools.partial(autocast, device, run.train.amp)
         self.forward: nn.Module = self.model
@@ -133,7 +132,7 @@ class Bare:
         self.optimizer.zero_grad(set_to_none=True)
         with self.precision():
             output = self.forward(self.images)
-        parts = self.total_loss(output, self.labels, self.body, self.parts, self.has_mask, self.run.loss, None)
+        parts = self.total_loss(output, self.labels, self.masks, self.run.loss)
         parts.total.backward()
         return Total(parts.total.detach())
 

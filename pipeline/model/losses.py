@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config import LossConfig
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.output import NetworkOutput
 from pipeline.model.visibility import visible_semantic
 
@@ -47,78 +48,48 @@ class LossParts:
 def total_loss(
     output: NetworkOutput,
     pids: Tensor,
-    body_mask: Tensor,
-    part_masks: Tensor,
-    has_mask: Tensor,
+    targets: MaskTargets,
     config: LossConfig,
-    supervised_parts: Tensor | None = None,
 ) -> LossParts:
-    """The loss of a batch.
+    """Return the loss of a batch.
 
     Args:
         output: The network's output in training mode.
         pids: (B,) int64 class index of each image.
-        body_mask: (B, 1, 64, 32) true body mask in [0, 1].
-        part_masks: (B, 4, 16, 8) true part masks in [0, 1].
-        has_mask: (B,) bool; images without a mask are left out of L_se.
+        targets: Augmented masks of the batch.
         config: Weights and choices.
-        supervised_parts: (4,) bool, the parts that the masks supervise (`mask_loss`); None: all.
     """
     assert output.logits is not None, "the loss needs the output of training mode"
     zero = output.global_feature.float().sum() * 0.0 + 0.0
-    shown = shown_parts(part_masks, has_mask, supervised_parts)
+    shown = shown_parts(targets)
     if output.part_mask_logits is None:
         triplet = masks = identity = zero
     else:
         triplet = _triplet(output, pids, shown, config)
-        masks = mask_loss(
-            output.body_mask_logits, output.part_mask_logits, body_mask, part_masks, has_mask, supervised_parts
-        )
+        masks = mask_loss(output.body_mask_logits, output.part_mask_logits, targets)
         identity = _identity(output, pids, shown, config)
-    global_feature = zero
-    if output.logits.global_feature is not None and config.global_weight > 0:
-        distances, same, valid = _pairs(output.global_feature, pids, None)
-        classified = (output.logits.global_feature, output.logits.foreground, output.logits.concatenated)
-        own = torch.stack(
-            [
-                F.cross_entropy(each.float(), pids, label_smoothing=config.smoothing)
-                for each in classified
-                if each is not None
-            ]
-        ).sum()
-        if config.global_triplet:
-            own = own + batch_hard_triplet(distances, same, valid, config.margin)
-        global_feature = config.global_weight * own
+    global_feature = zero if output.logits.global_feature is None else _global(output, pids, config)
     total = config.balance * (triplet + config.mask_weight * masks) + (1.0 - config.balance) * identity + global_feature
     return LossParts(total, triplet, masks, identity, global_feature)
 
 
-def shown_parts(part_masks: Tensor, has_mask: Tensor, supervised_parts: Tensor | None = None) -> Tensor:
-    """(B, 4) bool: which parts the true masks show; all given ones where an image has no mask."""
-    shown = visible_semantic(part_masks) | ~has_mask.unsqueeze(1)
-    return shown if supervised_parts is None else shown & supervised_parts
+def shown_parts(targets: MaskTargets) -> Tensor:
+    """Return which parts true masks show: (B, 4) bool, all supervised ones where an image has no mask."""
+    return (visible_semantic(targets.parts) | ~targets.has_mask.unsqueeze(1)) & targets.supervised_parts
 
 
-def mask_loss(
-    body_mask_logits: Tensor | None,
-    part_logits: Tensor,
-    body_mask: Tensor,
-    part_masks: Tensor,
-    has_mask: Tensor,
-    supervised_parts: Tensor | None = None,
-) -> Tensor:
-    """L_se (eq. 8, 9): per-pixel binary cross-entropy, mean over pixels and images, summed over the masks.
+def mask_loss(body_mask_logits: Tensor | None, part_logits: Tensor, targets: MaskTargets) -> Tensor:
+    """Return L_se (eq. 8, 9): per-pixel binary cross-entropy, mean over pixels and images, summed over the masks.
+
+    Images without a mask are left out, and so are parts that the masks do not supervise: they are zero in every mask.
+    Without a single mask the loss is zero.
 
     Args:
         body_mask_logits: (B, 1, H, W), or None: no such term.
         part_logits: (B, 4, h, w).
-        body_mask: (B, 1, 64, 32) in [0, 1].
-        part_masks: (B, 4, 16, 8) in [0, 1].
-        has_mask: (B,) bool; without a single mask the loss is zero.
-        supervised_parts: (4,) bool, the parts that the masks supervise. A part that the parser's labels do not have
-            is zero in every mask; its term is left out. None: all.
+        targets: Augmented masks of the batch.
     """
-    weight = has_mask.to(torch.float32)
+    weight = targets.has_mask.to(torch.float32)
     count = weight.sum().clamp_min(1.0)
 
     def term(logits: Tensor, target: Tensor) -> Tensor:
@@ -127,9 +98,8 @@ def mask_loss(
         pixels = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
         return (pixels.mean((2, 3)) * weight.unsqueeze(1)).sum(0) / count
 
-    parts = term(part_logits, part_masks)
-    loss = (parts if supervised_parts is None else parts * supervised_parts).sum()
-    return loss if body_mask_logits is None else loss + term(body_mask_logits, body_mask).sum()
+    loss = (term(part_logits, targets.parts) * targets.supervised_parts).sum()
+    return loss if body_mask_logits is None else loss + term(body_mask_logits, targets.body).sum()
 
 
 def _match_size(target: Tensor, logits: Tensor) -> Tensor:
@@ -168,6 +138,18 @@ def _identity(output: NetworkOutput, pids: Tensor, shown: Tensor, config: LossCo
     if output.logits.semantic is not None:
         loss = loss + smoothed_cross_entropy(output.logits.semantic, pids, shown, config.smoothing)
     return loss
+
+
+def _global(output: NetworkOutput, pids: Tensor, config: LossConfig) -> Tensor:
+    """Identity losses of the global feature and of what is classified with it, and its triplet loss, weighted."""
+    assert output.logits is not None
+    classified = (output.logits.global_feature, output.logits.foreground, output.logits.concatenated)
+    losses = [
+        F.cross_entropy(each.float(), pids, label_smoothing=config.smoothing) for each in classified if each is not None
+    ]
+    if config.global_triplet:
+        losses.append(batch_hard_triplet(*_pairs(output.global_feature, pids, None), config.margin))
+    return config.global_weight * torch.stack(losses).sum()
 
 
 def _triplet(output: NetworkOutput, pids: Tensor, shown: Tensor, config: LossConfig) -> Tensor:

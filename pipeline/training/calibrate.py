@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.config import ModelConfig, Precision, TrainConfig
 from pipeline.model.embed import embed
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.output import NetworkOutput
 from pipeline.model.sgsfa import SGSFA
 from pipeline.model.visibility import visible_parts
@@ -30,7 +31,6 @@ from pipeline.runtime.seeds import generator
 from pipeline.training.augment import AugmentParams, augment, draw_params
 from pipeline.training.occluders import occluder_tiles
 from pipeline.training.prefetch import Prefetcher
-from pipeline.training.targets import MaskTargets
 
 MOST_IMAGES = 2048
 """Thresholds need no more; they are spread evenly over the training set."""

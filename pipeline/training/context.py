@@ -10,12 +10,12 @@ from torch import Tensor
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.formats.checkpoint import CheckpointMeta
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.progress import Progress
 from pipeline.training.image_store import ImageStore
 from pipeline.training.prefetch import Prefetcher
 from pipeline.training.sampler import steps_per_epoch
-from pipeline.training.targets import MaskTargets
 
 
 @dataclass(frozen=True)

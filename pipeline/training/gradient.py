@@ -22,13 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config import LossConfig
 from pipeline.model.losses import LossParts, total_loss
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.output import NetworkOutput
 from pipeline.runtime.device import Context
 from pipeline.training.distributed import gather_rows, unsynchronised
-from pipeline.training.targets import MaskTargets
 from pipeline.training.tree import joined, tensors_of, with_tensors
 
-LossFunction = Callable[[NetworkOutput, Tensor, Tensor, Tensor, Tensor, LossConfig, Tensor | None], LossParts]
+LossFunction = Callable[[NetworkOutput, Tensor, MaskTargets, LossConfig], LossParts]
 """`total_loss`, eager or compiled."""
 
 
@@ -116,8 +116,7 @@ def _loss(output: NetworkOutput, batch: Batch, loss: LossConfig, function: LossF
         parts, body, has_mask = (gather_rows(each) for each in (masks.parts, masks.body, masks.has_mask))
         masks = MaskTargets(parts, body, has_mask, masks.supervised_parts)
         batch = Batch(batch.images, gather_rows(batch.labels), masks)
-    masks = batch.masks
-    return function(output, batch.labels, masks.body, masks.parts, masks.has_mask, loss, masks.supervised_parts)
+    return function(output, batch.labels, batch.masks, loss)
 
 
 def _propagate(outputs: list[Tensor], gradients: list[Tensor] | tuple[Tensor, ...]) -> None:

@@ -17,6 +17,7 @@ from pipeline.formats.checkpoint import CheckpointMeta, resolve_checkpoint
 from pipeline.formats.masks import PART_NAMES
 from pipeline.formats.provenance import Provenance
 from pipeline.model.checkpoint import start_from
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.network import Network, build_model
 from pipeline.model.weights import load_backbone_weights, require_weights_for
 from pipeline.runtime.device import device_label
@@ -28,7 +29,7 @@ from pipeline.training.context import TrainContext
 from pipeline.training.image_store import ImageStore, cached_images, open_images
 from pipeline.training.prefetch import Prefetcher
 from pipeline.training.sampler import check_batches
-from pipeline.training.targets import MaskTargets, identity_classes, load_masks
+from pipeline.training.targets import identity_classes, load_masks
 
 SHARED_FOLDER = "machines that train together need this folder on a disk that they share, under the same path"
 

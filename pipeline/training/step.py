@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.losses import LOSS_NAMES, total_loss
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.runtime.device import autocast
 from pipeline.training.augment import AugmentParams, augment, used_augmentations
 from pipeline.training.compilation import Compiled, compile_network
@@ -24,7 +25,6 @@ from pipeline.training.optim import build_optimizer, parameters_of, set_learning
 from pipeline.training.plan import StepPlan
 from pipeline.training.prefetch import to_device
 from pipeline.training.schedule import learning_rate
-from pipeline.training.targets import MaskTargets
 
 Augmentation = Callable[[Tensor, Tensor, Tensor, AugmentParams, Tensor], tuple[Tensor, Tensor, Tensor]]
 """`augment`, eager or compiled."""

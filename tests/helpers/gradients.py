@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.network import build_model
 from pipeline.training.gradient import Batch
-from pipeline.training.targets import MaskTargets
 from tests.helpers.training import HEIGHT, WIDTH, small_model
 
 CLASSES, BATCH = 5, 8

@@ -12,10 +12,15 @@ from torch import Tensor
 
 from pipeline.config import LossConfig, ModelConfig
 from pipeline.model import losses
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.network import build_model
 from pipeline.model.output import NetworkOutput
 
 seeds = st.integers(0, 2**31)
+
+
+def targets_of(parts: Tensor, body: Tensor, has_mask: Tensor, supervised: Tensor | None = None) -> MaskTargets:
+    return MaskTargets(parts, body, has_mask, torch.ones(4, dtype=torch.bool) if supervised is None else supervised)
 
 
 def draw(seed: int, *shape: int) -> Tensor:
@@ -79,7 +84,7 @@ def test_shared_part_distance_is_the_mean_over_parts_that_both_show(seed: int) -
 
 def test_mask_loss_is_the_sum_of_five_mean_cross_entropies() -> None:
     body_mask_logits, part_logits = draw(1, 3, 1, 64, 32), draw(2, 3, 4, 16, 8)
-    global_feature, parts = torch.sigmoid(draw(3, 3, 1, 64, 32)), torch.sigmoid(draw(4, 3, 4, 16, 8))
+    body, parts = torch.sigmoid(draw(3, 3, 1, 64, 32)), torch.sigmoid(draw(4, 3, 4, 16, 8))
     has = torch.tensor([True, False, True])
 
     def bce(logits: Tensor, target: Tensor) -> float:
@@ -87,37 +92,42 @@ def test_mask_loss_is_the_sum_of_five_mean_cross_entropies() -> None:
         return float(-(target * p.log() + (1 - target) * (1 - p).log()).mean())
 
     expected = sum(
-        bce(body_mask_logits[i], global_feature[i]) + sum(bce(part_logits[i, k], parts[i, k]) for k in range(4))
-        for i in (0, 2)
+        bce(body_mask_logits[i], body[i]) + sum(bce(part_logits[i, k], parts[i, k]) for k in range(4)) for i in (0, 2)
     )
-    found = losses.mask_loss(body_mask_logits, part_logits, global_feature, parts, has)
+    found = losses.mask_loss(body_mask_logits, part_logits, targets_of(parts, body, has))
     assert found.item() == pytest.approx(expected / 2, rel=1e-5)
 
 
-def test_a_part_that_the_masks_cannot_tell_of_has_no_term_and_no_gradient() -> None:
+def test_mask_loss__leaves_out_unsupervised_parts() -> None:
     part_logits = draw(2, 3, 4, 16, 8).requires_grad_()
     parts = torch.sigmoid(draw(4, 3, 4, 16, 8))
     parts[:, 3] = 0
-    has, given = torch.tensor([True, False, True]), torch.tensor([True, True, True, False])
-    found = losses.mask_loss(None, part_logits, torch.zeros(3, 1, 64, 32), parts, has, given)
-    global_feature = torch.zeros(3, 1, 64, 32)
-    three = sum(losses.mask_loss(None, part_logits[:, [k]], global_feature, parts[:, [k]], has) for k in range(3))
-    torch.testing.assert_close(found, three)
+    has, supervised = torch.tensor([True, False, True]), torch.tensor([True, True, True, False])
+    body = torch.zeros(3, 1, 64, 32)
+    found = losses.mask_loss(None, part_logits, targets_of(parts, body, has, supervised))
+    others = part_logits.detach().clone()
+    others[:, 3] = 0
+    every = losses.mask_loss(None, others, targets_of(parts, body, has))
+    # The fourth mask is empty and its logits are 0: one term of log 2.
+    torch.testing.assert_close(found, every - math.log(2))
     found.backward()
     assert (part_logits.grad[:, 3] == 0).all()
     assert (part_logits.grad[has, 0] != 0).all()
     # Neither an image's mask nor the want of one shows it.
-    assert losses.shown_parts(torch.ones(3, 4, 16, 8), has, given).tolist() == [[True, True, True, False]] * 3
+    assert (
+        losses.shown_parts(targets_of(torch.ones(3, 4, 16, 8), body, has, supervised)).tolist()
+        == [[True, True, True, False]] * 3
+    )
 
 
 def run(model: ModelConfig, loss: LossConfig, *, has_mask: bool = True, empty: bool = False) -> losses.LossParts:
     torch.manual_seed(0)
     network = build_model(model, 4).train()
     pids = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
-    global_feature = torch.zeros(8, 1, 64, 32) if empty else torch.rand(8, 1, 64, 32)
+    body = torch.zeros(8, 1, 64, 32) if empty else torch.rand(8, 1, 64, 32)
     parts = torch.zeros(8, 4, 16, 8) if empty else torch.rand(8, 4, 16, 8)
     output = network(torch.randn(8, 3, 64, 32))
-    return losses.total_loss(output, pids, global_feature, parts, torch.full((8,), has_mask), loss)
+    return losses.total_loss(output, pids, targets_of(parts, body, torch.full((8,), has_mask)), loss)
 
 
 SMALL = {"backbone": "mobilenet_v2", "height": 64, "width": 32, "part_dim": 16}
@@ -166,15 +176,11 @@ def test_static_features_all_train_where_dynamic_ones_are_chosen(seed: int) -> N
     torch.manual_seed(seed)
     network = build_model(ModelConfig.model_validate(SMALL), 3).train()
     output: NetworkOutput = network(torch.randn(4, 3, 64, 32))
-    args = (
-        torch.tensor([0, 0, 1, 1]),
-        torch.zeros(4, 1, 64, 32),
-        torch.zeros(4, 4, 16, 8),
-        torch.ones(4, dtype=torch.bool),
-    )
-    static = losses.total_loss(output, *args, LossConfig(dynamic=False))
+    pids = torch.tensor([0, 0, 1, 1])
+    targets = targets_of(torch.zeros(4, 4, 16, 8), torch.zeros(4, 1, 64, 32), torch.ones(4, dtype=torch.bool))
+    static = losses.total_loss(output, pids, targets, LossConfig(dynamic=False))
     assert output.logits is not None
     assert output.logits.spatial is not None
     everything = torch.ones(4, 5, dtype=torch.bool)
-    expected = losses.smoothed_cross_entropy(output.logits.spatial, args[0], everything, 0.1)
+    expected = losses.smoothed_cross_entropy(output.logits.spatial, pids, everything, 0.1)
     torch.testing.assert_close(static.identity, expected)

@@ -15,6 +15,7 @@ from pipeline.model.backbone import build_backbone
 from pipeline.model.baseline import Baseline
 from pipeline.model.heads import Head, MaskedBatchNorm1d
 from pipeline.model.losses import total_loss
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.network import build_model
 from pipeline.model.sgsfa import SGSFA
 
@@ -123,9 +124,16 @@ def test_gradients_reach_every_parameter(options: dict[str, object]) -> None:
     pids = torch.tensor([0, 0, 1, 1, 2, 2])
     output = network(torch.randn(6, 3, 64, 32))
     loss = total_loss(
-        output, pids, torch.rand(6, 1, 64, 32), torch.rand(6, 4, 16, 8), torch.ones(6, dtype=torch.bool),
+        output,
+        pids,
+        MaskTargets(
+            torch.rand(6, 4, 16, 8),
+            torch.rand(6, 1, 64, 32),
+            torch.ones(6, dtype=torch.bool),
+            torch.ones(4, dtype=torch.bool),
+        ),
         LossConfig(triplet_on="parts", balance=0.5),
-    )  # fmt: skip
+    )
     loss.total.backward()
     silent = [
         name

@@ -15,6 +15,7 @@ from pipeline.model.attention import averaged_to
 from pipeline.model.backbone import InstanceBatchNorm, build_backbone
 from pipeline.model.heads import GlobalPooling
 from pipeline.model.losses import batch_hard_triplet, total_loss
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.network import build_model
 from pipeline.model.sgsfa import SGSFA
 from pipeline.model.spatial import strips_to
@@ -46,9 +47,16 @@ def test_options__train_every_parameter(options: dict[str, object]) -> None:
         nn.init.constant_(network.local_attention.heads.bias, 1.0)
     output = network(torch.randn(6, 3, 64, 32))
     loss = total_loss(
-        output, torch.tensor([0, 0, 1, 1, 2, 2]), torch.rand(6, 1, 16, 8), torch.rand(6, 4, 16, 8),
-        torch.ones(6, dtype=torch.bool), LossConfig(triplet_on="parts", balance=0.5, margin=0),
-    )  # fmt: skip
+        output,
+        torch.tensor([0, 0, 1, 1, 2, 2]),
+        MaskTargets(
+            torch.rand(6, 4, 16, 8),
+            torch.rand(6, 1, 16, 8),
+            torch.ones(6, dtype=torch.bool),
+            torch.ones(4, dtype=torch.bool),
+        ),
+        LossConfig(triplet_on="parts", balance=0.5, margin=0),
+    )
     loss.total.backward()
     silent = [
         name

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.errors import DeviceError
 from pipeline.formats.checkpoint import CheckpointMeta
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.network import build_model
 from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.progress import SILENT
@@ -32,7 +33,6 @@ from pipeline.training.cuda_graph import GraphedStep
 from pipeline.training.image_store import ImageStore
 from pipeline.training.prefetch import Prefetcher
 from pipeline.training.run import train
-from pipeline.training.targets import MaskTargets
 from pipeline.training.trainer import Trainer
 from tests.helpers.augmentation import TILES, batch_of, params_of
 from tests.helpers.training import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
