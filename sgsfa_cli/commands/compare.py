@@ -30,6 +30,7 @@ app = command_app()
     )
 )
 def compare(
+    *,
     first: Annotated[Path, typer.Argument(metavar="A", help="A crop of a person.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another crop.")],
     checkpoint: CheckpointOption = Path("builtin"),

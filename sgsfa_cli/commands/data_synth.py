@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def synth(
+    *,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New or unfinished folder.")],
     preset: Annotated[
         str, typer.Option("--preset", "-p", metavar="NAME", help="tiny, demo, benchmark or transfer.")

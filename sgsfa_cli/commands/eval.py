@@ -49,6 +49,7 @@ app = command_app()
     )
 )
 def evaluate(
+    *,
     features: Annotated[
         list[Path] | None,
         typer.Option("--features", "-f", metavar="FILE", help="Features to evaluate; repeat for several test sets."),

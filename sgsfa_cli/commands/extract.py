@@ -39,6 +39,7 @@ _SPLITS = ("train", "query", "gallery", "all")
     )
 )
 def extract(
+    *,
     data: Annotated[
         str | None, typer.Option("--data", "-d", metavar="KIND:PATH", help="The images; `sgsfa data list` lists kinds.")
     ] = None,

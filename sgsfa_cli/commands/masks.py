@@ -57,6 +57,7 @@ ImagesOption = Annotated[
     )
 )
 def build(
+    *,
     data: Annotated[
         str | None,
         typer.Argument(
@@ -199,6 +200,7 @@ def inspect(
     )
 )
 def preview(
+    *,
     file: FileArgument,
     data: ImagesOption,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The image file to write.")] = Path(

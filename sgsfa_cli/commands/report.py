@@ -38,6 +38,7 @@ app = command_app()
     )
 )
 def report(
+    *,
     source: Annotated[
         Path | None,
         typer.Argument(

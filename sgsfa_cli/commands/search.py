@@ -38,6 +38,7 @@ app = command_app()
     )
 )
 def search(
+    *,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Query images, each a crop of one person.")],
     gallery: Annotated[
         str,

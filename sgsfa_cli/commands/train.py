@@ -37,6 +37,7 @@ app = command_app()
     )
 )
 def train(
+    *,
     data: Annotated[
         str | None,
         typer.Option("--data", "-d", metavar="KIND:PATH", help="Data set; `sgsfa data list` lists the kinds."),

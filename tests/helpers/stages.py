@@ -74,7 +74,7 @@ class FakeStages:
     def _faked(self, kind: type[Stage]) -> type[Stage]:
         fakes = self
 
-        def run(self: Stage, folder: Path, progress: Progress) -> StageReport:
+        def run(self: Stage, folder: Path, _progress: Progress) -> StageReport:
             return fakes._run(self, folder)
 
         def checks(self: Stage) -> Iterator[Check]:
