@@ -8,8 +8,17 @@ import sys
 
 
 def is_main() -> bool:
-    """Return whether this process prints results and progress."""
-    return os.environ.get("RANK", "0") == "0"
+    """Return whether this process prints results and progress: all but the other ranks of a complete launch."""
+    if "RANK" not in os.environ:
+        return True
+    from pipeline.errors import ConfigError
+    from pipeline.runtime.process_group import rank_info
+
+    try:
+        return rank_info().is_main
+    except ConfigError:
+        # Commands that work in several processes report it.
+        return True
 
 
 def record_error(error: BaseException) -> bool:

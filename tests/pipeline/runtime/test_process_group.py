@@ -10,6 +10,7 @@ import torch
 
 from pipeline.errors import ConfigError, DeviceError
 from pipeline.runtime.process_group import RankInfo, rank_info
+from sgsfa_cli import torchrun
 
 HERE = Path(__file__).parent
 
@@ -101,6 +102,19 @@ def test_rank_info__invalid_variables_are_named(environ: dict[str, str], named: 
     assert all(f"{name}={value}" in (caught.value.where or "") for name, value in environ.items())
     assert "torchrun" in (caught.value.hint or "")
     assert f"unset {' '.join(name for name in TORCHRUN if name in environ)}" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("environ", "printed"), [({}, True), ({"RANK": "1"}, True), ({"RANK": "x"}, True), (TORCHRUN, False)]
+)
+def test_is_main__only_ranks_of_a_complete_launch_are_silent(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], printed: bool
+) -> None:
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    assert torchrun.is_main() is printed
 
 
 @pytest.mark.parametrize("world_size", ["2", "two"])
