@@ -60,6 +60,7 @@ class FaultServer:
         assert self._process.stdout is not None
         requests = []
         for cwd, args, fault in commands:
+            fault = dict(fault)
             env = fault.pop("env", {})
             out = str(self._folder / f"{next(self._numbers)}")
             requests.append({"args": list(args), "cwd": str(cwd), "out": out, "fault": fault, "env": env})
