@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,6 +20,7 @@ from pipeline.parsing.builtin import (
 )
 from pipeline.parsing.labels import group_soft, load_grouping
 from pipeline.parsing.parser import Parser
+from tests.helpers.drawn_person import figure
 
 WEIGHTS = Path(str(resources.files("pipeline.parsing") / "weights" / "builtin.safetensors"))
 
@@ -28,23 +28,6 @@ WEIGHTS = Path(str(resources.files("pipeline.parsing") / "weights" / "builtin.sa
 @pytest.fixture(scope="module")
 def parser() -> BuiltinParser:
     return load_builtin("cpu", half=False)
-
-
-def figure() -> np.ndarray:
-    """A person drawn with plain shapes before a grey wall: (256, 128, 3) uint8, RGB."""
-    image = np.full((256, 128, 3), 170, np.uint8)
-    image[200:] = 130
-    cv2.rectangle(image, (45, 115), (62, 228), (40, 50, 90), -1)
-    cv2.rectangle(image, (66, 115), (83, 228), (40, 50, 90), -1)
-    cv2.rectangle(image, (42, 52), (86, 125), (150, 40, 45), -1)
-    cv2.rectangle(image, (30, 55), (41, 120), (150, 40, 45), -1)
-    cv2.rectangle(image, (87, 55), (98, 120), (150, 40, 45), -1)
-    cv2.rectangle(image, (58, 40), (70, 54), (205, 160, 130), -1)
-    cv2.ellipse(image, (64, 32), (12, 16), 0, 0, 360, (215, 170, 140), -1)
-    cv2.ellipse(image, (64, 24), (14, 12), 0, 180, 360, (50, 35, 25), -1)
-    cv2.ellipse(image, (50, 233), (13, 8), 0, 0, 360, (20, 20, 20), -1)
-    cv2.ellipse(image, (78, 233), (13, 8), 0, 0, 360, (20, 20, 20), -1)
-    return cv2.GaussianBlur(image, (0, 0), 1.2)
 
 
 def test_it_is_a_parser(parser: BuiltinParser) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_builtin import figure
 
 from pipeline.config import MasksConfig
 from pipeline.datasets.images import write_image
@@ -15,6 +14,7 @@ from pipeline.formats.masks import MaskFile
 from pipeline.masks.build import build_masks
 from pipeline.parsing.builtin import load_builtin
 from pipeline.parsing.schp import SchpNet
+from tests.helpers.drawn_person import figure
 
 pytestmark = pytest.mark.gpu
 
