@@ -1,0 +1,107 @@
+"""The protocol runner: suites, cells, summaries; and the development set of occluded queries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import occluded_market, protocols
+from benchmarks.protocols import Cell, Place, Suite, finished, read_suite, stages_of, summary
+from pipeline.training.occluders import occluder_tiles, read_tiles
+
+
+@pytest.mark.parametrize("path", sorted(protocols.SUITES.glob("*.toml")), ids=lambda path: path.stem)
+def test_suites__are_valid_and_name_each_cell_once(path: Path) -> None:
+    suite = read_suite(path)
+    assert len({cell.key for cell in suite.cells}) == len(suite.cells)
+    for cell in suite.cells:
+        stages = dict(stages_of(cell, "cpu"))
+        assert all(config.train.seed == cell.seed for config in stages.values())
+        assert len(stages) == (1 if cell.then is None else 2)
+
+
+def test_suite__runs_the_first_seed_of_all_cells_first(tmp_path: Path) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_text(
+        'title = "t"\ntrain = ["a", "b"]\ntests = ["c"]\nseeds = [0, 1]\ncommon = ["train.epochs=2"]\n'
+        '[[cells]]\nname = "x"\npreset = "strong"\nset = ["train.lr=1e-3"]\n'
+        '[[cells]]\nname = "y"\npreset = "baseline"\nseeds = [0]\ntrain = ["a"]\n'
+    )
+    cells = read_suite(path).cells
+    assert [(cell.name, cell.train, cell.seed) for cell in cells] == [
+        ("x", "a", 0), ("x", "b", 0), ("y", "a", 0), ("x", "a", 1), ("x", "b", 1),
+    ]  # fmt: skip
+    assert cells[0].set == ("train.epochs=2", "train.lr=1e-3")
+
+
+def cell(seed: int, then: tuple[str, ...] | None = None) -> Cell:
+    return Cell("x", "strong", (), then, "a", ("c",), seed)
+
+
+def test_summary__has_mean_and_spread_over_seeds() -> None:
+    cells = (cell(0), cell(1))
+    figures = [
+        {"first": {"tests": {"c": {"shrunk": {"mAP": value}}}}, "seed": seed} for seed, value in enumerate((50.0, 52.0))
+    ]
+    found = summary(Suite("t", cells), {each.key: line for each, line in zip(cells, figures, strict=True)}, "cpu")
+    (row,) = found["rows"]
+    assert row["seeds"] == [0, 1]
+    assert row["tests"]["c"]["shrunk"]["mAP"] == {"mean": 51.0, "std": pytest.approx(1.414, abs=1e-3)}
+
+
+def test_summary__of_two_stages_shows_the_second() -> None:
+    one = cell(0, then=("train.epochs=3",))
+    line = {"first": {"tests": {"c": 1.0}}, "second": {"tests": {"c": 2.0}}, "seed": 0}
+    assert summary(Suite("t", (one,)), {one.key: line}, "cpu")["rows"][0]["tests"]["c"]["mean"] == 2.0
+
+
+def test_finished__leaves_out_failed_cells(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in ({"key": "a"}, {"key": "b", "error": "x"})))
+    assert finished(path) == {"a": {"key": "a"}}
+    assert finished(tmp_path / "none") == {}
+
+
+def test_run_suite__skips_finished_cells_and_reports_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "build_all_masks", lambda cells, place: None)
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text(json.dumps({"key": cell(0).key}) + "\n")
+    place = Place({"a": "nowhere:"}, tmp_path, lines, "cpu", stop=float("inf"), typical=1.0)
+    protocols.run_suite((cell(0), cell(1)), place, workers=1)
+    last = json.loads(lines.read_text().splitlines()[-1])
+    assert last["key"] == cell(1).key
+    assert "DataError" in last["error"]
+
+
+def test_occluded_market__truncates_every_third_query_and_occludes_the_others() -> None:
+    params = occluded_market.draw(60, tiles=8)
+    occluded = params.occluder.bottom > params.occluder.top
+    assert occluded.tolist() == [i % 3 > 0 for i in range(60)]
+    cut = (params.kept.bottom < occluded_market.HEIGHT) | (params.kept.right - params.kept.left < occluded_market.WIDTH)
+    assert cut.tolist() == [i % 3 == 0 for i in range(60)]
+    again = occluded_market.draw(60, tiles=8)
+    assert torch.equal(again.occluder.left, params.occluder.left)
+
+
+def test_occluded_market__has_cut_outs_that_training_lacks() -> None:
+    training = {tile.numpy().tobytes() for tile in occluder_tiles()}
+    held_out = {tile.numpy().tobytes() for tile in read_tiles(occluded_market.TILES)}
+    assert len(held_out) > 50
+    assert training.isdisjoint(held_out)
+
+
+def test_occluded_market__covers_masks_with_their_pixels() -> None:
+    random = np.random.default_rng(0)
+    images = torch.from_numpy(random.integers(0, 256, (3, 256, 128, 3), dtype=np.uint8))
+    parts = torch.full((3, 4, 16, 8), 255, dtype=torch.uint8)
+    occluded, left = occluded_market.occlude(images, parts, torch.full((3, 1, 64, 32), 255, dtype=torch.uint8))
+    assert occluded.shape == images.shape
+    assert left[0].eq(255).all(), "truncation only stretches"
+    for i in (1, 2):
+        changed = (occluded[i].int() - images[i].int()).abs().amax(2) > 1
+        assert 0.02 < changed.float().mean() < 0.95
+        assert left[i].float().mean() < 254
