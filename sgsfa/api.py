@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.report.model import Report
     from pipeline.evaluation.search import SearchResult
     from pipeline.features.embedder import Embedder, ImageInput
+    from pipeline.features.export import ExportReport
     from pipeline.features.extract import ExtractReport
     from pipeline.formats.features import Features
     from pipeline.formats.masks import Masks
@@ -357,6 +358,32 @@ def report(
     )
     save(page, Path(out))
     return page
+
+
+def export(
+    out: PathLike,
+    checkpoint: PathLike = BUILTIN,
+    *,
+    flip: bool = False,
+    single_vector: bool = False,
+    fp16: bool = False,
+) -> ExportReport:
+    """Write a network as an ONNX model, which is kept if ONNX Runtime computes the same (extra `onnx`).
+
+    Args:
+        out: The model file; it must not exist.
+        checkpoint: A checkpoint file, or `builtin`.
+        flip: Average over each image and its mirror image.
+        single_vector: Return one vector per image for trackers, from normalised (N, 3, H, W) images.
+        fp16: Compute in float16.
+
+    Raises:
+        SgsfaError: The checkpoint or the file cannot be used, packages are missing, or the model computes otherwise.
+    """
+    from pipeline.features.export import ExportOptions
+    from pipeline.features.export import export as run_export
+
+    return run_export(Path(out), checkpoint, ExportOptions(flip, single_vector, fp16))
 
 
 def load_config(
