@@ -198,7 +198,7 @@ class Embedder:
             )
         return {name: np.ascontiguousarray(each.cpu().numpy()) for name, each in arrays.items()}
 
-    def part_masks(self, paths: Sequence[Path], *, done: Callable[[int], None] = lambda count: None) -> Bytes:
+    def part_masks(self, paths: Sequence[Path], *, done: Callable[[int], None] = lambda _count: None) -> Bytes:
         """Predict the part masks of image files; those of an unreadable image are of a black one.
 
         Args:
