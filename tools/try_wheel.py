@@ -1,4 +1,4 @@
-"""What an installed wheel must do without extras, network or configuration: python tools/try_wheel.py
+"""Try an installed wheel without extras, network or configuration: python tools/try_wheel.py.
 
 Run it with the interpreter of a clean environment, outside the checkout. It draws a few images, searches them with the
 built-in model from Python and from the command line, and prints how long both took.
