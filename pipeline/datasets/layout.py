@@ -299,6 +299,18 @@ def id_folder(camid: int) -> ParseName:
     return parse
 
 
+def id_name(regex: re.Pattern[str], expected: str, camid: int) -> ParseName:
+    """Return a parser of names with a person id (group `pid`); all images have the camera `camid`."""
+
+    def parse(stem: str) -> tuple[int, int]:
+        match = regex.fullmatch(stem)
+        if match is None:
+            raise NameFault(f"expected {expected}")
+        return int(match["pid"]), camid
+
+    return parse
+
+
 def pseudo_cameras(log: ReadLog) -> None:
     """Note that the set has no cameras and gets 0 for queries and 1 for the gallery."""
     log.note("the data set has no cameras: queries get camera 0, gallery images camera 1")

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
 from pipeline.datasets.faults import ReadLog
 from pipeline.datasets.kind import Count, KindInfo
-from pipeline.datasets.layout import NameFault, ParseName, find_root, folders_with, pseudo_cameras, read_split
+from pipeline.datasets.layout import find_root, folders_with, id_name, pseudo_cameras, read_split
 from pipeline.datasets.records import Dataset
 
 # The archive has Probe and Gallery; copies differ in case, and some use query.
 FOLDERS = (("Probe", "Gallery"), ("probe", "gallery"), ("query", "gallery"), ("Query", "Gallery"))
 _NAME = re.compile(r"(?P<pid>\d+)(_\d+)?", re.ASCII)
 
-
-def parse_name(camid: int) -> ParseName:
-    """Parse `ID.jpg`; all images have the pseudo camera `camid`."""
-
-    def parse(stem: str) -> tuple[int, int]:
-        match = _NAME.fullmatch(stem)
-        if match is None:
-            raise NameFault("expected an identity, as in 001.jpg")
-        return int(match["pid"]), camid
-
-    return parse
+parse_name = functools.partial(id_name, _NAME, "a person id, as in 001.jpg")
+"""Camera id -> parser of image names."""
 
 
 def read(path: Path, _variant: str, log: ReadLog) -> Dataset:

@@ -6,28 +6,20 @@ delete a fifth of all positives.
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
 from pipeline.datasets.faults import ReadLog
 from pipeline.datasets.kind import Count, KindInfo
-from pipeline.datasets.layout import NameFault, ParseName, find_root, pseudo_cameras, read_split
+from pipeline.datasets.layout import find_root, id_name, pseudo_cameras, read_split
 from pipeline.datasets.records import Dataset, Split
 
 OCCLUDED, PARTIAL, WHOLE = "occluded_body_images", "partial_body_images", "whole_body_images"
 _NAME = re.compile(r"(?P<pid>\d+)_(?P<shot>\d+)", re.ASCII)
 
-
-def parse_name(camid: int) -> ParseName:
-    """Parse `ID_SHOT.jpg`; all images have the pseudo camera `camid`."""
-
-    def parse(stem: str) -> tuple[int, int]:
-        match = _NAME.fullmatch(stem)
-        if match is None:
-            raise NameFault("expected ID_SHOT, as in 006_004.jpg")
-        return int(match["pid"]), camid
-
-    return parse
+parse_name = functools.partial(id_name, _NAME, "ID_SHOT, as in 006_004.jpg")
+"""Camera id -> parser of image names."""
 
 
 def read(path: Path, variant: str, log: ReadLog) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import Counter
@@ -15,7 +16,14 @@ from pipeline.config import MasksConfig
 from pipeline.errors import DataError, Rejected
 from pipeline.formats.masks import FAILED, OK, PENDING, open_mask_writer
 from pipeline.formats.rows import RowWriter
-from pipeline.masks.compute import Chunk, LabelMapWorker, MaskRows, ParserWorker, SharedWorker, parse_chunks
+from pipeline.masks.compute import (
+    Chunk,
+    MaskRows,
+    parse_chunk,
+    parse_chunks,
+    parse_in_worker,
+    read_label_maps,
+)
 from pipeline.masks.source import MaskSource, open_source
 from pipeline.runtime.files import at_home
 from pipeline.runtime.memory import memory_advice
@@ -191,26 +199,23 @@ def _pending_chunks(writer: RowWriter, source: MaskSource) -> list[Chunk]:
 
 def _compute(source: MaskSource, chunks: Sequence[Chunk]) -> Iterator[MaskRows]:
     config, root = source.config, source.root
+    workers = functools.partial(parallel_map, backend=config.backend, jobs=config.jobs, scheduler=config.scheduler)
     if source.maps is not None:
-        worker = LabelMapWorker(source.maps, source.recipe)
-        return parallel_map(worker, chunks, backend=config.backend, jobs=config.jobs, scheduler=config.scheduler)
+        return workers(functools.partial(read_label_maps, source.maps, source.recipe), chunks)
     assert source.parser is not None
     if config.backend == "none":
         threads = min(worker_count(-1), 4 if source.on_cpu else 16)
         return parse_chunks(source.parser, chunks, root=root, recipe=source.recipe, threads=threads)
     if config.backend == "threading":
-        shared = SharedWorker(source.parser, root, source.recipe)
-        return parallel_map(shared, chunks, backend=config.backend, jobs=config.jobs)
+        return workers(functools.partial(parse_chunk, source.parser, root, source.recipe), chunks)
     # Workers may run in another folder than this process.
     root = root.absolute()
     label_set = config.label_set
     if label_set is not None and label_set.endswith(".toml"):
         label_set = str(Path(label_set).absolute())
-    remote = ParserWorker(_absolute(config.parser), label_set, config.device, root, source.recipe)
+    parse = functools.partial(parse_in_worker, _absolute(config.parser), label_set, config.device, root, source.recipe)
     first = next((root / name for chunk in chunks for name in chunk.names if (root / name).is_file()), None)
-    return parallel_map(
-        remote, chunks, backend=config.backend, jobs=config.jobs, scheduler=config.scheduler, needed=first
-    )
+    return workers(parse, chunks, needed=first)
 
 
 def _absolute(spec: str) -> str:

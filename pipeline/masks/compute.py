@@ -133,61 +133,34 @@ def fits(parser: Parser, count: int, recipe: Recipe) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class ParserWorker:
-    """`parse_chunks` for one chunk in a worker process, which loads its parser once."""
-
-    spec: str
-    label_set: str | None
-    device: str
-    root: Path
-    recipe: Recipe
-
-    def __call__(self, chunk: Chunk) -> MaskRows:
-        """Return the rows of one chunk."""
-        parser = _worker_parser(self.spec, self.label_set, self.device)
-        return next(parse_chunks(parser, [chunk], root=self.root, recipe=self.recipe, threads=1))
+def parse_chunk(parser: Parser, root: Path, recipe: Recipe, chunk: Chunk) -> MaskRows:
+    """Return the rows of one chunk; threads may share the parser."""
+    return next(parse_chunks(parser, [chunk], root=root, recipe=recipe, threads=1))
 
 
-@dataclass(frozen=True, slots=True)
-class SharedWorker:
-    """`parse_chunks` for one chunk in a thread; threads share one parser."""
-
-    parser: Parser
-    root: Path
-    recipe: Recipe
-
-    def __call__(self, chunk: Chunk) -> MaskRows:
-        """Return the rows of one chunk."""
-        return next(parse_chunks(self.parser, [chunk], root=self.root, recipe=self.recipe, threads=1))
+def parse_in_worker(
+    spec: str, label_set: str | None, device: str, root: Path, recipe: Recipe, chunk: Chunk
+) -> MaskRows:
+    """Return the rows of one chunk in a worker process, which loads its parser once."""
+    return parse_chunk(_worker_parser(spec, label_set, device), root, recipe, chunk)
 
 
-@dataclass(frozen=True, slots=True)
-class LabelMapWorker:
-    """Rows from finished label maps."""
-
-    maps: LabelMaps
-    recipe: Recipe
-
-    def __call__(self, chunk: Chunk) -> MaskRows:
-        """Return the rows of one chunk."""
-        label_set, areas = self.maps.label_set, np.array([WHOLE_AREA])
-        images, good, reasons = [], np.ones(len(chunk.names), bool), {}
-        for position, name in enumerate(chunk.names):
-            try:
-                soft = self.maps.read(name)
-            except FormatError as error:
-                good[position] = False
-                reasons[chunk.start + position] = reason_of(error)
-                soft = torch.zeros((1, label_set.count, *PARTS_SIZE))
-            images.append(_columns(soft, label_set, self.recipe, areas))
-        columns = {key: np.concatenate([image[key] for image in images]) for key in images[0]}
-        return _rows(chunk.start, columns, good, reasons)
-
-
-def reason_of(error: FormatError) -> str:
-    """Return why a label map was rejected, in one line."""
-    return error.message + (f" (expected {error.expected})" if error.expected else "")
+def read_label_maps(maps: LabelMaps, recipe: Recipe, chunk: Chunk) -> MaskRows:
+    """Return the rows of one chunk from finished label maps."""
+    areas = np.array([WHOLE_AREA])
+    images, good, reasons = [], np.ones(len(chunk.names), bool), {}
+    for position, name in enumerate(chunk.names):
+        try:
+            soft = maps.read(name)
+        except FormatError as error:
+            good[position] = False
+            reasons[chunk.start + position] = error.message + (
+                f" (expected {error.expected})" if error.expected else ""
+            )
+            soft = torch.zeros((1, maps.label_set.count, *PARTS_SIZE))
+        images.append(_columns(soft, maps.label_set, recipe, areas))
+    columns = {key: np.concatenate([image[key] for image in images]) for key in images[0]}
+    return _rows(chunk.start, columns, good, reasons)
 
 
 def checked(soft: Tensor, count: int, parser: Parser) -> Tensor:
