@@ -6,6 +6,7 @@ Everyone who reads a file that users download or copy (weights, checkpoints, ONN
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import re
 import zipfile
@@ -247,7 +248,8 @@ def _numpy_globals() -> list[Any]:
     import numpy as np
     from numpy import dtypes
 
-    core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+    version = int(np.__version__.partition(".")[0])
+    core = importlib.import_module("numpy._core.multiarray" if version > 1 else "numpy.core.multiarray")
     functions = [core.scalar, core._reconstruct]
     old_and_new = [
         (each, f"numpy.{name}.multiarray.{each.__name__}") for each in functions for name in ("core", "_core")

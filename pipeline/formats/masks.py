@@ -105,7 +105,8 @@ class MaskFile:
             arrays = _read_arrays(file, path)
             reasons = rows.read_reasons(file, arrays["status"])
         stored = _safe_names(rows.decode_texts(arrays["names"]), path)
-        masks = Masks(*(arrays[name] for name in (*COLUMNS, rows.STATUS)), stored, absent_parts(provenance))
+        parts, body, quality, status = (arrays[name] for name in (*COLUMNS, rows.STATUS))
+        masks = Masks(parts, body, quality, status, stored, absent_parts(provenance))
         corrupt = rows.corrupt_rows({name: arrays[name] for name in COLUMNS}, masks.status, arrays[rows.CRC])
         if len(corrupt):
             raise FormatError(

@@ -6,7 +6,7 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,15 +199,14 @@ def _pending_chunks(writer: RowWriter, source: MaskSource) -> list[Chunk]:
 
 def _compute(source: MaskSource, chunks: Sequence[Chunk]) -> Iterator[MaskRows]:
     config, root = source.config, source.root
-    workers = functools.partial(parallel_map, backend=config.backend, jobs=config.jobs, scheduler=config.scheduler)
     if source.maps is not None:
-        return workers(functools.partial(read_label_maps, source.maps, source.recipe), chunks)
+        return _map(functools.partial(read_label_maps, source.maps, source.recipe), chunks, config)
     assert source.parser is not None
     if config.backend == "none":
         threads = min(worker_count(-1), 4 if source.on_cpu else 16)
         return parse_chunks(source.parser, chunks, root=root, recipe=source.recipe, threads=threads)
     if config.backend == "threading":
-        return workers(functools.partial(parse_chunk, source.parser, root, source.recipe), chunks)
+        return _map(functools.partial(parse_chunk, source.parser, root, source.recipe), chunks, config)
     # Workers may run in another folder than this process.
     root = root.absolute()
     label_set = config.label_set
@@ -215,7 +214,15 @@ def _compute(source: MaskSource, chunks: Sequence[Chunk]) -> Iterator[MaskRows]:
         label_set = str(Path(label_set).absolute())
     parse = functools.partial(parse_in_worker, _absolute(config.parser), label_set, config.device, root, source.recipe)
     first = next((root / name for chunk in chunks for name in chunk.names if (root / name).is_file()), None)
-    return workers(parse, chunks, needed=first)
+    return _map(parse, chunks, config, needed=first)
+
+
+def _map(
+    function: Callable[[Chunk], MaskRows], chunks: Sequence[Chunk], config: MasksConfig, needed: Path | None = None
+) -> Iterator[MaskRows]:
+    return parallel_map(
+        function, chunks, backend=config.backend, jobs=config.jobs, scheduler=config.scheduler, needed=needed
+    )
 
 
 def _absolute(spec: str) -> str:

@@ -104,7 +104,7 @@ def open_source(config: MasksConfig, root: Path, names: tuple[str, ...], own_map
     info = parser.info
     recipe = _recipe(config, info.label_set)
     device = compute_device(parser)
-    values = _settings(config, info.label_set, recipe) | {
+    own: dict[str, JsonScalar] = {
         "parser": info.name,
         "parser_version": info.version,
         "weights_sha256": info.weights_sha256 or None,
@@ -114,7 +114,8 @@ def open_source(config: MasksConfig, root: Path, names: tuple[str, ...], own_map
         "batch_size": batch_size(parser, device, config, recipe),
         "rules_sha256": _rules_hash(info.label_set, recipe, kind, argument),
     }
-    provenance, on_cpu = Provenance(values), device.type == "cpu"
+    provenance = Provenance(_settings(config, info.label_set, recipe) | own)
+    on_cpu = device.type == "cpu"
     return MaskSource(root, names, config, provenance, recipe, info.label_set.name, parser=parser, on_cpu=on_cpu)
 
 
@@ -166,14 +167,14 @@ def _open_label_maps(
 
 
 def _label_map_provenance(config: MasksConfig, maps: LabelMaps, recipe: Recipe, names: Sequence[str]) -> Provenance:
-    values = _settings(config, maps.label_set, recipe) | {
+    own: dict[str, JsonScalar] = {
         "parser": LABEL_MAPS,
         "parser_version": versions.LABEL_MAPS,
         "batch_size": _LABEL_MAP_CHUNK,
         "rules_sha256": _rules_hash(maps.label_set, recipe),
         **label_map_keys(_sample_hashes(maps, names)),
     }
-    return Provenance(values)
+    return Provenance(_settings(config, maps.label_set, recipe) | own)
 
 
 def _settings(config: MasksConfig, label_set: LabelSet, recipe: Recipe) -> dict[str, JsonScalar]:
