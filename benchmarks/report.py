@@ -12,6 +12,7 @@ import argparse
 import platform
 import statistics
 import sys
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -143,10 +144,16 @@ def render_page(results: list[tuple[str, Result]]) -> str:
         own = [(name, result) for name, result in results if result.section == section]
         if own:
             parts += [f"## {title}", *(render_result(name, result) for name, result in own)]
-    limits = [f"* **{result.question}** {limit}" for _, result in results for limit in result.limits]
-    if limits:
-        parts += ["## Known limits", "\n".join(limits)]
+    if limits := _limits(results):
+        parts += ["## Known limits", "\n".join(f"* {limit}" for limit in limits)]
     return "\n\n".join(parts) + "\n"
+
+
+def _limits(results: list[tuple[str, Result]]) -> list[str]:
+    """Return the limits with their questions; those of several results come last and only once."""
+    counts = Counter(limit for _, result in results for limit in result.limits)
+    own = [f"**{r.question}** {limit}" for _, r in results for limit in r.limits if counts[limit] == 1]
+    return own + [limit for limit, count in counts.items() if count > 1]
 
 
 def main() -> None:
