@@ -101,25 +101,26 @@ class Place:
 def read_suite(path: Path) -> Suite:
     """Read a suite: cells in the order of the file, all of the first seed before those of the next.
 
-    A cell may have `seeds`, `train` and `tests` of its own.
+    A cell may have `seeds`, `train` and `tests` of its own instead of the suite's.
     """
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     common = tuple(table.get("common", ()))
     cells: list[Cell] = []
     for entry in table["cells"]:
-        second = entry.get("then")
+        values = {**table, **entry}
+        second = values.get("then")
         cells += [
             Cell(
-                name=entry["name"],
-                preset=entry["preset"],
-                set=(*common, *entry.get("set", ())),
+                name=values["name"],
+                preset=values["preset"],
+                set=(*common, *values.get("set", ())),
                 then=None if second is None else tuple(second),
                 train=train_set,
-                tests=tuple(entry.get("tests", table["tests"])),
+                tests=tuple(values["tests"]),
                 seed=seed,
             )
-            for train_set in entry.get("train", table["train"])
-            for seed in entry.get("seeds", table["seeds"])
+            for train_set in values["train"]
+            for seed in values["seeds"]
         ]
     first = min(cell.seed for cell in cells)
     return Suite(table["title"], tuple(sorted(cells, key=lambda cell: cell.seed != first)))
