@@ -34,6 +34,7 @@ BUILTIN = "builtin"
 """Name of the checkpoint in this package."""
 
 _KEY = "sgsfa"
+_BACKBONE = "weights of other programs start the backbone of a training: set model.weights to them"
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def read_meta(path: Path) -> CheckpointMeta:
     Raises:
         WeightsError: The file is missing, damaged, not a checkpoint, or of another format.
     """
-    check_file(path, ["safetensors"], title="checkpoint", expected="a model.safetensors of a training")
+    check_file(path, ["safetensors"], title="checkpoint", expected="a model.safetensors of a training", hint=_BACKBONE)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -139,7 +140,7 @@ def read_meta(path: Path) -> CheckpointMeta:
             "not a checkpoint of this program",
             where=path,
             expected="a model.safetensors of a training",
-            hint="weights of a backbone alone are set as model.weights",
+            hint=_BACKBONE,
         )
     header: dict[str, Any] = json.loads(metadata[_KEY])
     if (found := header.pop("format", 0)) != CHECKPOINT_FORMAT:

@@ -133,7 +133,9 @@ def describe(content: Content) -> str:
     return _DESCRIPTIONS.get(content, "of an unknown format")
 
 
-def check_file(path: Path, accepted: Collection[Content], *, title: str, expected: str | None = None) -> Content:
+def check_file(
+    path: Path, accepted: Collection[Content], *, title: str, expected: str | None = None, hint: str | None = None
+) -> Content:
     """Check that a file exists and holds what a reader can read; an unknown content is left to the reader.
 
     Args:
@@ -141,6 +143,7 @@ def check_file(path: Path, accepted: Collection[Content], *, title: str, expecte
         accepted: Contents that the reader reads.
         title: What it is, for messages: `weights file`.
         expected: A description of the right file.
+        hint: What to do about a file of a known format that the reader does not read.
 
     Returns:
         The content.
@@ -161,12 +164,12 @@ def check_file(path: Path, accepted: Collection[Content], *, title: str, expecte
     if content in accepted or content == "unknown":
         return content
     shown = f", it begins with {begin.decode('utf-8', 'replace')!r}" if begin else ""
-    hint = _HINTS.get(content)
+    cure = _HINTS.get(content, hint)
     raise WeightsError(
         f"the {title} is {_DESCRIPTIONS[content]}{shown}",
         where=path,
         expected=wanted,
-        hint=hint.replace("{file}", repr(str(path))) if hint else None,
+        hint=cure.replace("{file}", repr(str(path))) if cure else None,
     )
 
 

@@ -111,3 +111,27 @@ def test_resolve__builtin_is_the_file_of_the_package(
     (tmp_path / "reid").mkdir()
     (tmp_path / "reid" / "builtin.safetensors").touch()
     assert resolve_checkpoint(Path("builtin")) == Path(caught.value.where or "")
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [
+        (b"<!DOCTYPE html><title>Sign in</title>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+        (b"", "0 bytes"),
+        (bytes(100), "zero bytes"),
+    ],
+)
+def test_read_meta__broken_download_is_named(tmp_path: Path, content: bytes, fact: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=fact):
+        read_meta(tmp_path / "model.safetensors")
+
+
+def test_read_meta__checkpoint_of_another_program_says_where_it_belongs(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"conv1.weight": torch.zeros(1)}}, tmp_path / "osnet.pth")
+    safetensors.torch.save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    for name in ("osnet.pth", "other.safetensors"):
+        with pytest.raises(WeightsError) as caught:
+            read_meta(tmp_path / name)
+        assert "model.weights" in (caught.value.hint or "")

@@ -343,3 +343,15 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> N
     open_mask_writer(path, [name], RECORD).close()
     with pytest.raises(FormatError, match="names the image"):
         MaskFile.open(path, allow_incomplete=True)
+
+
+def test_open__file_of_another_kind_is_named(tmp_path: Path) -> None:
+    layout = rows.Layout(
+        rows.RowFormat("sgsfa-features", 1, "features file"), 1, {}, {"names": rows.encode_texts(["a"])}
+    )
+    rows.open_or_create(tmp_path / "features.h5", layout, RECORD).close()
+    with pytest.raises(FormatError, match="sgsfa-features"):
+        MaskFile.open(tmp_path / "features.h5")
+    (tmp_path / "page.h5").write_text("<html><title>Sign in</title></html>")
+    with pytest.raises(FormatError, match="web page"):
+        MaskFile.open(tmp_path / "page.h5")
