@@ -71,7 +71,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """What a suite's file says; see `read_suite`."""
+    """The cells of a suite's file; see `read_suite`."""
 
     title: str
     cells: tuple[Cell, ...]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.backbone import REFERENCE_LENGTH, FeatureMaps
+from pipeline.model.backbone import REFERENCE_DIM, FeatureMaps
 from pipeline.parts import SEMANTIC
 
 _LEAST_HIDDEN = 16
-"""Narrow backbones (24 channels in MobileNetV2) would leave the mask three channels to be drawn from."""
+"""Narrow backbones (24 channels in MobileNetV2) would leave three channels to predict the mask from."""
 
 _DILATION = 4
 
@@ -21,17 +21,17 @@ LOCAL_PARTS = SEMANTIC
 class BodyAttention(nn.Module):
     """Spatial and channel attention on stage-1 features; the spatial map is the supervised body mask.
 
-    The figure is not in the paper's text; the sub-modules are our reading (docs/concepts/method.md), close to those of
-    the Bottleneck Attention Module (Park et al., BMVC 2018): spatial = 1x1 convolution to C/gamma, two 3x3 convolutions
-    with dilation 4, each with BN and ReLU, and a 3x3 convolution to one channel; channel = squeeze-and-excitation with
-    the same gamma. f' = f * M' as in Sec. 3.1, times the channel weights.
+    The paper shows the sub-modules in a figure only. These (docs/concepts/method.md) resemble those of the Bottleneck
+    Attention Module (Park et al., BMVC 2018): spatial = 1x1 convolution to C/gamma, two 3x3 convolutions with dilation
+    4, each with BN and ReLU, and a 3x3 convolution to one channel; channel = squeeze-and-excitation with the same
+    gamma. f' = f * M' as in Sec. 3.1, times the channel weights.
 
     At stride 4 a cell of the features has seen 19 pixels in MobileNetV2 and 35 in ResNet-50, in which a shirt and a
-    wall are alike; with the dilated convolutions its mask sees 91 and 107.
+    wall look alike; with the dilated convolutions its mask sees 91 and 107.
 
-    The mask is taught by the parser's masks alone: the gradient of the identity losses, to which it is a factor on
-    every cell, drowned theirs, and the mask stayed flat (docs/results.md). Its logits are scaled, as those of `Head`
-    are, to learn at the pace of a long feature.
+    Only the parser's masks train it: the gradient of the identity losses, to which the mask is a factor on every cell,
+    outweighed theirs and left the mask flat (docs/concepts/design-decisions.md). Its logits are scaled like those of
+    `Head`.
 
     Args:
         channels: C of the features.
@@ -49,13 +49,13 @@ class BodyAttention(nn.Module):
             *_dilated(hidden),
         )
         self.mask = nn.Conv2d(hidden, 1, 3, padding=1)
-        self.scale = REFERENCE_LENGTH / (hidden * 9)
+        self.scale = REFERENCE_DIM / (hidden * 9)
         self.channel = nn.Sequential(
             nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1)
         )
 
     def start_flat(self) -> None:
-        """Initial weights of a mask near one half everywhere, whatever the rest was filled with."""
+        """Initialise the mask near one half everywhere."""
         nn.init.normal_(self.mask.weight, std=0.01 / self.scale)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,13 +100,13 @@ class LocalAttention(nn.Module):
         self.heads = nn.Conv2d(hidden, len(LOCAL_PARTS), 3, padding=1)
 
     def forward(self, maps: FeatureMaps) -> Tensor:
-        """Logits (B, 4, H/16, W/16) of the part masks, in the order of `LOCAL_PARTS`."""
+        """Return the logits (B, 4, H/16, W/16) of the part masks, in the order of `LOCAL_PARTS`."""
         logits: Tensor = self.heads(self.shared(maps.last))
         return logits
 
 
 class FineLocalAttention(nn.Module):
-    """Four part masks at stride 8: stage-4 features say which part, stage-2 features say where it ends.
+    """Four part masks at stride 8 from fused features: semantic ones of stage 4 and detailed ones of stage 2.
 
     At stride 16 an image of 128 x 64 pixels has 8 x 4 cells, in which shoes and heads are lost.
 
@@ -130,7 +130,7 @@ class FineLocalAttention(nn.Module):
         self.heads = nn.Conv2d(hidden, len(LOCAL_PARTS), 3, padding=1)
 
     def forward(self, maps: FeatureMaps) -> Tensor:
-        """Logits (B, 4, H/8, W/8) of the part masks, in the order of `LOCAL_PARTS`."""
+        """Return the logits (B, 4, H/8, W/8) of the part masks, in the order of `LOCAL_PARTS`."""
         late = self.late(maps.last)
         batch, channels, height, width = late.shape
         # Nearest neighbours by broadcasting: interpolation has no deterministic gradient on a GPU.
@@ -149,22 +149,22 @@ def averaged_to(masks: Tensor, size: Sequence[int]) -> Tensor:
 
 
 class PartEmbeddings(nn.Module):
-    """From stage-4 features to projected maps of several parts: mask, 1x1 convolution, BN, ReLU for each.
+    """Masked projections of a feature map, one per part: mask, 1x1 convolution, BN, ReLU.
 
     A 1x1 convolution without bias commutes with a factor per pixel, conv(f m) = m conv(f), so all parts share one
-    large product on the unmasked features and no masked copy of them is ever made.
+    large product on the unmasked features, without masked copies.
 
     Args:
         channels: C of the features.
-        length: Length D of a part's feature.
+        dim: Dimension D of a part's feature.
         parts: Number of parts P.
     """
 
-    def __init__(self, channels: int, length: int, parts: int) -> None:
+    def __init__(self, channels: int, dim: int, parts: int) -> None:
         super().__init__()
         self.parts = parts
-        self.project = nn.Conv2d(channels, parts * length, 1, bias=False)
-        self.norm = nn.BatchNorm2d(parts * length)
+        self.project = nn.Conv2d(channels, parts * dim, 1, bias=False)
+        self.norm = nn.BatchNorm2d(parts * dim)
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
         """Project the features of each part.
@@ -185,7 +185,7 @@ class PartEmbeddings(nn.Module):
 
 
 def masked_mean(features: Tensor, masks: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """Mean of each part's features weighted by its mask, sum(f m) / sum(m).
+    """Average each part's features weighted by its mask, sum(f m) / sum(m).
 
     Args:
         features: (B, P, D, H, W).

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pipeline.config import BACKBONES, suggestion
 from pipeline.errors import ConfigError, WeightsError
 
-REFERENCE_LENGTH = 2048
-"""Length of the feature that learning rates of linear maps on it are known for: ResNet-50's."""
+REFERENCE_DIM = 2048
+"""Dimension of ResNet-50's feature, for which published learning rates of linear layers hold."""
 
 _MOBILENET_CUTS = (4, 7, 14)
 """torchvision's MobileNetV2 has strides 4, 8, 16 and 16 at the ends of these blocks (24, 32, 96, 1,280 channels)."""
@@ -39,7 +39,7 @@ class BackboneInfo:
     late_channels: int
 
     def channels_of(self, source: PartSource) -> int:
-        """Channels of the map of that name."""
+        """Return the channels of the map of that name."""
         return {"last": self.late_channels, "deep": self.deep_channels, "middle": self.middle_channels}[source]
 
 
@@ -58,7 +58,7 @@ class FeatureMaps:
     last: Tensor
 
     def named(self, source: PartSource) -> Tensor:
-        """The map of that name."""
+        """Return the map of that name."""
         return {"last": self.last, "deep": self.deep, "middle": self.middle}[source]
 
 
@@ -84,13 +84,13 @@ class Backbone(nn.Module):
         self.info = info
 
     def rest(self, early: Tensor) -> FeatureMaps:
-        """The maps after the early stage from its features."""
+        """Return the maps after the early stage from its features."""
         middle = self.middle(early)
         deep = self.deep(middle)
         return FeatureMaps(middle, deep, self.last(deep))
 
     def forward(self, images: Tensor) -> FeatureMaps:
-        """All maps after the early stage from images (B, 3, H, W)."""
+        """Return all maps after the early stage from images (B, 3, H, W)."""
         return self.rest(self.early(images))
 
 
@@ -182,9 +182,9 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], name: str) -
 
 
 def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Entries as the network names them, where a file of a larger model has them under a prefix of their own.
+    """Remove the prefix of a larger model from the names of entries.
 
-    Trainers of re-identification and of self-supervision write `backbone.`, `base.` or `encoder_q.` before them.
+    Re-identification and self-supervised trainers save `backbone.`, `base.` or `encoder_q.` before each name.
 
     Args:
         weights: The file's entries.
@@ -203,12 +203,12 @@ def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
     fitting = [prefix for prefix in found if fits(prefix)]
     if not fitting or "" in fitting:
         return weights
-    # Of MoCo's two encoders one follows the other and is not the result. In other methods it is.
+    # MoCo saves two encoders; only the trained one is the result.
     known = [prefix for prefix in fitting if prefix.endswith(_TRAINED)]
     if len(fitting) > 1 and len(known) != 1:
         raise WeightsError(
-            f"the file has several networks of this kind: {', '.join(fitting)}",
-            hint="keep the entries of one of them in a file of their own",
+            f"the file holds several networks of this kind: {', '.join(fitting)}",
+            hint="save the entries of one of them as a file",
         )
     prefix = (known or fitting)[0]
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
@@ -243,7 +243,7 @@ def _out_channels(module: nn.Module) -> int:
 
 
 _TRAINED = ("encoder_q.", "base_encoder.")
-"""Beginnings of entries of the network that MoCo trained; another one followed it."""
+"""Prefixes of the encoder that MoCo trains; the other one is its moving average."""
 
 
 def initialise(module: nn.Module) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.backbone import REFERENCE_LENGTH, classifier
+from pipeline.model.backbone import REFERENCE_DIM, classifier
 
 _LEAST_ROWS = 4
 
@@ -66,7 +66,7 @@ class Head(nn.Module):
         # A neck without shift keeps the features around the origin, where cosine distances make sense.
         self.neck.bias.requires_grad_(False)
         self.classify = classifier(dim, classes)
-        self.scale = scale * REFERENCE_LENGTH / dim
+        self.scale = scale * REFERENCE_DIM / dim
 
     def forward(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(B, D) -> features after the neck (B, D) and logits (B, K)."""

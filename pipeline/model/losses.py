@@ -23,7 +23,7 @@ LOSS_NAMES = ("loss", "triplet", "masks", "identity", "global_feature")
 
 @dataclass(frozen=True, slots=True)
 class LossParts:
-    """The total to minimise and the terms it is made of, each a scalar tensor.
+    """The total to minimise and its terms, each a scalar tensor.
 
     Attributes:
         total: Eq. 11 and the global feature's losses.
@@ -40,7 +40,7 @@ class LossParts:
     global_feature: Tensor
 
     def stacked(self) -> Tensor:
-        """(5,) float32: the terms in the order of `LOSS_NAMES`, detached, for logs."""
+        """Return the terms in the order of `LOSS_NAMES`, detached, for logs: (5,) float32."""
         terms = (self.total, self.triplet, self.masks, self.identity, self.global_feature)
         return torch.stack([term.detach().float() for term in terms])
 
@@ -110,10 +110,10 @@ def _match_size(target: Tensor, logits: Tensor) -> Tensor:
 
 
 def smoothed_cross_entropy(logits: Tensor, pids: Tensor, chosen: Tensor, smoothing: float) -> Tensor:
-    """Mean of eq. 10 over the chosen features.
+    """Average eq. 10 over the chosen features.
 
     Args:
-        logits: (B, P, K) for P features an image.
+        logits: (B, P, K) of P features per image.
         pids: (B,) class indices.
         chosen: (B, P) bool; the others are left out of the mean, not counted as zero.
         smoothing: epsilon.
@@ -169,7 +169,7 @@ def _triplet(output: NetworkOutput, pids: Tensor, shown: Tensor, config: LossCon
 
 
 def _pairs(features: Tensor, pids: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Distances (B, B) between the images, whether they show the same person, and which pairs can be compared."""
+    """Return distances (B, B), which pairs show the same identity, and which can be compared."""
     same = pids.unsqueeze(1) == pids.unsqueeze(0)
     if visible is None:
         return euclidean(features.float(), features.float()), same, torch.ones_like(same)
@@ -178,13 +178,13 @@ def _pairs(features: Tensor, pids: Tensor, visible: Tensor | None) -> tuple[Tens
 
 
 def euclidean(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distances (A, B) of rows (A, D) and (B, D), with a finite gradient where two rows are equal."""
+    """Return Euclidean distances (A, B) of rows (A, D) and (B, D); the gradient of equal rows is finite."""
     squared = a.square().sum(1, keepdim=True) + b.square().sum(1) - 2.0 * (a @ b.T)
     return squared.clamp_min(1e-12).sqrt()
 
 
 def shared_part_distance(a: Tensor, b: Tensor, visible_a: Tensor, visible_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean Euclidean distance over the parts that both images show; what matching compares, as a training target.
+    """Average the Euclidean distance over the parts that both images show, as matching does.
 
     Args:
         a: (A, P, D) part features.
@@ -204,7 +204,7 @@ def shared_part_distance(a: Tensor, b: Tensor, visible_a: Tensor, visible_b: Ten
 
 
 def batch_hard_triplet(distances: Tensor, same: Tensor, valid: Tensor, margin: float) -> Tensor:
-    """Batch-hard triplet loss (Hermans et al., 2017): hardest positive and hardest negative of each anchor.
+    """Return the batch-hard triplet loss (Hermans et al., 2017).
 
     Args:
         distances: (A, N) from anchors to candidates. The anchor itself may be among them: its distance of zero

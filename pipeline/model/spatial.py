@@ -21,17 +21,17 @@ _LEAST_BODY = 1e-6
 
 
 def active_pixels(masks: Tensor, threshold: float) -> Tensor:
-    """Where each mask (B, H, W) shows something: pixels above the threshold and above half of the mask's maximum.
+    """Return the active pixels of masks (B, H, W): above the threshold and above half of the mask's maximum.
 
-    The paper says "non-zero", which a sigmoid always is. Whether there is a head is for the threshold to say, where it
-    is for its own maximum: a network that is sure of its masks blurs them into the row above, one that is not sure, or
-    sees small heads, exceeds no fixed value high enough to leave that row out.
+    The paper says "non-zero", which a sigmoid always is. The threshold decides whether there is a head, the maximum
+    where it is: confident masks blur into the row above, and no fixed value excludes that row without losing heads
+    that are small or uncertain.
     """
     return (masks > threshold) & (masks > 0.5 * masks.amax((1, 2), keepdim=True))
 
 
 def head_row_first(head: Tensor, threshold: float) -> Tensor:
-    """First row of each head mask with an active pixel (`active_pixels`), scanning from the top.
+    """Return the first row of each head mask with an active pixel (`active_pixels`).
 
     Args:
         head: (B, H, W) in [0, 1].
@@ -46,7 +46,7 @@ def head_row_first(head: Tensor, threshold: float) -> Tensor:
 
 
 def head_row_maximum(head: Tensor, threshold: float) -> Tensor:
-    """Row of each head mask's maximum plus one, kept inside the image (Sec. 3.3, l_head + 1).
+    """Return the row of each head mask's maximum plus one, within the image (Sec. 3.3, l_head + 1).
 
     Args:
         head: (B, H, W) in [0, 1].
@@ -61,7 +61,7 @@ def head_row_maximum(head: Tensor, threshold: float) -> Tensor:
 
 
 def head_height(head: Tensor, threshold: float) -> Tensor:
-    """Rows from the first to the last active row of each head mask (B, H, W); 0 without a head."""
+    """Count the rows from the first to the last active row of each head mask (B, H, W); 0 without a head."""
     active = active_pixels(head, threshold).any(2)
     rows = active.shape[1]
     first = active.to(torch.int64).argmax(1)
@@ -70,7 +70,7 @@ def head_height(head: Tensor, threshold: float) -> Tensor:
 
 
 def strip_bounds(start: Tensor, rows: int, fractions: tuple[float, float, float], body: Tensor | None = None) -> Tensor:
-    """Where top, middle and bottom begin and end.
+    """Return the bounds of top, middle and bottom.
 
     The rows from `start` down (or the body's height, where given) are divided by `fractions`; each strip has at
     least one row as long as three rows are left, and no strip leaves the image.
@@ -103,14 +103,14 @@ def strip_bounds(start: Tensor, rows: int, fractions: tuple[float, float, float]
 
 
 def strip_masks(bounds: Tensor, rows: int) -> Tensor:
-    """Row masks of the strips: (B, 3, 2) bounds -> (B, 3, rows) float, 1 inside."""
+    """Return row masks of the strips: (B, 3, 2) bounds -> (B, 3, rows) float, 1 inside."""
     row = torch.arange(rows, device=bounds.device)
     inside = (row >= bounds[..., :1]) & (row < bounds[..., 1:])
     return inside.to(torch.float32)
 
 
 def find_strips(masks: Tensor, config: ModelConfig, *, testing: bool) -> tuple[Tensor, Tensor]:
-    """The strips of images by their part masks, predicted or true, and which of them show the body (eq. 2).
+    """Find the strips of images from predicted or true part masks, and which of them show the body (eq. 2).
 
     Args:
         masks: (B, 4, H, W) part masks in [0, 1], the head first.
@@ -133,7 +133,7 @@ def find_strips(masks: Tensor, config: ModelConfig, *, testing: bool) -> tuple[T
 
 
 def strip_visibility(parts: Tensor, strips: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of the body each strip shows.
+    """Measure how much of the body each strip shows.
 
     Args:
         parts: (B, 4, H, W) predicted part masks in [0, 1].
@@ -153,12 +153,12 @@ def strip_visibility(parts: Tensor, strips: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def strips_to(strips: Tensor, rows: int) -> Tensor:
-    """Row masks (B, 3, H) of strips as shares of the rows of a map with `rows` rows, which divides H or is H."""
+    """Return row masks (B, 3, H) of strips as shares of the rows of a coarser map, whose `rows` divide H."""
     return strips.unflatten(2, (rows, -1)).mean(3)
 
 
 def choose_features(visible: Tensor) -> Tensor:
-    """Which of the five spatial features train (eq. 3).
+    """Choose the spatial features that train (eq. 3).
 
     Args:
         visible: (B, 3) bool: t, m, b.
