@@ -157,14 +157,16 @@ class _Means:
         self._images = self._images + len(global_feature)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """(7, D) and (W,); zero for a part that no image shows."""
+        """Return (7, D) and (W,); zero for a part that no image shows."""
         return self._parts / self._shown.clamp_min(1)[:, None], self._global / self._images
 
 
 def from_samples(predicted: Tensor, true: Tensor) -> Calibration:
-    """Thresholds, balanced accuracy and ROC AUC from mask means (N, 7) and what the true masks show (N, 7) bool."""
+    """Find thresholds from mask means (N, 7) and what the true masks show (N, 7) bool, and rate them."""
     means, shown = predicted.float().cpu().numpy(), true.cpu().numpy()
-    thresholds, accuracy, auc = [], {}, {}
+    thresholds: list[float] = []
+    accuracy: dict[str, float] = {}
+    auc: dict[str, float] = {}
     for i, part in enumerate(PARTS):
         threshold, balanced = best_threshold(means[:, i], shown[:, i])
         thresholds.append(threshold)
@@ -176,7 +178,7 @@ def from_samples(predicted: Tensor, true: Tensor) -> Calibration:
 
 
 def best_threshold(means: npt.NDArray[np.float32], shown: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    """The threshold t that makes `mean > t` the best predictor of visibility, and its balanced accuracy.
+    """Return the threshold t that makes `mean > t` the best predictor of visibility, and its balanced accuracy.
 
     Args:
         means: (N,) predicted mask means.
@@ -200,7 +202,7 @@ def best_threshold(means: npt.NDArray[np.float32], shown: npt.NDArray[np.bool_])
 
 
 def roc_auc(scores: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_]) -> float:
-    """Area under the ROC curve: the share of pairs of a true and a false sample that the scores order rightly.
+    """Return the area under the ROC curve: the share of pairs of a true and a false sample in the right order.
 
     Args:
         scores: (N,).
