@@ -169,8 +169,8 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Campaign]:
         print(f"\n{command}: {sum(kinds.values())} faults injected {kinds}", end="")
 
 
-def _succeed(server: FaultServer, folder: Path, *args: str, **fault: Any) -> Result:
-    result = server.run(folder, *args, **fault)
+def _succeed(server: FaultServer, cwd: Path, /, *args: str, **fault: Any) -> Result:
+    result = server.run(cwd, *args, **fault)
     assert result.code == 0, result
     return result
 

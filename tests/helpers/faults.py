@@ -50,7 +50,7 @@ class FaultServer:
     def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
         self._process, self._folder, self._numbers = process, folder, itertools.count()
 
-    def run(self, cwd: Path, *args: str, **fault: Any) -> Result:
+    def run(self, cwd: Path, /, *args: str, **fault: Any) -> Result:
         """Run one command in `cwd`; faults as in `fault_server`."""
         return self.together([(cwd, args, fault)])[0]
 
