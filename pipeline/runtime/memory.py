@@ -44,7 +44,7 @@ def memory_advice(work: Work, settings: Settings) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         on_host = _is_of_host(error) or settings.device == "cpu" or not _has_gpu()
-        headline, advice = _ADVICE[work](settings, on_host)  # type: ignore[arg-type]
+        headline, advice = _ADVICE[work](settings, on_host)
         if on_host and settings.device != "cpu" and _has_gpu():
             # Fewer images on the GPU do not help: the images, targets or features fill the computer's memory.
             advice = ["close other programs, or use a machine with more memory"]
