@@ -78,7 +78,7 @@ class Campaign:
         (folder / "sgsfa.toml").write_text(SETTINGS)
         return folder
 
-    def inject(self, command: str, folder: Path, kind: str, **fault: Any) -> Result:
+    def inject(self, command: str, folder: Path, kind: str, /, **fault: Any) -> Result:
         """Run a command under a fault and check that it ends as it should."""
         INJECTED[command, kind] += 1
         result = self.server.run(folder, *self.commands[command], **{"folder": str(folder), **fault})
