@@ -58,11 +58,15 @@ class Rectangles:
     right: Tensor
 
     def inside(self, height: int, width: int) -> Tensor:
-        """(B, H, W) bool; a pixel belongs to the rectangle that holds its centre."""
+        """Return which pixels have their centre inside: (B, H, W) bool."""
+        rows, columns = self.axes(height, width)
+        return rows[:, :, None] & columns[:, None, :]
+
+    def axes(self, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return which rows (B, H) and columns (B, W) have their centre inside, both bool."""
         row, column = _centres(self.top, height), _centres(self.top, width)
         rows = (row >= self.top[:, None]) & (row < self.bottom[:, None])
-        columns = (column >= self.left[:, None]) & (column < self.right[:, None])
-        return rows[:, :, None] & columns[:, None, :]
+        return rows, (column >= self.left[:, None]) & (column < self.right[:, None])
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,23 +304,22 @@ def augment(
     values = _move_pixels(images[:batch], params)
     if "truncate" in params.used:
         values = _stretch(values, params.kept)
-    uncovered = torch.ones_like(values[..., 0])
+    uncovered: Tensor | None = None
     if "occlude" in params.used:
         colour, opacity = _occluders(images, body, params, tiles)
         values = values * (1.0 - opacity) + colour * opacity
-        uncovered = uncovered - opacity[..., 0]
+        uncovered = 1.0 - opacity[..., 0]
     if "erase" in params.used:
         erased = params.erase.inside(height, width)
         # The mean colour of that image (paper, Sec. 4.2), before anything was done to it.
         mean = images[:batch].to(torch.float32).mean((1, 2), keepdim=True)
         values = torch.where(erased.unsqueeze(-1), mean, values)
-        uncovered = uncovered * ~erased
     if "jitter" in params.used:
         values = _jitter(values, params)
     return (
         normalise(values.permute(0, 3, 1, 2)),
-        _move_mask(parts, params, uncovered),
-        _move_mask(body[:batch], params, uncovered),
+        _move_mask(parts, params, (height, width), uncovered),
+        _move_mask(body[:batch], params, (height, width), uncovered),
     )
 
 
@@ -436,25 +439,38 @@ def _grey(values: Tensor) -> Tensor:
     return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue).unsqueeze(3)
 
 
-def _move_mask(mask: Tensor, params: AugmentParams, uncovered: Tensor) -> Tensor:
-    """Move masks (B, C, h, w) uint8 with their pixels; float32 in [0, 1], less what is covered.
+def _move_mask(mask: Tensor, params: AugmentParams, size: tuple[int, int], uncovered: Tensor | None) -> Tensor:
+    """Move masks (B, C, h, w) uint8 with their pixels; float32 in [0, 1], less what is covered or erased.
 
     Args:
         mask: The masks.
-        params: How the pixels moved.
-        uncovered: (B, H, W) share of each pixel that nothing covers.
+        params: How the pixels moved, and what is erased.
+        size: Height and width of the images.
+        uncovered: (B, H, W) share of each pixel that no occluder covers; None: all of it.
     """
     values = mask.to(torch.float32) / 255.0
     values = torch.where(params.flip[:, None, None, None], values.flip(3), values)
     if not params.used - {"jitter"}:
         return values
-    height, width = uncovered.shape[1:]
-    rows, columns = mask.shape[2:]
-    kept = params.kept
+    (height, width), (rows, columns), kept = size, mask.shape[2:], params.kept
     down = overlap(rows, height, params.dy + kept.top, kept.bottom - kept.top)
     across = overlap(columns, width, params.dx + kept.left, kept.right - kept.left)
-    pixels = down.unsqueeze(1) @ values @ across.unsqueeze(1).transpose(2, 3)
-    return F.adaptive_avg_pool2d(pixels * uncovered.unsqueeze(1), (rows, columns))
+    if uncovered is not None:
+        pixels = down.unsqueeze(1) @ values @ across.unsqueeze(1).transpose(2, 3)
+        left = uncovered * ~params.erase.inside(height, width) if "erase" in params.used else uncovered
+        return F.adaptive_avg_pool2d(pixels * left.unsqueeze(1), (rows, columns))
+    # Without occluders only rectangles are missing: a few products of the size of the mask instead of the image.
+    moved = _cells(down, rows) @ values @ _cells(across, columns).mT
+    if "erase" in params.used:
+        erased_rows, erased_columns = params.erase.axes(height, width)
+        erased_down, erased_across = down * erased_rows.unsqueeze(2), across * erased_columns.unsqueeze(2)
+        moved = moved - _cells(erased_down, rows) @ values @ _cells(erased_across, columns).mT
+    return moved.clamp(0.0, 1.0)
+
+
+def _cells(weights: Tensor, cells: int) -> Tensor:
+    """Average the pixels (B, L, n) of each cell: (B, 1, cells, n)."""
+    return weights.unflatten(1, (cells, -1)).mean(2).unsqueeze(1)
 
 
 def _centres(like: Tensor, count: int) -> Tensor:
