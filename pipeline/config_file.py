@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pipeline.config import RunConfig, Section, known_keys, section_of, suggestion
 from pipeline.errors import ConfigError, combine
 
-PRESETS = ("demo", "paper", "strong", "baseline")
+PRESETS = ("demo", "paper", "strong", "baseline", "finetune")
 
 _Tables = list[tuple[str, dict[str, Any]]]
 """Where each table comes from, and the table."""

@@ -29,7 +29,7 @@ ConfigOption = Annotated[
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", "-p", metavar="NAME", help="Start from a preset: demo, paper, strong or baseline."),
+    typer.Option("--preset", "-p", metavar="NAME", help="Start from a preset: demo, paper, strong, baseline or finetune."),
 ]
 SetOption = Annotated[
     list[str] | None,

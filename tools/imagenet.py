@@ -1,4 +1,4 @@
-"""Make the ImageNet weights that this package carries.
+"""Convert the ImageNet weights of this package.
 
 `python -m tools.imagenet [WEIGHTS] [--out FOLDER]`
 
