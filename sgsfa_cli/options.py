@@ -29,7 +29,9 @@ ConfigOption = Annotated[
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", "-p", metavar="NAME", help="Start from a preset: demo, paper, strong, baseline or finetune."),
+    typer.Option(
+        "--preset", "-p", metavar="NAME", help="Start from a preset: demo, paper, strong, baseline or finetune."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
