@@ -26,6 +26,7 @@ app = command_app()
 @app.command(
     epilog=examples(
         "sgsfa compare a.jpg b.jpg",
+        "sgsfa compare a.jpg b.jpg --out pair.html",
         "sgsfa compare a.jpg b.jpg --checkpoint model.safetensors --rule mean --json",
     )
 )
@@ -34,6 +35,10 @@ def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="A crop of a person.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another crop.")],
     checkpoint: CheckpointOption = Path("builtin"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Draw the pair: a page (.html) or a figure (.png)."),
+    ] = None,
     rule: Annotated[str | None, typer.Option(metavar="RULE", help="shrunk, mean, sum, query or all.")] = None,
     metric: Annotated[str | None, typer.Option(metavar="METRIC", help="cosine or euclidean.")] = None,
     visibility: Annotated[str | None, typer.Option(metavar="KIND", help="hard or soft.")] = None,
@@ -49,7 +54,9 @@ def compare(
     `sgsfa eval --verification` reports the error rates of thresholds on a test set.
     """
     from pipeline.evaluation.explain import explain_pair
-    from pipeline.features.embedder import embed
+    from pipeline.evaluation.report.page import save
+    from pipeline.evaluation.report.pair import draw_pair, pair_report
+    from pipeline.features.embedder import Embedder
     from pipeline.matching.distance import MatchingRule
     from sgsfa_cli.tables import draw_table
 
@@ -61,7 +68,21 @@ def compare(
         "extract.device": device,
     }
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
-    images = embed([first, second], checkpoint, settings.extract)
-    one, other = images.select(slice(0, 1)), images.select(slice(1, 2))
-    pair = explain_pair(one, other, MatchingRule.from_config(settings.matching))
+    _check_suffix(out)
+    embedder, paths = Embedder.load(checkpoint, settings.extract), [first, second]
+    images, rule_ = embedder.embed(paths), MatchingRule.from_config(settings.matching)
+    pair = explain_pair(images.select(slice(0, 1)), images.select(slice(1, 2)), rule_)
+    if out is not None:
+        masks = embedder.part_masks(paths) if embedder.part_dim else None
+        if out.suffix == ".png":
+            draw_pair(out, paths, pair, masks)
+        else:
+            save(pair_report(paths, images, rule_, masks), out)
     console.emit(pair.to_json(), json=json, draw=lambda: draw_table(pair.table()))
+
+
+def _check_suffix(out: Path | None) -> None:
+    from pipeline.errors import ConfigError
+
+    if out is not None and out.suffix not in (".html", ".png"):
+        raise ConfigError("pairs are drawn as .html or .png", where=out, hint=f"for example {out.with_suffix('.html')}")

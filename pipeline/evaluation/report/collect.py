@@ -148,33 +148,43 @@ def choose_queries(ap: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.in
 def _query(one: ReportInput, query: Features, gallery: Features, ranked: Rankings, reason: str, i: int) -> Query:
     table = one.evaluation.queries
     # An infinite distance marks the query's own identity and camera, at the end of a short gallery.
-    rows = ranked.nearest[i][np.isfinite(ranked.distances[i])]
-    found = gallery.select(rows)
-    terms = contributions(query.select(np.full(len(rows), i)), found, one.rule)
-    columns = np.stack([terms.distances, terms.weights, terms.distances * terms.weights], axis=2).round(_DIGITS)
-    shared = shared_parts(terms)
+    found = gallery.select(ranked.nearest[i][np.isfinite(ranked.distances[i])])
     return Query(
-        **_entry(query, i),
+        **entry_fields(query, i),
         ap=_number(table.ap[i]),
         first_hit=int(table.first_hit[i]) or None,
         fraction=_number(table.visible_fraction[i]),
         group=reason,
-        hits=[
-            Hit(
-                **_entry(found, j),
-                rank=j + 1,
-                distance=round(float(ranked.distances[i, j]), _DIGITS),
-                right=bool(found.pids[j] == query.pids[i]),
-                contributions=columns[j].tolist(),
-                shared=shared[j],
-            )
-            for j in range(len(rows))
-        ],
+        hits=explained_hits(query.select(np.full(len(found), i)), found, one.rule),
     )
 
 
-def _entry(side: Features, i: int) -> dict[str, Any]:
-    """Return the fields of an `Entry`."""
+def explained_hits(query: Features, found: Features, rule: MatchingRule) -> list[Hit]:
+    """Return ranked images with the terms of their distances.
+
+    Args:
+        query: (K) the query, once for each image.
+        found: (K) the images, nearest first.
+        rule: The matching rule.
+    """
+    terms = contributions(query, found, rule)
+    columns = np.stack([terms.distances, terms.weights, terms.distances * terms.weights], axis=2).round(_DIGITS)
+    shared, totals = shared_parts(terms), terms.totals
+    return [
+        Hit(
+            **entry_fields(found, j),
+            rank=j + 1,
+            distance=round(float(totals[j]), _DIGITS),
+            right=bool(found.pids[j] == query.pids[j]),
+            contributions=columns[j].tolist(),
+            shared=shared[j],
+        )
+        for j in range(len(found))
+    ]
+
+
+def entry_fields(side: Features, i: int) -> dict[str, Any]:
+    """Return the fields of the `Entry` of image i, without its places."""
     return {
         "name": str(side.names[i]),
         "pid": int(side.pids[i]),
