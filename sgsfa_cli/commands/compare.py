@@ -56,7 +56,7 @@ def compare(
     from pipeline.evaluation.explain import explain_pair
     from pipeline.evaluation.report.page import save
     from pipeline.evaluation.report.pair import draw_pair, pair_report
-    from pipeline.features.embedder import Embedder
+    from pipeline.features.embedder import Embedder, embed
     from pipeline.matching.distance import MatchingRule
     from sgsfa_cli.tables import draw_table
 
@@ -69,15 +69,15 @@ def compare(
     }
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
     _check_suffix(out)
-    embedder, paths = Embedder.load(checkpoint, settings.extract), [first, second]
-    images, rule_ = embedder.embed(paths), MatchingRule.from_config(settings.matching)
-    pair = explain_pair(images.select(slice(0, 1)), images.select(slice(1, 2)), rule_)
+    paths, matching_rule = [first, second], MatchingRule.from_config(settings.matching)
+    images = embed(paths, checkpoint, settings.extract)
+    pair = explain_pair(images.select(slice(0, 1)), images.select(slice(1, 2)), matching_rule)
     if out is not None:
-        masks = embedder.part_masks(paths) if embedder.part_dim else None
+        masks = Embedder.load(checkpoint, settings.extract).part_masks(paths) if images.part_dim else None
         if out.suffix == ".png":
             draw_pair(out, paths, pair, masks)
         else:
-            save(pair_report(paths, images, rule_, masks), out)
+            save(pair_report(paths, images, matching_rule, masks), out)
     console.emit(pair.to_json(), json=json, draw=lambda: draw_table(pair.table()))
 
 

@@ -42,7 +42,7 @@ def report(
     source: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RUN|FEATURES]",
+            metavar="RUN|FEATURES",
             help="An artifact of the stage eval, or a features file. Without it: the configured run.",
         ),
     ] = None,

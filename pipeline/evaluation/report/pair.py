@@ -40,9 +40,11 @@ def pair_report(
         # Unreadable images would have raised an error before.
         store.add_masks(paths, lambda _: masks)
     first, second = images.select(slice(0, 1)), images.select(slice(1, 2))
-    places = [{"name": path.name, "image": store.image(path), "mask": store.mask(path)} for path in paths]
+    places = [(path.name, store.image(path), store.mask(path)) for path in paths]
     (hit,) = explained_hits(first, second, rule)
-    query = Query(**(entry_fields(first, 0) | places[0]), hits=[replace(hit, **places[1])])
+    name, image, mask = places[1]
+    hit = replace(hit, name=name, image=image, mask=mask)
+    query = Query(**(entry_fields(first, 0) | dict(zip(("name", "image", "mask"), places[0], strict=True))), hits=[hit])
     return Report(
         title=f"{paths[0].name} and {paths[1].name}: distance {hit.distance:.3f}",
         version=__version__,
@@ -71,7 +73,7 @@ def draw_pair(path: Path, paths: Sequence[Path], pair: PairExplanation, masks: n
     """
     columns = 1 if masks is None else 1 + len(SEMANTIC)
     figure = Figure(figsize=(1.6 * columns + 4.2, 6.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.6 * columns, 4.2))
+    left, right = figure.subfigures(1, 2, width_ratios=(1.6 * columns, 4.2), squeeze=False)[0]
     panels = left.subplots(2, columns, squeeze=False)
     for row, image_path in enumerate(paths):
         pixels = read_resized(image_path, HEIGHT, WIDTH)

@@ -145,7 +145,7 @@ def add_unusable(root: Path) -> dict[str, str]:
     frames = [Image.new("L", (32, 64), value) for value in (0, 255)]
     frames[0].save(root / "cam0" / "film.gif", save_all=True, append_images=frames[1:])
     reasons = {name: word for name, (_, word) in contents.items()}
-    return reasons | {"cam0/one.png": "absurd", "cam0/strip.png": "absurd", "cam0/film.gif": "animation"}
+    return reasons | {"cam0/one.png": "implausible", "cam0/strip.png": "implausible", "cam0/film.gif": "animation"}
 
 
 def test_bad_images_are_listed_and_disturb_no_other(tmp_path: Path, people: People, tiny_parser: str) -> None:
