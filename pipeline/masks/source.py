@@ -216,13 +216,13 @@ def _require_some(maps: LabelMaps, names: Sequence[str]) -> None:
             failures.append((name, error))
     if not failures:
         return
-    first, error = failures[0]
+    first, fault = failures[0]
     tried, existing = maps.describe_missing(first)
     counts = f"{len(failures):,} of {len(names):,}"
     holds = f"the folder holds {existing}" if existing else "the folder holds no files"
     message, expected = f"{counts} images have no label map; {holds}", f"for {first} one of {tried}"
-    if error.expected:
-        message, expected = f"{counts} images have no label map of their own: {error.message}", error.expected
+    if fault.expected:
+        message, expected = f"{counts} images have no label map of their own: {fault.message}", fault.expected
     if len(failures) == len(names):
         raise ConfigError(message, where=maps.folder, expected=expected)
     _LOG.warning("%s: %s; expected %s", maps.folder, message, expected)

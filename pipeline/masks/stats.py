@@ -84,9 +84,9 @@ def mask_stats(masks: Masks, *, worst: int = WORST) -> MaskStats:
     """
     good = np.flatnonzero(masks.status == OK)
     parts, body, quality = masks.parts[good], masks.body[good], masks.quality[good]
-    areas, heights, body = part_area(parts), centroid_rows(parts), body_area(body)
+    areas, heights, bodies = part_area(parts), centroid_rows(parts), body_area(body)
     present = ~np.isnan(heights)
-    sound_area = (body >= PLAUSIBLE_AREA[0]) & (body <= PLAUSIBLE_AREA[1])
+    sound_area = (bodies >= PLAUSIBLE_AREA[0]) & (bodies <= PLAUSIBLE_AREA[1])
     sound_order = np.asarray(plausible_order(parts) == 1)
     complete = np.asarray(present.all(axis=1))
     per_part = tuple(
@@ -105,9 +105,9 @@ def mask_stats(masks: Masks, *, worst: int = WORST) -> MaskStats:
         pending=int((masks.status == PENDING).sum()),
         failed=int((masks.status == FAILED).sum()),
         parts=per_part,
-        area_mean=_mean(body),
+        area_mean=_mean(bodies),
         area_plausible=_share(sound_area),
-        empty=_share(np.asarray(body < EMPTY)),
+        empty=_share(np.asarray(bodies < EMPTY)),
         complete=_share(complete),
         order_plausible=_share(sound_order[complete]),
         implausible=_share(np.asarray(~(sound_area & sound_order))),

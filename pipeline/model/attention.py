@@ -145,7 +145,7 @@ def averaged_to(masks: Tensor, size: Sequence[int]) -> Tensor:
     rows, columns = masks.shape[2] // height, masks.shape[3] // width
     if rows == columns == 1:
         return masks
-    return masks.unflatten(3, (width, columns)).unflatten(2, (height, rows)).mean((3, 5))
+    return masks.reshape(*masks.shape[:2], height, rows, width, columns).mean((3, 5))
 
 
 class PartEmbeddings(nn.Module):

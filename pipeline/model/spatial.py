@@ -154,7 +154,7 @@ def strip_visibility(parts: Tensor, strips: Tensor) -> tuple[Tensor, Tensor]:
 
 def strips_to(strips: Tensor, rows: int) -> Tensor:
     """Return row masks (B, 3, H) of strips as shares of the rows of a coarser map, whose `rows` divide H."""
-    return strips.unflatten(2, (rows, -1)).mean(3)
+    return strips.reshape(*strips.shape[:2], rows, -1).mean(3)
 
 
 def choose_features(visible: Tensor) -> Tensor:

@@ -68,8 +68,8 @@ def build_timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
     names, channels = list(network.keys()), info.channels()
     levels = _levels(reductions)
     cuts = [0, *(_cut_after(name, info[level]["module"], names) for level in levels)]
-    stages = [_Stage(network, names[begin:end]) for begin, end in itertools.pairwise(cuts)]
-    return Backbone(*stages, BackboneInfo(*(int(channels[level]) for level in levels)))
+    early, middle, deep, last = (_Stage(network, names[begin:end]) for begin, end in itertools.pairwise(cuts))
+    return Backbone(early, middle, deep, last, BackboneInfo(*(int(channels[level]) for level in levels)))
 
 
 def _levels(reductions: Sequence[int]) -> tuple[int, int, int, int]:

@@ -384,7 +384,7 @@ def _occluders(images: Tensor, body: Tensor, params: AugmentParams, tiles: Tenso
     rows = _inside(where.top, where.bottom, height)
     columns = _inside(where.left, where.right, width)
     columns = torch.where(params.mirrored[:, None], -columns, columns)
-    grid = torch.stack(torch.broadcast_tensors(columns[:, None, :], rows[:, :, None]), 3)
+    grid = torch.stack([columns[:, None, :].expand(-1, height, -1), rows[:, :, None].expand(-1, -1, width)], 3)
     thing = _sampled(_premultiplied(tiles[params.tile].to(torch.float32)), grid)
 
     donor = params.donor.clamp_min(0)
@@ -396,7 +396,8 @@ def _occluders(images: Tensor, body: Tensor, params: AugmentParams, tiles: Tenso
     # Without a mask of its own a person cannot be cut out.
     is_person = (params.donor >= 0) & (body[donor] > 0).flatten(1).any(1)
     pasted = torch.where(is_person[:, None, None, None], _sampled(_premultiplied(person), grid), thing)
-    colour, opacity = pasted.permute(0, 2, 3, 1).split([3, 1], 3)
+    pasted = pasted.permute(0, 2, 3, 1)
+    colour, opacity = pasted[..., :3], pasted[..., 3:]
     shaded = (colour * params.shade[:, None, None, None] / opacity.clamp_min(1e-3)).clamp(0, 255)
     return shaded, opacity
 
@@ -470,7 +471,7 @@ def _move_mask(mask: Tensor, params: AugmentParams, size: tuple[int, int], uncov
 
 def _cells(weights: Tensor, cells: int) -> Tensor:
     """Average the pixels (B, L, n) of each cell: (B, 1, cells, n)."""
-    return weights.unflatten(1, (cells, -1)).mean(2).unsqueeze(1)
+    return weights.reshape(len(weights), cells, -1, weights.shape[2]).mean(2).unsqueeze(1)
 
 
 def _centres(like: Tensor, count: int) -> Tensor:
