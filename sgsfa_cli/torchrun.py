@@ -32,7 +32,11 @@ def record_error(error: BaseException) -> bool:
         return True
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-    get_error_handler().record_exception(error)
+    from pipeline.runtime.process_group import LostProcessError
+
+    # The process that ended first reports the cause.
+    if not isinstance(error, LostProcessError):
+        get_error_handler().record_exception(error)
     return is_main()
 
 

@@ -38,6 +38,10 @@ _COLLECTIVE_TIMEOUT = timedelta(days=1)
 """Other ranks wait in a collective while rank 0 builds masks or evaluates, which may take hours."""
 
 
+class LostProcessError(DeviceError):
+    """Another process of the run ended; its own error is the cause."""
+
+
 @dataclass(frozen=True, slots=True)
 class RankInfo:
     """The place of this process among those of the run.
@@ -162,7 +166,7 @@ def process_group() -> Iterator[RankInfo]:
     except RuntimeError as error:
         if not _is_connection_loss(error):
             raise
-        raise DeviceError(
+        raise LostProcessError(
             "another process of this run ended",
             expected=f"all {info.world_size} processes alive until the end",
             hint="torchrun's report names it; start the same command again to resume from the last saved state",

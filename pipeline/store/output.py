@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import ArtifactError, SgsfaError
-from pipeline.runtime.files import error_number, fsync_path, is_no_space
+from pipeline.runtime.files import error_number, fsync_path, is_no_space, is_temporary
 from pipeline.store.lock import exclusive
 
 _STORAGE_ERRORS = frozenset(
@@ -43,6 +44,10 @@ def output(path: Path, kind: str) -> Iterator[Path]:
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(path.with_name(path.name + ".lock"), path, kind):
+            # Leftovers of a killed process; no other process writes here while the lock is held.
+            for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+                if is_temporary(leftover):
+                    leftover.unlink(missing_ok=True)
             yield partial
             if partial.exists():
                 fsync_path(partial)

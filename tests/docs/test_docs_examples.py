@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^( *)```(sh|python)\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
 FOREIGN = re.compile(
-    "/data/|/shared/|schp:|onnx:|photos-parsed|resnet50.pth|timm:|tcp://|SLURM|preset (demo|transfer)|-duke|market1501"
+    "/data/|/shared/|schp:|onnx:|photos-parsed|resnet50.pth|timm:|tcp://|SLURM|preset (demo|transfer|finetune)|-duke"
+    "|market1501"
 )
 BUILTIN = re.compile(r"load_model\(\)|gallery photos|compare a.jpg b.jpg *(#|$)")
 """Examples that use the model in this package."""
@@ -28,7 +29,8 @@ SMALL = [
     *("train.epochs=1", "train.identities=2", "train.instances=2", "matching.pictures=1"),
 ]
 ACCEPT_SET = re.compile(
-    r"sgsfa (run|status|init|train|masks build(?! folder| \w+:)|extract(?!.*--out)|eval(?!.*--features))"
+    r"sgsfa (run|status|init|train|report(?!.*features)|masks build(?! folder| \w+:)|extract(?!.*--out)"
+    r"|eval(?!.*--features))"
 )
 
 

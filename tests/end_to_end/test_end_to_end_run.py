@@ -138,7 +138,9 @@ def assert_same_files(first, second):
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
     one, other = (json.loads(only(folder, "eval/*/result.json").read_text()) for folder in (first, second))
-    assert one["rows"] == other["rows"]
+    for name, result in one["tests"].items():
+        for key in ("metrics", "counts", "breakdown"):
+            assert result[key] == other["tests"][name][key], key
 
 
 def leftovers(folder):
@@ -148,11 +150,11 @@ def leftovers(folder):
 @pytest.mark.slow
 def test_a_second_run_does_nothing_and_a_changed_rule_evaluates_only(done):
     text = call(done, "run").stdout
-    assert "Nothing to do" in text
+    assert "up to date" in text
     assert "colour histogram" in text
     report = json.loads(call(done, "run", "--set", "matching.rule=mean", "--json", "--quiet").stdout)
     assert [stage["action"] for stage in report["stages"]] == [*["reused"] * 4, "ran"]
-    assert "as published" in call(done, "artifacts", "verify").stdout
+    assert "intact" in call(done, "artifacts", "verify").stdout
     assert leftovers(done) == []
 
 
@@ -161,7 +163,7 @@ def test_an_idle_run_does_not_wait_for_torch(done):
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom sgsfa_cli.main import app\n"
         "result = CliRunner().invoke(app, ['run'])\n"
-        "assert 'Nothing to do' in result.stdout, result.output\nprint('torch' in sys.modules)\n"
+        "assert 'up to date' in result.stdout, result.output\nprint('torch' in sys.modules)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
@@ -212,7 +214,7 @@ def test_ctrl_c_ends_with_130_and_the_next_run_resumes(fresh):
     assert "Traceback" not in errors
     states = {each["stage"]: each["state"] for each in json.loads(call(fresh, "status", "--json").stdout)["stages"]}
     assert states["train"] == "incomplete"
-    assert "resumed and done" in call(fresh, "run").stdout
+    assert "resumed and finished" in call(fresh, "run").stdout
 
 
 # Bad input: a message that a stranger understands, and the right code

@@ -33,7 +33,7 @@ def main() -> None:
             return exchange(values)
         if rank_info().rank != rank:
             time.sleep(3600)
-        raise DeviceError("planted for users") if kind == "user" else ValueError("planted as an internal error")
+        raise DeviceError("planted for users") if kind == "user" else ValueError("planted for developers")
 
     def waiting(*_: Any) -> None:
         time.sleep(3600)

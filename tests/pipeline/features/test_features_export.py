@@ -35,7 +35,7 @@ def checkpoint(path: Path, **changes: object) -> Path:
     )
     network = build_model(config, 4).eval()
     if isinstance(network, SGSFA):
-        network.centre(
+        network.set_centres(
             torch.randn(7, 8) / 10, torch.randn(network(torch.zeros(1, 3, HEIGHT, WIDTH)).global_feature.shape[1]) / 10
         )
     save_checkpoint(path, network, CheckpointMeta(config, 4, (0.1, 0.2, 0.3, 0.05, 0.1, 0.1, 0.1), trained_on="toy"))

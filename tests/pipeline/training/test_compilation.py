@@ -91,7 +91,7 @@ def test_losses__have_the_gradients_of_the_eager_ones(caplog: pytest.LogCaptureF
         torch.testing.assert_close(two.stacked(), one.stacked(), rtol=1e-5, atol=1e-5)
         # Twice the first step's: the trial adds nothing.
         assert_same_gradients(gradients(compiled), gradients(plain))
-        assert step == 0 or not caplog.records
+        assert step == 0 or not [record for record in caplog.records if record.name.startswith("sgsfa")]
 
 
 def test_function__stays_eager_where_compiling_fails(

@@ -243,4 +243,4 @@ def test_error__in_one_process_ends_all_and_is_the_root_cause(tmp_path: Path, ra
         assert "DeviceError: planted for users" in report
         assert "internal error" not in done.stderr
     else:
-        assert "ValueError: planted as an internal error" in report
+        assert "ValueError: planted for developers" in report

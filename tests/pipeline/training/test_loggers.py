@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,10 @@ def test_wandb__writes_an_offline_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.delenv("WANDB_MODE", raising=False)
     write_two_steps(tmp_path, "wandb")
     (run,) = (tmp_path / "wandb").glob("wandb/offline-run-*/run-*.wandb")
+    # Another process writes the file.
+    deadline = time.monotonic() + 30
+    while b"step/loss" not in run.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert b"step/loss" in run.read_bytes()
 
 
