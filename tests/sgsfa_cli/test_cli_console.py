@@ -103,7 +103,14 @@ def test_log__quiet_keeps_warnings_and_shows_no_progress(capsys):
 
 
 def test_log__other_ranks_report_errors_only(monkeypatch, capsys):
-    launch = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_RANK": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}
+    launch = {
+        "RANK": 1,
+        "WORLD_SIZE": 2,
+        "LOCAL_RANK": 1,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": 29500,
+    }
     for name, value in launch.items():
         monkeypatch.setenv(name, str(value))
     console.begin()

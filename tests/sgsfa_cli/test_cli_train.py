@@ -126,7 +126,7 @@ def test_extract__of_a_run_and_of_any_images(tmp_path: Path) -> None:
     [
         (("train", "-c", "few.toml", "--weights", "missing.pth"), "not found"),
         (("train", "-c", "few.toml", "--set", "train.identities=9"), "identities"),
-        (("extract", "--data", "csv:people/people.csv"), "missing: --checkpoint"),
+        (("extract", "--data", "csv:people/people.csv"), "missing: --out"),
         (("extract", "-c", "few.toml", "--split", "query"), "--split"),
         (
             ("extract", "--data", "csv:people/people.csv", "--checkpoint", "x", "--out", "y", "--split", "z"),
