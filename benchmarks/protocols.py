@@ -7,7 +7,8 @@ once per training set. Workers share the device; each finished cell is one line 
 command resumes where an interrupted one stopped. At the end the lines become `benchmarks/results/NAME.json` with mean
 and standard deviation over the seeds.
 
-    python -m benchmarks.protocols --suite market-split --data market=csv:dev_split.csv --workers 4
+    python -m benchmarks.protocols --suite market-recipe --data market=csv:dev_split.csv \
+        --data occluded-market=csv:occluded/dataset.csv --workers 4
 """
 
 from __future__ import annotations

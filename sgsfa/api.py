@@ -120,7 +120,7 @@ def train(
         workdir: Folder of the results, `model.safetensors` among them.
         dataset: A data set, or what `open_dataset` opens.
         masks: Its mask file; a `baseline` needs none.
-        preset: `strong`, `paper`, `baseline` or `demo`.
+        preset: `strong`, `paper`, `baseline`, `finetune` or `demo`.
         settings: Values by configuration key, as in `{"train.epochs": 60, "model.backbone": "resnet50"}`.
         progress: Show progress bars.
 
@@ -393,7 +393,7 @@ def load_config(
 
     Args:
         path: A TOML file.
-        preset: `demo`, `strong`, `paper` or `baseline`.
+        preset: `demo`, `strong`, `paper`, `baseline` or `finetune`.
         settings: Values by key, as in `{"train.epochs": 60}`.
 
     Raises:

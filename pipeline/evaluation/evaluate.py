@@ -354,7 +354,7 @@ def _intervals(metrics: RankMetrics, samples: int) -> dict[str, Interval]:
 def _protocol(config: MatchingConfig) -> dict[str, JsonScalar]:
     """Return the decisive choices of matching, by their names in the configuration."""
     table = config.model_dump(mode="json")
-    left_out = {"features", "pictures", "breakdown", "histogram", "bootstrap", "verification"}
+    left_out = {"features", "pictures", "report", "breakdown", "histogram", "bootstrap", "verification"}
     return {name: table[name] for name in config.decisive_fields() if name not in left_out}
 
 

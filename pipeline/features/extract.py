@@ -82,6 +82,7 @@ def extract_file(
         if not ranks.is_main:
             return extract(out, dataset=dataset, records=records, checkpoint=checkpoint, config=config)
         with output(out, "features file") as partial:
+            interrupted = partial.exists()
             report = extract(
                 partial,
                 dataset=dataset,
@@ -94,7 +95,7 @@ def extract_file(
             if as_npz:
                 write_npz(out, FeatureFile.open(partial).load())
                 partial.unlink()
-            elif out.exists() and report.resumed == report.total:
+            elif not interrupted and out.exists() and report.resumed == report.total:
                 partial.unlink()  # a copy without changes
         return report
 

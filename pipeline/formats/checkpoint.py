@@ -142,7 +142,10 @@ def read_meta(path: Path) -> CheckpointMeta:
             expected="a model.safetensors of a training",
             hint=_BACKBONE,
         )
-    header: dict[str, Any] = json.loads(metadata[_KEY])
+    try:
+        header: dict[str, Any] = dict(json.loads(metadata[_KEY]))
+    except (ValueError, TypeError) as error:
+        raise WeightsError("checkpoint header is damaged", where=path, cause=error) from error
     if (found := header.pop("format", 0)) != CHECKPOINT_FORMAT:
         raise WeightsError(
             f"checkpoint has format {found}",

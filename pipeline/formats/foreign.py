@@ -94,7 +94,7 @@ def sniff(path: Path) -> Content:
     if not data.strip(b"\0"):
         return "zeros"
     # ModelProto: field 1 (ir_version, a small number), then one of its other fields.
-    if data[:1] == b"\x08" and data[1] < 128 and data[2:3] in b"\x12\x1a\x22\x28\x32\x3a\x42\x72":
+    if len(data) > 2 and data[:1] == b"\x08" and data[1] < 128 and data[2:3] in b"\x12\x1a\x22\x28\x32\x3a\x42\x72":
         return "onnx"
     return _sniff_text(data)
 
@@ -158,7 +158,8 @@ def check_file(
         raise WeightsError(f"{title} not found", where=path, expected=wanted)
     try:
         content = sniff(path)
-        begin = path.open("rb").read(60) if content in ("html", "text") else b""
+        with path.open("rb") as stream:
+            begin = stream.read(60) if content in ("html", "text") else b""
     except OSError as error:
         raise WeightsError(f"the {title} cannot be read: {error.strerror or error}", where=path) from error
     if content in accepted or content == "unknown":

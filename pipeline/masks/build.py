@@ -83,10 +83,11 @@ def build_mask_file(
         UserError: As for `build_masks`.
     """
     with output(out, "mask file") as partial:
+        interrupted = partial.exists()
         report = build_masks(
             partial, root=root, names=names, config=config, label_maps=label_maps, progress=progress, published=out
         )
-        if out.exists() and report.resumed == report.total:
+        if not interrupted and out.exists() and report.resumed == report.total:
             partial.unlink()  # a copy without changes
     return report
 

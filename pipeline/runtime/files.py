@@ -126,7 +126,8 @@ def sha256_bytes(data: bytes) -> str:
 def fsync_path(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk."""
     try:
-        handle = os.open(path, os.O_RDONLY)
+        # Windows flushes handles that may write only.
+        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     except PermissionError:
         # Windows cannot open folders; its renames are durable without.
         if os.name == "nt" and path.is_dir():

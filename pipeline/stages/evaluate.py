@@ -79,9 +79,11 @@ class Evaluate(Stage):
 
     def _check_features(self) -> str:
         from pipeline.formats.feature_file import FeatureFile
+        from pipeline.formats.features import Features
 
-        assert self.config.matching.features is not None
-        file = FeatureFile.open(self.config.matching.features)
+        path = self.config.matching.features
+        assert path is not None
+        file = Features.load(path) if path.suffix == ".npz" else FeatureFile.open(path)
         counts = {split: len(file.split_rows(split)) for split in ("query", "gallery")}
         for split, count in counts.items():
             if not count:
@@ -98,13 +100,13 @@ class Evaluate(Stage):
         from pipeline.formats.results import save_results
 
         results, tests = [], []
-        for name, features, test in self._evaluations():
+        for name, features, test in self.evaluations():
             dataset = None if test is None else self.sources.open(test.spec)
             found = evaluate(features, dataset=dataset, config=self.config.matching, progress=progress)
             # Two data sets may have one name; their folders have not.
             found = replace(found, result=replace(found.result, test_set=name))
             results.append(found.save(folder / name, dataset))
-            tests.append(Evaluated(features, dataset, found))
+            tests.append(Evaluated(features, dataset, found, name))
         save_results(folder / RESULT_FILE, results)
         if self.config.matching.report:
             self._write_report(folder / REPORT_FILE, tests, progress)
@@ -126,7 +128,7 @@ class Evaluate(Stage):
         )
         save(report, path)
 
-    def _evaluations(self) -> list[tuple[str, Path, TestSet | None]]:
+    def evaluations(self) -> list[tuple[str, Path, TestSet | None]]:
         """Return name, features file and test set of each evaluation."""
         given = self.config.matching.features
         if given is not None:

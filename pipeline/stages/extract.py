@@ -74,6 +74,7 @@ class Extract(Stage):
     def run(self, folder: Path, progress: Progress) -> StageReport:
         """Extract one test set after the other."""
         from pipeline.features.extract import extract
+        from pipeline.runtime.process_group import rank_info
 
         config, sources = self.config, self.sources
         checkpoint = self._given() or sources.folder("train") / CHECKPOINT
@@ -82,7 +83,8 @@ class Extract(Stage):
         rates = {}
         tests = sources.tests()
         for test in tests:
-            (folder / test.name).mkdir(exist_ok=True)
+            if rank_info().is_main:
+                (folder / test.name).mkdir(exist_ok=True)
             report = extract(
                 folder / test.name / FEATURES_FILE,
                 dataset=sources.open(test.spec),

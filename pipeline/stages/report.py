@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import MatchingConfig, RunConfig
+from pipeline.config import ExtractConfig, MatchingConfig, RunConfig
 from pipeline.formats.checkpoint import read_meta, resolve_checkpoint
+from pipeline.runtime.memory import memory_advice
 from pipeline.runtime.progress import SILENT, Progress
-from pipeline.stages.extract import FEATURES_FILE
 from pipeline.stages.train import CHECKPOINT
 
 if TYPE_CHECKING:
@@ -34,11 +34,21 @@ class Evaluated:
         features: Its features file.
         dataset: Its images; None: no thumbnails.
         evaluation: Its evaluation; None: it is evaluated now.
+        name: Its name in the run; None: that of the evaluation.
     """
 
     features: Path
     dataset: Dataset | None = None
     evaluation: Evaluation | None = None
+    name: str | None = None
+
+    def evaluated(self, config: MatchingConfig, progress: Progress) -> Evaluation:
+        """Return the evaluation under the name of the test set."""
+        from pipeline.evaluation.evaluate import evaluate
+
+        found = self.evaluation or evaluate(self.features, dataset=self.dataset, config=config, progress=progress)
+        # Two data sets may have one name; a run names them apart.
+        return found if self.name is None else replace(found, result=replace(found.result, test_set=self.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +93,6 @@ def build_report(
         WeightsError: The checkpoint is missing or damaged.
     """
     from pipeline.evaluation.comparison import compare_runs, load_queries, match_queries
-    from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.report.collect import ReportInput, collect
     from pipeline.formats.features import Features
     from pipeline.matching.distance import MatchingRule
@@ -95,11 +104,10 @@ def build_report(
     meta = None if checkpoint is None else read_meta(resolve_checkpoint(checkpoint))
     masks = None
     if options.images and checkpoint is not None and meta is not None and meta.model.kind != "baseline":
-        masks = partial(_part_masks, checkpoint, progress)
+        masks = partial(_part_masks, checkpoint, config.device, progress)
     inputs = [
         ReportInput(
-            evaluation=test.evaluation
-            or evaluate(test.features, dataset=test.dataset, config=config, progress=progress),
+            evaluation=test.evaluated(config, progress),
             features=Features.load(test.features),
             rule=MatchingRule.from_config(config),
             dataset=test.dataset,
@@ -116,7 +124,11 @@ def build_report(
             name: compare_runs(name, *pair) for name, pair in match_queries(tables, before, options.against).items()
         }
         inputs = [replace(one, comparison=comparisons.get(one.evaluation.result.test_set)) for one in inputs]
-    return collect(inputs, title=title, queries=options.queries, images=options.images)
+    changed = [name for name, on in (("re-ranking", config.rerank), ("query expansion", config.query_expansion)) if on]
+    notices = []
+    if changed:
+        notices = [f"Metrics include {' and '.join(changed)}; the rankings, failure groups and distances do not."]
+    return collect(inputs, title=title, queries=options.queries, images=options.images, notices=notices)
 
 
 def report_of_run(config: RunConfig, *, options: ReportOptions | None = None, progress: Progress = SILENT) -> Report:
@@ -125,13 +137,18 @@ def report_of_run(config: RunConfig, *, options: ReportOptions | None = None, pr
     Raises:
         ArtifactError: A stage before `eval` is not up to date.
     """
+    from pipeline.stages.evaluate import Evaluate
     from pipeline.stages.plan import make_plan
 
     sources = make_plan(config, from_stage="eval", until="eval").sources
-    folder = sources.folder("extract")
-    checkpoint, training = training_files(config, sources.folders.get("train"))
+    own = config.matching.features is None
+    checkpoint, training = training_files(config, sources.folders.get("train")) if own else (None, None)
+    tests = [
+        Evaluated(features, None if test is None else sources.open(test.spec), name=name)
+        for name, features, test in Evaluate(config, sources).evaluations()
+    ]
     return build_report(
-        [Evaluated(folder / test.name / FEATURES_FILE, sources.open(test.spec)) for test in sources.tests()],
+        tests,
         config=config.matching,
         checkpoint=checkpoint,
         training=training,
@@ -156,11 +173,12 @@ def training_files(config: RunConfig, folder: Path | None) -> tuple[Path | None,
     return folder / CHECKPOINT, metrics if metrics.is_file() else None
 
 
-def _part_masks(checkpoint: Path, progress: Progress, paths: Sequence[Path]) -> npt.NDArray[np.uint8]:
+def _part_masks(checkpoint: Path, device: str, progress: Progress, paths: Sequence[Path]) -> npt.NDArray[np.uint8]:
     from pipeline.features.embedder import Embedder
 
-    with progress.task("part masks", total=len(paths)) as task:
-        return Embedder.load(checkpoint).part_masks(paths, done=task.advance)
+    settings = ExtractConfig(device=device)
+    with memory_advice("extract", settings), progress.task("part masks", total=len(paths)) as task:
+        return Embedder.load(checkpoint, settings).part_masks(paths, done=task.advance)
 
 
 def _visibility(figures: Mapping[str, object]) -> dict[str, Mapping[str, float]]:

@@ -26,6 +26,10 @@ class NewerManifestError(ArtifactError):
     """A manifest was written by a newer version of sgsfa."""
 
 
+class UnreadableManifestError(ArtifactError):
+    """The manifest exists, but the system could not read it now."""
+
+
 @dataclass(frozen=True, slots=True)
 class FileEntry:
     """One file of an artifact: its size in bytes and the SHA-256 of its content."""
@@ -113,7 +117,14 @@ def read_manifest(folder: Path) -> Manifest:
         table.pop("fingerprint")
         files = {name: FileEntry(**entry) for name, entry in table.pop("files").items()}
         return Manifest(files=files, provenance=Provenance(table.pop("provenance")), **table)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            # The artifact may be good: neither replaced nor pruned for a failure of the disk.
+            raise UnreadableManifestError(
+                "cannot read the manifest", where=path, hint="check its permissions and the disk", cause=error
+            ) from error
+        raise ArtifactError("cannot read the manifest", where=path, hint="delete the folder", cause=error) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError("cannot read the manifest", where=path, hint="delete the folder", cause=error) from error
 
 

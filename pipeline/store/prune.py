@@ -11,7 +11,7 @@ from pipeline.errors import LockedError
 from pipeline.runtime.files import is_temporary
 from pipeline.store.artifact import DISCARDED, Artifact, lock_file, partial_folder, scan
 from pipeline.store.lock import exclusive, owner
-from pipeline.store.manifest import NewerManifestError
+from pipeline.store.manifest import NewerManifestError, UnreadableManifestError
 from pipeline.store.publish import discard
 
 
@@ -57,7 +57,7 @@ def remove(removals: Sequence[Removal]) -> tuple[Removal, ...]:
             with _locked(removal.path):
                 if removal.path.is_dir():
                     discard(removal.path)
-                else:
+                elif removal.path.suffix != ".lock":  # the holder of a lock removes its file
                     removal.path.unlink(missing_ok=True)
         except LockedError:
             busy.append(removal)
@@ -73,7 +73,11 @@ def folder_bytes(path: Path) -> int:
 
 def _reason(artifact: Artifact, kept: set[Path]) -> str | None:
     if artifact.fault is not None:
-        return None if isinstance(artifact.fault, NewerManifestError) else f"broken: {artifact.fault.message}"
+        return (
+            None
+            if isinstance(artifact.fault, NewerManifestError | UnreadableManifestError)
+            else f"broken: {artifact.fault.message}"
+        )
     if artifact.path.resolve() in kept:
         return None
     return "not used by the configuration" if artifact.manifest else "incomplete, and not used by the configuration"

@@ -37,8 +37,7 @@ def pair_report(
     """
     store = ImageStore()
     if masks is not None:
-        # Unreadable images would have raised an error before.
-        store.add_masks(paths, lambda _: masks)
+        store.add_masks(paths, lambda missing: masks[[list(paths).index(path) for path in missing]])
     first, second = images.select(slice(0, 1)), images.select(slice(1, 2))
     places = [(path.name, store.image(path), store.mask(path)) for path in paths]
     (hit,) = explained_hits(first, second, rule)

@@ -41,3 +41,9 @@ def test_draw_pair__writes_a_png(paths: list[Path], tmp_path: Path, with_masks: 
     with Image.open(tmp_path / "pair.png") as image:
         assert image.format == "PNG"
         assert min(image.size) > 300
+
+
+def test_pair_report__of_an_image_with_itself(paths: list[Path]) -> None:
+    masks = np.zeros((2, 4, 8, 4), np.uint8)
+    report = pair_report([paths[0], paths[0]], clustered(2, 1), MatchingRule(), masks)
+    assert (len(report.images), len(report.masks)) == (1, 1)
