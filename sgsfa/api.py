@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import ExtractConfig, RunConfig, Section
+from pipeline.config import RunConfig, Section
 from pipeline.config_file import load_config as _load_config
 from pipeline.errors import ConfigError, DataError
+from pipeline.evaluation.report import QUERIES
 from pipeline.runtime.progress import SILENT, Progress
 from sgsfa.datasets import from_records
 
@@ -271,23 +272,14 @@ def search(
         SgsfaError: An image, the gallery or the checkpoint cannot be used.
     """
     from pipeline.evaluation.search import search_gallery
-    from pipeline.features.extract import embed_records
-    from pipeline.formats.feature_file import FeatureFile
+    from pipeline.features.extract import embed_for_search
     from pipeline.formats.features import Features
 
     config, bars = _section("matching", settings).matching, _bars(progress)
-    others: FeatureFile | Features
-    if isinstance(gallery, Features):
-        others = gallery
-    elif isinstance(gallery, str | Path) and Path(gallery).is_file():
-        others = Features.load(Path(gallery)) if Path(gallery).suffix == ".npz" else FeatureFile.open(Path(gallery))
-    else:
-        opened = _opened(gallery)
-        others = embed_records(opened, opened.split("gallery", "all"), checkpoint, ExtractConfig(), progress=bars)
-    if not isinstance(query, Features):
-        images = [query] if isinstance(query, str | Path) else query
-        query = load_model(checkpoint, flip=bool(others.provenance.values.get("flip", False))).embed(images)
-    return search_gallery(query, others, k=k, config=config, approximate=approximate, progress=bars)
+    images = [query] if isinstance(query, str | Path) else query
+    opened = gallery if isinstance(gallery, Features | str | Path) else _opened(gallery)
+    asked, others = embed_for_search(images, opened, checkpoint, progress=bars)
+    return search_gallery(asked, others, k=k, config=config, approximate=approximate, progress=bars)
 
 
 def compare(
@@ -324,7 +316,7 @@ def report(
     out: PathLike = "report.html",
     checkpoint: PathLike | None = None,
     against: PathLike | None = None,
-    queries: int = 200,
+    queries: int = QUERIES,
     images: bool = True,
     progress: bool = False,
     **settings: Any,

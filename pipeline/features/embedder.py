@@ -161,15 +161,17 @@ class Embedder:
         if not len(images):
             raise DataError("no images given", expected="at least one path, PIL image or uint8 RGB array")
         blocks: list[Mapping[str, Floats]] = []
+        failed: list[ImageError] = []
         with ThreadPoolExecutor(self._threads) as pool, memory_advice("extract", self._config):
             for start in range(0, len(images), self._config.batch_size):
                 positions = range(start, min(start + self._config.batch_size, len(images)))
                 pixels = list(pool.map(lambda i: self._pixels(images[i], i), positions))
-                failed = [each for each in pixels if isinstance(each, ImageError)]
-                if failed:
-                    listed = "; ".join(f"{each.where}: {each.message}" for each in failed[:_LISTED])
-                    raise DataError(f"{len(failed)} of {len(positions)} images cannot be read: {listed}")
-                blocks.append(self.forward(np.stack([each for each in pixels if not isinstance(each, ImageError)])))
+                failed += [each for each in pixels if isinstance(each, ImageError)]
+                if not failed:
+                    blocks.append(self.forward(np.stack([each for each in pixels if not isinstance(each, ImageError)])))
+        if failed:
+            listed = "; ".join(f"{each.where}: {each.message}" for each in failed[:_LISTED])
+            raise DataError(f"{len(failed)} of {len(images)} images cannot be read: {listed}")
         return Features.from_arrays(
             **{name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]},
             thresholds=self.thresholds,

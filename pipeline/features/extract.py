@@ -13,8 +13,9 @@ import numpy as np
 from pipeline.config import ExtractConfig
 from pipeline.datasets.images import read_image
 from pipeline.datasets.records import Dataset, Record
+from pipeline.datasets.registry import open_dataset
 from pipeline.errors import DataError, ImageError, Rejected
-from pipeline.features.embedder import EmbeddedBatch, Embedder
+from pipeline.features.embedder import EmbeddedBatch, Embedder, ImageInput, embed
 from pipeline.formats.checkpoint import BUILTIN
 from pipeline.formats.feature_file import ARRAYS, FeatureFile, feature_layout, open_feature_writer, write_npz
 from pipeline.formats.features import Features
@@ -216,6 +217,40 @@ def embed_records(
         splits=[record.split for record in kept],
         provenance=_provenance(dataset, embedder),
     )
+
+
+def embed_for_search(
+    query: Features | Sequence[ImageInput],
+    gallery: Features | Dataset | Path | str,
+    checkpoint: Path | str = BUILTIN,
+    config: ExtractConfig | None = None,
+    *,
+    progress: Progress = SILENT,
+) -> tuple[Features, FeatureFile | Features]:
+    """Open the two sides of a search, embedding what is not features yet.
+
+    Args:
+        query: Features, or images.
+        gallery: Features, a features file of any size, a data set, or what `open_dataset` opens.
+        checkpoint: The trained network: a file, or `builtin`.
+        config: Precision, flip averaging, device and batch size; None: the defaults.
+        progress: Receives progress.
+
+    Raises:
+        SgsfaError: An image, the gallery or the checkpoint cannot be used.
+    """
+    config = config or ExtractConfig()
+    ready: FeatureFile | Features | None = gallery if isinstance(gallery, Features) else None
+    if isinstance(gallery, str | Path) and Path(gallery).is_file():
+        ready = Features.load(gallery) if Path(gallery).suffix == ".npz" else FeatureFile.open(Path(gallery))
+    if not isinstance(query, Features):
+        # Features of one view and of both views are not comparable; the gallery's exist already.
+        flip = config.flip if ready is None else bool(ready.provenance.values.get("flip", config.flip))
+        query = embed(query, checkpoint, config.model_copy(update={"flip": flip}))
+    if ready is None:
+        dataset = gallery if isinstance(gallery, Dataset) else open_dataset(str(gallery), expect_counts=False)
+        ready = embed_records(dataset, dataset.split("gallery", "all"), checkpoint, config, progress=progress)
+    return query, ready
 
 
 @dataclass(frozen=True, slots=True)

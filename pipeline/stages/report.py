@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import ExtractConfig, MatchingConfig, RunConfig
+from pipeline.evaluation.report import QUERIES
 from pipeline.formats.checkpoint import read_meta, resolve_checkpoint
 from pipeline.runtime.memory import memory_advice
 from pipeline.runtime.progress import SILENT, Progress
@@ -62,7 +63,7 @@ class ReportOptions:
     """
 
     against: Path | None = None
-    queries: int = 200
+    queries: int = QUERIES
     images: bool = True
 
 

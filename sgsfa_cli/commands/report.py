@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.evaluation.report import QUERIES
 from sgsfa_cli import console
 from sgsfa_cli.options import (
     ConfigOption,
@@ -60,7 +61,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page.")] = Path("report.html"),
     queries: Annotated[
         int, typer.Option("--queries", min=1, metavar="N", help="Queries to store: the worst and a spread of the rest.")
-    ] = 200,
+    ] = QUERIES,
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Store thumbnails of the images in the page.")
     ] = True,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,12 +20,6 @@ from sgsfa_cli.options import (
     load,
     overriding,
 )
-
-if TYPE_CHECKING:
-    from pipeline.config import ExtractConfig
-    from pipeline.formats.feature_file import FeatureFile
-    from pipeline.formats.features import Features
-    from pipeline.runtime.progress import Progress
 
 app = command_app()
 
@@ -64,6 +58,7 @@ def search(
     The search is exact, unless --approximate is given, and its memory does not grow with a features file.
     """
     from pipeline.evaluation.search import search_gallery
+    from pipeline.features.extract import embed_for_search
     from sgsfa_cli.tables import draw_table
 
     options = {
@@ -75,25 +70,6 @@ def search(
     }
     settings = load(config, preset, [*(overrides or ()), *overriding(options)])
     progress = console.progress(quiet=quiet)
-    query, others = _embed(images, gallery, checkpoint, settings.extract, progress)
+    query, others = embed_for_search(images, gallery, checkpoint, settings.extract, progress=progress)
     found = search_gallery(query, others, k=top, config=settings.matching, approximate=approximate, progress=progress)
     console.emit(found.to_json(), json=json, draw=lambda: draw_table(found.table()))
-
-
-def _embed(
-    images: list[Path], gallery: str, checkpoint: Path, config: ExtractConfig, progress: Progress
-) -> tuple[Features, FeatureFile | Features]:
-    """Return the features of the queries and of the gallery."""
-    from pipeline.datasets.registry import open_dataset
-    from pipeline.features.embedder import embed
-    from pipeline.features.extract import embed_records
-    from pipeline.formats.feature_file import FeatureFile
-
-    if Path(gallery).is_file():
-        file = FeatureFile.open(Path(gallery))
-        # Features of one view and of both views are not comparable; the gallery's exist already.
-        flip = bool(file.provenance.values.get("flip", config.flip))
-        return embed(images, checkpoint, config.model_copy(update={"flip": flip})), file
-    dataset = open_dataset(gallery, expect_counts=False)
-    query = embed(images, checkpoint, config)
-    return query, embed_records(dataset, dataset.split("gallery", "all"), checkpoint, config, progress=progress)

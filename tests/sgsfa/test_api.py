@@ -105,6 +105,13 @@ def test_search__a_folder(people: Path, checkpoint: Path) -> None:
     assert found.queries[0].nearest[0].distance == pytest.approx(0, abs=1e-4)
 
 
+def test_search__an_npz_gallery_decides_the_flip(people: Path, checkpoint: Path, tmp_path: Path) -> None:
+    path = min(people.rglob("*.jpg"))
+    sgsfa.extract(tmp_path / "gallery.npz", people, checkpoint, flip=True)
+    found = sgsfa.search(path, tmp_path / "gallery.npz", k=1, checkpoint=checkpoint)
+    assert found.queries[0].nearest[0].distance == pytest.approx(0, abs=1e-4)
+
+
 def test_compare__two_images(people: Path, checkpoint: Path) -> None:
     first, second = sorted(people.rglob("*.jpg"))[:2]
     pair = sgsfa.compare(first, second, checkpoint=checkpoint)
@@ -151,6 +158,14 @@ def test_embed__refuses_what_is_no_image(checkpoint: Path, tmp_path: Path) -> No
         with pytest.raises(sgsfa.SgsfaError) as caught:
             model.embed(wrong)
         assert named in str(caught.value)
+
+
+def test_embed__counts_unreadable_images_of_all_batches(checkpoint: Path, people: Path, tmp_path: Path) -> None:
+    good = next(people.rglob("*.jpg"))
+    images = [tmp_path / "first.jpg", good, good, tmp_path / "last.jpg"]
+    with pytest.raises(sgsfa.SgsfaError, match="2 of 4 images") as caught:
+        sgsfa.load_model(checkpoint, batch_size=2).embed(images)
+    assert "last.jpg" in str(caught.value)
 
 
 def test_load_model__of_another_program(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pipeline.datasets.records import Dataset
 from pipeline.evaluation.comparison import Comparison
 from pipeline.evaluation.evaluate import Evaluation
 from pipeline.evaluation.explain import TERMS
+from pipeline.evaluation.report import QUERIES
 from pipeline.evaluation.report.charts import result_charts, training_chart, visibility_chart
 from pipeline.evaluation.report.failures import failure_groups, failure_reasons, shared_parts
 from pipeline.evaluation.report.images import MAX_BYTES, ImageStore, MaskFunction
@@ -26,9 +27,6 @@ from pipeline.matching.contributions import contributions
 from pipeline.matching.distance import MatchingRule
 from pipeline.parts import SEMANTIC
 from pipeline.version import __version__
-
-QUERIES = 200
-"""Queries of a test set that a page holds, unless asked otherwise."""
 
 _WORST_SHARE = 0.5
 _DIGITS = 7

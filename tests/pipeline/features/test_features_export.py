@@ -16,7 +16,7 @@ from pipeline.errors import ArtifactError, ConfigError, FormatError, WeightsErro
 from pipeline.features import export as export_module
 from pipeline.features.embedder import Embedder
 from pipeline.features.export import METADATA, ExportOptions, export
-from pipeline.formats.checkpoint import CheckpointMeta
+from pipeline.formats.checkpoint import BUILTIN, CheckpointMeta, resolve_checkpoint
 from pipeline.formats.features import Features
 from pipeline.matching.distance import distance_matrix
 from pipeline.model.checkpoint import save_checkpoint
@@ -179,3 +179,22 @@ def test_export__single_vector_is_near_the_shared_part_distance(tmp_path: Path) 
     same = (features.visible[:, None] == features.visible[None]).all(axis=2)
     distances = distance_matrix(features, features)
     np.testing.assert_allclose((1 - vectors @ vectors.T)[same], distances[same], atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_export__fp16_of_a_trained_network(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="an extra")
+    pytest.importorskip("onnxscript", reason="an extra")
+    out = tmp_path / "m.onnx"
+    report = export(out, options=ExportOptions(fp16=True))
+    assert 0 < report.differences["visibility"] < export_module.HALF_TOLERANCE
+    assert out.stat().st_size < 1.2 * resolve_checkpoint(BUILTIN).stat().st_size
+    images = np.random.default_rng(0).integers(0, 256, (3, 256, 128, 3), dtype=np.uint8)
+    names = list(report.outputs)
+    given = dict(zip(names, onnxruntime.InferenceSession(out).run(names, {"images": images}), strict=True))
+    wanted = Embedder.load(config=ExtractConfig(device="cpu")).forward(images)
+    for name, array in wanted.items():
+        limit = export_module.HALF_TOLERANCE * np.abs(array).max()
+        assert given[name].dtype == np.float32
+        np.testing.assert_allclose(given[name], array, atol=limit)
