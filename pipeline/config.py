@@ -420,7 +420,13 @@ class MatchingConfig(Section):
 
 
 class RunConfig(Section):
-    """A whole run."""
+    """A whole run.
+
+    Examples:
+        >>> from sgsfa import load_config
+        >>> load_config(preset="baseline").model.kind
+        'baseline'
+    """
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the run's artifact folders.")
     artifacts: UserPath = Field(

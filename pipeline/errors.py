@@ -12,7 +12,16 @@ from pathlib import Path
 
 
 class SgsfaError(Exception):
-    """Base of all errors raised on purpose. `exit_code` is what a program should end with."""
+    """Base of all errors raised on purpose. `exit_code` is what a program should end with.
+
+    Examples:
+        >>> from sgsfa import load_model
+        >>> try:
+        ...     load_model("absent.safetensors")
+        ... except SgsfaError as error:
+        ...     print(error.exit_code, str(error).splitlines()[0])
+        2 checkpoint not found
+    """
 
     exit_code = 1
 

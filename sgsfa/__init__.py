@@ -1,8 +1,8 @@
 """Occluded person re-identification: part masks, training, features and matching that compares shared parts.
 
 >>> import sgsfa
->>> model = sgsfa.load_model()  # doctest: +SKIP
->>> features = model.embed(["a.jpg", "b.jpg"])  # doctest: +SKIP
+>>> model = sgsfa.load_model()
+>>> features = model.embed(["a.jpg", "b.jpg"])
 
 Everything public is listed in `__all__` and imported when it is used, so `import sgsfa` loads no PyTorch. Functions
 have the names of the commands, and their settings those of the configuration keys. Notes and warnings are reported by

@@ -78,6 +78,10 @@ def build_masks(out: PathLike, dataset: Dataset | PathLike, *, progress: bool = 
 
     Raises:
         SgsfaError: The data set, the parser or the file cannot be used.
+
+    Examples:
+        >>> build_masks("parts.h5", "photos").done
+        4
     """
     from pipeline.datasets.records import unique_names
     from pipeline.masks.build import build_mask_file
@@ -100,6 +104,11 @@ def read_masks(path: PathLike) -> Masks:
 
     Raises:
         FormatError: It is not a mask file, or damaged.
+
+    Examples:
+        >>> masks = read_masks("masks.h5")
+        >>> masks.parts.shape, masks.body.shape
+        ((6, 4, 16, 8), (6, 64, 32))
     """
     from pipeline.formats.masks import MaskFile
 
@@ -127,6 +136,12 @@ def train(
 
     Raises:
         SgsfaError: The data, the masks, the configuration or the device cannot be used.
+
+    Examples:
+        >>> settings = {"train.epochs": 1, "train.identities": 2, "model.backbone": "mobilenet_v2"}
+        >>> settings |= {"model.weights": "builtin", "model.height": 64, "model.width": 32}
+        >>> train("run", "csv:dataset.csv", preset="baseline", settings=settings).identities
+        2
     """
     from pipeline.training.run import train as run_training
 
@@ -154,6 +169,14 @@ def load_model(checkpoint: PathLike = BUILTIN, **settings: Any) -> Embedder:
     Raises:
         WeightsError: The checkpoint is missing, damaged, or of another program.
         DeviceError: The device is not available.
+
+    Examples:
+        >>> model = load_model(device="cpu")
+        >>> model.input_size
+        (256, 128)
+        >>> features = model.embed(["a.jpg", "b.jpg"])
+        >>> features.parts.shape, features.visible.shape
+        ((2, 7, 128), (2, 7))
     """
     from pipeline.features.embedder import Embedder
 
@@ -179,6 +202,11 @@ def extract(
 
     Raises:
         SgsfaError: The data set, the checkpoint or the file cannot be used.
+
+    Examples:
+        >>> report = extract("photos.h5", "photos")
+        >>> report.done, report.failed
+        (4, ())
     """
     from pipeline.features.extract import extract_file
 
@@ -236,6 +264,11 @@ def evaluate(
 
     Raises:
         SgsfaError: The features cannot be used, or no query has a match.
+
+    Examples:
+        >>> evaluation = evaluate("features.h5", "csv:dataset.csv", rule="mean")
+        >>> evaluation.result.metrics.num_queries
+        4
     """
     from pipeline.evaluation.evaluate import evaluate as run_evaluation
 
@@ -270,6 +303,11 @@ def search(
 
     Raises:
         SgsfaError: An image, the gallery or the checkpoint cannot be used.
+
+    Examples:
+        >>> found = search("a.jpg", "photos", k=2)
+        >>> [image.rank for image in found.queries[0].nearest]
+        [1, 2]
     """
     from pipeline.evaluation.search import search_gallery
     from pipeline.features.extract import embed_for_search
@@ -295,6 +333,13 @@ def compare(
 
     Raises:
         SgsfaError: An image or the checkpoint cannot be used.
+
+    Examples:
+        >>> pair = compare("a.jpg", "a.jpg")
+        >>> abs(round(pair.distance, 3))
+        0.0
+        >>> pair.parts[0].name
+        'head'
     """
     from pipeline.evaluation.explain import explain_pair
     from pipeline.formats.features import Features
@@ -336,6 +381,11 @@ def report(
 
     Raises:
         SgsfaError: The features, the earlier result or the checkpoint cannot be used.
+
+    Examples:
+        >>> page = report("features.h5", "csv:dataset.csv", out="report.html", queries=50)
+        >>> len(page.tests[0].queries)
+        4
     """
     from pipeline.evaluation.report.page import save
     from pipeline.stages.report import Evaluated, ReportOptions, build_report
@@ -371,6 +421,10 @@ def export(
 
     Raises:
         SgsfaError: The checkpoint or the file cannot be used, packages are missing, or the model computes otherwise.
+
+    Examples:
+        >>> export("model.onnx").outputs["parts"]
+        (7, 128)
     """
     from pipeline.features.export import ExportOptions
     from pipeline.features.export import export as run_export
@@ -418,6 +472,11 @@ def run(
 
     Raises:
         SgsfaError: The configuration, the data or the device cannot be used.
+
+    Examples:
+        >>> done = run("strong", settings={"data.source": "csv:dataset.csv"}, until="masks")
+        >>> [(outcome.stage, outcome.action) for outcome in done.stages]
+        [('masks', 'ran')]
     """
     from pipeline.config_file import PRESETS
     from pipeline.stages.run import run_stages

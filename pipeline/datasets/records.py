@@ -48,6 +48,12 @@ class Dataset:
         label_maps: Folder of 20-class label maps with the images' relative names, if the set has them.
         extra: Further columns, by record path (visible fraction, occluder, ...).
         notes: Choices and losses that a result must mention (junk dropped, pseudo cameras, missing images, ...).
+
+    Examples:
+        >>> from sgsfa import open_dataset
+        >>> dataset = open_dataset("csv:dataset.csv")
+        >>> len(dataset.split("query")), dataset.path_of(dataset.records[0]).suffix
+        (4, '.png')
     """
 
     kind: str

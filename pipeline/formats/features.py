@@ -40,6 +40,11 @@ class Features:
         camids: (N,) int64 camera ids, -1 where unknown.
         splits: (N,) `train`, `query`, `gallery` or `all`.
         provenance: What decided the features: checkpoint, data, flip, precision.
+
+    Examples:
+        >>> features = Features.load("features.h5")
+        >>> features.split("query").parts.shape
+        (4, 7, 128)
     """
 
     parts: Floats

@@ -58,6 +58,10 @@ class MatchingRule:
             published, where they get 0; `all` never uses d0.
         metric: Cosine distance, in [0, 2], or the Euclidean distance of L2-normalised features, in [0, 2].
         visibility: `hard` or `soft`, see `visibility_weights`.
+
+    Examples:
+        >>> MatchingRule("mean", metric="euclidean").symmetric
+        True
     """
 
     name: RuleName = "shrunk"
