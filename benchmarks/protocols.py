@@ -4,8 +4,8 @@ A suite (`benchmarks/suites/NAME.toml`) names training and test sets, settings t
 cells: each a preset with overrides, and optionally a second stage (`then`) that continues from its checkpoint. All
 cells of a suite have the same budget, only the last epoch is tested, and no test set decides anything. Masks are built
 once per training set. Workers share the device; each finished cell is one line of a JSON Lines file, so that the same
-command resumes where an interrupted one stopped. At the end the lines become `benchmarks/results/NAME.json` with mean
-and standard deviation over the seeds.
+command resumes where an interrupted one stopped. At the end the finished cells become `benchmarks/results/NAME.json`,
+with the suite's columns, and `python -m benchmarks.report` adds them to the results page.
 
     python -m benchmarks.protocols --suite market-recipe --data market=csv:dev_split.csv \
         --data occluded-market=csv:occluded/dataset.csv --workers 4
@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import platform
 import queue
-import statistics
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,13 +26,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.report import Column, Result, Row, environment
 from benchmarks.scoring import score
 from pipeline.config import MasksConfig, RunConfig
 from pipeline.config_file import load_config
 from pipeline.datasets.registry import open_dataset
 from pipeline.masks.build import build_masks
 from pipeline.runtime.device import device_label, resolve_device
-from pipeline.runtime.files import write_json
 from pipeline.training.report import MODEL_FILE
 from pipeline.training.run import train
 
@@ -72,10 +70,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """The cells of a suite's file; see `read_suite`."""
+    """A suite's file; see `read_suite`.
 
-    title: str
+    Attributes:
+        cells: In the order they run.
+        columns: Heading of each column of the result, with its place in the tests: "market.shrunk.mAP".
+        result: Fields of `benchmarks.report.Result` that the file states: question, data, schedule, findings ...
+    """
+
     cells: tuple[Cell, ...]
+    columns: Mapping[str, str]
+    result: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,8 @@ def read_suite(path: Path) -> Suite:
             for seed in values["seeds"]
         ]
     first = min(cell.seed for cell in cells)
-    return Suite(table["title"], tuple(sorted(cells, key=lambda cell: cell.seed != first)))
+    cells.sort(key=lambda cell: cell.seed != first)
+    return Suite(tuple(cells), table["columns"], table["result"])
 
 
 def stages_of(cell: Cell, device: str) -> Iterator[tuple[str, RunConfig]]:
@@ -243,40 +249,41 @@ def run_suite(cells: Sequence[Cell], place: Place, workers: int) -> None:
         process.join()
 
 
-def summary(suite: Suite, lines: Mapping[str, Mapping[str, Any]], device: str) -> dict[str, Any]:
-    """Mean and standard deviation over the seeds of every figure of every cell."""
+def result_of(suite: Suite, lines: Mapping[str, Mapping[str, Any]], device: str, command: str) -> Result:
+    """Return the table of the finished cells: one row per cell and training set, a value per seed."""
+    several = len({cell.train for cell in suite.cells}) > 1
+    groups: dict[str, list[Cell]] = {}
+    for cell in suite.cells:
+        if cell.key in lines:
+            groups.setdefault(f"{cell.name}, {cell.train}" if several else cell.name, []).append(cell)
     rows = []
-    for name, train_set in dict.fromkeys((cell.name, cell.train) for cell in suite.cells):
-        group = [cell for cell in suite.cells if (cell.name, cell.train) == (name, train_set)]
-        runs = [lines[cell.key] for cell in group if cell.key in lines]
-        stages = ("second",) if group[0].then is not None else ("first",)
+    for name, cells in groups.items():
+        tests = [lines[cell.key]["second" if cell.then is not None else "first"]["tests"] for cell in cells]
+        found = {place: [at(each, place) for each in tests] for place in suite.columns.values()}
         rows.append(
-            {
-                "name": name,
-                "train": train_set,
-                "preset": group[0].preset,
-                "set": list(group[0].set),
-                "then": group[0].then,
-                "seeds": [run["seed"] for run in runs],
-                "tests": _merged([run[stage]["tests"] for run in runs for stage in stages]),
-            }
+            Row(
+                name=name,
+                values={place: [v for v in values if v is not None] or None for place, values in found.items()},
+            )
         )
-    environment = {
-        "device": device_label(resolve_device(device)),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    return {"title": suite.title, "environment": environment, "rows": rows}
+    return Result(
+        **suite.result,
+        seeds=sorted({cell.seed for cells in groups.values() for cell in cells}),
+        device=device_label(resolve_device(device)),
+        versions=environment(),
+        date=time.strftime("%Y-%m"),
+        command=command,
+        columns=[Column(key=place, label=label) for label, place in suite.columns.items()],
+        rows=rows,
+    )
 
 
-def _merged(values: Sequence[Any]) -> Any:
-    """Numbers at the same place in several trees as `{"mean": ..., "std": ...}`."""
-    if not values:
-        return None
-    if isinstance(values[0], Mapping):
-        return {key: _merged([value[key] for value in values if key in value]) for key in values[0]}
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": round(statistics.mean(values), 3), "std": None if spread is None else round(spread, 3)}
+def at(tests: Mapping[str, Any], place: str) -> float | None:
+    """Return the figure at a dotted place, None where a network has none (visibilities of a baseline)."""
+    value: Any = tests
+    for key in place.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return None if value is None else round(float(value), 3)
 
 
 def main() -> None:
@@ -294,7 +301,9 @@ def main() -> None:
         typical=arguments.typical,
     )
     run_suite(suite.cells[: arguments.first], place, arguments.workers)
-    write_json(out, summary(suite, finished(place.lines), arguments.device))
+    data = " ".join(f"--data {each.split('=')[0]}=KIND:PATH" for each in arguments.data)
+    command = f"python -m benchmarks.protocols --suite {path.stem} {data}"
+    result_of(suite, finished(place.lines), arguments.device, command).save(out)
     print(f"written: {out}")
 
 

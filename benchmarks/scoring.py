@@ -61,7 +61,8 @@ def score(checkpoint: Path, dataset: Dataset, device: torch.device) -> dict[str,
     network = network.to(device).to(memory_format=torch.channels_last)
     queries, gallery = (_side(network, meta.model, dataset, split, device) for split in ("query", "gallery"))
     if meta.model.kind == "baseline":
-        return {"global": _ranked(queries, gallery, _global_distance(queries, gallery))}
+        # Without parts every rule is the global distance.
+        return dict.fromkeys((*RULES, "global"), _ranked(queries, gallery, _global_distance(queries, gallery)))
     left, right = (_features(side, meta.thresholds) for side in (queries, gallery))
     figures: dict[str, Any] = {
         rule: _ranked(queries, gallery, distance_matrix(left, right, rule=MatchingRule(rule), device=device))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import occluded_market, protocols
-from benchmarks.protocols import Cell, Place, Suite, finished, read_suite, stages_of, summary
+from benchmarks.protocols import Cell, Place, Suite, finished, read_suite, result_of, stages_of
+from benchmarks.report import Result
 from pipeline.training.occluders import occluder_tiles, read_tiles
 
 
@@ -27,7 +31,8 @@ def test_suites__are_valid_and_name_each_cell_once(path: Path) -> None:
 def test_suite__runs_the_first_seed_of_all_cells_first(tmp_path: Path) -> None:
     path = tmp_path / "suite.toml"
     path.write_text(
-        'title = "t"\ntrain = ["a", "b"]\ntests = ["c"]\nseeds = [0, 1]\ncommon = ["train.epochs=2"]\n'
+        'train = ["a", "b"]\ntests = ["c"]\nseeds = [0, 1]\ncommon = ["train.epochs=2"]\n'
+        '[result]\nquestion = "Which?"\n[columns]\n"mAP" = "c.shrunk.mAP"\n'
         '[[cells]]\nname = "x"\npreset = "strong"\nset = ["train.lr=1e-3"]\n'
         '[[cells]]\nname = "y"\npreset = "baseline"\nseeds = [0]\ntrain = ["a"]\n'
     )
@@ -42,21 +47,38 @@ def cell(seed: int, then: tuple[str, ...] | None = None) -> Cell:
     return Cell("x", "strong", (), then, "a", ("c",), seed)
 
 
-def test_summary__has_mean_and_spread_over_seeds() -> None:
-    cells = (cell(0), cell(1))
-    figures = [
-        {"first": {"tests": {"c": {"shrunk": {"mAP": value}}}}, "seed": seed} for seed, value in enumerate((50.0, 52.0))
+RESULT = {"section": "accuracy", "question": "Which?", "data": "some"}
+COLUMNS = {"mAP": "c.shrunk.mAP", "head": "c.visibility_auc.head"}
+
+
+def table(cells: Sequence[Cell], lines: Mapping[str, Any]) -> Result:
+    return result_of(Suite(tuple(cells), COLUMNS, RESULT), lines, "cpu", "command")
+
+
+def line_of(value: float) -> dict[str, Any]:
+    return {"tests": {"c": {"shrunk": {"mAP": value}}}}
+
+
+def test_result__has_one_value_per_seed_and_only_finished_cells() -> None:
+    cells = (cell(0), cell(1), cell(2))
+    lines = {each.key: {"first": line_of(value)} for each, value in zip(cells, (50.0, 52.0), strict=False)}
+    found = table(cells, lines)
+    assert found.seeds == [0, 1]
+    assert [(row.name, row.values) for row in found.rows] == [
+        ("x", {"c.shrunk.mAP": [50.0, 52.0], "c.visibility_auc.head": None})
     ]
-    found = summary(Suite("t", cells), {each.key: line for each, line in zip(cells, figures, strict=True)}, "cpu")
-    (row,) = found["rows"]
-    assert row["seeds"] == [0, 1]
-    assert row["tests"]["c"]["shrunk"]["mAP"] == {"mean": 51.0, "std": pytest.approx(1.414, abs=1e-3)}
 
 
-def test_summary__of_two_stages_shows_the_second() -> None:
+def test_result__of_two_stages_shows_the_second() -> None:
     one = cell(0, then=("train.epochs=3",))
-    line = {"first": {"tests": {"c": 1.0}}, "second": {"tests": {"c": 2.0}}, "seed": 0}
-    assert summary(Suite("t", (one,)), {one.key: line}, "cpu")["rows"][0]["tests"]["c"]["mean"] == 2.0
+    found = table((one,), {one.key: {"first": line_of(1.0), "second": line_of(2.0)}})
+    assert found.rows[0].values["c.shrunk.mAP"] == [2.0]
+
+
+def test_result__of_several_training_sets_names_them() -> None:
+    cells = (cell(0), replace(cell(0), train="b"))
+    found = table(cells, {each.key: {"first": line_of(1.0)} for each in cells})
+    assert [row.name for row in found.rows] == ["x, a", "x, b"]
 
 
 def test_finished__leaves_out_failed_cells(tmp_path: Path) -> None:
