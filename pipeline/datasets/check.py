@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.datasets.faults import Fault, FaultKind, match_fault
-from pipeline.datasets.images import decode_image
+from pipeline.datasets.images import decode_image, read_bytes
 from pipeline.datasets.kind import Count, count
 from pipeline.datasets.records import UNKNOWN, Dataset, Record, Split, queries_without_match, unique_names
 from pipeline.datasets.registry import accepted_kinds, parse_spec, read_logged
@@ -22,14 +22,9 @@ SPLITS: tuple[Split, ...] = ("train", "query", "gallery", "all")
 
 @dataclass(frozen=True, slots=True)
 class SplitReport:
-    """Size of one split.
+    """Size of one split: images without junk, identities without distractors, cameras (0: none or unknown).
 
-    Attributes:
-        split: Which.
-        images: Images, without junk.
-        ids: Identities, without distractors; 0 if there are no identities.
-        cameras: Cameras; 0 if they are unknown.
-        expected: The published size, if there is one.
+    `expected` is the published size, if there is one.
     """
 
     split: Split
@@ -110,19 +105,23 @@ def check_dataset(
     """
     parsed = parse_spec(spec)
     dataset, log = read_logged(parsed)
-    notes = list(dataset.notes)
     accepted = accepted_kinds(parsed.info, expect_counts) if dataset.records else frozenset()
     faults = [fault for fault in log.faults if fault.kind not in accepted]
-    notes += [f"{fault.where}: {fault.message}" for fault in log.faults if fault.kind in accepted]
-    unmatched = match_fault(dataset)
-    if unmatched is not None:
+    notes = [*dataset.notes, *(f"{fault.where}: {fault.message}" for fault in log.faults if fault.kind in accepted)]
+    if (unmatched := match_fault(dataset)) is not None:
         faults.append(unmatched)
     else:
         notes += _unmatched_note(dataset)
     names = unique_names(dataset.records)
-    images = _decode_all(dataset, names, threads or worker_count(-1), progress) if decode else _Decoded()
-    faults += images.faults
-    notes += _equal_files(dataset, images.hashes)
+    hashes: dict[str, str] = {}
+    sizes: list[tuple[int, int]] = []
+    for name, result in _decoded(dataset, names if decode else (), threads or worker_count(-1), progress):
+        if isinstance(result, ImageError):
+            faults.append(Fault(FaultKind.IMAGE, result.message, name, result.expected))
+        else:
+            hashes[name], size = result
+            sizes.append(size)
+    sizes.sort(key=lambda size: (size[0] * size[1], size))
     expected = parsed.info.counts.get(parsed.variant, {})
     return DatasetReport(
         spec=spec,
@@ -133,10 +132,10 @@ def check_dataset(
             if dataset.split(split) or split in expected
         ),
         faults=tuple(faults),
-        notes=tuple(notes),
+        notes=(*notes, *_equal_files(dataset, hashes)),
         images=len(names),
-        decoded=len(images.sizes),
-        sizes=_size_report(images.sizes),
+        decoded=len(sizes),
+        sizes=SizeReport(sizes[0], sizes[len(sizes) // 2], sizes[-1]) if sizes else None,
     )
 
 
@@ -148,13 +147,6 @@ def as_whole(report: DatasetReport) -> DataError | None:
     kinds = sorted({fault.kind.value for fault in faults})
     plural = "s" if len(faults) > 1 else ""
     return DataError(f"{len(faults):,} fault{plural} in the data set ({', '.join(kinds)})", where=report.spec)
-
-
-@dataclass
-class _Decoded:
-    faults: list[Fault] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)
-    hashes: dict[str, str] = field(default_factory=dict)
 
 
 def _split_report(split: Split, records: Sequence[Record], expected: Count | None) -> SplitReport:
@@ -177,50 +169,38 @@ def _unmatched_note(dataset: Dataset) -> list[str]:
     ]
 
 
-def _decode_all(dataset: Dataset, names: Sequence[str], threads: int, progress: Progress) -> _Decoded:
-    decoded = _Decoded()
+def _decoded(
+    dataset: Dataset, names: Sequence[str], threads: int, progress: Progress
+) -> Iterator[tuple[str, tuple[str, tuple[int, int]] | ImageError]]:
+    """Hash and size of each image, or why it cannot be used."""
 
     def decode(name: str) -> tuple[str, tuple[int, int]] | ImageError:
         path = dataset.root / name
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
             height, width = decode_image(data, path).shape[:2]
             return hashlib.sha256(data).hexdigest(), (height, width)
-        except OSError as error:
-            return ImageError(f"the file cannot be read: {error.strerror or error}", where=path)
         except ImageError as error:
             return error
 
     # In slices, so that Ctrl-C does not have to wait for a hundred thousand queued images.
     with (
-        progress.task("check", total=len(names)) as task,
         ThreadPoolExecutor(threads, thread_name_prefix="check") as pool,
+        progress.task("check", total=len(names)) as task,
     ):
         for start in range(0, len(names), 512):
             some = names[start : start + 512]
-            for name, result in zip(some, pool.map(decode, some), strict=True):
-                if isinstance(result, ImageError):
-                    decoded.faults.append(Fault(FaultKind.IMAGE, result.message, name, result.expected))
-                else:
-                    decoded.hashes[name], size = result
-                    decoded.sizes.append(size)
+            yield from zip(some, pool.map(decode, some), strict=True)
             task.advance(len(some))
-    return decoded
 
 
-def _equal_files(dataset: Dataset, hashes: dict[str, str]) -> list[str]:
+def _equal_files(dataset: Dataset, hashes: Mapping[str, str]) -> list[str]:
     """Note images of one split with identical bytes; published sets have a few, so it is not a fault."""
     notes = []
     for split in SPLITS:
         first: dict[str, Record] = {}
-        equal: list[tuple[Record, Record]] = []
-        for record in dataset.split(split):
-            sha256 = hashes.get(record.path)
-            if sha256 is None:
-                continue
-            other = first.setdefault(sha256, record)
-            if other is not record:
-                equal.append((record, other))
+        pairs = [(r, first.setdefault(hashes[r.path], r)) for r in dataset.split(split) if r.path in hashes]
+        equal = [(record, other) for record, other in pairs if record is not other]
         if equal:
             record, other = equal[0]
             others = sum(record.pid != other.pid for record, other in equal)
@@ -229,10 +209,3 @@ def _equal_files(dataset: Dataset, hashes: dict[str, str]) -> list[str]:
                 f"({record.path} = {other.path})" + (f"; {others:,} of them with another identity" if others else "")
             )
     return notes
-
-
-def _size_report(sizes: list[tuple[int, int]]) -> SizeReport | None:
-    if not sizes:
-        return None
-    by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
-    return SizeReport(by_area[0], by_area[len(by_area) // 2], by_area[-1])

@@ -31,15 +31,7 @@ class FaultKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault.
-
-    Attributes:
-        kind: Its kind.
-        message: What is wrong.
-        where: The file, folder or line concerned.
-        expected: What would be valid.
-        hint: What to do about it.
-    """
+    """One fault: what is wrong, at which file, folder or line, what would be valid, and what to do about it."""
 
     kind: FaultKind
     message: str
@@ -63,13 +55,7 @@ class ReadLog:
     folders: dict[Split, Path] = field(default_factory=dict)
 
     def fault(
-        self,
-        kind: FaultKind,
-        message: str,
-        where: Path | str,
-        *,
-        expected: str | None = None,
-        hint: str | None = None,
+        self, kind: FaultKind, message: str, where: Path | str, *, expected: str | None = None, hint: str | None = None
     ) -> None:
         """Add a fault."""
         self.faults.append(Fault(kind, message, str(where), expected, hint))
@@ -85,14 +71,12 @@ def as_error(faults: Sequence[Fault], spec: str) -> DataError:
     if len(faults) == 1:
         return DataError(first.message, where=first.where, expected=first.expected, hint=first.hint)
     lines = [f"{len(faults):,} faults in the data set"]
-    lines += [
-        f"  {fault.where}: {fault.message}" + (f" (expected: {fault.expected})" if fault.expected else "")
-        for fault in faults[:_SHOWN]
-    ]
+    for fault in faults[:_SHOWN]:
+        expected = f" (expected: {fault.expected})" if fault.expected else ""
+        lines.append(f"  {fault.where}: {fault.message}{expected}")
     if len(faults) > _SHOWN:
         lines.append(f"  ... and {len(faults) - _SHOWN:,} more")
-    hint = next((fault.hint for fault in faults if fault.hint), None)
-    return DataError("\n".join(lines), where=spec, hint=hint)
+    return DataError("\n".join(lines), where=spec, hint=next((fault.hint for fault in faults if fault.hint), None))
 
 
 def match_fault(dataset: Dataset) -> Fault | None:

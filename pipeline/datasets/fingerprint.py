@@ -43,23 +43,25 @@ class _Entry(NamedTuple):
     inode: int
     sha256: str
 
-    def matches(self, stat: os.stat_result) -> bool:
-        return self[:4] == (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+    def is_of(self, path: Path) -> bool:
+        """Whether the file has not changed since."""
+        try:
+            return self[:4] == _stat(path)
+        except OSError:
+            return False
+
+
+def _stat(path: Path) -> tuple[int, int, int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def image_hashes(
     root: Path, names: Iterable[str], *, cache: Path | None, progress: Progress = SILENT
 ) -> dict[str, str]:
-    """Return the SHA-256 of the content of each image.
+    """Return the SHA-256 of the content of each image below `root`, by name, in the order of `names`.
 
-    Args:
-        root: Folder that the names are relative to.
-        names: Image names.
-        cache: The stat cache, created if it is missing; None hashes everything. Several roots may share one.
-        progress: Receives progress if there are many images.
-
-    Returns:
-        The hash of each name, in the order of `names`.
+    `cache` is the stat cache, created if it is missing, which several roots may share; None hashes everything.
 
     Raises:
         DataError: Some of the files cannot be read.
@@ -68,15 +70,8 @@ def image_hashes(
     key = str(root.resolve())
     known = _load(cache).get(key, {}) if cache else {}
     started = time.time_ns()
-    hashes: dict[str, str] = {}
-    changed: list[str] = []
-    for name in names:
-        cached = known.get(name)
-        if cached is not None and _is_unchanged(root / name, cached):
-            hashes[name] = cached.sha256
-        else:
-            changed.append(name)
-
+    hashes = {name: known[name].sha256 for name in names if name in known and known[name].is_of(root / name)}
+    changed = [name for name in names if name not in hashes]
     fresh: dict[str, _Entry] = {}
     unreadable: list[str] = []
     shown = progress if len(changed) >= _MANY else SILENT
@@ -122,13 +117,6 @@ def dataset_fingerprint(
     return digest.hexdigest()
 
 
-def _is_unchanged(path: Path, cached: _Entry) -> bool:
-    try:
-        return cached.matches(path.stat())
-    except OSError:
-        return False
-
-
 def _hashed(root: Path, names: Sequence[str]) -> Generator[_Entry | OSError, None, None]:
     """The hashes of images, in order. If closed early, it only waits for those being read."""
     pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="hash")
@@ -141,8 +129,8 @@ def _hashed(root: Path, names: Sequence[str]) -> Generator[_Entry | OSError, Non
 def _hash(path: Path) -> _Entry | OSError:
     try:
         # Before reading, so that a change meanwhile is detected by the next comparison.
-        stat = path.stat()
-        return _Entry(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, sha256_file(path))
+        stat = _stat(path)
+        return _Entry(*stat, sha256_file(path))
     except OSError as error:
         return error
 
@@ -153,17 +141,12 @@ def _load(cache: Path) -> dict[str, dict[str, _Entry]]:
         if content["format"] != _CACHE_FORMAT:
             return {}
         return {
-            root: {name: _entry(*values) for name, values in entries.items()}
+            root: {name: _Entry(*map(int, values[:4]), str(values[4])) for name, values in entries.items()}
             for root, entries in content["roots"].items()
         }
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
         # A missing or broken cache counts as empty.
         return {}
-
-
-def _entry(size: int, modified: int, changed: int, inode: int, sha256: str) -> _Entry:
-    """Check what was read from JSON."""
-    return _Entry(int(size), int(modified), int(changed), int(inode), str(sha256))
 
 
 def _store(cache: Path, root: str, fresh: dict[str, _Entry]) -> None:

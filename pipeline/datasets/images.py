@@ -57,6 +57,9 @@ MAX_SIDE = 12_000
 MAX_PIXELS = 64_000_000
 """More than any crop has; protects, from the header alone, against decompression bombs."""
 
+_LIMITS = (
+    f"{MIN_SIDE} to {MAX_SIDE:,} pixels per side, at most {MAX_PIXELS:,} pixels, sides at most 1:{MAX_SIDE_RATIO:g}"
+)
 # Pillow guesses among dozens of formats, some of which start other programs; data sets need these.
 _FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 _SEVERAL_PAGES = frozenset({"TIFF", "MPO"})
@@ -70,19 +73,24 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def read_image(path: Path) -> RgbImage:
-    """Read an image by the rules above.
-
-    Returns:
-        uint8 RGB of shape (H, W, 3).
+    """Read an image by the rules above: uint8 RGB of shape (H, W, 3).
 
     Raises:
         ImageError: The file cannot be read, is truncated, not an image, or of a rejected kind.
     """
+    return decode_image(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of an image file.
+
+    Raises:
+        ImageError: The file cannot be read.
+    """
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ImageError(f"the file cannot be read: {error.strerror or error}", where=path) from error
-    return decode_image(data, path)
 
 
 def decode_image(data: bytes, where: Path) -> RgbImage:
@@ -99,19 +107,16 @@ def decode_image(data: bytes, where: Path) -> RgbImage:
             image.load()
             _turn_upright(image)
     except UnidentifiedImageError:
-        raise ImageError(f"not an image: {_describe(data)}", where=where, expected=_expected()) from None
+        raise ImageError(f"not an image: {_describe(data)}", where=where, expected=", ".join(_FORMATS)) from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"implausible size: {error}", where=where, expected=_limits()) from None
+        raise ImageError(f"implausible size: {error}", where=where, expected=_LIMITS) from None
     except _DAMAGE as error:
         raise ImageError(f"the image is truncated or damaged: {error}", where=where) from error
     return pillow_to_rgb(image, where)
 
 
 def read_resized(path: Path, height: int, width: int) -> RgbImage:
-    """Read an image and resize it; the aspect ratio is not kept, as is usual for person crops.
-
-    Returns:
-        uint8 RGB of shape (height, width, 3).
+    """Read an image and resize it to (height, width, 3); the aspect ratio is not kept, as is usual for person crops.
 
     Raises:
         ImageError: As in `read_image`.
@@ -185,12 +190,12 @@ def decode_batches(
     Yields:
         Batches that together hold or list every path exactly once.
     """
-    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         pending: deque[_Pending] = deque()
         try:
             for start in range(0, len(paths), batch):
-                positions = range(start, min(start + batch, len(paths)))
-                pending.append(_Pending(pool, paths, positions, (height, width), square=fit == "square"))
+                some = paths[start : start + batch]
+                pending.append(_Pending(pool, some, start, (height, width), square=fit == "square"))
                 if len(pending) > 2:
                     yield pending.popleft().result()
             while pending:
@@ -226,16 +231,14 @@ class _Pending:
     """A batch in progress: its images are decoded in chunks, directly into their rows."""
 
     def __init__(
-        self, pool: ThreadPoolExecutor, paths: Sequence[Path], positions: range, size: tuple[int, int], *, square: bool
+        self, pool: ThreadPoolExecutor, paths: Sequence[Path], start: int, size: tuple[int, int], *, square: bool
     ) -> None:
-        self._paths = paths
-        self._square = square
-        self._positions = np.asarray(positions, dtype=np.int64)
-        self._images = np.empty((len(positions), *size, 3), dtype=np.uint8)
-        self._areas = np.tile(np.array(WHOLE_AREA), (len(positions), 1))
-        rows = range(len(positions))
+        self._paths, self._start, self._square = paths, start, square
+        self._images = np.empty((len(paths), *size, 3), dtype=np.uint8)
+        self._areas = np.tile(np.array(WHOLE_AREA), (len(paths), 1))
+        rows = range(len(paths))
         self._chunks: list[Future[list[tuple[int, str]]]] = [
-            pool.submit(self._decode, rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)
+            pool.submit(self._decode, rows[first : first + _CHUNK]) for first in range(0, len(rows), _CHUNK)
         ]
 
     def _decode(self, rows: range) -> list[tuple[int, str]]:
@@ -243,7 +246,7 @@ class _Pending:
         height, width = self._images.shape[1:3]
         for row in rows:
             try:
-                image = read_image(self._paths[self._positions[row]])
+                image = read_image(self._paths[row])
                 if self._square:
                     image, self._areas[row] = on_square(image)
                 self._images[row] = resize(image, height, width)
@@ -253,17 +256,12 @@ class _Pending:
 
     def result(self) -> DecodedBatch:
         failed = [failure for chunk in self._chunks for failure in chunk.result()]
-        failed_rows = np.asarray([row for row, _ in failed], dtype=np.int64)
-        index, images, areas = self._positions, self._images, self._areas
+        rows = np.asarray([row for row, _ in failed], dtype=np.int64)
+        index, images, areas = np.arange(len(self._paths), dtype=np.int64), self._images, self._areas
         if failed:
-            index = np.delete(index, failed_rows)
-            images, areas = np.delete(images, failed_rows, axis=0), np.delete(areas, failed_rows, axis=0)
-        failed_index = self._positions[failed_rows]
-        rejected = tuple(
-            Rejected(str(self._paths[position]), reason)
-            for position, (_, reason) in zip(failed_index, failed, strict=True)
-        )
-        return DecodedBatch(index, images, rejected, failed_index, areas)
+            index, images, areas = (np.delete(array, rows, axis=0) for array in (index, images, areas))
+        rejected = tuple(Rejected(str(self._paths[row]), reason) for row, reason in failed)
+        return DecodedBatch(self._start + index, images, rejected, self._start + rows, areas)
 
 
 def _refuse_unusable(image: Image.Image, where: Path) -> None:
@@ -277,7 +275,7 @@ def _refuse_unusable(image: Image.Image, where: Path) -> None:
     )
     for passed, limit in limits:
         if passed:
-            raise ImageError(f"implausible size: {width}x{height} pixels ({limit})", where=where, expected=_limits())
+            raise ImageError(f"implausible size: {width}x{height} pixels ({limit})", where=where, expected=_LIMITS)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format not in _SEVERAL_PAGES:
         raise ImageError(f"an animation of {frames} frames", where=where, expected="a still image")
@@ -317,13 +315,3 @@ def _describe(data: bytes) -> str:
     except UnicodeDecodeError:
         return "unknown format"
     return "a text file"
-
-
-def _expected() -> str:
-    return ", ".join(_FORMATS)
-
-
-def _limits() -> str:
-    return (
-        f"{MIN_SIDE} to {MAX_SIDE:,} pixels per side, at most {MAX_PIXELS:,} pixels, sides at most 1:{MAX_SIDE_RATIO:g}"
-    )

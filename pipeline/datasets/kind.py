@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +16,7 @@ Reader = Callable[[Path, str, ReadLog], Dataset]
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """Published size of a split.
-
-    Attributes:
-        images: Images, without junk.
-        ids: Identities, without distractors (`DISTRACTOR_PID`).
-        each: Images per identity, if the protocol fixes it.
-    """
+    """Size of a split: images without junk, identities without distractors, images per identity if that is fixed."""
 
     images: int
     ids: int
@@ -59,9 +54,8 @@ class KindInfo:
     comparable: str = ""
 
 
-def count(records: Iterable[Record]) -> Count:
+def count(records: Sequence[Record]) -> Count:
     """Count images and identities of one split's records."""
-    records = tuple(records)
     ids = {record.pid for record in records if not (record.split == "gallery" and record.pid == DISTRACTOR_PID)}
     return Count(len(records), len(ids))
 
@@ -69,21 +63,17 @@ def count(records: Iterable[Record]) -> Count:
 def check_counts(info: KindInfo, variant: str, dataset: Dataset, log: ReadLog) -> None:
     """Compare each split that was found with the published counts; log one fault per split that differs."""
     for split, expected in info.counts.get(variant, {}).items():
-        folder = log.folders.get(split)
-        if folder is None:
-            continue
         records = dataset.split(split)
         found = count(records)
-        if (found.images, found.ids) == (expected.images, expected.ids):
-            continue
-        suspects = _suspects(info, split, records, expected)
-        log.fault(
-            FaultKind.COUNTS,
-            f"{split}: found {found.images:,} images of {found.ids:,} identities{suspects}",
-            folder,
-            expected=f"{expected.images:,} images of {expected.ids:,} identities",
-            hint="compare with the original archive, or accept the difference with data.expect_counts=false",
-        )
+        if split in log.folders and (found.images, found.ids) != (expected.images, expected.ids):
+            log.fault(
+                FaultKind.COUNTS,
+                f"{split}: found {found.images:,} images of {found.ids:,} identities"
+                + _suspects(info, split, records, expected),
+                log.folders[split],
+                expected=f"{expected.images:,} images of {expected.ids:,} identities",
+                hint="compare with the original archive, or accept the difference with data.expect_counts=false",
+            )
 
 
 def check_identities(dataset: Dataset, log: ReadLog) -> None:
@@ -93,30 +83,25 @@ def check_identities(dataset: Dataset, log: ReadLog) -> None:
     shared = sorted(train & test - {UNKNOWN, DISTRACTOR_PID})
     if shared:
         some = ", ".join(map(str, shared[:5])) + (", ..." if len(shared) > 5 else "")
-        log.fault(
-            FaultKind.IDENTITIES,
-            f"{len(shared):,} identities are in train and in query or gallery: {some}",
-            dataset.root,
-            expected="disjoint identities in training and test",
-        )
+        text = f"{len(shared):,} identities are in train and in query or gallery: {some}"
+        log.fault(FaultKind.IDENTITIES, text, dataset.root, expected="disjoint identities in training and test")
 
 
-def _suspects(info: KindInfo, split: Split, records: tuple[Record, ...], expected: Count) -> str:
+def _suspects(info: KindInfo, split: Split, records: Sequence[Record], expected: Count) -> str:
     """Name the images that must be behind a wrong count, if the protocol tells."""
-    groups: dict[tuple[int, ...], list[str]] = {}
+    groups: dict[tuple[int, int], list[str]] = defaultdict(list)
+    odd: list[str] = []
     if expected.each is not None:
         for record in records:
-            groups.setdefault((record.pid,), []).append(record.path)
+            groups[record.pid, 0].append(record.path)
         odd = [
             f"identity {pid} has {len(paths)} of {expected.each} ({', '.join(paths[:6])})"
-            for (pid, *_), paths in sorted(groups.items())
+            for (pid, _), paths in sorted(groups.items())
             if len(paths) != expected.each
         ]
     elif split == "query" and info.one_query_per_camera:
         for record in records:
-            groups.setdefault((record.pid, record.camid), []).append(record.path)
+            groups[record.pid, record.camid].append(record.path)
         odd = [f"two queries of one camera: {', '.join(paths)}" for paths in groups.values() if len(paths) > 1]
-    else:
-        odd = []
     more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
     return f"; {'; '.join(odd[:3])}{more}" if odd else ""

@@ -11,21 +11,22 @@ from pathlib import Path
 from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.images import SUFFIXES
 from pipeline.datasets.records import UNKNOWN, Record, Split
-from pipeline.runtime.names import index_names, name_key
+from pipeline.runtime.names import NameIndex
 
 BOXES = ("bounding_box_train", "query", "bounding_box_test")
 """The three folders of Market-1501, which many sets adopted."""
+
+PACKED = frozenset({".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"})
 
 _ALIASES = {
     "bounding_box_train": ("train", "train_all", "training", "bbox_train"),
     "bounding_box_test": ("gallery", "test", "testing", "bbox_test"),
     "query": ("probe", "queries"),
 }
-_MAC_COPIES = "__MACOSX"  # resource forks in archives packed on a Mac, under the names of the files
+_HIDDEN = (".", "__MACOSX")  # archives packed on a Mac have resource forks under the names of the files
 _NESTING = 2
 _MANY = 64
 _SHOWN = 3
-_PACKED = frozenset({".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"})
 
 
 class NameFault(Exception):
@@ -39,31 +40,34 @@ marks junk."""
 
 @dataclass(frozen=True, slots=True)
 class NamePattern:
-    """File names that contain person and camera id.
+    """File names that contain the person id, and the camera id unless all images have the same; a `ParseName`.
 
     Attributes:
-        regex: Matches the whole name without its suffix; groups `pid` and `cam`.
-        example: A valid name, for messages.
-        cameras: Valid camera ids.
+        pattern: Matches the whole name without its suffix; groups `pid` and `cam`.
+        expected: Valid names, for messages.
+        cameras: Valid camera ids, or the id of all images.
     """
 
-    regex: re.Pattern[str]
-    example: str
-    cameras: range
+    pattern: str
+    expected: str
+    cameras: range | int
 
     def __call__(self, stem: str) -> tuple[int, int]:
-        """Return person and camera id of an image.
-
-        Raises:
-            NameFault: The name does not match, or its camera does not exist.
-        """
-        match = self.regex.fullmatch(stem)
+        """Return person and camera id of an image; raises `NameFault`."""
+        match = re.fullmatch(self.pattern, stem, re.ASCII)
         if match is None:
-            raise NameFault(f"expected a name like {self.example}")
+            raise NameFault(f"expected {self.expected}")
+        if isinstance(self.cameras, int):
+            return int(match["pid"]), self.cameras
         camera = int(match["cam"])
         if camera not in self.cameras:
             raise NameFault(f"camera {camera} is not one of {self.cameras.start} to {self.cameras.stop - 1}")
         return int(match["pid"]), camera
+
+
+def id_folder(camid: int) -> ParseName:
+    """Return a parser of `ID/anything.jpg`: the folder is the person id, and all images have the camera `camid`."""
+    return NamePattern(r"(?P<pid>\d+)/[^/]+", "ID/IMAGE, one folder per identity, its name a number", camid)
 
 
 # Folders ----------------------------------------------------------------------------------------------------------
@@ -75,11 +79,10 @@ def find_root(path: Path, wanted: Sequence[str], log: ReadLog) -> Path:
     Archives are often unpacked with one folder more. Missing entries are logged; if nothing fits, `path` is returned.
     """
     if not is_folder(path):
-        packed = exists(path) and path.suffix.lower() in _PACKED
-        problem = "is a file, not a folder" if exists(path) else "does not exist"
+        packed = exists(path) and path.suffix.lower() in PACKED
         log.fault(
             FaultKind.MISSING,
-            f"the data folder {problem}",
+            f"the data folder {'is a file, not a folder' if exists(path) else 'does not exist'}",
             path,
             expected=f"a folder with {', '.join(wanted)}",
             hint="unpack the archive and use its folder" if packed else None,
@@ -107,13 +110,8 @@ def find_root(path: Path, wanted: Sequence[str], log: ReadLog) -> Path:
         )
         return root
     for name in missing:
-        log.fault(
-            FaultKind.MISSING,
-            f"{name} is missing; the folder holds {contents(root)}",
-            root,
-            expected=", ".join(wanted),
-            hint=_rename_hint(root, [name]),
-        )
+        text = f"{name} is missing; the folder holds {contents(root)}"
+        log.fault(FaultKind.MISSING, text, root, expected=", ".join(wanted), hint=_rename_hint(root, [name]))
     return root
 
 
@@ -121,13 +119,8 @@ def choose_root(roots: Sequence[Path], path: Path, log: ReadLog) -> Path:
     """Return the first of the folders that fit; log a fault if there are several."""
     if len(roots) > 1:
         names = ", ".join(root.relative_to(path).as_posix() for root in roots[:4])
-        log.fault(
-            FaultKind.AMBIGUOUS,
-            f"{len(roots)} folders fit: {names}",
-            path,
-            expected="one",
-            hint=f"give the path of one of them, such as {roots[0]}",
-        )
+        hint = f"give the path of one of them, such as {roots[0]}"
+        log.fault(FaultKind.AMBIGUOUS, f"{len(roots)} folders fit: {names}", path, expected="one", hint=hint)
     return roots[0]
 
 
@@ -150,9 +143,7 @@ def subfolders(path: Path) -> list[Path]:
     """Return the folders in a folder, sorted, without hidden ones; none if it cannot be read."""
     try:
         with os.scandir(path) as entries:
-            names = sorted(
-                entry.name for entry in entries if not entry.name.startswith((".", _MAC_COPIES)) and entry.is_dir()
-            )
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(_HIDDEN) and entry.is_dir())
     except OSError:
         return []
     return [path / name for name in names]
@@ -169,11 +160,8 @@ def contents(path: Path) -> str:
 
 def _rename_hint(root: Path, missing: Sequence[str]) -> str | None:
     existing = {folder.name.lower(): folder.name for folder in subfolders(root)}
-    pairs = []
-    for name in missing:
-        found = next((existing[alias] for alias in _ALIASES.get(name, ()) if alias in existing), None)
-        if found is not None:
-            pairs.append(f"{found} to {name}")
+    found = {name: next((a for a in _ALIASES.get(name, ()) if a in existing), None) for name in missing}
+    pairs = [f"{existing[alias]} to {name}" for name, alias in found.items() if alias]
     return f"rename or link {', '.join(pairs)}" if pairs else None
 
 
@@ -191,15 +179,10 @@ def _levels(path: Path) -> Iterator[list[Path]]:
 
 
 def list_images(folder: Path, log: ReadLog, *, deep: bool = False) -> list[str]:
-    """Return the images in a folder as relative POSIX paths, sorted by name.
+    """Return the images in a folder, or also below it, as relative POSIX paths, sorted by name.
 
     Hidden files are ignored, and so are files whose suffix is not that of an image, which are noted. Links to folders
-    are followed, each folder once.
-
-    Args:
-        folder: The folder.
-        log: Receives notes and names that are not UTF-8.
-        deep: Include sub-folders.
+    are followed, each folder once. Names that are not UTF-8 are logged and left out.
     """
     found: list[str] = []
     others: list[str] = []
@@ -215,22 +198,24 @@ def list_images(folder: Path, log: ReadLog, *, deep: bool = False) -> list[str]:
         if real in seen:
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith((".", _MAC_COPIES)))
+        folders[:] = sorted(name for name in folders if not name.startswith(_HIDDEN))
         prefix = Path(here).relative_to(folder).as_posix()
         for name in files:
-            if name.startswith("."):
-                continue
-            relative = name if prefix == "." else f"{prefix}/{name}"
-            (found if _suffix(name).lower() in SUFFIXES else others).append(relative)
+            if not name.startswith("."):
+                relative = name if prefix == "." else f"{prefix}/{name}"
+                (found if _suffix(name).lower() in SUFFIXES else others).append(relative)
     if others:
         log.note(f"{len(others):,} files in {folder.name} are not images by their suffix, e.g. {min(others)!r}")
-    return [name for name in sorted(found) if _is_utf8(name, folder, log)]
+    for name in [name for name in found if not _is_utf8(name)]:
+        log.fault(FaultKind.NAME, f"the name {os.fsencode(name)!r} is not UTF-8", folder, hint="rename the file")
+        found.remove(name)
+    return sorted(found)
 
 
 def read_split(
     root: Path, folder: str, split: Split, parse: ParseName, log: ReadLog, *, deep: bool = False
 ) -> list[Record]:
-    """Read one split from one folder.
+    """Read one split, or a part of it, from one folder.
 
     Args:
         root: The root of the data set.
@@ -246,7 +231,7 @@ def read_split(
     base = root / folder
     if not base.is_dir():
         return []
-    log.folders[split] = base
+    log.folders[split] = base.parent if split in log.folders else base
     records: list[Record] = []
     stems: dict[str, str] = {}
     junk = 0
@@ -255,21 +240,17 @@ def read_split(
         try:
             pid, camid = parse(stem)
         except NameFault as error:
-            log.fault(
-                FaultKind.NAME,
-                f"the name {path!r} does not follow the layout: {error}",
-                base / path,
-                hint="images with other names can be listed in a CSV file (kind csv)",
-            )
+            text = f"the name {path!r} does not follow the layout: {error}"
+            hint = "images with other names can be listed in a CSV file (kind csv)"
+            log.fault(FaultKind.NAME, text, base / path, hint=hint)
             continue
         twin = stems.setdefault(stem, path)
         if twin != path:
             log.fault(FaultKind.DUPLICATE, f"{path} and {twin} are one image by their names", base / path)
-            continue
-        if pid == UNKNOWN:
+        elif pid == UNKNOWN:
             junk += 1
-            continue
-        records.append(Record(f"{folder}/{path}", pid, camid, split))
+        else:
+            records.append(Record(f"{folder}/{path}", pid, camid, split))
     if junk:
         log.note(f"{junk:,} junk images (-1) of {folder} dropped")
     if not records:
@@ -277,47 +258,8 @@ def read_split(
     return records
 
 
-def read_boxes(root: Path, parse: ParseName, log: ReadLog) -> list[Record]:
-    """Read the folders `BOXES` as training images, queries and gallery."""
-    splits: tuple[Split, ...] = ("train", "query", "gallery")
-    return [
-        record
-        for folder, split in zip(BOXES, splits, strict=True)
-        for record in read_split(root, folder, split, parse, log)
-    ]
-
-
-def id_folder(camid: int) -> ParseName:
-    """Return a parser of `ID/anything.jpg`: the folder is the person id, and all images have the camera `camid`."""
-
-    def parse(stem: str) -> tuple[int, int]:
-        folder, _, image = stem.partition("/")
-        if not image or "/" in image or not (folder.isascii() and folder.isdigit()):
-            raise NameFault("expected ID/IMAGE, one folder per identity, its name a number")
-        return int(folder), camid
-
-    return parse
-
-
-def id_name(regex: re.Pattern[str], expected: str, camid: int) -> ParseName:
-    """Return a parser of names with a person id (group `pid`); all images have the camera `camid`."""
-
-    def parse(stem: str) -> tuple[int, int]:
-        match = regex.fullmatch(stem)
-        if match is None:
-            raise NameFault(f"expected {expected}")
-        return int(match["pid"]), camid
-
-    return parse
-
-
-def pseudo_cameras(log: ReadLog) -> None:
-    """Note that the set has no cameras and gets 0 for queries and 1 for the gallery."""
-    log.note("the data set has no cameras: queries get camera 0, gallery images camera 1")
-
-
 def _log_empty(base: Path, log: ReadLog, *, deep: bool) -> None:
-    within = [] if deep else [folder for folder in subfolders(base) if any(_images_in(folder))]
+    within = [] if deep else [folder for folder in subfolders(base) if list_images(folder, ReadLog())]
     if within:
         log.fault(
             FaultKind.EMPTY,
@@ -330,24 +272,16 @@ def _log_empty(base: Path, log: ReadLog, *, deep: bool) -> None:
         log.fault(FaultKind.EMPTY, f"{base.name} has no usable images; it holds {contents(base)}", base)
 
 
-def _images_in(folder: Path) -> Iterator[str]:
-    try:
-        yield from (name for name in os.listdir(folder) if _suffix(name).lower() in SUFFIXES)  # noqa: PTH208
-    except OSError:
-        return
-
-
 def _suffix(name: str) -> str:
     """The part from the last dot on, dot included. Cheaper than pathlib's, for a hundred thousand names."""
     dot = name.rfind(".")
     return name[dot:] if dot > 0 else ""
 
 
-def _is_utf8(name: str, folder: Path, log: ReadLog) -> bool:
+def _is_utf8(name: str) -> bool:
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
-        log.fault(FaultKind.NAME, f"the name {os.fsencode(name)!r} is not UTF-8", folder, hint="rename the file")
         return False
     return True
 
@@ -355,61 +289,25 @@ def _is_utf8(name: str, folder: Path, log: ReadLog) -> bool:
 # Lists of images --------------------------------------------------------------------------------------------------
 
 
-class ListedImages:
-    """Looks up the images of a list among those that exist, and logs the missing ones as one fault.
-
-    Args:
-        existing: Names of the images that exist.
-        folder: Where they are, for messages.
-    """
-
-    def __init__(self, existing: Sequence[str], folder: Path) -> None:
-        self.folder = folder
-        self._names = set(existing)
-        self._index: dict[str, str] | None = None
-        self._examples = list(existing[:2])
-
-    def find(self, name: str) -> str | None:
-        """Return the name on the disk, whose Unicode form or suffix case may differ; None if the image is missing."""
-        if name in self._names:
-            return name
-        if self._index is None:
-            self._index = index_names(self._names)
-        return self._index.get(name_key(name))
-
-    def log_missing(self, missing: Sequence[str], total: int, where: Path, log: ReadLog) -> None:
-        """Log one fault for all missing images of a list of `total`; `missing` are names with their lines."""
-        log_missing(missing, total, where, self._examples, log, folder=self.folder)
-
-
-def log_missing(
-    missing: Sequence[str], total: int, where: Path, examples: Sequence[str], log: ReadLog, *, folder: Path
-) -> None:
-    """Log one fault for all missing images of a list.
-
-    Args:
-        missing: Their names, with their lines.
-        total: Images in the list.
-        where: The list.
-        examples: Some names that do exist.
-        log: Receives the fault.
-        folder: Where the images were looked for.
-    """
-    if not missing:
-        return
-    more = ", ..." if len(missing) > _SHOWN else ""
-    holds = f"{folder.name or folder} holds {', '.join(examples)}, ..." if examples else f"{folder} has no images"
-    log.fault(
-        FaultKind.MISSING,
-        f"{len(missing):,} of {total:,} listed images do not exist: {', '.join(missing[:_SHOWN])}{more}; {holds}",
-        where,
-    )
-
-
-def read_lines(file: Path, log: ReadLog) -> list[str]:
-    """Return the lines of a list of names; a file that cannot be read is logged and has none."""
+def read_lines(file: Path, log: ReadLog) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a list that are not empty, with their numbers; a list that cannot be read is logged."""
     try:
-        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+        text = file.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         log.fault(FaultKind.UNREADABLE, f"the list cannot be read: {error.strerror}", file)
-        return []
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            yield number, line.strip()
+
+
+def log_missing(missing: Sequence[tuple[str, int]], total: int, where: Path, index: NameIndex, log: ReadLog) -> None:
+    """Log one fault for all images of a list of `total` that do not exist below `index`: names with their lines."""
+    if not missing:
+        return
+    shown = ", ".join(f"{name} (line {line})" for name, line in missing[:_SHOWN])
+    more = ", ..." if len(missing) > _SHOWN else ""
+    folder, examples = index.root, index.examples(missing[0][0])
+    holds = f"{folder.name or folder} holds {', '.join(examples)}, ..." if examples else f"{folder} has no images"
+    text = f"{len(missing):,} of {total:,} listed images do not exist: {shown}{more}; {holds}"
+    log.fault(FaultKind.MISSING, text, where)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path, PurePosixPath
 
 from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.kind import Count, KindInfo
 from pipeline.datasets.layout import (
-    ListedImages,
     NameFault,
     NamePattern,
     choose_root,
     find_root,
     folders_with,
-    list_images,
+    log_missing,
     read_lines,
 )
 from pipeline.datasets.records import Dataset, Record, Split
+from pipeline.runtime.names import NameIndex
 
 NAME = NamePattern(
-    re.compile(r"(?P<pid>\d{4})_\d+_(?P<cam>\d{2})_\w+", re.ASCII),
-    example="0000_000_01_0303morning_0015_0.jpg",
-    cameras=range(1, 16),
+    r"(?P<pid>\d{4})_\d+_(?P<cam>\d{2})_\w+", "a name like 0000_000_01_0303morning_0015_0.jpg", range(1, 16)
 )
-
 LISTS: dict[str, Split] = {
     "list_train.txt": "train",
     "list_val.txt": "train",
@@ -37,26 +33,21 @@ FOLDERS = (("train", "test"), ("mask_train_v2", "mask_test_v2"))
 TEST_OFFSET = 10_000
 """Added to the ids of test identities: the set numbers training and test identities from 0 each."""
 
-_ORDER: dict[Split, int] = {"train": 0, "query": 1, "gallery": 2}
-
 
 def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
     """Read by the four lists. The validation list belongs to the training images, as in all published tables."""
     root = _find_root(path, log)
     folders = next((pair for pair in FOLDERS if any((root / name).is_dir() for name in pair)), FOLDERS[0])
-    images: dict[str, ListedImages] = {}
     for folder in folders:
-        if (root / folder).is_dir():
-            images[folder] = ListedImages(list_images(root / folder, log, deep=True), root / folder)
-        elif not log.faults:
+        if not (root / folder).is_dir() and not log.faults:
             log.fault(FaultKind.MISSING, f"{folder} is missing", root, expected=f"{' and '.join(folders)}, lists")
     records: list[Record] = []
     for name, split in LISTS.items():
         folder = folders[split != "train"]
-        if (root / name).is_file() and folder in images:
+        if (root / name).is_file() and (root / folder).is_dir():
             log.folders.setdefault(split, root / name)
-            records += _read_list(root / name, split, images[folder], log)
-    records.sort(key=lambda record: (_ORDER[record.split], record.path))
+            records += _read_list(root / name, split, NameIndex(root / folder), log)
+    records.sort(key=lambda record: (list(LISTS.values()).index(record.split), record.path))
     log.note(f"test identities are numbered from {TEST_OFFSET:,} (the set numbers training and test from 0 each)")
     log.note("the images of list_val.txt are training images")
     return Dataset("msmt17", "msmt17", root, tuple(records))
@@ -80,30 +71,28 @@ def _find_root(path: Path, log: ReadLog) -> Path:
     return root
 
 
-def _read_list(file: Path, split: Split, images: ListedImages, log: ReadLog) -> list[Record]:
+def _read_list(file: Path, split: Split, images: NameIndex, log: ReadLog) -> list[Record]:
     records: dict[str, Record] = {}
-    missing: list[str] = []
-    for number, line in enumerate(read_lines(file, log), start=1):
+    missing: list[tuple[str, int]] = []
+    for number, line in read_lines(file, log):
         where = f"{file}, line {number}"
-        if not line.strip():
-            continue
-        text, _, label = line.strip().rpartition(" ")
+        text, _, label = line.rpartition(" ")
         try:
             pid, camid = NAME(PurePosixPath(text).stem)
         except NameFault as error:
-            log.fault(FaultKind.NAME, f"the line {line.strip()!r} does not follow the layout: {error}", where)
+            log.fault(FaultKind.NAME, f"the line {line!r} does not follow the layout: {error}", where)
             continue
         found = images.find(text)
         if label != str(pid):
             log.fault(FaultKind.NAME, f"{text} is listed as identity {label!r}", where, expected=str(pid))
         elif found is None:
-            missing.append(f"{text} (line {number})")
+            missing.append((text, number))
         elif found in records:
             log.fault(FaultKind.DUPLICATE, f"{text} is listed already", where)
         else:
             shifted = pid + (TEST_OFFSET if split != "train" else 0)
-            records[found] = Record(f"{images.folder.name}/{found}", shifted, camid, split)
-    images.log_missing(missing, len(missing) + len(records), file, log)
+            records[found] = Record(f"{images.root.name}/{found}", shifted, camid, split)
+    log_missing(missing, len(missing) + len(records), file, images, log)
     return list(records.values())
 
 

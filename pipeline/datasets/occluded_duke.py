@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
-from pipeline.datasets.dukemtmc import GALLERY, NAME, WITHDRAWN
 from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.kind import Count, KindInfo
 from pipeline.datasets.layout import (
     BOXES,
-    ListedImages,
     NameFault,
     choose_root,
     find_root,
     folders_with,
     is_folder,
-    list_images,
-    read_boxes,
+    log_missing,
     read_lines,
     subfolders,
 )
+from pipeline.datasets.layouts import DUKE_GALLERY, DUKE_NAME, WITHDRAWN, boxes, read_parts
 from pipeline.datasets.records import Dataset, Record, Split
+from pipeline.runtime.names import NameIndex
 
 LISTS: dict[Split, str] = {"train": "train.list", "query": "query.list", "gallery": "gallery.list"}
 
@@ -49,8 +47,16 @@ def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
         records = _read_lists(folder, root, log)
     else:
         root = find_root(path, BOXES, log)
-        records = read_boxes(root, NAME, log)
-    _note_double_files(records, log)
+        records = read_parts(root, boxes(DUKE_NAME), log)
+    queries, gallery = (
+        {PurePosixPath(record.path).name for record in records if record.split == split}
+        for split in ("query", "gallery")
+    )
+    if double := len(queries & gallery):
+        log.note(
+            f"{double:,} of the {len(queries):,} queries are gallery files too; only the rule that ignores "
+            "gallery images of the query's identity and camera excludes them"
+        )
     return Dataset("occluded-duke", "occluded-duke", root, tuple(records))
 
 
@@ -73,79 +79,46 @@ def _tree(lists: Path, log: ReadLog) -> Path:
     return lists
 
 
-def _read_lists(lists: Path, root: Path, log: ReadLog) -> list[Record]:
-    present = {
-        name: ListedImages(list_images(root / name, log), root / name) for name in BOXES if (root / name).is_dir()
-    }
+def _read_lists(lists: Path, root: Path, log: ReadLog) -> Sequence[Record]:
+    present = {name: NameIndex(root / name) for name in BOXES if (root / name).is_dir()}
     if not present:
-        return []
+        return ()
     records: list[Record] = []
     for split, name in LISTS.items():
         log.folders[split] = lists / name
-        records += _read_list(lists / name, split, FOLDERS[split], present, log)
+        folders = [folder for folder in FOLDERS[split] if folder in present]
+        found: list[Record] = []
+        missing: list[tuple[str, int]] = []
+        for number, image, pid, camid in read_names(lists / name, log):
+            matches = ((folder, present[folder].find(image)) for folder in folders)
+            path = next((f"{folder}/{match}" for folder, match in matches if match), None)
+            if path is None:
+                missing.append((image, number))
+            else:
+                found.append(Record(path, pid, camid, split))
+        if folders:
+            log_missing(missing, len(missing) + len(found), lists / name, present[folders[0]], log)
+        records += sorted(found, key=lambda record: PurePosixPath(record.path).name)
     log.note("split by the name lists; the images are those of DukeMTMC-reID")
     return records
 
 
-class Listed(NamedTuple):
-    """A line of a name list; `where` names it in messages."""
-
-    name: str
-    pid: int
-    camid: int
-    where: str
-
-
-def read_names(file: Path, log: ReadLog) -> Iterator[Listed]:
-    """Return the images of a name list, each once, in the order of the list; faulty lines are logged."""
+def read_names(file: Path, log: ReadLog) -> Iterator[tuple[int, str, int, int]]:
+    """Yield line number, name, pid and camid of the images of a name list, each once; faulty lines are logged."""
     seen: set[str] = set()
-    for number, line in enumerate(read_lines(file, log), start=1):
-        name = PurePosixPath(line.strip()).name
+    for number, line in read_lines(file, log):
+        name = PurePosixPath(line).name
         where = f"{file}, line {number}"
-        if not name:
+        try:
+            pid, camid = DUKE_NAME(PurePosixPath(name).stem)
+        except NameFault as error:
+            log.fault(FaultKind.NAME, f"the name {name!r} does not follow the layout: {error}", where)
             continue
         if name in seen:
             log.fault(FaultKind.DUPLICATE, f"{name} is listed already", where)
             continue
-        try:
-            pid, camid = NAME(PurePosixPath(name).stem)
-        except NameFault as error:
-            log.fault(FaultKind.NAME, f"the name {name!r} does not follow the layout: {error}", where)
-            continue
         seen.add(name)
-        yield Listed(name, pid, camid, where)
-
-
-def _read_list(
-    file: Path, split: Split, folders: Sequence[str], present: Mapping[str, ListedImages], log: ReadLog
-) -> list[Record]:
-    records: list[Record] = []
-    missing: list[str] = []
-    for name, pid, camid, where in read_names(file, log):
-        found = [
-            f"{folder}/{image}" for folder in folders if folder in present and (image := present[folder].find(name))
-        ]
-        if found:
-            records.append(Record(found[0], pid, camid, split))
-        else:
-            missing.append(f"{name} ({where.rpartition(', ')[2]})")
-    searched = next((present[folder] for folder in folders if folder in present), None)
-    if searched is not None:
-        searched.log_missing(missing, len(missing) + len(records), file, log)
-    return sorted(records, key=lambda record: PurePosixPath(record.path).name)
-
-
-def _note_double_files(records: Sequence[Record], log: ReadLog) -> None:
-    names: dict[Split, set[str]] = {"query": set(), "gallery": set()}
-    for record in records:
-        if record.split in names:
-            names[record.split].add(PurePosixPath(record.path).name)
-    double = len(names["query"] & names["gallery"])
-    if double:
-        log.note(
-            f"{double:,} of the {len(names['query']):,} queries are gallery files too; only the rule that ignores "
-            "gallery images of the query's identity and camera excludes them"
-        )
+        yield number, name, pid, camid
 
 
 INFO = KindInfo(
@@ -158,6 +131,6 @@ INFO = KindInfo(
     f"images: DukeMTMC, {WITHDRAWN}",
     read=read,
     entries=(*BOXES, LISTS["train"]),
-    counts={"": {"train": Count(15_618, 702), "query": Count(2_210, 519), "gallery": GALLERY}},
+    counts={"": {"train": Count(15_618, 702), "query": Count(2_210, 519), "gallery": DUKE_GALLERY}},
     comparable="single query",
 )

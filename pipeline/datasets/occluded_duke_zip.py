@@ -10,7 +10,7 @@ import lzma
 import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -65,14 +65,13 @@ def extract_occluded_duke(archive: Path, lists: Path, out: Path, *, progress: Pr
     try:
         with _opened(archive) as opened:
             members = _members(opened, archive, wanted)
-            _check_space(members, out)
+            _check_space(sum(member.file_size for member in members.values()), out)
             with progress.task("unpack", total=len(members)) as task:
                 for folder in BOXES:
                     (partial / folder).mkdir(parents=True)
-                for (folder, name), member in members.items():
-                    target = partial / folder / name
-                    target.write_bytes(_content(opened, member, archive))
-                    fsync_path(target)
+                for target, member in members.items():
+                    (partial / target).write_bytes(_content(opened, member, archive))
+                    fsync_path(partial / target)
                     task.advance()
         partial.replace(out)
         fsync_path(out.parent)
@@ -84,8 +83,8 @@ def extract_occluded_duke(archive: Path, lists: Path, out: Path, *, progress: Pr
     return OccludedDukeFolder(out, {_TARGETS[split]: len(names) for split, names in wanted.items()}, double)
 
 
-def _wanted(lists: Path) -> Mapping[Split, Sequence[str]]:
-    """Return the names of each list."""
+def _wanted(lists: Path) -> Mapping[Split, list[str]]:
+    """The names of each list."""
     found = folders_with(lists, tuple(LISTS.values())) if lists.is_dir() else []
     if not found:
         raise DataError(
@@ -96,7 +95,7 @@ def _wanted(lists: Path) -> Mapping[Split, Sequence[str]]:
             expected="the name lists that the authors of Occluded-DukeMTMC publish",
         )
     log = ReadLog()
-    names = {split: [line.name for line in read_names(found[0] / file, log)] for split, file in LISTS.items()}
+    names = {split: [name for _, name, _, _ in read_names(found[0] / file, log)] for split, file in LISTS.items()}
     if log.faults:
         raise as_error(log.faults, f"occluded-duke:{found[0]}")
     return names
@@ -106,31 +105,28 @@ def _opened(archive: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(archive)
     except zipfile.BadZipFile as error:
-        raise DataError(
-            "not a zip file, or a truncated one", where=archive, expected="DukeMTMC-reID.zip", cause=error
-        ) from error
+        problem, expected = "not a zip file, or a truncated one", "DukeMTMC-reID.zip"
+        raise DataError(problem, where=archive, expected=expected, cause=error) from error
     except OSError as error:
         raise DataError(f"the archive cannot be read: {error.strerror or error}", where=archive) from error
 
 
-def _members(
-    opened: zipfile.ZipFile, archive: Path, wanted: Mapping[Split, Sequence[str]]
-) -> dict[tuple[str, str], zipfile.ZipInfo]:
-    """Return the member of the archive for each (target folder, name)."""
-    present: dict[tuple[str, str], zipfile.ZipInfo] = {}
+def _members(opened: zipfile.ZipFile, archive: Path, wanted: Mapping[Split, list[str]]) -> dict[str, zipfile.ZipInfo]:
+    """The member of the archive for each file to write, `folder/name`."""
+    present: dict[str, zipfile.ZipInfo] = {}
     for member in opened.infolist():
         path = PurePosixPath(member.filename)
         if path.parent.name in BOXES and not {"__MACOSX", ".."} & set(path.parts):
-            present.setdefault((path.parent.name, path.name), member)
-    found: dict[tuple[str, str], zipfile.ZipInfo] = {}
+            present.setdefault(f"{path.parent.name}/{path.name}", member)
+    found: dict[str, zipfile.ZipInfo] = {}
     missing: list[str] = []
     for split, names in wanted.items():
         for name in names:
-            source = next((folder for folder in FOLDERS[split] if (folder, name) in present), None)
+            source = next((present[at] for folder in FOLDERS[split] if (at := f"{folder}/{name}") in present), None)
             if source is None:
                 missing.append(f"{name} ({split})")
             else:
-                found[_TARGETS[split], name] = present[source, name]
+                found[f"{_TARGETS[split]}/{name}"] = source
     if missing:
         more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
         raise DataError(
@@ -142,9 +138,8 @@ def _members(
     return found
 
 
-def _check_space(members: Mapping[tuple[str, str], zipfile.ZipInfo], out: Path) -> None:
+def _check_space(needed: int, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
-    needed = sum(member.file_size for member in members.values())
     free = shutil.disk_usage(out.parent).free
     if free < needed:
         raise DataError(f"the images need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free", where=out.parent)

@@ -8,20 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import suggestion
-from pipeline.datasets import (
-    cuhk03_np,
-    dukemtmc,
-    folder,
-    market1501,
-    msmt17,
-    occluded_duke,
-    occluded_reid,
-    p_duke,
-    partial_ilids,
-    partial_reid,
-    synthetic,
-    table,
-)
+from pipeline.datasets import layouts, msmt17, occluded_duke, table
 from pipeline.datasets.faults import FaultKind, ReadLog, as_error
 from pipeline.datasets.kind import KindInfo, check_counts, check_identities
 from pipeline.datasets.layout import folders_with
@@ -30,18 +17,18 @@ from pipeline.errors import DataError
 from pipeline.runtime.files import at_home
 
 _KINDS = (
-    market1501.INFO,
-    dukemtmc.INFO,
+    layouts.MARKET1501,
+    layouts.DUKEMTMC,
     occluded_duke.INFO,
-    p_duke.INFO,
-    occluded_reid.INFO,
-    partial_reid.INFO,
-    partial_ilids.INFO,
-    cuhk03_np.INFO,
+    layouts.P_DUKE,
+    layouts.OCCLUDED_REID,
+    layouts.PARTIAL_REID,
+    layouts.PARTIAL_ILIDS,
+    layouts.CUHK03_NP,
     msmt17.INFO,
-    table.INFO,
-    folder.INFO,
-    synthetic.INFO,
+    table.CSV,
+    layouts.FOLDER,
+    table.SYNTHETIC,
 )
 _EXAMPLE = "KIND:PATH, as in market1501:/data/Market-1501, or a folder of images"
 _LOG = logging.getLogger("sgsfa.data")
@@ -93,7 +80,7 @@ def _guess(text: str) -> Spec:
     """The kind of a path without one: a folder that is no known layout is a folder of images."""
     path = at_home(text)
     if path.is_file() and path.suffix.lower() == ".csv":
-        return Spec(table.INFO, "", path)
+        return Spec(table.CSV, "", path)
     if not path.is_dir():
         problem = "is a file, not a folder" if path.exists() else "does not exist"
         raise DataError(f"the data folder {problem}", where=text, expected=_EXAMPLE)
@@ -105,7 +92,7 @@ def _guess(text: str) -> Spec:
             expected=" | ".join(f"{name}:{text}" for name in fitting),
             hint=f"folder:{text} takes every image in it, without identities",
         )
-    return Spec(folder.INFO, "", path)
+    return Spec(layouts.FOLDER, "", path)
 
 
 def read_logged(spec: Spec) -> tuple[Dataset, ReadLog]:

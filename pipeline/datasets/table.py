@@ -1,4 +1,4 @@
-"""A table of images in a CSV file: the way to use own data."""
+"""A table of images in a CSV file: the way to use own data, and the form of rendered data sets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import get_args
 
@@ -14,7 +13,7 @@ from pipeline.config import suggestion
 from pipeline.datasets.faults import FaultKind, ReadLog
 from pipeline.datasets.images import SUFFIXES
 from pipeline.datasets.kind import KindInfo
-from pipeline.datasets.layout import log_missing
+from pipeline.datasets.layout import find_root, log_missing
 from pipeline.datasets.records import DISTRACTOR_PID, UNKNOWN, Dataset, Record, Split, short_name
 from pipeline.runtime.names import NameIndex
 
@@ -24,6 +23,7 @@ _LONGEST = 20  # digits; longer numbers are not even parsed
 COLUMNS = ("path", "pid", "camid", "split")
 SPLITS: tuple[Split, ...] = tuple(split for split in get_args(Split) if split != "all")
 
+_TABLE, _LABEL_MAPS = "dataset.csv", "labels"  # of a rendered data set
 _LINK = "put a symbolic link to the images' folder beside the CSV file, or move the CSV file above both"
 _NUMBER = "number the ids from 1, as in pandas: df['{name}'] = pandas.factorize(df['{name}'])[0] + 1"
 
@@ -31,67 +31,72 @@ _NUMBER = "number the ids from 1, as in pandas: df['{name}'] = pandas.factorize(
 class RowFault(Exception):
     """A row that cannot be used; the message gives the reason, `hint` what to do."""
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None, kind: FaultKind = FaultKind.ROW) -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint, self.kind = hint, kind
 
 
-@dataclass
-class Table:
-    """The content of a CSV file."""
-
-    records: list[Record] = field(default_factory=list)
-    extra: dict[str, Mapping[str, str]] = field(default_factory=dict)
-
-
-def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
+def _read_csv(path: Path, _variant: str, log: ReadLog) -> Dataset:
     """Read a CSV file; image paths are relative to its folder."""
-    table = read_table(path, log)
-    return Dataset("csv", short_name(path.stem), path.parent, tuple(table.records), extra=table.extra)
+    reader = _read_table(path, log)
+    return Dataset("csv", short_name(path.stem), path.parent, tuple(reader.records), extra=reader.extra)
 
 
-def read_table(path: Path, log: ReadLog) -> Table:
+def _read_synthetic(path: Path, _variant: str, log: ReadLog) -> Dataset:
+    """Read the table of a rendered data set, and find the true label maps beside the images."""
+    name = short_name(path.resolve().name)
+    root = find_root(path, (_TABLE,), log)
+    if log.faults:
+        return Dataset("synthetic", name, root, ())
+    reader = _read_table(root / _TABLE, log)
+    labels = root / _LABEL_MAPS
+    if labels.is_dir():
+        log.note("rendered images; masks can be built from the true label maps")
+    else:
+        log.fault(FaultKind.MISSING, "the folder of label maps is missing", labels)
+    maps = labels if labels.is_dir() else None
+    return Dataset("synthetic", name, root, tuple(reader.records), label_maps=maps, extra=reader.extra)
+
+
+def _read_table(path: Path, log: ReadLog) -> _TableReader:
     """Read a CSV file with the columns `path,pid,camid,split` in any order and case, and any others.
 
     Without `camid`, every image counts as its own camera: a query image itself is ignored, all other images of its
     identity count as matches. Every faulty row is logged with its line. Rows with pid -1 are junk, dropped and counted.
     """
+    reader = _TableReader(path, log)
     if not path.is_file():
         problem = "is a folder, not a CSV file" if path.is_dir() else "does not exist"
         log.fault(FaultKind.MISSING, f"the CSV file {problem}", path, expected=f"a file with {','.join(COLUMNS)}")
-        return Table()
-    reader = _TableReader(path, log)
+        return reader
     try:
         # A spreadsheet program may have put a byte order mark in front.
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader.read(csv.DictReader(stream, strict=True))
     except UnicodeDecodeError as error:
-        log.fault(
-            FaultKind.UNREADABLE,
-            f"the CSV file is not UTF-8: {error.reason} at byte {error.start}",
-            path,
-            expected="CSV in UTF-8",
-            hint="save it again as 'CSV UTF-8', or convert it with iconv",
-        )
+        text = f"the CSV file is not UTF-8: {error.reason} at byte {error.start}"
+        hint = "save it again as 'CSV UTF-8', or convert it with iconv"
+        log.fault(FaultKind.UNREADABLE, text, path, expected="CSV in UTF-8", hint=hint)
     except (OSError, csv.Error) as error:
         log.fault(FaultKind.UNREADABLE, f"the CSV file cannot be read: {error}", path, expected="CSV in UTF-8")
     for split in SPLITS:
-        if any(record.split == split for record in reader.table.records):
+        if any(record.split == split for record in reader.records):
             log.folders[split] = path
-    return reader.table
+    return reader
 
 
 class _TableReader:
     """Reads rows one by one and remembers what earlier rows stated."""
 
     def __init__(self, path: Path, log: ReadLog) -> None:
-        self.table = Table()
+        self.records: list[Record] = []
+        self.extra: dict[str, Mapping[str, str]] = {}
         self._path = path
         self._log = log
         self._images = NameIndex(path.parent)
         self._lines: dict[tuple[str, str], int] = {}
         self._ids: dict[str, tuple[int, int, int]] = {}
-        self._missing: list[str] = []
+        self._missing: list[tuple[str, int]] = []
         self._cameras: dict[str, int] | None = None
 
     def read(self, reader: csv.DictReader[str]) -> None:
@@ -113,15 +118,12 @@ class _TableReader:
                 junk += not self._add(row, reader.line_num)
             except RowFault as fault:
                 where = f"{self._path}, line {reader.line_num}"
-                kind = FaultKind.DUPLICATE if isinstance(fault, _Duplicate) else FaultKind.ROW
-                self._log.fault(kind, str(fault), where, hint=fault.hint)
+                self._log.fault(fault.kind, str(fault), where, hint=fault.hint)
         if junk:
             self._log.note(f"{junk:,} junk rows (pid -1) dropped")
         if not rows:
             self._log.fault(FaultKind.EMPTY, "the CSV file has no rows", self._path)
-        if self._missing:
-            examples = self._images.examples(self._missing[0].rpartition(" (")[0])
-            log_missing(self._missing, rows, self._path, examples, self._log, folder=self._path.parent)
+        log_missing(self._missing, rows, self._path, self._images, self._log)
 
     def _add(self, row: Mapping[str | None, object], line: int) -> bool:
         """Add one row; returns False for junk."""
@@ -141,10 +143,10 @@ class _TableReader:
         self._check_earlier(Record(name, pid, camid, split), line)
         found = self._images.find(name)
         if found is None:
-            self._missing.append(f"{name} (line {line})")
+            self._missing.append((name, line))
             return True
         self._merge(found, others)
-        self.table.records.append(Record(found, pid, camid, split))
+        self.records.append(Record(found, pid, camid, split))
         return True
 
     def _camera(self, name: str, values: Mapping[str, str]) -> int:
@@ -156,7 +158,7 @@ class _TableReader:
         """Compare with earlier rows of the same image."""
         first = self._lines.setdefault((record.path, record.split), line)
         if first != line:
-            raise _Duplicate(f"{record.path} is in {record.split} already (line {first})")
+            raise RowFault(f"{record.path} is in {record.split} already (line {first})", kind=FaultKind.DUPLICATE)
         pid, camid, earlier = self._ids.setdefault(record.path, (record.pid, record.camid, line))
         if pid != record.pid or camid != record.camid:
             raise RowFault(
@@ -169,15 +171,11 @@ class _TableReader:
         """Merge the further columns with those of another row of the same image."""
         if not others:
             return
-        earlier = self.table.extra.get(path, {})
+        earlier = self.extra.get(path, {})
         for name, value in others.items():
             if value and earlier.get(name, value) not in ("", value):
                 raise RowFault(f"{path} has {name} {value!r} here, but {earlier[name]!r} in another row")
-        self.table.extra[path] = {name: value or earlier.get(name, "") for name, value in others.items()}
-
-
-class _Duplicate(RowFault):
-    pass
+        self.extra[path] = {name: value or earlier.get(name, "") for name, value in others.items()}
 
 
 def _column(name: str) -> str:
@@ -189,26 +187,17 @@ def _column(name: str) -> str:
 def _check_header(header: Sequence[str], path: Path, log: ReadLog) -> bool:
     missing = [name for name in COLUMNS if name not in header and name != "camid"]
     doubled = sorted({name for name in header if name and header.count(name) > 1})
+    where, expected = f"{path}, line 1", f"a header with {','.join(COLUMNS)}"
     if missing and any(Path(name).suffix.lower() in SUFFIXES for name in header):
-        log.fault(
-            FaultKind.ROW,
-            f"the CSV file has no header: line 1 is {','.join(header)!r}",
-            f"{path}, line 1",
-            expected=f"a header with {','.join(COLUMNS)}",
-            hint=f"add the line {','.join(COLUMNS)} at the top",
-        )
+        text, hint = f"the CSV file has no header: line 1 is {','.join(header)!r}", f"add the line {','.join(COLUMNS)}"
+        log.fault(FaultKind.ROW, text, where, expected=expected, hint=f"{hint} at the top")
         return False
     if doubled:
-        log.fault(FaultKind.ROW, f"the column {doubled[0]!r} occurs twice in the header", f"{path}, line 1")
+        log.fault(FaultKind.ROW, f"the column {doubled[0]!r} occurs twice in the header", where)
     if missing:
-        log.fault(
-            FaultKind.ROW,
-            f"the column{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing; the header has "
-            f"{', '.join(header) or 'no columns'}",
-            f"{path}, line 1",
-            expected=f"a header with {','.join(COLUMNS)}",
-            hint=_header_hint(header, missing),
-        )
+        columns = f"the column{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing"
+        text = f"{columns}; the header has {', '.join(header) or 'no columns'}"
+        log.fault(FaultKind.ROW, text, where, expected=expected, hint=_header_hint(header, missing))
     return not missing and not doubled
 
 
@@ -273,12 +262,22 @@ def _check_visible(text: str) -> None:
         raise RowFault(f"visible {text!r} is not a number from 0 to 1")
 
 
-INFO = KindInfo(
+CSV = KindInfo(
     name="csv",
     summary="your own images, listed in a CSV file",
     layout="PATH is the file; columns path,pid,camid,split (train | query | gallery), paths relative to its folder; "
     "without camid, a query only ignores itself",
     cameras="from the column camid",
     source="your own images",
-    read=read,
+    read=_read_csv,
+)
+
+SYNTHETIC = KindInfo(
+    name="synthetic",
+    summary="rendered identities with true label maps",
+    layout=f"{_TABLE}, the images it lists, {_LABEL_MAPS}/ with a label map for each",
+    cameras="any number, from the table",
+    source="rendered by sgsfa",
+    read=_read_synthetic,
+    entries=(_TABLE,),
 )

@@ -21,7 +21,7 @@ from pipeline.errors import FormatError, Rejected
 from pipeline.formats import rows as row_file
 from pipeline.formats.features import Features, as_slice
 from pipeline.formats.provenance import Provenance
-from pipeline.formats.rows import FAILED, OK, PENDING, Column, Layout, RowFormat, RowWriter
+from pipeline.formats.rows import OK, PENDING, Column, Layout, RowFormat, RowWriter
 from pipeline.parts import NUM_PARTS, PARTS
 from pipeline.runtime.files import atomic_write
 
@@ -227,12 +227,7 @@ class FeatureFile:
 def open_feature_writer(
     path: Path, layout: Layout, provenance: Provenance, *, published: Path | None = None
 ) -> RowWriter:
-    """Create a features file, or resume the one at `path`. See `rows.open_or_create`.
-
-    Raises:
-        FormatError: The file there is damaged, or was built for other images or with other settings.
-        ArtifactError: There is not enough space, or the file cannot be written.
-    """
+    """Create a features file, or resume the one at `path`. See `rows.open_or_create`."""
     return row_file.open_or_create(path, layout, provenance, published=published)
 
 
@@ -277,11 +272,7 @@ def feature_layout(
     return Layout(
         FORMAT,
         len(names),
-        {
-            "parts": Column((NUM_PARTS, part_dim), "f4"),
-            "global_feature": Column((global_dim,), "f4"),
-            "visibility": Column((NUM_PARTS,), "f4"),
-        },
+        _columns(part_dim, global_dim),
         fixed,
         {"part_names": ",".join(PARTS), "notes": json.dumps(list(notes), ensure_ascii=False)},
     )
@@ -332,28 +323,24 @@ def require_comparable(query: Features, gallery: Features | FeatureFile) -> None
     Raises:
         FormatError: They cannot be compared.
     """
-    ours, theirs = query.provenance.values, gallery.provenance.values
+    ours, theirs, where = query.provenance.values, gallery.provenance.values, getattr(gallery, "path", None)
     hashes = str(ours.get("checkpoint_sha256", "")), str(theirs.get("checkpoint_sha256", ""))
     if all(hashes) and hashes[0] != hashes[1]:
         raise FormatError(
             f"the gallery's features come from checkpoint {hashes[1][:8]}",
-            where=getattr(gallery, "path", None),
+            where=where,
             expected=f"checkpoint {hashes[0][:8]}, which the queries' features come from",
             hint="features of two checkpoints lie in different spaces; extract both with the same one",
         )
-    flips = ours.get("flip"), theirs.get("flip")
-    if None not in flips and flips[0] != flips[1]:
+    flips = [str(values["flip"]).lower() for values in (ours, theirs) if "flip" in values]
+    if len(set(flips)) > 1:
+        text = f"the gallery's features were extracted with extract.flip={flips[1]}"
+        raise FormatError(text, where=where, expected=f"extract.flip={flips[0]}, as for the queries")
+    if (query.part_dim, query.global_dim) != (gallery.part_dim, gallery.global_dim):
         raise FormatError(
-            f"the gallery's features were extracted with extract.flip={str(flips[1]).lower()}",
-            where=getattr(gallery, "path", None),
-            expected=f"extract.flip={str(flips[0]).lower()}, as for the queries",
-        )
-    dims = (query.part_dim, query.global_dim), (gallery.part_dim, gallery.global_dim)
-    if dims[0] != dims[1]:
-        raise FormatError(
-            f"the gallery's features have part_dim {dims[1][0]} and global_dim {dims[1][1]}",
-            where=getattr(gallery, "path", None),
-            expected=f"{dims[0][0]} and {dims[0][1]}, as the queries have",
+            f"the gallery's features have part_dim {gallery.part_dim} and global_dim {gallery.global_dim}",
+            where=where,
+            expected=f"{query.part_dim} and {query.global_dim}, as the queries have",
             hint="extract both with the same checkpoint",
         )
 
@@ -362,42 +349,34 @@ def _check_datasets(file: h5py.File, path: Path) -> tuple[int, int]:
     """Check the datasets of an open file and return its dimensions."""
     shapes: dict[str, tuple[int, ...]] = {name: getattr(file.get(name), "shape", ()) for name in ARRAYS}
     count = shapes["parts"][0] if shapes["parts"] else 0
-    dims = [shapes[name][-1] if shapes[name] else 0 for name in ARRAYS[:2]]
-    row_file.check_datasets(
-        file,
-        path,
-        FORMAT,
-        {
-            "parts": ((count, NUM_PARTS, dims[0]), "f4"),
-            "global_feature": ((count, dims[1]), "f4"),
-            "visibility": ((count, NUM_PARTS), "f4"),
-            "thresholds": ((NUM_PARTS,), "f4"),
-            "names": ((count,), "S"),
-            "pids": ((count,), "i8"),
-            "camids": ((count,), "i8"),
-            "splits": ((count,), "S"),
-            row_file.STATUS: ((count,), "u1"),
-            row_file.REASON: ((count,), "S"),
-        },
-    )
+    part_dim, global_dim = (shapes[name][-1] if shapes[name] else 0 for name in ARRAYS[:2])
+    ids = {"names": Column((), "S"), "pids": Column((), "i8"), "camids": Column((), "i8"), "splits": Column((), "S")}
+    thresholds = {"thresholds": Column((NUM_PARTS,), "f4")}
+    row_file.check_datasets(file, path, FORMAT, count, _columns(part_dim, global_dim) | ids, thresholds)
     if file.attrs.get("part_names") != ",".join(PARTS):
         raise FormatError(
             f"the features file has parts {file.attrs.get('part_names')}", where=path, expected=",".join(PARTS)
         )
-    return dims[0], dims[1]
+    return part_dim, global_dim
+
+
+def _columns(part_dim: int, global_dim: int) -> dict[str, Column]:
+    return {
+        "parts": Column((NUM_PARTS, part_dim), "f4"),
+        "global_feature": Column((global_dim,), "f4"),
+        "visibility": Column((NUM_PARTS,), "f4"),
+    }
 
 
 def _failed(file: h5py.File, status: npt.NDArray[np.uint8]) -> tuple[Rejected, ...]:
     reasons = row_file.read_reasons(file, status)
-    if not (status == FAILED).any():
-        return ()
-    names = row_file.decode_texts(file["names"][np.flatnonzero(status == FAILED)])
+    names = row_file.decode_texts(file["names"][list(reasons)]) if reasons else []
     return tuple(Rejected(name, reason) for name, reason in zip(names, reasons.values(), strict=True))
 
 
 def _mapped(path: Path, dataset: h5py.Dataset) -> Floats:
     """Return a whole dataset as a memory map, or read where it cannot be mapped."""
-    offset = _flat_offset(dataset)
+    offset = dataset.id.get_offset()  # None where another program rewrote the file in chunks
     if offset is None:
         return np.asarray(dataset[()], dtype=np.float32)
     # Copy on write: torch does not take read-only arrays.
@@ -405,8 +384,8 @@ def _mapped(path: Path, dataset: h5py.Dataset) -> Floats:
 
 
 def _picked(path: Path, dataset: h5py.Dataset, rows: Ints) -> Floats:
-    """Read single rows of a dataset."""
-    offset = _flat_offset(dataset)
+    """Read single rows of a dataset; through HDF5, each would take 30 microseconds."""
+    offset = dataset.id.get_offset()
     if offset is None:
         return np.array([dataset[row] for row in rows], dtype=np.float32).reshape(len(rows), *dataset.shape[1:])
     found = np.empty((len(rows), *dataset.shape[1:]), dtype="<f4")
@@ -417,15 +396,6 @@ def _picked(path: Path, dataset: h5py.Dataset, rows: Ints) -> Floats:
             if stream.readinto(found[i].reshape(-1).view(np.uint8)) != row_bytes:
                 raise FormatError(f"row {row} of /{dataset.name.strip('/')} cannot be read", where=path)
     return found.astype(np.float32, copy=False)
-
-
-def _flat_offset(dataset: h5py.Dataset) -> int | None:
-    """Return where a contiguous dataset begins in the file; reading a row through HDF5 takes 30 microseconds.
-
-    None where another program rewrote the file in chunks, or the dataset is empty.
-    """
-    offset: int | None = dataset.id.get_offset()
-    return offset
 
 
 def _decoded(stored: npt.NDArray[np.bytes_]) -> npt.NDArray[np.str_]:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from pipeline.formats.provenance import Difference, Provenance
 from pipeline.formats.rows import FAILED, OK, PENDING, Column, Layout, RowFormat, RowWriter
 from pipeline.parts import SEMANTIC
 
-__all__ = ["FAILED", "OK", "PENDING", "MaskFile", "Masks", "absent_text", "mask_layout", "open_mask_writer"]
+__all__ = ["FAILED", "OK", "PENDING", "MaskFile", "Masks", "absent_text", "open_mask_writer"]
 
 FORMAT = RowFormat("sgsfa-masks", version=1, title="mask file", checksums=True)
 
@@ -102,12 +102,17 @@ class MaskFile:
         """
         with rows.reading(path, FORMAT) as file:
             provenance = rows.read_provenance(file, path, FORMAT)
-            arrays = _read_arrays(file, path)
-            reasons = rows.read_reasons(file, arrays["status"])
-        stored = _safe_names(rows.decode_texts(arrays["names"]), path)
-        parts, body, quality, status = (arrays[name] for name in (*COLUMNS, rows.STATUS))
-        masks = Masks(parts, body, quality, status, stored, absent_parts(provenance))
-        corrupt = rows.corrupt_rows({name: arrays[name] for name in COLUMNS}, masks.status, arrays[rows.CRC])
+            count = len(file["names"]) if getattr(file.get("names"), "ndim", 0) else 0
+            columns = {"names": Column((), "S"), **COLUMNS}
+            rows.check_datasets(file, path, FORMAT, count, columns)
+            arrays = {name: file[name][...] for name in (*columns, rows.STATUS)}
+            rows.check_fixed(file, path, FORMAT, {"names": arrays["names"]})
+            reasons = rows.read_reasons(file, arrays[rows.STATUS])
+            corrupt = rows.corrupt_rows(
+                {name: arrays[name] for name in COLUMNS}, arrays[rows.STATUS], file[rows.CRC][...]
+            )
+        stored = _safe_names(rows.decode_texts(arrays.pop("names")), path)
+        masks = Masks(**arrays, names=stored, absent_parts=absent_parts(provenance))
         if len(corrupt):
             raise FormatError(
                 f"the mask file is damaged: {len(corrupt)} of {len(masks)} rows do not match their checksum, "
@@ -118,11 +123,8 @@ class MaskFile:
         opened = cls(path, provenance, masks, reasons)
         if not (allow_incomplete or opened.complete):
             pending = int((masks.status == PENDING).sum())
-            raise FormatError(
-                f"the mask file is incomplete: {pending} of {len(masks)} images are pending",
-                where=path,
-                hint="run the command that builds it again; it resumes",
-            )
+            text = f"the mask file is incomplete: {pending} of {len(masks)} images are pending"
+            raise FormatError(text, where=path, hint="run the command that builds it again; it resumes")
         if names is not None:
             opened.require(names)
         return opened
@@ -175,23 +177,6 @@ class MaskFile:
         return len(self._masks)
 
 
-def mask_layout(names: Sequence[str]) -> Layout:
-    """Return the layout of a mask file.
-
-    Args:
-        names: Relative POSIX paths of the images, sorted and distinct.
-
-    Raises:
-        FormatError: A name cannot be stored.
-    """
-    if list(names) != sorted(set(names)):
-        raise ValueError("names must be sorted and distinct")
-    for name in names:
-        _check_storable(name)
-    encoded = rows.encode_texts(names)
-    return Layout(FORMAT, len(names), COLUMNS, {"names": encoded}, {"part_names": ",".join(PART_NAMES)})
-
-
 def open_mask_writer(
     path: Path, names: Sequence[str], provenance: Provenance, *, published: Path | None = None
 ) -> RowWriter:
@@ -202,7 +187,7 @@ def open_mask_writer(
 
     Args:
         path: The file.
-        names: The images, as for `mask_layout`.
+        names: Relative POSIX paths of the images, sorted and distinct.
         provenance: What decides the masks.
         published: See `rows.open_or_create`.
 
@@ -210,7 +195,11 @@ def open_mask_writer(
         FormatError: The file there is damaged, or was built for other images or with other settings.
         ArtifactError: The file cannot be written.
     """
-    return rows.open_or_create(path, mask_layout(names), provenance, incidental=_incidental, published=published)
+    if any("\n" in name for name in names):
+        raise FormatError("the name of an image has a line break", where=path, hint="rename the image")
+    fixed = {"names": rows.encode_texts(names)}
+    layout = Layout(FORMAT, len(names), COLUMNS, fixed, {"part_names": ",".join(PART_NAMES)})
+    return rows.open_or_create(path, layout, provenance, incidental=_incidental, published=published)
 
 
 def label_map_keys(hashes: Mapping[str, str]) -> dict[str, str]:
@@ -235,18 +224,6 @@ def _incidental(difference: Difference) -> bool:
     return difference.key in _INCIDENTAL
 
 
-def _read_arrays(file: Any, path: Path) -> dict[str, NDArray[Any]]:
-    names = file.get("names")
-    count = names.shape[0] if getattr(names, "ndim", 0) else 0
-    shapes: dict[str, tuple[tuple[int, ...], str]] = {"names": ((count,), "S")}
-    shapes |= {name: ((count, *column.shape), column.dtype) for name, column in COLUMNS.items()}
-    shapes |= {rows.STATUS: ((count,), "u1"), rows.REASON: ((count,), "S"), rows.CRC: ((count,), "u4")}
-    rows.check_datasets(file, path, FORMAT, shapes)
-    arrays = {name: file[name][...] for name in shapes if name != rows.REASON}
-    rows.check_fixed(file, path, FORMAT, {"names": arrays["names"]})
-    return arrays
-
-
 def _safe_names(names: Sequence[str], path: Path) -> tuple[str, ...]:
     for name in names:
         # Names become paths below other folders; a file from elsewhere must not choose where.
@@ -255,14 +232,3 @@ def _safe_names(names: Sequence[str], path: Path) -> tuple[str, ...]:
                 f"the mask file names the image {name!r}", where=path, expected="relative paths inside a data folder"
             )
     return tuple(names)
-
-
-def _check_storable(name: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise FormatError(
-            f"the file name {name!r} is not UTF-8", hint="rename the image; mask files store UTF-8 names"
-        ) from None
-    if "\n" in name or "\0" in name:
-        raise FormatError(f"the file name {name!r} has a line break", hint="rename the image")

@@ -19,7 +19,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import h5py
@@ -47,13 +46,9 @@ Status = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class RowFormat:
-    """A kind of row-wise file.
+    """A kind of row-wise file: attributes `format` and `format_version`, what messages call it (`mask file`).
 
-    Attributes:
-        name: Value of the attribute `format`.
-        version: Raised when a reader of the older version would misread a file.
-        title: What messages call it: `mask file`.
-        checksums: Whether each row has a CRC-32 (dataset `crc`).
+    With `checksums`, each row has a CRC-32 (dataset `crc`).
     """
 
     name: str
@@ -68,11 +63,6 @@ class Column:
 
     shape: tuple[int, ...]
     dtype: str
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes per row."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,17 +124,20 @@ class RowWriter:
             ValueError: The arrays do not fit the layout.
         """
         stop = start + len(status)
-        arrays = {name: self._fitting(name, columns[name], len(status)) for name in self._layout.columns}
         if stop > self._layout.count:
             raise ValueError(f"rows {start} to {stop} do not fit a file of {self._layout.count}")
-        failed = (status == FAILED).any()
+        arrays = {}
+        for name, column in self._layout.columns.items():
+            arrays[name] = np.ascontiguousarray(columns[name], np.dtype(column.dtype).newbyteorder("<"))
+            if arrays[name].shape != (len(status), *column.shape):
+                raise ValueError(f"{name} is {arrays[name].shape}, expected {(len(status), *column.shape)}")
         with translated(self.path, self._layout.format, writing=True):
             if self._file[STATUS][start:stop].any():
                 self._file[STATUS][start:stop] = PENDING
                 self._file.flush()
             for name, array in arrays.items():
                 self._file[name][start:stop] = array
-            if failed or self._file[REASON][start:stop].any():
+            if (status == FAILED).any() or self._file[REASON][start:stop].any():
                 texts = [(reasons or {}).get(row, "") for row in range(start, stop)]
                 self._file[REASON][start:stop] = encode_texts(texts, REASON_BYTES)
             if self._layout.format.checksums:
@@ -153,13 +146,6 @@ class RowWriter:
             self._file[STATUS][start:stop] = status
             self._file.flush()
         self.status[start:stop] = status
-
-    def _fitting(self, name: str, values: NDArray[Any], count: int) -> NDArray[Any]:
-        column = self._layout.columns[name]
-        array = np.ascontiguousarray(values, np.dtype(column.dtype).newbyteorder("<"))
-        if array.shape != (count, *column.shape):
-            raise ValueError(f"{name} is {array.shape}, expected {(count, *column.shape)}")
-        return array
 
     def finish(self) -> None:
         """Bring the complete file to the disk.
@@ -182,10 +168,8 @@ class RowWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
             self.close()
             return
         # The first error is the one to report; on a full disk, closing fails again for the same reason.
@@ -225,7 +209,10 @@ def open_or_create(
         recorded = read_provenance(file, earlier, layout.format)
         differences = [each for each in recorded.diff(provenance) if incidental is None or not incidental(each)]
         _require_same(file, earlier, layout, differences)
-        status = _sound_status(file, layout)
+        status: Status = file[STATUS][...]
+        if layout.format.checksums and status.any():
+            columns = {name: file[name][...] for name in layout.columns}
+            status[corrupt_rows(columns, status, file[CRC][...])] = PENDING
     if earlier != path:
         with atomic_write(path) as copy:
             shutil.copyfile(earlier, copy)
@@ -254,11 +241,7 @@ def reading(path: Path, kind: RowFormat) -> Iterator[h5py.File]:
 
 
 def read_provenance(file: h5py.File, path: Path, kind: RowFormat) -> Provenance:
-    """Read the record of an open file.
-
-    Raises:
-        FormatError: It is damaged.
-    """
+    """Read the record of an open file; raises `FormatError` if it is damaged."""
     with translated(path, kind):
         return Provenance.from_json(file.attrs["provenance"])
 
@@ -269,39 +252,51 @@ def read_reasons(file: h5py.File, status: Status) -> dict[int, str]:
     return dict(zip(rows.tolist(), decode_texts(file[REASON][rows]), strict=True)) if len(rows) else {}
 
 
+def row_columns(kind: RowFormat, columns: Mapping[str, Column]) -> dict[str, Column]:
+    """Return columns with those that every row-wise file of a kind has."""
+    own = {STATUS: Column((), "u1"), REASON: Column((), f"S{REASON_BYTES}")}
+    return {**columns, **own, **({CRC: Column((), "u4")} if kind.checksums else {})}
+
+
 def check_datasets(
-    file: h5py.File, path: Path, kind: RowFormat, shapes: Mapping[str, tuple[tuple[int, ...], str]]
+    file: h5py.File,
+    path: Path,
+    kind: RowFormat,
+    count: int,
+    columns: Mapping[str, Column],
+    others: Mapping[str, Column] | None = None,
 ) -> None:
-    """Check that an open file has datasets of these shapes and types.
+    """Check that an open file has datasets of these shapes and types, and the columns of every row-wise file.
 
     Args:
         file: The file.
         path: Its path, for messages.
         kind: Its kind.
-        shapes: Shape and type (`f4`; `S` is text of a fixed length) of each dataset.
+        count: Its rows.
+        columns: Datasets with one entry per row; the type `S` is text of any fixed length.
+        others: Datasets of fixed shapes.
 
     Raises:
         FormatError: One is missing or differs.
     """
-    for name, (shape, dtype) in shapes.items():
+    wanted = {name: ((count, *each.shape), each.dtype) for name, each in row_columns(kind, columns).items()}
+    wanted |= {name: (each.shape, each.dtype) for name, each in (others or {}).items()}
+    for name, (shape, dtype) in wanted.items():
         dataset = file.get(name)
         if not isinstance(dataset, h5py.Dataset):
             raise FormatError(f"the {kind.title} lacks the dataset /{name}", where=path)
-        same_type = dataset.dtype.kind == "S" if dtype == "S" else dataset.dtype == np.dtype(dtype)
+        text = dtype.startswith("S")
+        same_type = dataset.dtype.kind == "S" if text else dataset.dtype == np.dtype(dtype)
         if dataset.shape != shape or not same_type:
             raise FormatError(
                 f"the dataset /{name} has shape {dataset.shape} and type {dataset.dtype}",
                 where=path,
-                expected=f"{shape} of {'fixed-length UTF-8' if dtype == 'S' else dtype}",
+                expected=f"{shape} of {'fixed-length UTF-8' if text else dtype}",
             )
 
 
 def check_fixed(file: h5py.File, path: Path, kind: RowFormat, fixed: Mapping[str, NDArray[Any]]) -> None:
-    """Check the fixed datasets, already read, against their checksum.
-
-    Raises:
-        FormatError: They are damaged.
-    """
+    """Check the fixed datasets, already read, against their checksum; raises `FormatError`."""
     if _fixed_hash(fixed) != file.attrs["fixed_sha256"]:
         raise FormatError(f"the {kind.title} is damaged: {', '.join(fixed)} do not match their checksum", where=path)
 
@@ -365,27 +360,29 @@ def _create(path: Path, layout: Layout, provenance: Provenance) -> None:
     file. Disks that compress or copy what they overwrite can still run full later; `RowWriter.write` reports that.
     """
     text = canonical_json(dict(layout.attributes)) + provenance.to_json()
-    row_bytes = sum(column.row_bytes for column in _all_columns(layout).values())
+    columns = row_columns(layout.format, layout.columns)
+    row_bytes = sum(math.prod(each.shape) * np.dtype(each.dtype).itemsize for each in columns.values())
     fixed_bytes = sum(array.nbytes for array in layout.fixed.values())
     with translated(path, layout.format, writing=True), atomic_write(path) as temporary:
         reserve(temporary, layout.count * row_bytes + fixed_bytes + len(text) + _STRUCTURE)
         with h5py.File(temporary, "w", libver="earliest", locking=False) as file:
-            for name, column in _all_columns(layout).items():
+            for name, column in columns.items():
                 _allocate(file, name, layout.count, column)
             for name, array in layout.fixed.items():
                 file.create_dataset(name, data=array, track_times=False)
             for name in (STATUS, REASON):
                 file[name][...] = np.zeros((), file[name].dtype)
-            _write_attributes(file, layout, provenance)
+            attributes = {
+                **layout.attributes,
+                "format": layout.format.name,
+                "format_version": layout.format.version,
+                "tool_version": __version__,
+                "provenance": provenance.to_json(),
+                "fixed_sha256": _fixed_hash(layout.fixed),
+            }
+            file.attrs.update({**attributes, "attributes_sha256": _attributes_hash(attributes)})
         # What is filled in later has only been named so far.
         reserve(temporary, temporary.stat().st_size)
-
-
-def _all_columns(layout: Layout) -> dict[str, Column]:
-    own = {STATUS: Column((), "u1"), REASON: Column((), f"S{REASON_BYTES}")}
-    if layout.format.checksums:
-        own[CRC] = Column((), "u4")
-    return {**layout.columns, **own}
 
 
 def _allocate(file: h5py.File, name: str, count: int, column: Column) -> None:
@@ -399,20 +396,6 @@ def _allocate(file: h5py.File, name: str, count: int, column: Column) -> None:
     dtype = h5py.string_dtype("utf-8", int(column.dtype[1:])) if text else np.dtype(column.dtype).newbyteorder("<")
     space = h5py.h5s.create_simple((count, *column.shape))
     h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), space, plist)
-
-
-def _write_attributes(file: h5py.File, layout: Layout, provenance: Provenance) -> None:
-    attributes = {
-        **layout.attributes,
-        "format": layout.format.name,
-        "format_version": layout.format.version,
-        "tool_version": __version__,
-        "provenance": provenance.to_json(),
-        "fixed_sha256": _fixed_hash(layout.fixed),
-    }
-    for name, value in attributes.items():
-        file.attrs[name] = value
-    file.attrs["attributes_sha256"] = _attributes_hash(attributes)
 
 
 def _attributes_hash(attributes: Mapping[str, Any]) -> str:
@@ -464,23 +447,15 @@ def _has_rows(path: Path, kind: RowFormat) -> bool:
 
 
 def _require_same(file: h5py.File, path: Path, layout: Layout, differences: Sequence[Difference]) -> None:
-    title = layout.format.title
-    again = "delete the file to build it from scratch, or choose another name"
+    title, again = layout.format.title, "delete the file to build it from scratch, or choose another name"
     if file.attrs["fixed_sha256"] != _fixed_hash(layout.fixed):
-        raise FormatError(
-            f"the {title} was built for other images{_names_differ(file, layout)}", where=path, hint=again
-        )
+        names = _names_differ(file, layout)
+        raise FormatError(f"the {title} was built for other images{names}", where=path, hint=again)
     check_fixed(file, path, layout.format, {name: file[name][...] for name in layout.fixed})
     if differences:
-        raise FormatError(
-            f"the {title} was built with other settings: {'; '.join(map(str, differences))}", where=path, hint=again
-        )
-    count = layout.count
-    columns = _all_columns(layout)
-    shapes = {
-        name: ((count, *each.shape), each.dtype if each.dtype[0] != "S" else "S") for name, each in columns.items()
-    }
-    check_datasets(file, path, layout.format, shapes)
+        listed = "; ".join(map(str, differences))
+        raise FormatError(f"the {title} was built with other settings: {listed}", where=path, hint=again)
+    check_datasets(file, path, layout.format, layout.count, layout.columns)
 
 
 def _names_differ(file: h5py.File, layout: Layout) -> str:
@@ -492,12 +467,3 @@ def _names_differ(file: h5py.File, layout: Layout) -> str:
     if not missing and not unexpected:
         return ""
     return f" ({len(missing):,} missing, {len(unexpected):,} unexpected, such as {min(missing or unexpected)!r})"
-
-
-def _sound_status(file: h5py.File, layout: Layout) -> Status:
-    """The status of each row, pending where the row does not match its checksum."""
-    status: Status = file[STATUS][...]
-    if layout.format.checksums and status.any():
-        columns = {name: file[name][...] for name in layout.columns}
-        status[corrupt_rows(columns, status, file[CRC][...])] = PENDING
-    return status

@@ -19,7 +19,7 @@ from pipeline.runtime.progress import SILENT, Progress
 from pipeline.stages.plan import STAGES, Plan, PlannedStage, failures, make_plan
 from pipeline.stages.sources import Sources
 from pipeline.stages.stage import Stage, StageReport
-from pipeline.store.manifest import NewerManifestError, UnreadableManifestError, read_manifest
+from pipeline.store.manifest import UnusableManifestError, read_manifest
 from pipeline.store.store import ArtifactStore
 from pipeline.store.workspace import Workspace
 
@@ -165,7 +165,7 @@ def _execute(plan: Plan, *, replace: bool, wait: bool, progress: Progress) -> Ru
 def _build(plan: Plan, entry: PlannedStage, *, replace: bool, wait: bool, progress: Progress) -> StageOutcome:
     started = time.monotonic()
     store = ArtifactStore(plan.config.artifacts)
-    if isinstance(entry.artifact.fault, NewerManifestError | UnreadableManifestError):
+    if isinstance(entry.artifact.fault, UnusableManifestError):
         raise entry.artifact.fault  # a rebuild would replace it
     name, provenance, folders = entry.name, entry.provenance, plan.sources.folders
     built_from = {upstream: read_manifest(folders[upstream]).content for upstream in entry.upstream}

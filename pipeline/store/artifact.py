@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import ArtifactError
-from pipeline.store.lock import Owner, owner
+from pipeline.store.lock import owner
 from pipeline.store.manifest import MANIFEST, Manifest, read_manifest
 
 State = Literal["complete", "incomplete", "missing", "broken"]
@@ -43,7 +43,7 @@ class Artifact:
     path: Path
     state: State
     manifest: Manifest | None = None
-    owner: Owner | None = None
+    owner: str | None = None
     fault: ArtifactError | None = None
 
     @property
@@ -79,9 +79,7 @@ def find(root: Path, stage: str, name: str, fingerprint: str) -> Artifact:
         found = inspect(folder)
         if found.manifest is not None and found.manifest.fingerprint == fingerprint:
             return found
-    if partial_folder(path).is_dir():
-        return Artifact(stage, name, path, "incomplete", owner=owner(lock_file(path)))
-    return inspect(path) if path.is_dir() else Artifact(stage, name, path, "missing")
+    return _incomplete(path) if partial_folder(path).is_dir() else inspect(path)
 
 
 def inspect(folder: Path) -> Artifact:
@@ -100,13 +98,16 @@ def scan(root: Path) -> list[Artifact]:
     """Return everything in the store by stage and age; incomplete artifacts only where no complete one exists."""
     found = []
     for folder in sorted(root.glob("*/*")):
+        path = folder.with_name(folder.name.removesuffix(".partial"))
         if not folder.is_dir() or DISCARDED.search(folder.name):
             continue
-        if folder.name.endswith(".partial"):
-            path = folder.with_name(folder.name.removesuffix(".partial"))
-            if not path.is_dir():
-                name = path.name.rpartition("-")[0]
-                found.append(Artifact(folder.parent.name, name, path, "incomplete", owner=owner(lock_file(path))))
+        if path != folder:
+            found += [] if path.is_dir() else [_incomplete(path)]
         elif (folder / MANIFEST).exists() or _ARTIFACT.search(folder.name):
             found.append(inspect(folder))
     return sorted(found, key=lambda a: (a.stage, a.manifest.finished if a.manifest else "~", a.path.name))
+
+
+def _incomplete(path: Path) -> Artifact:
+    name = path.name.rpartition("-")[0]
+    return Artifact(path.parent.name, name, path, "incomplete", owner=owner(lock_file(path)))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,24 +19,6 @@ _LOG = logging.getLogger("sgsfa.store")
 # Asking who holds a lock takes it for an instant; that must not look like another run.
 _PATIENCE_SECONDS = 0.5
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """The process that holds a lock.
-
-    Attributes:
-        pid: Process id on `host`; 0 if unknown.
-        host: Name of the machine.
-        since: When the lock was taken, ISO 8601 with time zone.
-    """
-
-    pid: int = 0
-    host: str = ""
-    since: str = ""
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.since}" if self.pid else "an unknown process"
 
 
 @contextlib.contextmanager
@@ -76,9 +56,9 @@ def exclusive(lock: Path, path: Path, kind: str, *, wait: bool = False) -> Itera
         yield
         return
     try:
-        me = Owner(os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"))
+        since = datetime.now(UTC).isoformat(timespec="seconds")
         with contextlib.suppress(OSError):  # for messages only, and not possible on Windows
-            lock.write_text(json.dumps(asdict(me)), encoding="utf-8")
+            lock.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}", encoding="utf-8")
         yield
     finally:
         # Before the release: a process that waits for this file sees that its name is gone and creates it again.
@@ -88,8 +68,8 @@ def exclusive(lock: Path, path: Path, kind: str, *, wait: bool = False) -> Itera
             held.release()
 
 
-def owner(lock: Path) -> Owner | None:
-    """Return who holds a lock file now, or None if no process does.
+def owner(lock: Path) -> str | None:
+    """Return who holds a lock file now, for messages, or None if no process does.
 
     A lock file that may not be opened belongs to another user and counts as held.
     """
@@ -106,9 +86,8 @@ def owner(lock: Path) -> Owner | None:
     return None
 
 
-def _read_owner(lock: Path) -> Owner:
-    try:
-        return Owner(**json.loads(lock.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        # Taken an instant ago, or not readable.
-        return Owner()
+def _read_owner(lock: Path) -> str:
+    with contextlib.suppress(OSError, ValueError):
+        if text := lock.read_text(encoding="utf-8").strip():
+            return text
+    return "an unknown process"  # taken an instant ago, or not readable

@@ -22,12 +22,8 @@ FORMAT_VERSION = 1
 _LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "numba", "opencv-python-headless", "opencv-python")
 
 
-class NewerManifestError(ArtifactError):
-    """A manifest was written by a newer version of sgsfa."""
-
-
-class UnreadableManifestError(ArtifactError):
-    """The manifest exists, but the system could not read it now."""
+class UnusableManifestError(ArtifactError):
+    """A newer sgsfa wrote the manifest, or the system cannot read it now: the artifact may be good, so it is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +104,7 @@ def read_manifest(folder: Path) -> Manifest:
         table = read_json(path)
         version = table.pop("format_version")
         if version > FORMAT_VERSION:
-            raise NewerManifestError(
+            raise UnusableManifestError(
                 f"the artifact was written by a newer sgsfa (manifest version {version})",
                 where=path,
                 expected=f"manifest version {FORMAT_VERSION}",
@@ -117,15 +113,12 @@ def read_manifest(folder: Path) -> Manifest:
         table.pop("fingerprint")
         files = {name: FileEntry(**entry) for name, entry in table.pop("files").items()}
         return Manifest(files=files, provenance=Provenance(table.pop("provenance")), **table)
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            # The artifact may be good: neither replaced nor pruned for a failure of the disk.
-            raise UnreadableManifestError(
-                "cannot read the manifest", where=path, hint="check its permissions and the disk", cause=error
-            ) from error
-        raise ArtifactError("cannot read the manifest", where=path, hint="delete the folder", cause=error) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError("cannot read the manifest", where=path, hint="delete the folder", cause=error) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        failed = isinstance(error, OSError) and not isinstance(error, FileNotFoundError | NotADirectoryError)
+        kind, hint = ArtifactError, "delete the folder"
+        if failed:
+            kind, hint = UnusableManifestError, "check its permissions and the disk"
+        raise kind("cannot read the manifest", where=path, hint=hint, cause=error) from error
 
 
 def describe_files(folder: Path, *, without: str) -> dict[str, FileEntry]:

@@ -11,8 +11,8 @@ from pipeline.errors import LockedError
 from pipeline.runtime.files import is_temporary
 from pipeline.store.artifact import DISCARDED, Artifact, lock_file, partial_folder, scan
 from pipeline.store.lock import exclusive, owner
-from pipeline.store.manifest import NewerManifestError, UnreadableManifestError
-from pipeline.store.publish import discard
+from pipeline.store.manifest import UnusableManifestError
+from pipeline.store.workspace import discard
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +35,19 @@ def prunable(root: Path, keep: Sequence[Path], names: Sequence[str] | None) -> t
         names: Only artifacts of runs with these names; None: of all runs. Leftovers are removed whatever their name.
     """
     kept = {path.resolve() for path in keep}
-    found = [
-        (artifact.folder, _reason(artifact, kept))
-        for artifact in scan(root)
-        if artifact.owner is None and (names is None or artifact.name in names)
-    ]
-    listed = {path for path, reason in found if reason}
-    found += [(path, _leftover(path)) for path in sorted(root.glob("*/*")) if path not in listed]
-    return tuple(Removal(path, reason, folder_bytes(path)) for path, reason in found if reason)
+    found: dict[Path, str] = {}
+    for artifact in scan(root):
+        reason = None if artifact.owner or (names is not None and artifact.name not in names) else _unused(artifact)
+        if reason and (artifact.fault is not None or artifact.path.resolve() not in kept):
+            found[artifact.folder] = reason
+    for path in sorted(root.glob("*/*")):
+        if path not in found and (reason := _leftover(path)):
+            found[path] = reason
+    return tuple(Removal(path, reason, folder_bytes(path)) for path, reason in found.items())
 
 
 def remove(removals: Sequence[Removal]) -> tuple[Removal, ...]:
-    """Remove what `prunable` returned.
-
-    Returns:
-        What is left, because another process has begun to build it meanwhile.
-    """
+    """Remove what `prunable` returned; returns what another process has begun to build meanwhile."""
     busy = []
     for removal in removals:
         try:
@@ -66,20 +63,15 @@ def remove(removals: Sequence[Removal]) -> tuple[Removal, ...]:
 
 def folder_bytes(path: Path) -> int:
     """Return the bytes of a file, or of all files under a folder."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
-def _reason(artifact: Artifact, kept: set[Path]) -> str | None:
-    if artifact.fault is not None:
-        return (
-            None
-            if isinstance(artifact.fault, NewerManifestError | UnreadableManifestError)
-            else f"broken: {artifact.fault.message}"
-        )
-    if artifact.path.resolve() in kept:
+def _unused(artifact: Artifact) -> str | None:
+    """Why an artifact that is not kept can be removed; None if it must not be."""
+    if isinstance(artifact.fault, UnusableManifestError):
         return None
+    if artifact.fault is not None:
+        return f"broken: {artifact.fault.message}"
     return "not used by the configuration" if artifact.manifest else "incomplete, and not used by the configuration"
 
 

@@ -12,15 +12,14 @@ from pathlib import Path
 
 from pipeline.errors import ArtifactError
 from pipeline.formats.provenance import Provenance
+from pipeline.runtime.files import sha256_file
 from pipeline.store import prune
 from pipeline.store.artifact import Artifact, artifact_folder, find, inspect, lock_file, partial_folder, scan
 from pipeline.store.lock import exclusive
 from pipeline.store.manifest import MANIFEST
 from pipeline.store.output import storage_errors
 from pipeline.store.prune import Removal
-from pipeline.store.publish import publish
-from pipeline.store.verify import verify
-from pipeline.store.workspace import RECORD, Workspace, begin_session, discard_if_empty, sweep
+from pipeline.store.workspace import RECORD, Workspace, begin_session, discard_if_empty
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,10 @@ class ArtifactStore:
     def open(self, stage: str, name: str, fingerprint: str) -> Artifact:
         """Find an artifact; one of another run name with the same fingerprint has the same content."""
         return find(self.root, stage, name, fingerprint)
+
+    def list(self) -> list[Artifact]:
+        """Return everything in the store by stage and age."""
+        return scan(self.root)
 
     def at(self, folder: Path) -> Artifact:
         """Return the artifact in `folder`, complete or broken.
@@ -72,9 +75,6 @@ class ArtifactStore:
             replace: Build it although it is complete; the old one remains in use until the new one is published. An
                 interrupted replacement is resumed by the next one.
 
-        Yields:
-            The workspace.
-
         Raises:
             LockedError: Another process builds it, and `wait` is off.
             ArtifactError: The store cannot be written, or the disk is full.
@@ -85,28 +85,33 @@ class ArtifactStore:
         with storage_errors(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
             with exclusive(lock_file(path), path, "artifact", wait=wait):
-                if not replace and _is_current(path, provenance, inputs):
+                done = inspect(path).manifest
+                if not replace and done and done.provenance == provenance and done.built_from == inputs:
                     yield Workspace(path, published=True)
                     return
-                session, resumed = begin_session(partial, provenance, inputs, resume=path.is_dir() or not replace)
-                workspace = Workspace(partial, resumed)
+                workspace = begin_session(partial, provenance, inputs, resume=path.is_dir() or not replace)
                 try:
                     yield workspace
-                    sweep(partial)
-                    session.manifest(stage, name, partial, workspace.extra).write(partial)
-                    publish(partial, path)
-                    # Only now: until it is published, this record alone lets the next session resume the folder.
-                    (path / RECORD).unlink()
+                    workspace.publish(stage, name, provenance, inputs, path)
                 finally:
                     discard_if_empty(partial)
 
-    def list(self) -> list[Artifact]:
-        """Return everything in the store by stage and age."""
-        return scan(self.root)
-
     def verify(self, artifact: Artifact) -> tuple[str, ...]:
         """Return a phrase for each file that is missing, changed or foreign; empty if the artifact is intact."""
-        return verify(artifact)
+        if artifact.manifest is None:
+            return (artifact.fault.message if artifact.fault else f"it is {artifact.state}",)
+        faults = []
+        for name, entry in artifact.manifest.files.items():
+            path = artifact.path / name
+            if not path.is_file():
+                faults.append(f"{name} is missing")
+            elif path.stat().st_size != entry.size:
+                faults.append(f"{name} has {path.stat().st_size} bytes instead of {entry.size}")
+            elif sha256_file(path) != entry.sha256:
+                faults.append(f"{name} has another SHA-256 than in the manifest")
+        present = {path.relative_to(artifact.path).as_posix() for path in artifact.path.rglob("*") if path.is_file()}
+        unknown = sorted(present - {*artifact.manifest.files, MANIFEST, RECORD})
+        return (*faults, *(f"{name} does not belong to it" for name in unknown))
 
     def prunable(self, keep: Sequence[Path], *, names: Sequence[str] | None = None) -> tuple[Removal, ...]:
         """Return artifacts that are not kept or are broken, and leftovers of crashed runs (`prune.prunable`)."""
@@ -120,8 +125,3 @@ class ArtifactStore:
         """
         with storage_errors(self.root):
             return prune.remove(removals)
-
-
-def _is_current(path: Path, provenance: Provenance, built_from: Mapping[str, str]) -> bool:
-    manifest = inspect(path).manifest
-    return manifest is not None and manifest.provenance == provenance and manifest.built_from == built_from

@@ -1,8 +1,9 @@
-"""The folder in which an artifact is built, and the record that decides whether it may be resumed."""
+"""The folder in which an artifact is built, the record that decides whether it may be resumed, and its publication."""
 
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import time
 from collections.abc import Mapping
@@ -12,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.formats.provenance import Provenance
-from pipeline.runtime.files import is_temporary, read_json, write_json
+from pipeline.runtime.files import fsync_path, is_temporary, read_json, write_json
 from pipeline.store.manifest import Manifest, describe_files, git_state, versions
-from pipeline.store.publish import discard
 
 RECORD = ".workspace.json"
 
@@ -25,84 +25,81 @@ class Workspace:
 
     Attributes:
         path: The partial folder; if `published`, the artifact's folder.
-        resumed: An interrupted session left work in it.
         published: Another run has finished the artifact meanwhile; there is nothing to do.
+        started: When the first session began, ISO 8601.
+        sessions: 1, or more if interrupted sessions left work in it.
         extra: The body may add what the manifest is to record besides.
     """
 
     path: Path
-    resumed: bool = False
     published: bool = False
+    started: str = field(default_factory=lambda: _now())
+    sessions: int = 1
     extra: dict[str, Any] = field(default_factory=dict)
+    _begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether an interrupted session left work in it."""
+        return self.sessions > 1
 
     def discard(self) -> None:
         """Delete what was written, so that no session resumes it; the body raises an error afterwards."""
         discard(self.path)
 
-
-@dataclass(frozen=True, slots=True)
-class Session:
-    """What a partial folder records: what it is built from, when it was begun and how often it was resumed."""
-
-    provenance: Provenance
-    built_from: Mapping[str, str]
-    started: str
-    count: int = 1
-    begun: float = field(default_factory=time.monotonic)
-
-    def manifest(self, stage: str, name: str, folder: Path, extra: Mapping[str, Any]) -> Manifest:
-        """Return the manifest of the finished work in `folder`."""
-        return Manifest(
+    def publish(
+        self, stage: str, name: str, provenance: Provenance, built_from: Mapping[str, str], target: Path
+    ) -> None:
+        """Write the manifest and rename the folder to `target`; an artifact that was there before is deleted."""
+        for path in self.path.rglob(".*"):
+            if is_temporary(path) and path.is_file():  # of a writer that was killed
+                path.unlink()
+        Manifest(
             stage=stage,
             name=name,
-            provenance=self.provenance,
+            provenance=provenance,
             started=self.started,
             finished=_now(),
-            seconds=round(time.monotonic() - self.begun, 3),
-            sessions=self.count,
+            seconds=round(time.monotonic() - self._begun, 3),
+            sessions=self.sessions,
             versions=versions(),
             git=git_state(),
-            files=describe_files(folder, without=RECORD),
-            built_from=self.built_from,
-            extra=extra,
-        )
+            files=describe_files(self.path, without=RECORD),
+            built_from=built_from,
+            extra=self.extra,
+        ).write(self.path)
+        for entry in (*self.path.rglob("*"), self.path):
+            fsync_path(entry)
+        old = _rename_aside(target) if target.exists() else None
+        self.path.rename(target)
+        fsync_path(target.parent)
+        if old is not None:
+            shutil.rmtree(old)
+        # Only now: until it is published, this record alone lets the next session resume the folder.
+        (target / RECORD).unlink()
 
 
-def begin_session(
-    folder: Path, provenance: Provenance, built_from: Mapping[str, str], *, resume: bool
-) -> tuple[Session, bool]:
-    """Create the partial folder, or resume it if it was begun from the same inputs; what differs is discarded.
-
-    Args:
-        folder: The partial folder.
-        provenance: What decides the content.
-        built_from: Contents of the artifacts that the stage reads.
-        resume: Allow resuming.
-
-    Returns:
-        The session and whether it resumes another.
-    """
-    record = None
+def begin_session(folder: Path, provenance: Provenance, built_from: Mapping[str, str], *, resume: bool) -> Workspace:
+    """Create the partial folder, or resume it if it was begun from the same inputs; what differs is discarded."""
+    record: Any = None
     if resume:
         with contextlib.suppress(OSError, ValueError):
             record = read_json(folder / RECORD)
     wanted = {"provenance": dict(provenance.values), "built_from": dict(built_from)}
-    session = Session(provenance, dict(built_from), _now())
-    resumed = isinstance(record, dict) and {key: record.get(key) for key in wanted} == wanted
-    if resumed and record is not None:
-        session = Session(provenance, dict(built_from), str(record["started"]), int(record["sessions"]) + 1)
+    if isinstance(record, dict) and {key: record.get(key) for key in wanted} == wanted:
+        workspace = Workspace(folder, started=str(record["started"]), sessions=int(record["sessions"]) + 1)
     else:
         discard(folder)
         folder.mkdir()
-    write_json(folder / RECORD, {**wanted, "started": session.started, "sessions": session.count})
-    return session, resumed
+        workspace = Workspace(folder)
+    write_json(folder / RECORD, {**wanted, "started": workspace.started, "sessions": workspace.sessions})
+    return workspace
 
 
-def sweep(folder: Path) -> None:
-    """Remove temporary files of writers that were killed."""
-    for path in folder.rglob(".*"):
-        if is_temporary(path) and path.is_file():
-            path.unlink()
+def discard(folder: Path) -> None:
+    """Delete a folder, if it exists; it loses its name first, so that no reader finds half of it."""
+    if folder.is_dir():
+        shutil.rmtree(_rename_aside(folder))
 
 
 def discard_if_empty(folder: Path) -> None:
@@ -110,6 +107,10 @@ def discard_if_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
         if {entry.name for entry in folder.iterdir()} <= {RECORD}:
             shutil.rmtree(folder)
+
+
+def _rename_aside(folder: Path) -> Path:
+    return folder.rename(folder.with_name(f"{folder.name}.discarded-{secrets.token_hex(4)}"))
 
 
 def _now() -> str:

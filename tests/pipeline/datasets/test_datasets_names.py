@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.datasets import cuhk03_np, dukemtmc, market1501, msmt17, partial_ilids, partial_reid
+from pipeline.datasets import layouts, msmt17
 from pipeline.datasets.layout import NameFault, id_folder
 from pipeline.datasets.records import short_name
 
@@ -14,12 +14,12 @@ ids = st.integers(0, 9999)
 frames = st.integers(0, 999_999)
 
 PARSERS: dict[str, Callable[[str], tuple[int, int]]] = {
-    "market1501": market1501.NAME,
-    "dukemtmc": dukemtmc.NAME,
-    "cuhk03-np": cuhk03_np.NAME,
+    "market1501": layouts.MARKET_NAME,
+    "dukemtmc": layouts.DUKE_NAME,
+    "cuhk03-np": layouts.CUHK03_NAME,
     "msmt17": msmt17.NAME,
-    "partial-reid": partial_reid.parse_name(0),
-    "partial-ilids": partial_ilids.parse_name(1),
+    "partial-reid": layouts.partial_reid_name(0),
+    "partial-ilids": layouts.partial_ilids_name(1),
     "identity folders": id_folder(1),
 }
 
@@ -28,17 +28,17 @@ PARSERS: dict[str, Callable[[str], tuple[int, int]]] = {
        box=st.integers(0, 99), ending=st.sampled_from(["", ".jpg"]))  # fmt: skip
 def test_market(pid: int, camera: int, scene: int, frame: int, box: int, ending: str) -> None:
     number = "-1" if pid == -1 else f"{pid:04}"
-    assert market1501.NAME(f"{number}_c{camera}s{scene}_{frame:06}_{box:02}{ending}") == (pid, camera)
+    assert layouts.MARKET_NAME(f"{number}_c{camera}s{scene}_{frame:06}_{box:02}{ending}") == (pid, camera)
 
 
 @given(pid=ids, camera=st.integers(1, 8), frame=st.integers(0, 9_999_999))
 def test_duke(pid: int, camera: int, frame: int) -> None:
-    assert dukemtmc.NAME(f"{pid:04}_c{camera}_f{frame:07}") == (pid, camera)
+    assert layouts.DUKE_NAME(f"{pid:04}_c{camera}_f{frame:07}") == (pid, camera)
 
 
 @given(pid=ids, camera=st.integers(1, 2), shot=st.integers(0, 9999))
 def test_cuhk03(pid: int, camera: int, shot: int) -> None:
-    assert cuhk03_np.NAME(f"{pid:04}_c{camera}_{shot}") == (pid, camera)
+    assert layouts.CUHK03_NAME(f"{pid:04}_c{camera}_{shot}") == (pid, camera)
 
 
 @given(pid=ids, number=st.integers(0, 999), camera=st.integers(1, 15), frame=st.integers(0, 9999),
@@ -49,8 +49,8 @@ def test_msmt17(pid: int, number: int, camera: int, frame: int, time: str) -> No
 
 @given(pid=ids, shot=st.integers(0, 999), camid=st.integers(0, 1))
 def test_sets_without_cameras(pid: int, shot: int, camid: int) -> None:
-    assert partial_reid.parse_name(camid)(f"{pid:03}_{shot:03}") == (pid, camid)
-    assert partial_ilids.parse_name(camid)(f"{pid:03}") == (pid, camid)
+    assert layouts.partial_reid_name(camid)(f"{pid:03}_{shot:03}") == (pid, camid)
+    assert layouts.partial_ilids_name(camid)(f"{pid:03}") == (pid, camid)
     assert id_folder(camid)(f"{pid:03}/anything {shot}") == (pid, camid)
 
 

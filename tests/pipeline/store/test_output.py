@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import subprocess
@@ -158,7 +157,7 @@ def test_output__refuses_folders_and_impossible_places(tmp_path: Path) -> None:
 def test_owner__of_an_unreadable_lock_counts_as_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = tmp_path / "a.lock"
     assert owner(lock) is None
-    lock.write_text(json.dumps({"pid": 7, "host": "there", "since": "now"}))
+    lock.write_text("process 7 on there, since now")
     monkeypatch.setattr(filelock.FileLock, "acquire", _raise(errno.EACCES))
     assert "process 7 on there" in str(owner(lock))
     lock.write_text("")
