@@ -143,11 +143,13 @@ def train(
         >>> train("run", "csv:dataset.csv", preset="baseline", settings=settings).identities
         2
     """
+    from pipeline.stages.train import open_teacher
     from pipeline.training.run import train as run_training
 
     config = load_config(preset=preset, settings=settings)
     folder = Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
+    bars = _bars(progress)
     return run_training(
         folder,
         dataset=_opened(dataset),
@@ -155,8 +157,19 @@ def train(
         model=config.model,
         loss=config.loss,
         config=config.train,
-        progress=_bars(progress),
+        teacher=open_teacher(_teacher_data(config), bars) if config.train.mask_teacher else None,
+        progress=bars,
     )
+
+
+def _teacher_data(config: RunConfig) -> Dataset:
+    from pipeline.stages.sources import RENDERED
+
+    if config.train.teacher_data == RENDERED:
+        raise ConfigError(
+            "only a run renders images for a mask teacher", where="train.teacher_data", expected="synthetic:DIR"
+        )
+    return open_dataset(config.train.teacher_data)
 
 
 def load_model(checkpoint: PathLike = BUILTIN, **settings: Any) -> Embedder:

@@ -94,12 +94,7 @@ class SGSFA(nn.Module):
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """Embed a batch of (B, 3, H, W) normalised images (`normalise`)."""
-        early = self.backbone.early(images)
-        body_mask_logits: Tensor | None = None
-        if self.body_attention is not None:
-            early, body_mask_logits = self.body_attention(early)
-        maps = self.backbone.rest(early)
-        part_mask_logits = self.local_attention(maps)
+        maps, body_mask_logits, part_mask_logits = self.predict(images)
         masks = torch.sigmoid(part_mask_logits)
 
         # Rows, strips and visibilities are decisions about the masks, not functions to learn through.
@@ -131,6 +126,15 @@ class SGSFA(nn.Module):
             matched_global=matched_global,
             logits=logits if self.training else None,
         )
+
+    def predict(self, images: Tensor) -> tuple[FeatureMaps, Tensor | None, Tensor]:
+        """Return the feature maps and the logits of body and part masks (`NetworkOutput`), without features."""
+        early = self.backbone.early(images)
+        body_mask_logits: Tensor | None = None
+        if self.body_attention is not None:
+            early, body_mask_logits = self.body_attention(early)
+        maps = self.backbone.rest(early)
+        return maps, body_mask_logits, self.local_attention(maps)
 
     def _part_features(
         self, maps: FeatureMaps, masks: Tensor, decided: Tensor, strips: Tensor

@@ -21,7 +21,7 @@ from pipeline.stages.stage import FILE, Check, RejectedPolicy, Stage, StageRepor
 MASKS_FILE = "masks.h5"
 
 LABEL_MAPS = "label-maps"
-_LABEL_MAP_SUFFIXES = (".png", ".npy")
+LABEL_MAP_SUFFIXES = (".png", ".npy")
 _ENTRY_POINTS = "sgsfa.parsers"
 _BUILTIN_WEIGHTS = PACKAGE / "parsing" / "weights" / "builtin.safetensors"
 _BYTES_PER_IMAGE = 12_000
@@ -68,7 +68,7 @@ class Masks(Stage):
             return {"parser": sources.file(_BUILTIN_WEIGHTS, "weights file of the built-in parser", WeightsError)}
         if self._kind == LABEL_MAPS:
             folder = self._label_maps()
-            return {} if folder is None else {"label maps": sources.tree(folder, *_LABEL_MAP_SUFFIXES)}
+            return {} if folder is None else {"label maps": sources.tree(folder, *LABEL_MAP_SUFFIXES)}
         found = {}
         path = at_home(argument)
         if argument and path.is_file():

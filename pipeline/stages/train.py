@@ -5,18 +5,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import ModelConfig
-from pipeline.errors import FormatError, WeightsError
+from pipeline.config import MasksConfig, ModelConfig
+from pipeline.datasets.records import Dataset, unique_names
+from pipeline.errors import DataError, FormatError, WeightsError
 from pipeline.formats.checkpoint import BUILTIN, read_meta, resolve_checkpoint
 from pipeline.runtime.files import at_home
 from pipeline.runtime.process_group import rank_info
 from pipeline.runtime.progress import Progress
 from pipeline.stages.checks import check_device, check_package, find_imagenet
-from pipeline.stages.masks import MASKS_FILE
+from pipeline.stages.masks import LABEL_MAP_SUFFIXES, LABEL_MAPS, MASKS_FILE
 from pipeline.stages.sources import PACKAGE, RENDERED
 from pipeline.stages.stage import FILE, Check, Stage, StageReport, section_settings
+
+if TYPE_CHECKING:
+    from pipeline.training.context import TeacherData
 
 CHECKPOINT = "model.safetensors"
 
@@ -32,7 +36,7 @@ class Train(Stage):
     def requires(self) -> tuple[str, ...]:
         """Return `synth` for rendered images, and `masks` unless they are a file or not needed."""
         config = self.config
-        images = (config.data.source, *(config.data.tests if config.train.eval_every else ()))
+        images = (config.data.source, *(config.data.tests if config.train.eval_every else ()), *self._teacher_data)
         masks = config.model.kind != "baseline" and config.masks.file is None
         return (*(("synth",) if RENDERED in images else ()), *(("masks",) if masks else ()))
 
@@ -42,7 +46,7 @@ class Train(Stage):
         settings = {
             **section_settings("model", config.model),
             **section_settings("loss", config.loss),
-            **section_settings("train", config.train),
+            **section_settings("train", config.train, "teacher_data"),
         }
         if config.train.start is not None:
             settings["train.start"] = FILE
@@ -50,6 +54,12 @@ class Train(Stage):
         elif self._weights_file is not None:
             settings["model.weights"] = FILE
         return settings
+
+    @property
+    def _teacher_data(self) -> tuple[str, ...]:
+        """The data set that teaches masks, or nothing."""
+        config = self.config
+        return (config.train.teacher_data,) if config.train.mask_teacher and config.model.kind == "sgsfa" else ()
 
     @property
     def _weights_file(self) -> Path | None:
@@ -75,6 +85,10 @@ class Train(Stage):
             found["weights"] = sources.file(_BUILTIN_WEIGHTS, "file of the built-in ImageNet weights", WeightsError)
         elif config.model.weights == "rendered":
             found["weights"] = sources.file(resolve_checkpoint(BUILTIN), "built-in re-ID network", WeightsError)
+        for spec in self._teacher_data:
+            found["teacher images"] = sources.images(spec, "train")
+            if spec != RENDERED:
+                found["teacher label maps"] = sources.tree(_label_maps(sources.open(spec)), *LABEL_MAP_SUFFIXES)
         if config.train.eval_every:
             found |= sources.test_images()
         return found
@@ -91,6 +105,9 @@ class Train(Stage):
             yield Check("batches", self._check_batches)
         if config.model.kind != "baseline" and config.masks.file is not None and config.data.source != RENDERED:
             yield Check("mask file", self._check_mask_file)
+        for spec in self._teacher_data:
+            if spec != RENDERED:
+                yield Check("mask teacher", functools.partial(self._check_teacher, spec))
         for name in config.train.loggers:
             yield Check(name, functools.partial(check_package, name, name, "train.loggers"))
 
@@ -130,10 +147,15 @@ class Train(Stage):
             )
         return f"{covered:,} of {len(names):,} images"
 
+    def _check_teacher(self, spec: str) -> str:
+        dataset = self.sources.open(spec)
+        return f"{len(dataset.split('train')):,} images, label maps in {_label_maps(dataset)}"
+
     def disk_bytes(self) -> int:
         """Return about how much decoded images, the resumable state and the checkpoints take."""
         model = self.config.model
-        images = self.sources.count_images(self.config.data.source, "train")
+        specs = (self.config.data.source, *self._teacher_data)
+        images = sum(self.sources.count_images(spec, "train") for spec in specs)
         return images * model.height * model.width * 3 + 600_000_000
 
     def run(self, folder: Path, progress: Progress) -> StageReport:
@@ -152,10 +174,42 @@ class Train(Stage):
             loss=config.loss,
             config=config.train,
             tests=[sources.open(test.spec) for test in sources.tests()] if config.train.eval_every else (),
+            teacher=next((open_teacher(sources.open(spec), progress) for spec in self._teacher_data), None),
             progress=progress,
         )
         figures = {"images_per_second": report.images_per_second, "train_seconds": report.seconds}
         return StageReport(total=report.images + len(report.failed), rejected=report.failed, figures=figures)
+
+
+def open_teacher(dataset: Dataset, progress: Progress) -> TeacherData:
+    """Return a rendered data set as the teacher of masks, built from its true label maps.
+
+    Raises:
+        DataError: It has no training images or no label maps.
+    """
+    from pipeline.masks.build import build_masks
+    from pipeline.training.context import TeacherData
+
+    build = functools.partial(
+        build_masks,
+        root=dataset.root,
+        names=unique_names(dataset.split("train")),
+        config=MasksConfig(parser=LABEL_MAPS),
+        label_maps=_label_maps(dataset),
+        progress=progress,
+    )
+    return TeacherData(dataset, build)
+
+
+def _label_maps(dataset: Dataset) -> Path:
+    if dataset.label_maps is None or not dataset.split("train"):
+        what = "label maps" if dataset.split("train") else "training images"
+        raise DataError(
+            f"{dataset.kind}:{dataset.root} has no {what} and cannot teach masks",
+            where="train.teacher_data",
+            expected="synthetic:DIR, a rendered data set with true label maps",
+        )
+    return dataset.label_maps
 
 
 def _check_weights(path: Path, model: ModelConfig) -> None:

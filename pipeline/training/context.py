@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
+from pipeline.datasets.records import Dataset
 from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.model.mask_targets import MaskTargets
 from pipeline.runtime.process_group import RankInfo
@@ -16,6 +18,27 @@ from pipeline.runtime.progress import Progress
 from pipeline.training.image_store import ImageStore
 from pipeline.training.prefetch import Prefetcher
 from pipeline.training.sampler import steps_per_epoch
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherData:
+    """A data set with true masks.
+
+    Attributes:
+        dataset: Its split `train` teaches.
+        build_masks: Writes the mask file of these images to a path; called in the main process.
+    """
+
+    dataset: Dataset
+    build_masks: Callable[[Path], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """Images of `TeacherData` and their masks, on the device."""
+
+    images: Prefetcher
+    masks: MaskTargets
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,7 @@ class TrainContext:
         ranks: Which process this is.
         folder: Folder of the state.
         progress: Shows progress bars.
+        teacher: Rendered images with true masks, if the training has them.
     """
 
     meta: CheckpointMeta
@@ -48,6 +72,7 @@ class TrainContext:
     ranks: RankInfo
     folder: Path
     progress: Progress
+    teacher: Teacher | None = None
 
     @property
     def model(self) -> ModelConfig:

@@ -14,6 +14,7 @@ from pipeline.runtime.seeds import derive, generator
 from pipeline.training.augment import AugmentParams, draw_params
 from pipeline.training.occluders import occluder_tiles
 from pipeline.training.sampler import epoch_batches, shard, steps_per_epoch
+from pipeline.training.schedule import augmentation_share
 
 Rows = npt.NDArray[np.int64]
 
@@ -60,14 +61,13 @@ def plan_steps(
     mine = shard(config.identities * config.instances, rank=ranks.rank, processes=ranks.world_size)
     count = mine.stop - mine.start
     tiles = len(occluder_tiles())
-    ramp = config.augment_ramp * config.epochs * per_epoch
     batches: Rows | None = None
     for step in range(start, stop):
         epoch, number = divmod(step, per_epoch)
         if batches is None or number == 0:
             batches = epoch_batches(labels, config, epoch)
         batch = batches[number]
-        stream, share = generator(config.seed, "augment", step), min(1.0, step / ramp) if ramp else 1.0
+        stream, share = generator(config.seed, "augment", step), augmentation_share(step, per_epoch, config)
         params = draw_params(stream, len(batch), *size, config, tiles=tiles, share=share)
         rows = batch
         if ranks.world_size > 1:

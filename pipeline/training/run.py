@@ -23,7 +23,7 @@ from pipeline.runtime.process_group import broadcast, process_group, same_on_all
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.runtime.seeds import set_deterministic
 from pipeline.training.calibrate import LEAST_AUC, UNCALIBRATED, Calibration
-from pipeline.training.context import TrainContext
+from pipeline.training.context import TeacherData, TrainContext
 from pipeline.training.curves import draw_curves
 from pipeline.training.evaluator import Evaluator, calibrate_network
 from pipeline.training.loggers import open_logger
@@ -55,6 +55,7 @@ def train(
     loss: LossConfig,
     config: TrainConfig,
     tests: Sequence[Dataset] = (),
+    teacher: TeacherData | None = None,
     progress: Progress = SILENT,
 ) -> TrainReport:
     """Train a network on the training split of a data set.
@@ -73,6 +74,7 @@ def train(
         loss: The losses.
         config: The training.
         tests: The first is tested every `config.eval_every` epochs.
+        teacher: Rendered images of `config.mask_teacher`; the baseline ignores them.
         progress: Receives progress bars.
 
     Raises:
@@ -99,6 +101,7 @@ def train(
             model=model,
             loss=loss,
             config=config,
+            teacher=teacher if model.kind == "sgsfa" and config.mask_teacher else None,
             ranks=ranks,
             progress=progress,
         )

@@ -23,6 +23,12 @@ def learning_rate(step: int, steps_per_epoch: int, config: TrainConfig) -> float
     return config.lr * _warmup(step, steps_per_epoch, config) * _after(step, steps_per_epoch, config)
 
 
+def augmentation_share(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """Return the factor of the probabilities of occlusion and truncation in a step, which rises over `augment_ramp`."""
+    ramp = config.augment_ramp * config.epochs * steps_per_epoch
+    return min(1.0, step / ramp) if ramp else 1.0
+
+
 def _warmup(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
     steps = config.warmup_epochs * _scale(config) * steps_per_epoch
     if step >= steps:

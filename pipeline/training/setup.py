@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -22,10 +23,10 @@ from pipeline.model.network import Network, build_model
 from pipeline.model.weights import load_backbone_weights, require_weights_for
 from pipeline.runtime.device import device_label
 from pipeline.runtime.files import sha256_bytes, sha256_file
-from pipeline.runtime.process_group import RankInfo, broadcast
+from pipeline.runtime.process_group import RankInfo, barrier, broadcast
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.seeds import derive
-from pipeline.training.context import TrainContext
+from pipeline.training.context import Teacher, TeacherData, TrainContext
 from pipeline.training.image_store import ImageStore, cached_images, open_images
 from pipeline.training.prefetch import Prefetcher
 from pipeline.training.sampler import check_batches
@@ -34,6 +35,7 @@ from pipeline.training.targets import identity_classes, load_masks
 SHARED_FOLDER = "machines that train together need this folder on a disk that they share, under the same path"
 
 _IMAGES = "images"
+_TEACHER = "teacher"
 
 _log = logging.getLogger("sgsfa.training")
 
@@ -64,6 +66,7 @@ def prepare(
     model: ModelConfig,
     loss: LossConfig,
     config: TrainConfig,
+    teacher: TeacherData | None,
     ranks: RankInfo,
     progress: Progress,
 ) -> tuple[Network, TrainContext]:
@@ -76,6 +79,7 @@ def prepare(
         model: The network.
         loss: The losses.
         config: The training.
+        teacher: Rendered images with true masks; None: none.
         ranks: Which process this is.
         progress: Shows progress bars.
 
@@ -92,12 +96,10 @@ def prepare(
     pids = {record.path: record.pid for record in dataset.split("train")}
     if not pids:
         raise DataError(f"{dataset.name} has no images of the split `train`", where=dataset.root)
-    path = _decode(folder / _IMAGES, dataset, sorted(pids), model, ranks, progress)
-    # Each process of a machine holds the images for itself.
-    store = open_images(path, config.image_budget_gb / ranks.local_world_size)
+    open_store = functools.partial(_open_store, model=model, config=config, ranks=ranks, progress=progress)
+    store = open_store(folder / _IMAGES, dataset)
     labels = identity_classes([pids[name] for name in store.names])
-    stride = 8 if model.fine_masks else 16
-    targets = load_masks(masks, store.names, height=model.height, width=model.width, stride=stride)
+    targets = _load_masks(masks, store, model)
     check_batches(labels.tolist(), config, processes=ranks.world_size)
     classes = int(labels.max()) + 1
     where = device_label(device) + (f", {ranks.world_size} processes" if ranks.world_size > 1 else "")
@@ -115,20 +117,34 @@ def prepare(
         seed=config.seed,
         provenance=_provenance(model, loss, config, identities),
     )
+    taught: Teacher | None = None
+    if teacher is not None:
+        taught_store = open_store(folder / _TEACHER, teacher.dataset)
+        if ranks.is_main:
+            teacher.build_masks(folder / _TEACHER / "masks.h5")
+        barrier()
+        taught_masks = _load_masks(folder / _TEACHER / "masks.h5", taught_store, model)
+        taught = Teacher(Prefetcher(taught_store, device), taught_masks.to(device))
     network, meta = _starting_network(config, meta, targets)
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
     return network, TrainContext(
         meta, loss, config, store, Prefetcher(store, device), labels.to(device), targets.to(device), device, ranks,
-        folder, progress,
+        folder, progress, taught,
     )  # fmt: skip
 
 
-def _decode(
-    cache: Path, dataset: Dataset, names: list[str], model: ModelConfig, ranks: RankInfo, progress: Progress
-) -> Path:
-    """Decode the images in the main process; return the file, which all processes read."""
+def _load_masks(path: Path | None, store: ImageStore, model: ModelConfig) -> MaskTargets:
+    stride = 8 if model.fine_masks else 16
+    return load_masks(path, store.names, height=model.height, width=model.width, stride=stride)
+
+
+def _open_store(
+    cache: Path, dataset: Dataset, *, model: ModelConfig, config: TrainConfig, ranks: RankInfo, progress: Progress
+) -> ImageStore:
+    """Decode the training images in the main process, and open the file in all."""
+    names = sorted({record.path for record in dataset.split("train")})
     path = Path()
     if ranks.is_main:
         path = cached_images(dataset, names, height=model.height, width=model.width, cache=cache, progress=progress)
@@ -139,7 +155,8 @@ def _decode(
             where=path,
             hint=SHARED_FOLDER,
         )
-    return path
+    # Each process of a machine holds the images for itself.
+    return open_images(path, config.image_budget_gb / ranks.local_world_size)
 
 
 def _warnings(
@@ -200,4 +217,6 @@ def _provenance(model: ModelConfig, loss: LossConfig, config: TrainConfig, ident
         del table["model"]["weights"]
     elif (file := Path(model.weights)).is_file():
         table["model"]["weights"] = sha256_file(file)
+    # The stage knows its content.
+    del table["train"]["teacher_data"]
     return Provenance.flatten({**table, "identities": identities})

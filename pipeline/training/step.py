@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.losses import LOSS_NAMES, total_loss
+from pipeline.model.losses import LOSS_NAMES, mask_loss, total_loss
 from pipeline.model.mask_targets import MaskTargets
+from pipeline.model.sgsfa import SGSFA
 from pipeline.runtime.device import autocast
 from pipeline.training.augment import AugmentParams, augment, used_augmentations
 from pipeline.training.compilation import Compiled, compile_network
@@ -19,12 +20,13 @@ from pipeline.training.context import TrainContext
 from pipeline.training.cuda_graph import GraphedStep
 from pipeline.training.distributed import mean_over_processes, replicate
 from pipeline.training.ema import ModelEma
-from pipeline.training.gradient import Batch, LossFunction, backward
+from pipeline.training.gradient import Batch, LossFunction, backward, running_statistics_kept
 from pipeline.training.occluders import occluder_tiles
 from pipeline.training.optim import build_optimizer, parameters_of, set_learning_rate
 from pipeline.training.plan import StepPlan
 from pipeline.training.prefetch import to_device
 from pipeline.training.schedule import learning_rate
+from pipeline.training.teacher import Lesson
 
 Augmentation = Callable[[Tensor, Tensor, Tensor, AugmentParams, Tensor], tuple[Tensor, Tensor, Tensor]]
 """`augment`, eager or compiled."""
@@ -40,11 +42,13 @@ class StepInputs:
         images: (N, H, W, 3) uint8, the images of the plan's rows.
         rows: (N,) int64, these rows; the first B are the batch, the others donors.
         params: Augmentation parameters of the batch, packed.
+        lesson: Rendered images for the mask losses, if the training has a teacher.
     """
 
     images: Tensor
     rows: Tensor
     params: Tensor
+    lesson: Lesson | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class StepOutputs:
     """Outputs of the work that a step does on the device, besides gradients.
 
     Attributes:
-        losses: (5,) float32 in the order of `LOSS_NAMES`.
+        losses: (5,) float32 in the order of `LOSS_NAMES`; with a teacher (6,), its mask loss last.
         visibility: (B, 7) predicted mask means in [0, 1].
         parts: (B, 4, h, w) uint8 true part masks.
         has_mask: (B,) bool.
@@ -104,7 +108,8 @@ class TrainStep:
         self.ema = ModelEma(network, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=config.amp == "fp16")
         # With fp16 an infinite gradient is not an error: the scaler skips that step.
-        self.loss_names = LOSS_NAMES if config.amp == "fp16" else (*LOSS_NAMES, "gradient")
+        taught = ("mask_teacher",) if context.teacher is not None else ()
+        self.loss_names = (*LOSS_NAMES, *taught, *(() if config.amp == "fp16" else ("gradient",)))
         self.graph: GraphedStep[StepInputs, StepOutputs] | None = None
         self._per_epoch = context.steps_per_epoch
         self._precision = functools.partial(autocast, context.device, config.amp)
@@ -136,12 +141,13 @@ class TrainStep:
         elif device.type == "cuda" and config.cuda_graph:
             self._work = self.graph = GraphedStep(self._compute_gradients, device)
 
-    def __call__(self, plan: StepPlan, images: Tensor) -> StepResult:
+    def __call__(self, plan: StepPlan, images: Tensor, lesson: Lesson | None = None) -> StepResult:
         """Take one step.
 
         Args:
             plan: The step's plan.
             images: (N, H, W, 3) uint8 images of `plan.rows` on the device.
+            lesson: Of the same step, if the training has a teacher.
 
         Raises:
             DeviceError: The step cannot be captured as a CUDA graph.
@@ -151,7 +157,7 @@ class TrainStep:
         # Random numbers that a network draws by itself (stochastic depth) depend on the step alone.
         torch.manual_seed(plan.seed)
         rows, params = to_device(plan.rows, device), to_device(plan.params.packed().numpy(), device)
-        outputs = self._work(StepInputs(images, rows, params))
+        outputs = self._work(StepInputs(images, rows, params, lesson))
         norm = self._clip_gradients()
         losses = outputs.losses if norm is None else torch.cat([outputs.losses, norm.float().unsqueeze(0)])
         self.scaler.step(self.optimizer)
@@ -178,7 +184,9 @@ class TrainStep:
     def _compute_gradients(self, inputs: StepInputs) -> StepOutputs:
         batch = self._prepare_batch(inputs)
         self.optimizer.zero_grad(set_to_none=True)
-        losses, output = backward(
+        # First, because with several processes the last backward pass exchanges the sum of the gradients.
+        taught = None if inputs.lesson is None else self._teach(inputs.lesson)
+        parts, output = backward(
             self._forward,
             batch,
             self._context.loss,
@@ -188,8 +196,35 @@ class TrainStep:
             gather=self._context.config.gather and self._context.ranks.world_size > 1,
             scale=self.scaler.scale,
         )
-        parts = (batch.masks.parts * 255).to(torch.uint8)
-        return StepOutputs(losses.stacked(), output.visibility, parts, batch.masks.has_mask)
+        losses = parts.stacked()
+        if taught is not None:
+            losses = torch.cat([losses[:1] + taught, losses[1:], taught])
+        true_parts = (batch.masks.parts * 255).to(torch.uint8)
+        return StepOutputs(losses, output.visibility, true_parts, batch.masks.has_mask)
+
+    def _teach(self, lesson: Lesson) -> Tensor:
+        """Add the gradient of the mask losses of rendered images, each of which weighs as much as one of the batch.
+
+        They are normalised by their own batch statistics and leave the running ones alone, which normalise real images
+        when the network is used: rendered ones have other colours and contrasts.
+
+        Returns:
+            (1,) the weighted loss.
+        """
+        context, teacher = self._context, self._context.teacher
+        assert teacher is not None
+        assert isinstance(self.network, SGSFA)
+        params = AugmentParams.unpacked(lesson.params, self._used)
+        parts, body = teacher.masks.parts[lesson.rows], teacher.masks.body[lesson.rows]
+        images, parts, body = augment(lesson.images, parts, body, params, self._tiles)
+        with running_statistics_kept(self.network), self._precision():
+            _, body_logits, part_logits = self.network.predict(images)
+        has_mask = teacher.masks.has_mask[lesson.rows]
+        loss = mask_loss(body_logits, part_logits, MaskTargets(parts, body, has_mask, teacher.masks.supervised_parts))
+        share = len(images) * context.ranks.world_size / context.batch_size
+        loss = context.loss.balance * context.loss.mask_weight * share * loss
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach().unsqueeze(0)
 
     def _prepare_batch(self, inputs: StepInputs) -> Batch:
         masks = self._context.masks

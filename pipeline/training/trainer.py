@@ -20,6 +20,7 @@ from pipeline.training.plan import StepPlan, plan_steps
 from pipeline.training.schedule import learning_rate
 from pipeline.training.state import TrainState, load_state, save_state
 from pipeline.training.step import TrainStep
+from pipeline.training.teacher import Lesson, lessons
 
 STATE_FILE = "state.safetensors"
 
@@ -91,8 +92,9 @@ class Trainer:
             self._context.progress.task("train", total=self.total * batch, done=self.step * batch) as task,
         ):
             self.losses.restart_clock()
-            for plan, images in self._context.images.batches(self.plans(), lambda plan: plan.rows):
-                self.advance(plan, images)
+            batches = self._context.images.batches(self.plans(), lambda plan: plan.rows)
+            for (plan, images), lesson in zip(batches, lessons(self._context, self.step, self.total), strict=True):
+                self.advance(plan, images, lesson)
                 self._after_step(task, interrupts)
             # A signal that came after the last check.
             self._stop_if_requested(interrupts)
@@ -103,9 +105,9 @@ class Trainer:
         labels = context.labels.tolist()
         return plan_steps(labels, context.config, context.size, start=self.step, stop=self.total, ranks=context.ranks)
 
-    def advance(self, plan: StepPlan, images: Tensor) -> None:
+    def advance(self, plan: StepPlan, images: Tensor, lesson: Lesson | None = None) -> None:
         """Take one step; `images` are those of `plan.rows`, on the device."""
-        result = self.stepper(plan, images)
+        result = self.stepper(plan, images, lesson)
         self.losses.add(result)
         if self._measures_visibility:
             self._visibility.add(result.outputs)

@@ -1,14 +1,19 @@
+import numpy as np
 import pytest
 import torch
 import torchvision
 
 from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError, FormatError, UserError, WeightsError
+from pipeline.datasets.images import write_image
+from pipeline.datasets.registry import open_dataset
+from pipeline.errors import ConfigError, DataError, FormatError, UserError, WeightsError
 from pipeline.formats.checkpoint import CheckpointMeta
+from pipeline.formats.masks import MaskFile
 from pipeline.model.checkpoint import save_checkpoint
 from pipeline.model.network import build_model
+from pipeline.runtime.progress import SILENT
 from pipeline.stages.sources import Sources
-from pipeline.stages.train import Train
+from pipeline.stages.train import Train, open_teacher
 
 SMALL = ("model.backbone=resnet18", "model.weights=none", "model.height=64", "model.width=32", "train.device=cpu")
 
@@ -116,6 +121,49 @@ def test_check_mask_file__must_have_some_of_the_images(stage, tmp_path, tiny_par
         check(stage(f"masks.file={other}"), "mask file")
     assert "images/1_c1.png" in caught.value.expected
     assert "3_c1.png" in caught.value.expected
+
+
+@pytest.fixture
+def rendered(people):
+    """The data set of these tests in the layout of a rendered one."""
+    root = people.parent
+    (root / "dataset.csv").write_text(people.read_text())
+    for image in (root / "images").iterdir():
+        labels = np.zeros((32, 16), np.uint8)
+        labels[2:8], labels[8:20] = 13, 5  # a face and upper clothes of LIP
+        write_image(root / "labels" / "images" / image.name, labels)
+    return root
+
+
+def test_teacher__counts_by_its_images_and_label_maps(stage, rendered):
+    taught = stage("train.mask_teacher=0.25", f"train.teacher_data=synthetic:{rendered}")
+    before = taught.inputs()
+    assert {"teacher images", "teacher label maps"} <= before.keys()
+    assert taught.settings()["train.mask_teacher"] == 0.25
+    assert "train.teacher_data" not in taught.settings()
+    assert check(taught, "mask teacher").startswith("4 images")
+    write_image(rendered / "labels" / "images" / "1_c1.png", np.full((32, 16), 5, np.uint8))
+    after = stage("train.mask_teacher=0.25", f"train.teacher_data=synthetic:{rendered}").inputs()
+    assert {name for name in before if before[name] != after[name]} == {"teacher label maps"}
+    assert "teacher images" not in stage(f"train.teacher_data=synthetic:{rendered}").inputs()
+    assert stage("train.mask_teacher=0.25").requires() == ("synth", "masks")
+
+
+def test_teacher__needs_label_maps(stage, people):
+    taught = stage("train.mask_teacher=0.25", f"train.teacher_data=csv:{people}")
+    with pytest.raises(DataError, match="no label maps"):
+        check(taught, "mask teacher")
+    with pytest.raises(UserError, match="nowhere"):
+        check(stage("train.mask_teacher=0.25", "train.teacher_data=synthetic:nowhere"), "mask teacher")
+
+
+def test_teacher__masks_are_those_of_the_label_maps(tmp_path, rendered):
+    teacher = open_teacher(open_dataset(f"synthetic:{rendered}", expect_counts=False), SILENT)
+    teacher.build_masks(tmp_path / "masks.h5")
+    masks = MaskFile.open(tmp_path / "masks.h5").load()
+    assert len(masks.names) == 4
+    assert masks.parts[:, 0, 2].all(), "heads"
+    assert not masks.parts[:, 2:].any(), "neither legs nor shoes"
 
 
 def test_checks__missing_package_is_named(stage, monkeypatch):

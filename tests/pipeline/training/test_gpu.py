@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,11 +27,12 @@ from pipeline.training import run as run_module
 from pipeline.training import setup as preparation
 from pipeline.training import step as step_module
 from pipeline.training.augment import AugmentParams, augment
-from pipeline.training.context import TrainContext
+from pipeline.training.context import Teacher, TeacherData, TrainContext
 from pipeline.training.cuda_graph import GraphedStep
 from pipeline.training.image_store import ImageStore
 from pipeline.training.prefetch import Prefetcher
 from pipeline.training.run import train
+from pipeline.training.teacher import lessons
 from pipeline.training.trainer import Trainer
 from tests.helpers.augmentation import TILES, batch_of, params_of
 from tests.helpers.training import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
@@ -120,6 +120,7 @@ def make_trainer(
         ranks=RankInfo(),
         folder=folder,
         progress=SILENT,
+        teacher=Teacher(prefetcher, masks.to(device)) if config.mask_teacher else None,
     )
     return Trainer(network, context), prefetcher
 
@@ -138,16 +139,17 @@ def forbid_waiting() -> Iterator[None]:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_step__never_waits_for_the_gpu(tmp_path: Path, preset: str, amp: str, mapped: bool, graph: bool) -> None:
     model, loss = PRESETS[preset]
-    config = on_gpu(amp=amp, epochs=10, cuda_graph=graph)
+    config = on_gpu(amp=amp, epochs=10, cuda_graph=graph, mask_teacher=0.0 if model.get("kind") == "baseline" else 0.4)
     trainer, images = make_trainer(
         tmp_path, small_model(**model), LossConfig.model_validate(loss), config, mapped=mapped
     )
     assert images.resident is not mapped
     trainer.stepper.prepare()
-    for plan, batch in itertools.islice(images.batches(trainer.plans(), lambda plan: plan.rows), 8):
+    batches = images.batches(trainer.plans(), lambda plan: plan.rows)
+    for (plan, batch), lesson in zip(batches, lessons(trainer._context, 0, 8), strict=False):
         # The first steps choose kernels, allocate memory and are captured, which may wait.
         torch.cuda.set_sync_debug_mode("error" if plan.step >= 5 else "default")
-        trainer.advance(plan, batch)
+        trainer.advance(plan, batch, lesson)
     torch.cuda.set_sync_debug_mode("default")
     assert len(trainer.losses.read()) == 8
     assert (trainer.stepper.graph is not None) is graph
@@ -167,7 +169,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> Graphs:
     return made
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 3}, {"clip_norm": 0, "ema": 0}], ids=str)
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 3}, {"clip_norm": 0, "ema": 0}, {"mask_teacher": 0.4}], ids=str)
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_graph__bit_equal_to_eager_steps(
     tmp_path: Path,
@@ -176,8 +178,11 @@ def test_graph__bit_equal_to_eager_steps(
     amp: str,
     changes: dict[str, Any],
 ) -> None:
+    dataset = arguments["dataset"]
+    teacher = TeacherData(dataset, lambda path: make_masks(path, dataset))
     for graph in (False, True):
-        train(tmp_path / str(graph), **arguments, config=on_gpu(amp=amp, epochs=5, cuda_graph=graph, **changes))
+        config = on_gpu(amp=amp, epochs=5, cuda_graph=graph, **changes)
+        train(tmp_path / str(graph), **arguments, config=config, teacher=teacher)
     assert [each.captured for each in recordings] == [True]
     assert losses(tmp_path / "True") == losses(tmp_path / "False")
     assert_equal_weights(tmp_path / "False", tmp_path / "True")
