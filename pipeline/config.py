@@ -152,6 +152,7 @@ class ModelConfig(Section):
         "of mobilenet_v2 in this package), rendered (mobilenet_v2 of the built-in re-ID network), none, or a file "
         "(.safetensors, .pth).",
     )
+    non_local: bool = Field(False, description="Non-local blocks in layers 2 and 3 of a ResNet, as in AGW.")
     height: Annotated[int, Field(ge=64, multiple_of=16)] = Field(256, description="Input height in pixels.")
     width: Annotated[int, Field(ge=32, multiple_of=16)] = Field(128, description="Input width in pixels.")
     body_attention: bool = Field(True, description="Body attention after stage 1 (paper, Table 5).")
@@ -229,6 +230,8 @@ class ModelConfig(Section):
     def _consistent(self) -> Self:
         if self.part_features == "middle" and not self.fine_masks:
             raise ValueError("part_features = 'middle' needs fine_masks = true")
+        if self.non_local and not self.backbone.startswith("resnet"):
+            raise ValueError("non_local needs a ResNet as backbone")
         if self.foreground_dim and not self.global_dim:
             raise ValueError("foreground_dim needs global_dim")
         return self
@@ -307,6 +310,15 @@ class TrainConfig(Section):
         0.0, description="Share of the training over which `occlude` and `truncate` rise from 0."
     )
     colour_jitter: Fraction = Field(0.0, description="Strength of random brightness, contrast and saturation.")
+    mask_teacher: Fraction = Field(
+        0.0,
+        description="Rendered images with true masks beside each batch, as a share of its images, for the mask losses "
+        "only; 0: none.",
+    )
+    teacher_data: str = Field(
+        "rendered",
+        description="Images of `mask_teacher`: synthetic:DIR, or `rendered` for images rendered with `[synth]`.",
+    )
     amp: Precision = Field("off", description="Mixed precision: off | bf16 | fp16 (with loss scaling).")
     accumulate: Positive = Field(
         1,

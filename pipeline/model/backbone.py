@@ -127,13 +127,50 @@ def insert_instance_norms(network: nn.Module) -> None:
             block.bn1 = InstanceBatchNorm(norm.num_features)
 
 
-def build_backbone(name: str, weights: Mapping[str, Tensor] | None = None) -> Backbone:
+class NonLocal(nn.Module):
+    """A non-local block, embedded Gaussian (Wang et al., CVPR 2018): x + BN(W softmax(theta(x) phi(x)^T) g(x)).
+
+    The scale of its last BN starts at zero, so that the network computes what it did without it.
+
+    Args:
+        channels: C; the embeddings have C / 2.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = channels // 2
+        self.theta, self.phi, self.g = (nn.Conv2d(channels, hidden, 1) for _ in range(3))
+        self.out = nn.Sequential(nn.Conv2d(hidden, channels, 1), nn.BatchNorm2d(channels))
+        nn.init.zeros_(self.out[1].weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        theta, phi, g = (layer(features).flatten(2) for layer in (self.theta, self.phi, self.g))
+        attention = torch.softmax(theta.mT @ phi, 2)
+        found: Tensor = self.out((g @ attention.mT).unflatten(2, features.shape[2:]))
+        return features + found
+
+
+def insert_non_local(network: nn.Module) -> None:
+    """Append a non-local block to the last two blocks of a ResNet's layer 2 and the last three of layer 3, as in AGW.
+
+    Ye et al., "Deep Learning for Person Re-identification: A Survey and Outlook", 2021.
+    """
+    for name, count in (("layer2", 2), ("layer3", 3)):
+        layer = network.get_submodule(name)
+        assert isinstance(layer, nn.Sequential)
+        for place in range(max(len(layer) - count, 0), len(layer)):
+            layer[place] = nn.Sequential(layer[place], NonLocal(_out_channels(layer[place])))
+
+
+def build_backbone(name: str, weights: Mapping[str, Tensor] | None = None, *, non_local: bool = False) -> Backbone:
     """Build a backbone whose last stage has stride 1, so that 256x128 images give 16x8 features (paper, Sec. 3).
 
     Args:
         name: One of `BACKBONES`, or `timm:NAME`.
         weights: State dict of the classification network of that name, as torchvision (or timm) keys it; the
             classifier's entries may be absent and are ignored. None: random initial weights.
+        non_local: Add non-local blocks, in a ResNet.
 
     Raises:
         ConfigError: Unknown backbone.
@@ -155,6 +192,8 @@ def build_backbone(name: str, weights: Mapping[str, Tensor] | None = None) -> Ba
         insert_instance_norms(network)
     if weights is not None:
         load_weights(network, weights, name)
+    if non_local:
+        insert_non_local(network)
     return _mobilenet(network) if name == "mobilenet_v2" else _resnet(network)
 
 

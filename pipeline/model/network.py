@@ -33,7 +33,7 @@ def build_model(
         ConfigError: Unknown backbone.
         WeightsError: The weights belong to another network.
     """
-    backbone = build_backbone(config.backbone, backbone_weights)
+    backbone = build_backbone(config.backbone, backbone_weights, non_local=config.non_local)
     if config.kind == "baseline":
         return Baseline(config, num_classes, backbone)
     network = SGSFA(config, num_classes, backbone)

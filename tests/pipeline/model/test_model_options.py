@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pipeline.config import LossConfig, ModelConfig
 from pipeline.errors import WeightsError
 from pipeline.model.attention import averaged_to
-from pipeline.model.backbone import InstanceBatchNorm, build_backbone
+from pipeline.model.backbone import InstanceBatchNorm, NonLocal, build_backbone
 from pipeline.model.heads import GlobalPooling
 from pipeline.model.losses import batch_hard_triplet, total_loss
 from pipeline.model.mask_targets import MaskTargets
@@ -20,6 +20,7 @@ from pipeline.model.network import build_model
 from pipeline.model.sgsfa import SGSFA
 from pipeline.model.spatial import strips_to
 from pipeline.model.weights import require_weights_for
+from pipeline.training.tree import tensors_of
 
 NECKED = {"necks": True, "global_dim": 8}
 OPTIONS = [
@@ -88,7 +89,11 @@ def test_detached_masks__learn_from_masks_alone() -> None:
 
 @pytest.mark.parametrize(
     ("options", "problem"),
-    [({"part_features": "middle"}, "fine_masks"), ({"foreground_dim": 8}, "global_dim")],
+    [
+        ({"part_features": "middle"}, "fine_masks"),
+        ({"foreground_dim": 8}, "global_dim"),
+        ({"non_local": True}, "ResNet"),
+    ],
 )
 def test_options__that_need_others(options: dict[str, object], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
@@ -165,6 +170,32 @@ def test_ibn__normalises_each_image_in_its_first_half() -> None:
     out = layer(features)
     torch.testing.assert_close(out[:, :3].mean((2, 3)), torch.zeros(2, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(out[:, 3:], features[:, 3:] / (1 + layer.BN.eps) ** 0.5)
+
+
+@pytest.mark.parametrize(("name", "count"), [("resnet18", 4), ("resnet50_ibn_a", 5)])
+def test_non_local__starts_as_the_plain_network(name: str, count: int) -> None:
+    torch.manual_seed(0)
+    state = torchvision.models.get_model(name.removesuffix("_ibn_a"), weights=None).state_dict()
+    if name.endswith("_ibn_a"):
+        state = {key: torch.rand(shape) for key, shape in published_ibn_keys("resnet50").items()}
+    plain, extended = build_backbone(name, state).train(), build_backbone(name, state, non_local=True).train()
+    blocks = [module for module in extended.modules() if isinstance(module, NonLocal)]
+    assert len(blocks) == count
+    assert extended.info == plain.info
+    images = torch.randn(2, 3, 64, 32)
+    for one, two in zip(tensors_of(plain(images)), tensors_of(extended(images)), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_non_local__is_the_published_sum() -> None:
+    torch.manual_seed(0)
+    block = NonLocal(4).eval()
+    nn.init.ones_(block.out[1].weight)
+    features = torch.randn(1, 4, 3, 2)
+    theta, phi, g = (layer(features)[0].flatten(1).T for layer in (block.theta, block.phi, block.g))
+    attended = torch.stack([sum(w * v for w, v in zip((phi @ t).softmax(0), g, strict=True)) for t in theta])
+    wanted = features + block.out(attended.T.reshape(1, 2, 3, 2))
+    torch.testing.assert_close(block(features), wanted)
 
 
 @pytest.mark.parametrize("prefix", ["module.encoder_q.", "base.", "backbone.", ""])
