@@ -62,7 +62,7 @@ _TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"7z\xbc\xaf", b"Rar!", b"\x28\xb5\x2f\xfd")
 _BEGIN = 4096
 _LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-_NESTED = ("state_dict", "model_state_dict", "model", "net")
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "teacher")
 _REFUSED = re.compile(r"(?:GLOBAL|class) ([A-Za-z_][\w.]*\.\w+)")
 _UNPICKLER = re.compile(r"WeightsUnpickler error: (.+)")
 

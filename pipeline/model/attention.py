@@ -130,12 +130,17 @@ class FineLocalAttention(nn.Module):
         self.heads = nn.Conv2d(hidden, len(LOCAL_PARTS), 3, padding=1)
 
     def forward(self, maps: FeatureMaps) -> Tensor:
-        """Return the logits (B, 4, H/8, W/8) of the part masks, in the order of `LOCAL_PARTS`."""
+        """Return the logits (B, 4, H/8, W/8) of the part masks, in the order of `LOCAL_PARTS`.
+
+        At stride 16 where the backbone has no finer map.
+        """
         late = self.late(maps.last)
-        batch, channels, height, width = late.shape
+        height = late.shape[2]
+        middle = self.middle(maps.middle)
         # Nearest neighbours by broadcasting: interpolation has no deterministic gradient on a GPU.
-        late = late[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).reshape(batch, channels, 2 * height, 2 * width)
-        logits: Tensor = self.heads(self.fuse(late + self.middle(maps.middle)))
+        times = middle.shape[2] // height
+        late = late[:, :, :, None, :, None].expand(-1, -1, -1, times, -1, times).reshape(middle.shape)
+        logits: Tensor = self.heads(self.fuse(late + middle))
         return logits
 
 

@@ -1,4 +1,4 @@
-"""Convolutional networks of timm as backbones."""
+"""Networks of timm as backbones."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, UserError
 from pipeline.model.backbone import Backbone, BackboneInfo, load_weights
+from pipeline.model.timm_transformer import build_transformer
 
 _EXPECTED = (
-    "a convolutional network whose stages follow each other, with features at strides 4, 8 and 16 "
-    "(docs/tasks/train.md); no transformers"
+    "a ViT, a Swin, or a convolutional network whose stages follow each other, with features at strides 4, 8 and 16 "
+    "(docs/how-to/own-backbone.md)"
 )
 
 
@@ -31,7 +32,7 @@ class _Stage(nn.Module):
 
 
 def build_timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
-    """Build a backbone from one of timm's feature extractors with output stride 16.
+    """Build a backbone from a transformer, or from one of timm's feature extractors with output stride 16.
 
     Args:
         name: timm's name of the network.
@@ -48,7 +49,11 @@ def build_timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
             f"backbone timm:{name} needs the package timm", where="model.backbone", hint="pip install timm"
         ) from None
     try:
+        if (transformer := build_transformer(name, weights)) is not None:
+            return transformer
         network: Any = timm.create_model(name, features_only=True, output_stride=16, pretrained=False)
+    except UserError:
+        raise
     # timm's models fail in many ways that cannot do this.
     except Exception as error:
         raise ConfigError(

@@ -50,12 +50,16 @@ def checkpoint(path: Path, **changes: object) -> Path:
         ({"necks": True, "global_dim": 8, "strip_pooling": "body"}, True),
         ({}, False),
         ({"kind": "baseline", "global_dim": 0}, False),
+        ({"necks": True, "global_dim": 8, "backbone": "timm:test_vit"}, False),
+        ({"necks": True, "global_dim": 8, "backbone": "timm:swin_tiny_patch4_window7_224"}, False),
     ],
-    ids=["strong", "paper", "baseline"],
+    ids=["strong", "paper", "baseline", "vit", "swin"],
 )
 def test_export__returns_what_extraction_writes(tmp_path: Path, changes: dict[str, Any], flip: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="an extra")
     pytest.importorskip("onnxscript", reason="an extra")
+    if "backbone" in changes:
+        pytest.importorskip("timm", reason="an extra")
     file, out = checkpoint(tmp_path / "m.safetensors", **changes), tmp_path / "made" / "m.onnx"
     report = export(out, file, ExportOptions(flip=flip))
     assert [path.name for path in out.parent.iterdir()] == ["m.onnx"], "one file, and nothing beside it"
