@@ -6,6 +6,7 @@ import json as json_module
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,35 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger("sgsfa")
 
-_printed = False
-"""Whether the command has printed its JSON object."""
+
+@dataclass
+class _Command:
+    """How the running command prints, and what it has printed."""
+
+    json: bool = False
+    quiet: bool = False
+    printed_json: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+
+_command = _Command()
+
+
+def begin(*, json: bool = False) -> None:
+    """Start a command: print what the library logs to standard error, on ranks above 0 errors only."""
+    global _command
+    _command = _Command(json)
+    for handler in [each for each in _LOGGER.handlers if isinstance(each, _StderrHandler)]:
+        _LOGGER.removeHandler(handler)
+    _LOGGER.addHandler(_StderrHandler())
+    _LOGGER.setLevel(logging.INFO if torchrun.is_main() else logging.ERROR)
+
+
+def use(*, json: bool, quiet: bool) -> None:
+    """Set what the options --json and --quiet ask for."""
+    _command.json, _command.quiet = json, quiet
+    if quiet and torchrun.is_main():
+        _LOGGER.setLevel(logging.WARNING)
 
 
 def out() -> Console:
@@ -29,68 +57,64 @@ def out() -> Console:
     from rich.console import Console
 
     # Piped tables must not be folded at 80 columns.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 
 
 def err() -> Console:
     """Return the console for everything else: standard error."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
-def emit(obj: Mapping[str, object] | DataclassInstance, *, json: bool, draw: Callable[[], RenderableType]) -> None:
-    """Print a result.
+def emit(obj: Mapping[str, object] | DataclassInstance, draw: Callable[[], Sequence[RenderableType]]) -> None:
+    """Print a result: with --json as one object and nothing else, otherwise as `draw` returns it.
 
     Args:
         obj: The result as data: a dataclass or a mapping of dataclasses, mappings, sequences, paths, numbers, arrays.
-        json: Print `obj` as JSON, and nothing else, to standard output; `warnings` holds what was logged as such.
-        draw: Otherwise returns what is printed: a string (with Rich markup), a table, a group.
+        draw: Returns texts and tables.
     """
-    if not torchrun.is_main():
-        return
-    if json:
-        handler = next((each for each in _LOGGER.handlers if isinstance(each, _StderrHandler)), None)
-        warnings = {"warnings": handler.warnings} if handler is not None and handler.warnings else {}
-        print_json(plain(obj) | warnings)
-    else:
-        out().print(draw())
+    if not _command.json:
+        show(*draw())
+    elif torchrun.is_main():
+        print_json(plain(obj) | ({"warnings": _command.warnings} if _command.warnings else {}))
 
 
-def has_printed() -> bool:
-    """Return whether the command has printed its JSON object."""
-    return _printed
+def show(*parts: RenderableType) -> None:
+    """Print texts and tables to standard output, where the command does not print JSON."""
+    if torchrun.is_main() and not _command.json:
+        for part in parts:
+            out().print(part)
+
+
+def wants_json() -> bool:
+    """Return whether an error has to be the JSON object of the command, which has printed none yet."""
+    return _command.json and not _command.printed_json
 
 
 def print_json(obj: Any) -> None:
     """Print the one JSON object of a command to standard output."""
-    global _printed
     sys.stdout.write(json_module.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    _printed = True
+    _command.printed_json = True
 
 
 def plain(obj: object) -> Any:
     """Return `obj` as JSON can hold it; NaN and infinity become null.
 
     Raises:
-        TypeError: Something in it has no form in JSON.
+        Exception: Something in it has no form in JSON.
     """
     from pydantic_core import to_jsonable_python
 
-    return to_jsonable_python(obj, inf_nan_mode="null", fallback=_array)
-
-
-def _array(value: Any) -> Any:
-    if not hasattr(value, "tolist"):
-        raise TypeError(f"{type(value).__name__} has no form in JSON")
-    return value.tolist()
+    # NumPy's arrays and numbers are the only other values in results.
+    return to_jsonable_python(obj, inf_nan_mode="null", fallback=lambda value: value.tolist())
 
 
 def table(*columns: str, rows: Sequence[Sequence[object]], title: str | None = None) -> Table:
     """Return a table. A column whose name ends in `>` is aligned right."""
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
@@ -100,7 +124,7 @@ def table(*columns: str, rows: Sequence[Sequence[object]], title: str | None = N
         else:
             made.add_column(name, overflow="fold")
     for row in rows:
-        made.add_row(*(escape(str(cell)) for cell in row))
+        made.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
     return made
 
 
@@ -130,45 +154,28 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def progress() -> Progress:
+    """Return where the library reports progress to: bars on a terminal, otherwise a line every ten seconds."""
+    from pipeline.runtime.progress import SILENT
+
+    if _command.quiet or not torchrun.is_main():
+        return SILENT
+    from sgsfa_cli.progress import Bars
+
+    handler = next((each for each in _LOGGER.handlers if isinstance(each, _StderrHandler)), None)
+    return Bars(handler.console if handler is not None else err())
+
+
 class _StderrHandler(logging.Handler):
     """Prints the library's notes and warnings through the console that draws the bars, so that neither breaks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.console = err()
-        self.warnings: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        warning = record.levelno >= logging.WARNING
-        if warning:
-            self.warnings.append(record.getMessage())
-        text = f"{record.levelname.lower()}: {record.getMessage()}" if warning else record.getMessage()
-        self.console.print(text, style="yellow" if warning else None, markup=False, soft_wrap=True)
-
-
-def begin() -> None:
-    """Start a command: print what the library logs to standard error, on ranks above 0 errors only."""
-    global _printed
-    _printed = False
-    for handler in [each for each in _LOGGER.handlers if isinstance(each, _StderrHandler)]:
-        _LOGGER.removeHandler(handler)
-    _LOGGER.addHandler(_StderrHandler())
-    _LOGGER.setLevel(logging.INFO if torchrun.is_main() else logging.ERROR)
-
-
-def progress(*, quiet: bool = False) -> Progress:
-    """Return where the library reports progress to: bars on a terminal, otherwise a line every ten seconds.
-
-    Args:
-        quiet: No progress, and of the log only warnings.
-    """
-    from pipeline.runtime.progress import SILENT
-
-    if quiet and torchrun.is_main():
-        _LOGGER.setLevel(logging.WARNING)
-    if quiet or not torchrun.is_main():
-        return SILENT
-    from sgsfa_cli.progress import Bars
-
-    handler = next((each for each in _LOGGER.handlers if isinstance(each, _StderrHandler)), None)
-    return Bars(handler.console if handler is not None else err())
+        text, style = record.getMessage(), None
+        if record.levelno >= logging.WARNING:
+            _command.warnings.append(text)
+            text, style = f"{record.levelname.lower()}: {text}", "yellow"
+        self.console.print(text, style=style, markup=False, soft_wrap=True)

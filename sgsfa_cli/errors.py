@@ -14,11 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from sgsfa_cli import console, torchrun
-from sgsfa_cli.console import err
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from pipeline.errors import RejectedInputs
 
 EXIT_INTERNAL = 1
@@ -63,26 +60,23 @@ _ASSIGNMENT = re.compile(
 
 @contextlib.contextmanager
 def guard(context: typer.Context | None = None) -> Iterator[None]:
-    """Turn errors with an outside cause into a message and an exit code.
+    """Turn errors with an outside cause into a message and an exit code; internal errors pass.
 
-    Errors of the library end with their own code, usage errors with 2, Ctrl-C with 130. Other exceptions are internal
-    errors and pass.
+    Errors of the library end with their own code, usage errors with 2, Ctrl-C with 130.
 
     Args:
-        context: Of the command line; its `meta` holds what `sgsfa_cli.main` found out about it.
+        context: Of the command line; `meta["options"]` are the options of the command.
     """
     _silence_h5py_destructors()
-    meta: dict[str, Any] = {} if context is None else context.meta
-    json = bool(meta.get("json"))
     try:
         yield
     except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", [("hint", "run the same command again to resume")], EXIT_INTERRUPTED, json=json)
+        _fail("interrupted", [("hint", "run the same command again to resume")], EXIT_INTERRUPTED)
     except typer.TyperException as error:
         # A misspelt option or command; without --json typer prints it with the usage.
-        if not json:
+        if not console.wants_json():
             raise
-        _fail(error.format_message(), [], error.exit_code, json=True, error=error)
+        _fail(error.format_message(), [], error.exit_code, error)
     except (typer.Exit, BrokenPipeError):
         raise
     except OSError as error:
@@ -90,13 +84,13 @@ def guard(context: typer.Context | None = None) -> Iterator[None]:
             raise
         # Of a renaming, the second name is the user's.
         name = error.filename2 or error.filename
-        _fail(str(error.strerror), [("where", str(name))] if name else [], EXIT_INVALID, json=json, error=error)
+        _fail(str(error.strerror), [("where", str(name))] if name else [], EXIT_INVALID, error)
     except Exception as error:
-        _translate(error, set(meta.get("options", ())), json=json)
+        _translate(error, set() if context is None else set(context.meta.get("options", ())))
         raise
 
 
-def _translate(error: Exception, options: set[str], *, json: bool) -> None:
+def _translate(error: Exception, options: set[str]) -> None:
     """Report an error of the library, or of exhausted memory, and exit; others return."""
     # If the module was never loaded, no error is from it; help must not load the library.
     errors = sys.modules.get("pipeline.errors")
@@ -104,7 +98,7 @@ def _translate(error: Exception, options: set[str], *, json: bool) -> None:
         details = {label: in_terms_of(text, options) for label, text in error.details()}
         if error.message in _COMMANDS:
             details["hint"] = "; ".join(filter(None, (error.hint, _COMMANDS[error.message])))
-        _fail(in_terms_of(error.message, options), list(details.items()), error.exit_code, json=json, error=error)
+        _fail(in_terms_of(error.message, options), list(details.items()), error.exit_code, error)
     if errors is not None and isinstance(error, errors.RejectedInputs):
         # The result, which was printed before, lists them as well; standard output stays one JSON object.
         if torchrun.record_error(error):
@@ -112,11 +106,11 @@ def _translate(error: Exception, options: set[str], *, json: bool) -> None:
             _panel(str(error), [*_rejected(error), *hint])
         raise typer.Exit(error.exit_code) from error
     if errors is not None and isinstance(error, errors.SgsfaError):
-        _fail(str(error), [], error.exit_code, json=json, error=error)
+        _fail(str(error), [], error.exit_code, error)
     memory = sys.modules.get("pipeline.runtime.memory")
     if isinstance(error, MemoryError) or (memory is not None and memory.out_of_memory(error)):
         cause = [("cause", str(error))] if str(error) else []
-        _fail("out of memory", [("hint", _MEMORY_HINT), *cause], EXIT_INVALID, json=json, error=error)
+        _fail("out of memory", [("hint", _MEMORY_HINT), *cause], EXIT_INVALID, error)
 
 
 def _silence_h5py_destructors() -> None:
@@ -158,25 +152,16 @@ def in_terms_of(text: str, options: set[str]) -> str:
 
 def as_json(message: str, details: Sequence[tuple[str, str]], code: int) -> dict[str, Any]:
     """Return an error as it is printed with `--json`."""
-    known = dict(details)
-    fields = {label: known.get(label) for label in ("where", "expected", "hint")}
-    cause = {"cause": known["cause"]} if "cause" in known else {}
-    return {"error": {"message": message, **fields, **cause, "exit_code": code}}
+    fields = {"where": None, "expected": None, "hint": None, **dict(details)}
+    return {"error": {"message": message, **fields, "exit_code": code}}
 
 
-def _fail(
-    message: str,
-    details: Sequence[tuple[str, str]],
-    code: int,
-    *,
-    json: bool,
-    error: BaseException | None = None,
-) -> NoReturn:
-    shown = torchrun.is_main() if error is None else torchrun.record_error(error)
-    if shown and json and not console.has_printed():
-        console.print_json(as_json(message, details, code))
-    elif shown:
-        _panel(message, details, title="Stopped" if code == EXIT_INTERRUPTED else "Error")
+def _fail(message: str, details: Sequence[tuple[str, str]], code: int, error: BaseException | None = None) -> NoReturn:
+    if torchrun.is_main() if error is None else torchrun.record_error(error):
+        if console.wants_json():
+            console.print_json(as_json(message, details, code))
+        else:
+            _panel(message, details, title="Stopped" if code == EXIT_INTERRUPTED else "Error")
     raise typer.Exit(code) from error
 
 
@@ -197,15 +182,11 @@ def _panel(headline: str, details: Sequence[tuple[str, str]], title: str = "Erro
     from rich.console import Group
     from rich.panel import Panel
     from rich.table import Table
-    from rich.text import Text
 
-    parts: list[RenderableType] = [Text(headline)]
-    if details:
-        grid = Table.grid(padding=(0, 2))
-        grid.add_column(style="bold", overflow="fold")
-        grid.add_column(overflow="fold")
-        for label, text in details:
-            grid.add_row(Text(label), Text(text))
-        parts.append(grid)
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", overflow="fold")
+    grid.add_column(overflow="fold")
+    for row in details:
+        grid.add_row(*row)
     style = "yellow" if title == "Stopped" else "red"
-    err().print(Panel(Group(*parts), title=title, title_align="left", border_style=style))
+    console.err().print(Panel(Group(headline, grid), title=title, title_align="left", border_style=style))

@@ -81,13 +81,12 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the group's own options; errors are JSON from here on, if the command's options ask for it."""
-        ctx.meta["json"] = "--json" in args
+        console.begin(json="--json" in args)
         rest: list[str] = super().parse_args(ctx, args)
         return rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; errors become a message and an exit code."""
-        console.begin()
         with errors.guard(ctx):
             return super().invoke(ctx)
 
@@ -166,7 +165,7 @@ def run() -> None:
         traceback.print_exc()
         message = f"internal error: {type(error).__name__}: {error}"
         sys.stderr.write(f"\n{message}\nPlease report it with the lines above.\n")
-        if "--json" in sys.argv and not console.has_printed():
+        if console.wants_json():
             console.print_json(errors.as_json(message, [], errors.EXIT_INTERNAL))
         torchrun.leave(errors.EXIT_INTERNAL)
         sys.exit(errors.EXIT_INTERNAL)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sgsfa_cli import console
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from rich.console import RenderableType
     from rich.table import Table as RichTable
@@ -21,28 +21,23 @@ _CAMERA_PAIRS = 12
 
 def draw_table(table: Table) -> RichTable:
     """Return a table for the terminal."""
-    from rich.markup import escape
-
     heads = [f"{name}>" if table.is_number(name) else name for name in table.columns]
-    return console.table(*heads, rows=list(table.text_rows()), title=escape(table.title) or None)
+    return console.table(*heads, rows=list(table.text_rows()), title=table.title or None)
 
 
-def draw_results(results: Mapping[str, EvaluationResult]) -> list[RenderableType]:
+def draw_results(results: Sequence[EvaluationResult]) -> list[RenderableType]:
     """Return everything of evaluation results that a terminal shows: metrics, intervals, groups, gain, notes."""
-    from rich.markup import escape
-
     from pipeline.formats import results as formats
 
-    made: list[RenderableType] = [draw_table(formats.results_table(list(results.values())))]
-    intervals = formats.intervals_table(list(results.values()))
-    if intervals.rows:
+    made: list[RenderableType] = [draw_table(formats.results_table(results))]
+    if (intervals := formats.intervals_table(results)).rows:
         made.append(draw_table(intervals))
-    for name, result in results.items():
+    for result in results:
         many = sum(group.by == "cameras" for group in result.breakdown) > _CAMERA_PAIRS
         groups = formats.breakdown_table(result, without=("cameras",) if many else ())
         if groups.rows:
             made.append(draw_table(groups))
-        made += [f"{escape(name)}: {escape(line)}" for line in _lines(result)]
+        made += [f"{result.test_set}: {line}" for line in _lines(result)]
     return made
 
 

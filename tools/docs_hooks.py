@@ -24,8 +24,8 @@ def command_reference() -> str:
     """Return the Markdown of every command: usage, description, options, examples."""
     parts = [
         "# Commands",
-        "Generated from `sgsfa --help`. Every command has `--help`; most have `--json`, which prints one JSON object "
-        "on standard output, and `--quiet`.",
+        "Generated from `sgsfa --help`. Every command has `--help`; `--json`, which prints one JSON "
+        "object on standard output; and `--quiet`.",
     ]
     parts += [_describe(path, context) for path, context in command_contexts()]
     return "\n\n".join(parts) + "\n"

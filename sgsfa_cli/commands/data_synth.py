@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.options import JsonOption, QuietOption, examples
+from sgsfa_cli.options import command
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
 
     from pipeline.config import SynthConfig
@@ -20,13 +22,12 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the group `sgsfa data`."""
-    app.command(
-        epilog=examples(
-            "sgsfa data synth people --preset tiny",
-            "sgsfa data synth people --ids 200 --cameras 6 --shots 3 --jobs -1",
-            "sgsfa data synth people --preset transfer",
-            "sgsfa data preview synthetic:people",
-        )
+    command(
+        app,
+        "sgsfa data synth people --preset tiny",
+        "sgsfa data synth people --ids 200 --cameras 6 --shots 3 --jobs -1",
+        "sgsfa data synth people --preset transfer",
+        "sgsfa data preview synthetic:people",
     )(synth)
 
 
@@ -51,8 +52,6 @@ def synth(
         float | None, typer.Option("--backdrop", help="Share of images with the camera's own background, 0 to 1.")
     ] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Worker processes; -1: one per core.")] = None,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Render identities in front of cameras, partly occluded, with the true label of every pixel.
 
@@ -81,8 +80,8 @@ def synth(
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(folder.with_name(f"{folder.name}.lock"), out, "data set"):
-            summary = render_dataset(out, config, progress=console.progress(quiet=quiet))
-    console.emit(summary, json=json, draw=lambda: _table(summary))
+            summary = render_dataset(out, config, progress=console.progress())
+    console.emit(summary, lambda: _draw(summary))
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -117,16 +116,15 @@ def _config(preset: str, given: dict[str, Any]) -> SynthConfig:
         raise ConfigError(f"{name} = {first['input']!r}: {first['msg']}", where=option) from error
 
 
-def _table(summary: DatasetSummary) -> RenderableType:
-    from rich.console import Group
-    from rich.text import Text
-
+def _draw(summary: DatasetSummary) -> Sequence[RenderableType]:
     rows = []
     for name, split in summary.statistics["splits"].items():
         visible = split["visible share of the occluded"]
         shares = "{minimum:.2f} to {maximum:.2f}, median {median:.2f}".format(**visible) if visible else ""
         rows.append((name, f"{split['images']:,}", f"{split['identities']:,}", f"{split['occluded']:,}", shares))
-    table = console.table("Split", "Images>", "Identities>", "Occluded>", "Visible share if occluded", rows=rows)
     speed = f", {60 * summary.rendered / summary.seconds:,.0f} per minute" if summary.rendered else ""
-    made = f"{summary.rendered:,} of {summary.images:,} images rendered in {console.duration(summary.seconds)}{speed}"
-    return Group(table, Text(f"{made}\nread as synthetic:{summary.root}"))
+    return [
+        console.table("Split", "Images>", "Identities>", "Occluded>", "Visible share if occluded", rows=rows),
+        f"{summary.rendered:,} of {summary.images:,} images rendered in {console.duration(summary.seconds)}{speed}",
+        f"read as synthetic:{summary.root}",
+    ]

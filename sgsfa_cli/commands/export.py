@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.options import JsonOption, command_app, examples
+from sgsfa_cli.options import command, command_app
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 app = command_app()
 
 
-@app.command(
-    epilog=examples(
-        "sgsfa export model.safetensors --out model.onnx",
-        "sgsfa export model.safetensors --out model.onnx --flip --fp16",
-        "sgsfa export --single-vector --out tracker.onnx",
-    )
+@command(
+    app,
+    "sgsfa export model.safetensors --out model.onnx",
+    "sgsfa export model.safetensors --out model.onnx --flip --fp16",
+    "sgsfa export --single-vector --out tracker.onnx",
 )
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The ONNX model to write.")],
@@ -35,7 +34,6 @@ def export(
         bool, typer.Option("--single-vector", help="(N, 3, H, W) normalised images to (N, D) vectors, for trackers.")
     ] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="Compute in float16.")] = False,
-    json: JsonOption = False,
 ) -> None:
     """Export a checkpoint as an ONNX model that is verified against the network.
 
@@ -46,10 +44,10 @@ def export(
     from pipeline.features.export import export as run_export
 
     report = run_export(out, checkpoint, ExportOptions(flip=flip, single_vector=single_vector, fp16=fp16))
-    console.emit(report, json=json, draw=lambda: _draw(report))
+    console.emit(report, lambda: [_table(report)])
 
 
-def _draw(report: ExportReport) -> Table:
+def _table(report: ExportReport) -> Table:
     rows = [
         (name, " x ".join(map(str, ("B", *shape))), f"{report.differences[name]:.1g}")
         for name, shape in report.outputs.items()

@@ -8,23 +8,18 @@ from typing import Annotated
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.options import DEFAULT_FILE, JsonOption, PresetOption, SetOption, command_app, examples
+from sgsfa_cli.options import DEFAULT_FILE, PresetOption, SetOption, command, command_app
 
 app = command_app()
 
 
-@app.command(
-    epilog=examples(
-        "sgsfa init", "sgsfa init --preset strong --set data.source=csv:people.csv --set name=people people.toml"
-    )
-)
+@command(app, "sgsfa init", "sgsfa init --preset strong --set data.source=csv:people.csv --set name=people people.toml")
 def init(
     *,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write.", show_default=True)] = DEFAULT_FILE,
     preset: PresetOption = None,
     overrides: SetOption = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
-    json: JsonOption = False,
 ) -> None:
     """Write a configuration file with every key, its meaning and its value.
 
@@ -36,8 +31,7 @@ def init(
 
     if file.exists() and not force:
         raise ConfigError("file exists", where=file, hint="--force overwrites it")
-    # Not through `options.load`, whose default is the very file that is written here.
     settings = load_config(preset=preset, overrides=overrides or ())
     with atomic_write(file) as temporary:
         temporary.write_text(to_toml(settings, comments=True), encoding="utf-8")
-    console.emit({"written": file}, json=json, draw=lambda: f"Written: {file}. Edit it, then: sgsfa run")
+    console.emit({"written": file}, lambda: [f"Written: {file}. Edit it, then: sgsfa run"])

@@ -7,22 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgsfa_cli import console, errors
-from sgsfa_cli.options import (
-    ConfigOption,
-    JsonOption,
-    PresetOption,
-    QuietOption,
-    SetOption,
-    command_app,
-    examples,
-    load,
-    warn_of_defaults,
-)
+from sgsfa_cli.options import command, command_app, run_until, warn_of_defaults
 from sgsfa_cli.tables import draw_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
 
+    from pipeline.config import RunConfig
+    from pipeline.errors import RejectedInputs, UserError
     from pipeline.stages.plan import Plan
     from pipeline.stages.run import RunReport
     from pipeline.stages.stage import CheckResult
@@ -32,19 +26,15 @@ app = command_app()
 _ACTIONS = {"ran": "finished", "resumed": "resumed and finished", "reused": "up to date"}
 
 
-@app.command(
-    epilog=examples(
-        "sgsfa run --preset demo",
-        "sgsfa run --preset strong --set data.source=market1501:/data/Market-1501 --dry-run",
-        "sgsfa run -c sgsfa.toml --set train.epochs=60",
-        "sgsfa run --from eval --set matching.rule=mean",
-    )
+@command(
+    app,
+    "sgsfa run --preset demo",
+    "sgsfa run --preset strong --set data.source=market1501:/data/Market-1501 --dry-run",
+    "sgsfa run -c sgsfa.toml --set train.epochs=60",
+    "sgsfa run --from eval --set matching.rule=mean",
 )
 def run(
     *,
-    config: ConfigOption = None,
-    preset: PresetOption = None,
-    overrides: SetOption = None,
     from_stage: Annotated[
         str | None,
         typer.Option("--from", metavar="STAGE", help="Start at this stage; those before it must be up to date."),
@@ -57,9 +47,8 @@ def run(
     wait: Annotated[
         bool, typer.Option("--wait", help="Wait while another run builds the same artifact, instead of stopping.")
     ] = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+    settings: RunConfig,
+) -> RejectedInputs | UserError | None:
     """Run all stages, from images to metrics; only those that are missing or stale run.
 
     The stages are synth (rendered images, where data.source is `rendered`), masks, train, extract and eval. Each
@@ -67,38 +56,27 @@ def run(
     resumes when the same command is given again. Everything that can be checked in seconds is checked before the
     first stage starts.
     """
-    settings = load(config, preset, overrides)
-    progress = console.progress(quiet=quiet)
-    warn_of_defaults(settings, config, preset)
-    selection: dict[str, Any] = {"from_stage": from_stage, "until": until, "force": force, "progress": progress}
+    from pipeline.stages.plan import failures, make_plan
+    from pipeline.stages.run import StoppedRun
+
     if dry_run:
-        from pipeline.stages.plan import make_plan
-
-        _show_plan(make_plan(settings, **selection), json=json)
-        return
-
-    from pipeline.errors import RejectedInputs
-    from pipeline.stages.run import StoppedRun, run_stages
-
-    rejected: RejectedInputs | None = None
+        warn_of_defaults(settings)
+        plan = make_plan(settings, from_stage=from_stage, until=until, force=force, progress=console.progress())
+        checks = plan.check()
+        error = failures(checks)
+        console.emit(_plan_as_data(plan, checks, error), lambda: _draw_plan(plan, checks))
+        return error
+    rejected: RejectedInputs | None
     try:
-        report = run_stages(settings, wait=wait, **selection)
-        if report.rejected:
-            rejected = RejectedInputs("run", report.rejected, total=report.total)
+        report, rejected = run_until(settings, until, from_stage=from_stage, force=force, wait=wait)
     except StoppedRun as stopped:
         report, rejected = stopped.report, stopped
-    stopped_early = isinstance(rejected, StoppedRun)
-    console.emit(_as_data(report), json=json, draw=lambda: _draw(report, stopped=stopped_early))
-    if rejected is not None:
-        raise rejected
+    console.emit({"idle": report.idle, **console.plain(report)}, lambda: _draw(report))
+    return rejected
 
 
-def _show_plan(plan: Plan, *, json: bool) -> None:
-    from pipeline.stages.plan import failures
-
-    checks = plan.check()
-    error = failures(checks)
-    data: dict[str, Any] = {
+def _plan_as_data(plan: Plan, checks: Sequence[CheckResult], error: UserError | None) -> dict[str, Any]:
+    return {
         "stages": [
             {"stage": entry.name, "would_run": entry.will_run, "state": entry.state, "reasons": entry.reasons}
             for entry in plan.stages
@@ -107,40 +85,25 @@ def _show_plan(plan: Plan, *, json: bool) -> None:
             {"stage": check.stage, "check": check.what, "ok": check.error is None, "result": _result(check)}
             for check in checks
         ],
-    }
-    if error is not None:
-        data |= errors.as_json(error.message, error.details(), error.exit_code)
-    console.emit(data, json=json, draw=lambda: _draw_plan(plan, checks))
-    if error is not None:
-        raise error
+    } | ({} if error is None else errors.as_json(error.message, error.details(), error.exit_code))
 
 
 def _result(check: CheckResult) -> str:
     return check.detail if check.error is None else check.error.message
 
 
-def _draw_plan(plan: Plan, checks: list[CheckResult]) -> RenderableType:
-    from rich.console import Group
-
+def _draw_plan(plan: Plan, checks: Sequence[CheckResult]) -> Sequence[RenderableType]:
     stages = [
         (entry.name, "would run" if entry.will_run else "-", entry.state, "; ".join(entry.reasons), entry.path)
         for entry in plan.stages
     ]
-    parts: list[RenderableType] = [console.table("Stage", "Plan", "State", "Why", "Path", rows=stages)]
-    if checks:
-        rows = [
-            (check.stage, check.what, "ok" if check.error is None else "failed", _result(check)) for check in checks
-        ]
-        parts.append(console.table("Stage", "Check", "", "Result", rows=rows))
-    return Group(*parts)
+    rows = [(check.stage, check.what, "ok" if check.error is None else "failed", _result(check)) for check in checks]
+    found = [console.table("Stage", "Check", "", "Result", rows=rows)] if rows else []
+    return [console.table("Stage", "Plan", "State", "Why", "Path", rows=stages), *found]
 
 
-def _as_data(report: RunReport) -> dict[str, Any]:
-    return {"idle": report.idle, **console.plain(report)}
-
-
-def _draw(report: RunReport, *, stopped: bool) -> RenderableType:
-    from rich.console import Group
+def _draw(report: RunReport) -> Sequence[RenderableType]:
+    from pipeline.formats.results import parse_results, results_table
 
     rows = [
         (
@@ -154,12 +117,8 @@ def _draw(report: RunReport, *, stopped: bool) -> RenderableType:
     ]
     parts: list[RenderableType] = [console.table("Stage", "State", "Time>", "Rejected>", "Path", rows=rows)]
     if report.results is not None:
-        from pipeline.formats.results import parse_results, results_table
-
         parts.append(draw_table(results_table(list(parse_results(report.results).values()))))
     took = console.duration(report.seconds)
-    if stopped:
-        parts.append(f"Stopped after {report.stages[-1].stage} ({took}).")
-    else:
-        parts.append(f"Everything is up to date ({took})." if report.idle else f"Finished in {took}.")
-    return Group(*parts)
+    if report.stopped_by is not None:
+        return [*parts, f"Stopped after {report.stages[-1].stage} ({took})."]
+    return [*parts, f"Everything is up to date ({took})." if report.idle else f"Finished in {took}."]

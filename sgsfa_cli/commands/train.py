@@ -7,127 +7,95 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.options import (
-    ConfigOption,
-    JsonOption,
-    PresetOption,
-    QuietOption,
-    SetOption,
-    command_app,
-    examples,
-    load,
-    overriding,
-    warn_of_defaults,
-)
+from sgsfa_cli.options import amp, command, command_app, device, run_until, setting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from rich.console import RenderableType
 
+    from pipeline.config import RunConfig
+    from pipeline.errors import RejectedInputs
+
 app = command_app()
 
+_RESULTS = ("model.safetensors", "curves.png", "metrics.jsonl")
 
-@app.command(
-    epilog=examples(
-        "sgsfa train --preset demo",
-        "sgsfa train --preset strong --data market1501:/data/Market-1501 --epochs 60 --amp bf16",
-        "sgsfa train --preset strong --data csv:mine/dataset.csv --start model.safetensors --epochs 20",
-        "sgsfa train --preset paper --weights resnet50.pth --set train.accumulate=4",
-    )
+
+@command(
+    app,
+    "sgsfa train --preset demo",
+    "sgsfa train --preset strong --data market1501:/data/Market-1501 --epochs 60 --amp bf16",
+    "sgsfa train --preset strong --data csv:mine/dataset.csv --start model.safetensors --epochs 20",
+    "sgsfa train --preset paper --weights resnet50.pth --set train.accumulate=4",
+    sets=(
+        setting(
+            "data.source", "--data", "-d", metavar="KIND:PATH", help="Data set; `sgsfa data list` lists the kinds."
+        ),
+        setting("train.epochs", "--epochs", "-e", kind=int, metavar="N", help="Number of epochs."),
+        setting("model.backbone", metavar="NAME", help="resnet18, 34, 50 or 101, mobilenet_v2, or timm:NAME."),
+        setting(
+            "model.weights",
+            metavar="SOURCE",
+            help="Starting weights of the backbone: imagenet, builtin, rendered, none, or a file.",
+        ),
+        setting(
+            "train.start",
+            metavar="FILE",
+            help="Checkpoint of the same network to start from, instead of --weights; or builtin.",
+        ),
+        amp("train.amp"),
+        device("train.device"),
+    ),
 )
 def train(
     *,
-    data: Annotated[
-        str | None,
-        typer.Option("--data", "-d", metavar="KIND:PATH", help="Data set; `sgsfa data list` lists the kinds."),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", "-e", metavar="N", help="Number of epochs.")] = None,
-    backbone: Annotated[
-        str | None, typer.Option(metavar="NAME", help="resnet18, 34, 50 or 101, mobilenet_v2, or timm:NAME.")
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SOURCE", help="Starting weights of the backbone: imagenet, builtin, rendered, none, or a file."
-        ),
-    ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Checkpoint of the same network to start from, instead of --weights; or builtin."
-        ),
-    ] = None,
-    amp: Annotated[str | None, typer.Option(metavar="PRECISION", help="Mixed precision: off, bf16 or fp16.")] = None,
-    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps.")] = None,
+    weights: str | None,
+    start: str | None,
     force: Annotated[bool, typer.Option("--force", help="Train again, even if the result is up to date.")] = False,
-    config: ConfigOption = None,
-    preset: PresetOption = None,
-    overrides: SetOption = None,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+    settings: RunConfig,
+) -> RejectedInputs | None:
     """Train a network; run the stages before it, such as `masks`, if they are not up to date.
 
     The same command resumes a training that was stopped, killed or out of memory. On several GPUs or machines, start
     it with torchrun --nproc-per-node=N -m sgsfa_cli train ...; the processes share each batch. Options take precedence
     over --set, and both over the configuration file.
     """
-    if weights is not None and start is not None:
-        from pipeline.errors import ConfigError
+    from pipeline.errors import ConfigError
+    from pipeline.runtime.files import read_json
+    from pipeline.stages.plan import make_plan
+    from pipeline.training.report import REPORT_FILE
 
+    if weights is not None and start is not None:
         raise ConfigError(
             "two kinds of starting weights",
             where="--weights and --start",
             expected="one of them",
             hint="a checkpoint has all weights, including those of the backbone",
         )
-    options = {
-        "data.source": data,
-        "train.epochs": epochs,
-        "model.backbone": backbone,
-        "model.weights": weights,
-        "train.start": start,
-        "train.amp": amp,
-        "train.device": device,
-    }
-    settings = load(config, preset, [*(overrides or ()), *overriding(options)])
-
-    from pipeline.runtime.files import read_json
-    from pipeline.stages.plan import make_plan
-    from pipeline.stages.run import run_stages
-    from pipeline.training.report import REPORT_FILE
-
-    progress = console.progress(quiet=quiet)
-    warn_of_defaults(settings, config, preset)
+    selection: dict[str, Any] = {}
     if force:
         # Only the training is repeated; the stages before it run if they are not up to date.
-        names = [entry.name for entry in make_plan(settings, until="train", progress=progress).selected]
-        if len(names) > 1:
-            run_stages(settings, until=names[-2], progress=progress)
-        report = run_stages(settings, from_stage="train", until="train", force=True, progress=progress)
-    else:
-        report = run_stages(settings, until="train", progress=progress)
+        *before, _ = make_plan(settings, until="train", progress=console.progress()).selected
+        if before:
+            run_until(settings, before[-1].name)
+        selection = {"from_stage": "train", "force": True}
+    report, rejected = run_until(settings, "train", **selection)
     outcome = report.stages[-1]
     result: dict[str, Any] = read_json(outcome.path / REPORT_FILE)
     console.emit(
         {"action": outcome.action, "folder": outcome.path.as_posix(), **result},
-        json=json,
-        draw=lambda: _draw(outcome.action, outcome.path, result),
+        lambda: _draw(outcome.action, outcome.path, result),
     )
-    if report.rejected:
-        from pipeline.errors import RejectedInputs
-
-        raise RejectedInputs("train", report.rejected, total=outcome.total)
+    return rejected
 
 
-def _draw(action: str, folder: Path, result: dict[str, Any]) -> RenderableType:
-    from rich.console import Group
-
+def _draw(action: str, folder: Path, result: dict[str, Any]) -> Sequence[RenderableType]:
     from pipeline.parts import PARTS
 
     masks = f"{result['without_mask']} without mask" if result["without_mask"] else "all with masks"
-    rows: list[tuple[str, str]] = [
+    rows = [
         ("images", f"{result['images']} of {result['identities']} identities, {masks}"),
         ("left out", f"{len(result['failed'])} unreadable images"),
         ("epochs, steps", f"{result['epochs']}, {result['steps']}"),
@@ -150,9 +118,5 @@ def _draw(action: str, folder: Path, result: dict[str, Any]) -> RenderableType:
         ]
         parts.append(console.table("Part", "Threshold>", "Visibility accuracy>", "ROC AUC>", rows=visibility))
     done = {"ran": "Trained", "resumed": "Resumed and trained", "reused": "Already trained, nothing to do"}
-    parts.append(f"{done[action]}. Checkpoint, curves and logs:")
-    parts.append(console.table("", "", rows=[(name, folder / name) for name in _RESULTS]))
-    return Group(*parts)
-
-
-_RESULTS = ("model.safetensors", "curves.png", "metrics.jsonl")
+    files = console.table("", "", rows=[(name, folder / name) for name in _RESULTS])
+    return [*parts, f"{done[action]}. Checkpoint, curves and logs:", files]

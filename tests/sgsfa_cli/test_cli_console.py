@@ -46,21 +46,23 @@ class Result:
 
 def test_emit__json_is_all_that_goes_to_standard_output(capsys):
     result = Result(Path("a/b"), np.array([0.5, np.nan]), float("inf"), ("ü",))
-    console.emit(result, json=True, draw=lambda: "not this")
+    console.begin(json=True)
+    console.emit(result, lambda: ["not this"])
     text = capsys.readouterr()
     assert json.loads(text.out) == {"path": "a/b", "scores": [0.5, None], "best": None, "names": ["ü"]}
     assert text.err == ""
 
 
 def test_emit__without_json_draws(capsys):
-    console.emit({}, json=False, draw=lambda: console.table("A", "B>", rows=[("[x]", 1)], title="T"))
+    console.begin()
+    console.emit({}, lambda: [console.table("A", "B>", rows=[("[x]", 1)], title="T")])
     text = capsys.readouterr().out
     assert "[x]" in text
     assert "B>" not in text
 
 
 def test_plain__rejects_what_json_cannot_hold():
-    with pytest.raises(Exception, match="no form in JSON"):
+    with pytest.raises(Exception, match="object"):
         console.plain(object())
 
 
@@ -95,7 +97,8 @@ def test_log__notes_and_warnings_go_to_standard_error(capsys):
 
 def test_log__quiet_keeps_warnings_and_shows_no_progress(capsys):
     console.begin()
-    with console.progress(quiet=True).task("masks", total=2) as task:
+    console.use(json=False, quiet=True)
+    with console.progress().task("masks", total=2) as task:
         task.advance(2)
     LOG.info("a note")
     LOG.warning("careful")

@@ -9,19 +9,20 @@ import typer
 
 import pipeline.runtime.memory  # noqa: F401  recognises exhausted memory
 from pipeline.errors import ConfigError, DataError, Rejected, RejectedInputs, SgsfaError
-from sgsfa_cli import errors
+from sgsfa_cli import console, errors
 from sgsfa_cli.errors import in_terms_of
 
 
 class Context:
     """The part of a command-line context that `guard` reads."""
 
-    def __init__(self, *, json=False, options=()):
-        self.meta = {"json": json, "options": options}
+    def __init__(self, options):
+        self.meta = {"options": options}
 
 
-def code_of(error, **meta):
-    with pytest.raises(typer.Exit) as caught, errors.guard(Context(**meta)):
+def code_of(error, *, json=False, options=()):
+    console.begin(json=json)
+    with pytest.raises(typer.Exit) as caught, errors.guard(Context(options)):
         raise error
     return caught.value.exit_code
 
@@ -151,7 +152,7 @@ def test_internal_error__keeps_its_traceback_and_ends_with_1():
 def test_standard_output__escapes_what_its_code_page_lacks():
     code = (
         "import sys, sgsfa_cli.main as main, sgsfa_cli.console as console\n"
-        "main.app = lambda **_: console.emit({}, json=False, draw=lambda: console.table('A', rows=[('行人',)]))\n"
+        "main.app = lambda **_: console.emit({}, lambda: [console.table('A', rows=[('行人',)])])\n"
         "main.run()\n"
     )
     result = subprocess.run(

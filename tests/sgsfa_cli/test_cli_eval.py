@@ -224,8 +224,10 @@ def test_search__folder(features: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert {one["name"] for one in found["queries"][0]["nearest"]} == {f"{i}.jpg" for i in range(12, 20)}
 
 
-@pytest.mark.usefixtures("embedded")
-def test_compare__shares_add_up() -> None:
+def test_compare__shares_add_up(features: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = Features.load(features)
+    network = SimpleNamespace(embed=lambda paths: loaded.select(np.array([int(path.stem) for path in paths])))
+    monkeypatch.setattr("pipeline.features.embedder.Embedder.load", lambda *_: network)
     arguments = ("compare", "0.jpg", "12.jpg", "--checkpoint", "m.safetensors")
     pair = json.loads(run(*arguments, "--json").stdout)
     assert sum(part["share"] for part in pair["parts"]) == pytest.approx(1)

@@ -1,7 +1,7 @@
 import tomllib
 
 from pipeline.config_file import load_config
-from sgsfa_cli.options import overriding
+from sgsfa_cli.options import setting
 
 
 def test_init__writes_every_key_with_its_meaning(sgsfa, folder):
@@ -20,7 +20,8 @@ def test_init__does_not_overwrite(sgsfa, folder):
     assert load_config(folder / "sgsfa.toml") == load_config()
 
 
-def test_overriding__options_read_back_as_they_were_given():
+def test_setting__options_read_back_as_they_were_given():
     text = 'a "b" \\ \u00e9 \U0001f600 \x7f \t'
-    (override,) = overriding({"parser": text, "grouping": None}, "masks")
-    assert load_config(overrides=[override]).masks.parser == text
+    option = setting("masks.parser", help="")
+    assert load_config(overrides=option.overrides(text)).masks.parser == text
+    assert option.overrides(None) == []

@@ -80,7 +80,7 @@ def test_failed_images_end_with_3(
         (("build", "nowhere"), "the data folder does not exist"),
         (("build", "list.csv"), "pid, split missing"),
         (("build", "rendered"), "synthetic:rendered"),
-        (("build", "--out", "m.h5"), "--out and --split need images"),
+        (("build", "--out", "m.h5"), "--out needs images"),
         (("build", "people", "--batch-size", "many"), "masks.batch_size"),
         (("build", "people", "--grouping", "sspp"), "did you mean 'ssp'?"),
         (("build", "people", "--split", "query"), "no images in the split query"),

@@ -90,7 +90,7 @@ def test_rejected_masks__are_listed_and_end_with_3(sgsfa, sgsfa_json, fakes):
 def test_rejected_features__let_eval_end_with_3(sgsfa, fakes, monkeypatch):
     rejected = (Rejected("images/3_c1.png", "truncated"),)
     fakes.work["extract"] = lambda stage, folder: StageReport(total=2, rejected=rejected)
-    monkeypatch.setattr("sgsfa_cli.commands.eval._draw", lambda *_: "drawn")
+    monkeypatch.setattr("sgsfa_cli.commands.eval._draw", lambda *_: ["drawn"])
     monkeypatch.setattr("pipeline.evaluation.comparison.load_queries", lambda _: {})
     for _ in range(2):
         result = sgsfa("eval", code=3)

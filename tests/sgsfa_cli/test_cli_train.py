@@ -130,7 +130,7 @@ def test_extract__of_a_run_and_of_any_images(tmp_path: Path) -> None:
         (("extract", "-c", "few.toml", "--split", "query"), "--split"),
         (
             ("extract", "--data", "csv:people/people.csv", "--checkpoint", "x", "--out", "y", "--split", "z"),
-            "unknown split",
+            "'z' is not a valid split",
         ),
         (("extract", "--data", "csv:people/people.csv", "--checkpoint", "x", "--out", "y"), "checkpoint not found"),
     ],
