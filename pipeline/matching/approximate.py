@@ -42,12 +42,11 @@ class CandidateIndex:
 
     Attributes:
         index: The FAISS index.
-        gallery: Memory-mapped features it was built from; exact distances are computed from them.
+        gallery: Memory-mapped features, of which exact distances are computed.
         rows: (N,) rows of the features file.
         rule: The matching rule that it approximates.
         dims: Dimension of each feature that the rule uses; queries must have the same.
-        probes: Lists that a search probes by default: two fifths where they are learned from the global feature, else
-            half of them.
+        probes: Lists that a search probes by default.
     """
 
     index: Any
@@ -137,11 +136,21 @@ def build_index(
     mapped = gallery.mapped().select(as_slice(chosen))
     total = len(mapped)
     some = np.unique(np.linspace(0, total - 1, min(training_rows, total)).astype(np.int64))
-    count = _count_lists(lists, total, len(some))
+    most = max(1, len(some) // _ROWS_PER_LIST)
+    count = min(round(2 * math.sqrt(total)), most) if lists is None else lists
+    if not 1 <= count <= most:
+        raise ConfigError(
+            f"{count} lists cannot be learned from {len(some):,} rows",
+            where="lists",
+            expected=f"1 to {most:,}: {_ROWS_PER_LIST} rows for each",
+            hint="use fewer lists or, in a larger gallery, more training_rows",
+        )
     training = prepare(mapped.select(some), rule, is_query=False)
     sample = _unit(training)
     dimensions = sample.shape[1]
-    columns = _global_columns(training) if training.global_joins else slice(0, dimensions)
+    width = sum(training.dims)
+    # Of the concatenation, which is padded, the global feature is the last one.
+    columns = slice(width - training.dims[-1], width) if training.global_joins else slice(0, dimensions)
     quantizer = _quantizer(faiss, sample, columns, count, seed)
     index: Any = faiss.IndexIVFPQFastScan(
         quantizer, dimensions, count, dimensions // _SUB, 4, faiss.METRIC_INNER_PRODUCT
@@ -168,27 +177,6 @@ def measure_recall(approximate: Neighbours, exact: Neighbours) -> float:
 def _dims(side: Prepared) -> tuple[int, ...]:
     """Return the dimensions of all features that a distance may need, the global one's as a fallback among them."""
     return side.dims if side.global_feature is None else (*side.dims, side.global_feature.shape[1])
-
-
-def _count_lists(lists: int | None, rows: int, training_rows: int) -> int:
-    """Return the number of lists of the inverted file. See `build_index`."""
-    most = max(1, training_rows // _ROWS_PER_LIST)
-    if lists is None:
-        return min(round(2 * math.sqrt(rows)), most)
-    if not 1 <= lists <= most:
-        raise ConfigError(
-            f"{lists} lists cannot be learned from {training_rows:,} rows",
-            where="lists",
-            expected=f"1 to {most:,}: {_ROWS_PER_LIST} rows for each",
-            hint="use fewer lists or, in a larger gallery, more training_rows",
-        )
-    return lists
-
-
-def _global_columns(side: Prepared) -> slice:
-    """Return the columns of the global feature in the concatenation."""
-    stop = sum(side.dims)
-    return slice(stop - side.dims[-1], stop)
 
 
 def _quantizer(faiss: Any, sample: Floats, columns: slice, count: int, seed: int) -> Any:

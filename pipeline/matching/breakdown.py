@@ -43,15 +43,14 @@ def by_part(metrics: RankMetrics, visible: Bools) -> list[Group]:
     ]
 
 
-def by_visible_set(metrics: RankMetrics, visible: Bools, *, at_least: int = 1) -> list[Group]:
-    """Group by the set of visible semantic parts, most frequent first, of at least `at_least` queries."""
+def by_visible_set(metrics: RankMetrics, visible: Bools) -> list[Group]:
+    """Group by the set of visible semantic parts, most frequent first."""
     semantic = visible[:, : len(SEMANTIC)]
     code = semantic @ (1 << np.arange(len(SEMANTIC)))
     codes, counts = np.unique(code[metrics.valid], return_counts=True)
     return [
         group
-        for one, count in sorted(zip(codes.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1])
-        if count >= at_least
+        for one in codes[np.argsort(-counts, kind="stable")].tolist()
         for group in _group("semantic parts", _names(one), metrics, code == one)
     ]
 

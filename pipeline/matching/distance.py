@@ -149,19 +149,11 @@ class Workspace:
 
 
 def visibility_weights(visibility: Floats, thresholds: Floats, kind: VisibilityKind) -> Floats:
-    """Return the weight of each part from its mask mean.
+    """Return the weight of each part (N,P) in [0, 1] from its mask mean (N,P) and threshold (P,).
 
     `hard` is eq. 5: 1 above the part's threshold, else 0. `soft` divides by the threshold and stops at 1, so that a
     part below its threshold counts in proportion. Raw means of a small part (shoes) would count for little however
     well it is seen.
-
-    Args:
-        visibility: (N,P) mask means in [0, 1].
-        thresholds: (P,) thresholds.
-        kind: hard or soft.
-
-    Returns:
-        (N,P) float32 in [0, 1].
     """
     if kind == "hard":
         return (visibility > thresholds).astype(np.float32)
@@ -178,14 +170,14 @@ def prepare(
     device: torch.device | str = "cpu",
     space: Workspace | None = None,
 ) -> Prepared:
-    """Normalise and weight one side.
+    """Normalise and weight one side, for products on `device`, in the memory of `space` if given.
 
     Args:
         side: The features.
         rule: The matching rule.
         is_query: Query and gallery differ under the rule `query`.
-        device: Device of the result and of all products with it.
-        space: Memory for the result instead of new memory.
+        device: Device of the result.
+        space: Memory for the result.
 
     Raises:
         FormatError: Neither part features nor a global feature can be compared.
@@ -194,9 +186,13 @@ def prepare(
     global_dim = side.global_dim
     if part_dim == 0 and (global_dim == 0 or not rule.global_term):
         raise FormatError("nothing to compare: no part features, and the global feature is missing or off")
-    parts, global_feature = (_tensor(each, device) for each in (side.parts, side.global_feature))
-    dtype = _working_type(rule, parts.device)
-    visible = _tensor(visibility_weights(side.visibility, side.thresholds, rule.visibility), device).to(dtype)
+    visibility = visibility_weights(side.visibility, side.thresholds, rule.visibility)
+    parts, global_feature, visible = (
+        torch.from_numpy(each).to(device) for each in (side.parts, side.global_feature, visibility)
+    )
+    # The square root amplifies rounding near 0: 1e-7 in the cosine is 4e-4 in the distance of two equal images.
+    dtype = torch.float64 if rule.metric == "euclidean" and parts.device.type != "mps" else torch.float32
+    visible = visible.to(dtype)
     if part_dim == 0:
         visible = torch.zeros_like(visible)
     elif rule.name == "all" or (rule.name == "query" and not is_query):
@@ -222,15 +218,10 @@ def prepare(
 
 
 def distances(query: Prepared, gallery: Prepared, *, space: Workspace | None = None) -> Tensor:
-    """Return the distances of two prepared sides.
-
-    Args:
-        query: (Q) one side.
-        gallery: (G) the other, prepared for the same rule.
-        space: Memory to compute in instead of new memory; the result may lie there too.
+    """Return the distances of two sides prepared for one rule.
 
     Returns:
-        (Q,G) float32, never NaN and never negative for finite features.
+        (Q,G) float32, never NaN and never negative for finite features; in the memory of `space` if given.
 
     Raises:
         FormatError: The sides have features of different dimensions.
@@ -259,12 +250,7 @@ def paired_distances(left: Prepared, right: Prepared) -> Tensor:
 
 
 def candidate_distances(query: Prepared, candidates: Prepared) -> Tensor:
-    """Return the distances of each query to candidates of its own: (Q,C) float32. See `distances`.
-
-    Args:
-        query: (Q) one side.
-        candidates: (Q * C) the other, C rows for each query in turn.
-    """
+    """Return the distances of each query to its own candidates, C rows for each in turn: (Q,C). See `distances`."""
     each = len(candidates) // max(1, len(query))
 
     def product(left: Tensor, right: Tensor) -> Tensor:
@@ -281,17 +267,14 @@ def distance_blocks(
     device: torch.device | str = "cpu",
     rows: int | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the distances of successive queries to the whole gallery, so that no full matrix is held.
+    """Yield the distances of successive queries to the whole gallery (B,G), so that no full matrix is held.
 
     Args:
-        query: (Q) features.
-        gallery: (G) features.
-        rule: The matching rule; a prepared side has its own.
-        device: Device of the work; a prepared side has its own.
+        query: (Q) features, or a prepared side, which has its own rule and device.
+        gallery: (G) the same.
+        rule: The matching rule.
+        device: Device of the work and of the blocks.
         rows: Queries per block; by default as many as make a block of about 16 MB.
-
-    Yields:
-        (B,G) float32 blocks in query order, on the device.
     """
     left = query if isinstance(query, Prepared) else prepare(query, rule, is_query=True, device=device)
     right = gallery if isinstance(gallery, Prepared) else prepare(gallery, rule, is_query=False, device=device)
@@ -321,16 +304,6 @@ _TINY = 1e-12
 """Norms below this are those of a zero vector, whose cosine with anything is 0."""
 
 
-def _working_type(rule: MatchingRule, device: torch.device) -> torch.dtype:
-    # The square root amplifies rounding near 0: 1e-7 in the cosine is 4e-4 in the distance of two equal images.
-    needs_double = rule.metric == "euclidean" and device.type != "mps"
-    return torch.float64 if needs_double else torch.float32
-
-
-def _tensor(array: Floats, device: torch.device | str) -> Tensor:
-    return torch.from_numpy(array).to(device)
-
-
 def _combine(query: Prepared, gallery: Prepared, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Return the distances of all pairs, or of pairs of rows, as `product` multiplies."""
     rule = query.rule
@@ -341,7 +314,8 @@ def _combine(query: Prepared, gallery: Prepared, product: Callable[[Tensor, Tens
             cosines = product(query.units, gallery.units)
             if is_mean:
                 # 1 - cosines / shared in one pass over memory, which is what costs here.
-                total = torch.addcdiv(_one(cosines), cosines, shared, value=-1, out=cosines)
+                one = torch.ones((), dtype=cosines.dtype, device=cosines.device)
+                total = torch.addcdiv(one, cosines, shared, value=-1, out=cosines)
             else:
                 total = torch.sub(shared, cosines, out=cosines)
             total.clamp_min_(0)
@@ -370,10 +344,6 @@ def _weighted_euclidean(query: Prepared, gallery: Prepared, product: Callable[[T
         start += length
     assert total is not None
     return total
-
-
-def _one(like: Tensor) -> Tensor:
-    return torch.ones((), dtype=like.dtype, device=like.device)
 
 
 def _fallback(query: Prepared, gallery: Prepared, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

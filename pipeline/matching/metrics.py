@@ -12,7 +12,6 @@ entries, and it works on any consecutive rows or columns of the matrix, so the m
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,14 +42,14 @@ class RankMetrics:
     """Metrics of a ranking, as fractions.
 
     Attributes:
-        cmc: (max_rank,) float64, cmc[r - 1] = share of valid queries with a match within the first r.
+        cmc: (max_rank,) share of valid queries with a match within the first r, at r - 1.
         mAP: Mean average precision over valid queries.
         mINP: Mean of matches / rank of the last match (the effort to find all).
         num_valid_queries: Queries with at least one match in another camera.
         num_queries: All queries.
-        per_query_ap: (Q,) float64, NaN where the query has no match.
-        per_query_inp: (Q,) float64, NaN where the query has no match.
-        first_hit: (Q,) int64 rank of the first match, from 1; 0 where the query has none.
+        per_query_ap: (Q,) NaN where the query has no match.
+        per_query_inp: (Q,) NaN where the query has no match.
+        first_hit: (Q,) rank of the first match, from 1; 0 where the query has none.
     """
 
     cmc: Doubles
@@ -107,20 +106,8 @@ def rank_metrics(
     return stream.compute()
 
 
-class _Stream(ABC):
-    """State and result that both streaming forms share.
-
-    Args:
-        query_pids: (Q,) identities.
-        gallery_pids: (G,) identities.
-        query_camids: (Q,) cameras.
-        gallery_camids: (G,) cameras.
-        max_rank: Length of the CMC curve.
-        average_precision: `mean` or `trapezoid`.
-
-    Raises:
-        DataError: Identities and cameras differ in number, or one side is empty.
-    """
+class RankStream:
+    """Metrics from blocks of distances in query order. See `rank_metrics` for arguments and errors."""
 
     def __init__(
         self,
@@ -137,32 +124,6 @@ class _Stream(ABC):
         self._values: Doubles = np.full(len(self._related.entry), np.nan)
         self._before = np.zeros(len(self._related.entry), dtype=np.int64)
         self._fed = 0
-
-    @abstractmethod
-    def _missing(self) -> str | None:
-        """Describe the distances that are missing, None where there are none."""
-
-    def ranking(self) -> Ranking:
-        """Return what the metrics are computed from.
-
-        Raises:
-            DataError: Distances are missing.
-        """
-        if missing := self._missing():
-            raise DataError(missing)
-        return Ranking(self._related, self._values, self._before)
-
-    def compute(self) -> RankMetrics:
-        """Return the metrics of all queries.
-
-        Raises:
-            DataError: Distances are missing, or no query has a match.
-        """
-        return self.ranking().metrics(self._max_rank, self._average_precision)
-
-
-class RankStream(_Stream):
-    """Metrics from blocks of distances in query order. See `rank_metrics` for the arguments."""
 
     def update(self, distances: npt.ArrayLike | torch.Tensor) -> None:
         """Add the distances (B,G) of the next B queries to the whole gallery.
@@ -184,73 +145,23 @@ class RankStream(_Stream):
         self._before[first:last] = related.others_before(block, self._values, first_query=self._fed, first_entry=0)
         self._fed += count
 
-    def _missing(self) -> str | None:
-        if self._fed == self._related.num_queries:
-            return None
-        return f"distances of {self._fed} of {self._related.num_queries} queries were given"
-
-
-class GalleryStream(_Stream):
-    """Metrics from blocks of distances of all queries to successive gallery entries.
-
-    For galleries that do not fit into memory. The distances of the queries to entries of their own identity are
-    needed first (`pairs` lists them), because the others are counted against them. See `rank_metrics` for the
-    arguments.
-    """
-
-    def __init__(
-        self,
-        query_pids: npt.ArrayLike,
-        gallery_pids: npt.ArrayLike,
-        query_camids: npt.ArrayLike,
-        gallery_camids: npt.ArrayLike,
-        max_rank: int = 50,
-        average_precision: AveragePrecision = "mean",
-    ) -> None:
-        super().__init__(query_pids, gallery_pids, query_camids, gallery_camids, max_rank, average_precision)
-        self._begun = False
-
-    @property
-    def pairs(self) -> tuple[Ints, Ints]:
-        """Query and gallery indices of the pairs whose distances `begin` needs, in its order."""
-        return self._related.query, self._related.entry
-
-    def begin(self, distances: npt.ArrayLike) -> None:
-        """Set the distances of `pairs`.
+    def ranking(self) -> Ranking:
+        """Return what the metrics are computed from.
 
         Raises:
-            DataError: One is NaN, or the number is wrong.
+            DataError: Distances are missing.
         """
-        values = np.asarray(distances, dtype=np.float64)
-        if values.shape != self._before.shape:
-            raise DataError(f"{values.shape} distances", expected=f"{self._before.shape}, one for each of `pairs`")
-        if np.isnan(values).any():
-            raise DataError("a distance is not a number", hint="the features contain NaN; extract them again")
-        self._values = values
-        self._begun = True
+        if self._fed < self._related.num_queries:
+            raise DataError(f"distances of {self._fed} of {self._related.num_queries} queries were given")
+        return Ranking(self._related, self._values, self._before)
 
-    def update(self, distances: npt.ArrayLike | torch.Tensor) -> None:
-        """Add the distances (Q,B) of all queries to the next B gallery entries.
+    def compute(self) -> RankMetrics:
+        """Return the metrics of all queries.
 
         Raises:
-            DataError: A distance is NaN, or the block does not fit.
+            DataError: Distances are missing, or no query has a match.
         """
-        block = as_float_matrix(distances)
-        related = self._related
-        if not self._begun:
-            raise DataError("distances of the queries' own identities were not given first")
-        if block.ndim != 2 or len(block) != related.num_queries or self._fed + block.shape[1] > related.num_gallery:
-            raise DataError(
-                f"distances of shape {block.shape} after {self._fed} gallery entries",
-                expected=f"{related.num_queries} rows, {related.num_gallery} columns in all",
-            )
-        self._before += related.others_before(block, self._values, first_query=0, first_entry=self._fed)
-        self._fed += block.shape[1]
-
-    def _missing(self) -> str | None:
-        if self._begun and self._fed == self._related.num_gallery:
-            return None
-        return f"distances of {self._fed} of {self._related.num_gallery} gallery entries were given"
+        return self.ranking().metrics(self._max_rank, self._average_precision)
 
 
 @dataclass(frozen=True, slots=True)

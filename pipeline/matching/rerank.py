@@ -21,12 +21,11 @@ from scipy import sparse
 from torch import Tensor
 
 from pipeline.config import SUMMING_RULES
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.formats.features import Features
 from pipeline.matching.distance import (
     SHRUNK,
     MatchingRule,
-    Prepared,
     distances,
     paired_distances,
     prepare,
@@ -42,14 +41,6 @@ _BLOCK_NUMBERS = 2**23
 
 _TILE = 1536
 """Side of a block of the matrix of all pairs: products run at full speed, and a block stays in the cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Distances:
-    """Distances of all images to each other: `between` ranges of rows, and `of_pairs`."""
-
-    between: Callable[[slice, slice], Floats]
-    of_pairs: Callable[[Ints, Ints], Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +90,9 @@ def k_reciprocal(
             f"re-ranking needs a symmetric distance, and the rule {rule.name!r} is not",
             expected="shrunk | mean | sum | all",
         )
-    left, right = (prepare(each, rule, is_query=True, device=device) for each in (query, gallery))
-    side = left.concat(right)
-    del left, right
+    side = prepare(query, rule, is_query=True, device=device).concat(
+        prepare(gallery, rule, is_query=True, device=device)
+    )
     # Only a Euclidean distance is squared: a cosine distance is half the square of one.
     square = rule.metric == "euclidean"
 
@@ -111,128 +102,37 @@ def k_reciprocal(
         return found
 
     def of_pairs(left: Ints, right: Ints) -> Floats:
-        return _pairwise(side, left, right, square)
+        out = np.empty(len(left), dtype=np.float32)
+        step = max(1, _BLOCK_NUMBERS // max(1, side.units.shape[1]))
+        for start in range(0, len(left), step):
+            rows = slice(start, start + step)
+            found = paired_distances(side.take(left[rows]), side.take(right[rows]))
+            out[rows] = (found.square_() if square else found).cpu().numpy()
+        return out
 
-    return _re_rank(len(query), len(side), _Distances(between, of_pairs), k1, k2, lambda_value)
+    return re_rank(len(query), len(side), between, of_pairs, k1=k1, k2=k2, lambda_value=lambda_value)
 
 
-def k_reciprocal_from_distances(
-    query_gallery: npt.ArrayLike,
-    query_query: npt.ArrayLike,
-    gallery_gallery: npt.ArrayLike,
+def re_rank(
+    num_query: int,
+    total: int,
+    between: Callable[[slice, slice], Floats],
+    of_pairs: Callable[[Ints, Ints], Floats],
     *,
-    k1: int = 20,
-    k2: int = 6,
-    lambda_value: float = 0.3,
-    squared: bool = False,
+    k1: int,
+    k2: int,
+    lambda_value: float,
 ) -> Floats:
-    """Re-rank from three distance matrices of any kind.
+    """Re-rank by squared distances of Q + G images, queries first: `between` ranges of rows, and `of_pairs`.
 
-    Args:
-        query_gallery: (Q,G).
-        query_query: (Q,Q).
-        gallery_gallery: (G,G).
-        k1: Size of the neighbourhoods.
-        k2: Neighbours whose encodings are averaged.
-        lambda_value: Weight of the original distance.
-        squared: The distances are squared (or cosine) distances.
-
-    Returns:
-        (Q,G) float32.
-
-    Raises:
-        DataError: The shapes do not fit, or a distance is NaN.
-        ConfigError: k1, k2 or lambda are out of range.
+    See `k_reciprocal` for the other arguments, the result and errors.
     """
-    qg, qq, gg = (np.asarray(matrix, dtype=np.float32) for matrix in (query_gallery, query_query, gallery_gallery))
-    if qg.ndim != 2 or qq.shape != (len(qg),) * 2 or gg.shape != (qg.shape[1],) * 2:
-        raise DataError(f"distances of shapes {qg.shape}, {qq.shape}, {gg.shape}", expected="(Q,G), (Q,Q), (G,G)")
-    matrix = np.block([[qq, qg], [qg.T, gg]])
-    if np.isnan(matrix).any():
-        raise DataError("a distance is not a number", hint="the features contain NaN; extract them again")
-    if not squared:
-        np.square(matrix, out=matrix)
-
-    def between(rows: slice, columns: slice) -> Floats:
-        return matrix[rows, columns]
-
-    def of_pairs(left: Ints, right: Ints) -> Floats:
-        picked: Floats = matrix[left, right]
-        return picked
-
-    return _re_rank(len(qg), len(matrix), _Distances(between, of_pairs), k1, k2, lambda_value)
-
-
-def expand_queries(
-    query: Features,
-    gallery: Features,
-    *,
-    rule: MatchingRule = SHRUNK,
-    device: torch.device | str = "cpu",
-    k: int = 5,
-    alpha: float = 1.0,
-) -> Features:
-    """Expand queries part by part: each part of a query moves towards that part of its nearest gallery images.
-
-    A neighbour contributes to a part by its visibility there, with weight similarity ** alpha; a hidden part of the
-    query is not changed, since the neighbours may be other identities.
-
-    Args:
-        query: (Q) features.
-        gallery: (G) features.
-        rule: The matching rule that finds neighbours.
-        device: Device of the work.
-        k: Neighbours.
-        alpha: 0 weights them equally, larger values prefer the nearest.
-
-    Returns:
-        The expanded queries, with their visibility.
-
-    Raises:
-        ConfigError: The rule is one of `SUMMING_RULES`.
-    """
-    if rule.name in SUMMING_RULES:
-        raise ConfigError(
-            f"query expansion weights neighbours by 1 - distance, which rule {rule.name!r} does not allow",
-            where="matching.query_expansion",
-            expected="matching.rule shrunk, mean or all",
-        )
-    right = prepare(gallery, rule, is_query=False, device=device)
-    left = prepare(query, rule, is_query=True, device=device)
-    k = min(k, len(gallery))
-    step = max(1, _BLOCK_NUMBERS // max(1, len(gallery)))
-    nearest = [
-        torch.topk(distances(left[start : start + step], right), k, largest=False)
-        for start in range(0, len(query), step)
-    ]
-    index = torch.cat([found.indices for found in nearest])
-    weight = (1 - torch.cat([found.values for found in nearest])).clamp_min(0) ** alpha
-
-    parts, unit_parts = (_unit(side.parts, device) for side in (query, gallery))
-    global_feature, unit_global = (_unit(side.global_feature, device) for side in (query, gallery))
-    visible, gallery_visible = (
-        torch.from_numpy(visibility_weights(side.visibility, side.thresholds, rule.visibility)).to(device)
-        for side in (query, gallery)
-    )
-    for column in range(k):
-        neighbour = index[:, column]
-        shown = visible * gallery_visible[neighbour] * weight[:, column, None]
-        parts = parts + shown[:, :, None] * unit_parts[neighbour]
-        global_feature = global_feature + weight[:, column, None] * unit_global[neighbour]
-    return replace(query, parts=parts.cpu().numpy(), global_feature=global_feature.cpu().numpy())
-
-
-def _unit(array: Floats, device: torch.device | str) -> Tensor:
-    return torch.nn.functional.normalize(torch.from_numpy(array).to(device), dim=-1)
-
-
-def _re_rank(num_query: int, total: int, source: _Distances, k1: int, k2: int, lambda_value: float) -> Floats:
     if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
         raise ConfigError(
             f"k1 = {k1}, k2 = {k2}, lambda = {lambda_value}", expected="k1 and k2 at least 1, lambda in [0, 1]"
         )
-    original, near = _neighbours(num_query, total, source.between, min(max(k1 + 1, k2), total))
-    encoding = _encode(near, source.of_pairs, k1)
+    original, near = _neighbours(num_query, total, between, min(max(k1 + 1, k2), total))
+    encoding = _encode(near, of_pairs, k1)
     if k2 > 1:
         members = near.index[:, :k2]
         averaging = sparse.csr_array(
@@ -334,16 +234,6 @@ def _known_or_computed(near: _Neighbours, row: Ints, column: Ints, of_pairs: Cal
     return out
 
 
-def _pairwise(side: Prepared, left: Ints, right: Ints, square: bool) -> Floats:
-    """Return distances of pairs of prepared rows, a few thousand at a time."""
-    out = np.empty(len(left), dtype=np.float32)
-    step = max(1, _BLOCK_NUMBERS // max(1, side.units.shape[1]))
-    for start in range(0, len(left), step):
-        found = paired_distances(side.take(left[start : start + step]), side.take(right[start : start + step]))
-        out[start : start + step] = (found.square_() if square else found).cpu().numpy()
-    return out
-
-
 def _mix_in_jaccard(original: Floats, encoding: sparse.csr_array, num_query: int, lambda_value: float) -> Floats:
     """Write lambda original + (1 - lambda) Jaccard distance into `original`."""
     total = encoding.shape[0]
@@ -361,3 +251,66 @@ def _mix_in_jaccard(original: Floats, encoding: sparse.csr_array, num_query: int
         jaccard = 1 - overlap / (2 - overlap)
         original[query] = lambda_value * original[query] + (1 - lambda_value) * jaccard
     return original
+
+
+def expand_queries(
+    query: Features,
+    gallery: Features,
+    *,
+    rule: MatchingRule = SHRUNK,
+    device: torch.device | str = "cpu",
+    k: int = 5,
+    alpha: float = 1.0,
+) -> Features:
+    """Expand queries part by part: each part of a query moves towards that part of its nearest gallery images.
+
+    A neighbour contributes to a part by its visibility there, with weight similarity ** alpha; a hidden part of the
+    query is not changed, since the neighbours may be other identities.
+
+    Args:
+        query: (Q) features.
+        gallery: (G) features.
+        rule: The matching rule that finds neighbours.
+        device: Device of the work.
+        k: Neighbours.
+        alpha: 0 weights them equally, larger values prefer the nearest.
+
+    Returns:
+        The expanded queries, with their visibility.
+
+    Raises:
+        ConfigError: The rule is one of `SUMMING_RULES`.
+    """
+    if rule.name in SUMMING_RULES:
+        raise ConfigError(
+            f"query expansion weights neighbours by 1 - distance, which rule {rule.name!r} does not allow",
+            where="matching.query_expansion",
+            expected="matching.rule shrunk, mean or all",
+        )
+    right = prepare(gallery, rule, is_query=False, device=device)
+    left = prepare(query, rule, is_query=True, device=device)
+    k = min(k, len(gallery))
+    step = max(1, _BLOCK_NUMBERS // max(1, len(gallery)))
+    nearest = [
+        torch.topk(distances(left[start : start + step], right), k, largest=False)
+        for start in range(0, len(query), step)
+    ]
+    index = torch.cat([found.indices for found in nearest])
+    weight = (1 - torch.cat([found.values for found in nearest])).clamp_min(0) ** alpha
+
+    parts, unit_parts = (_unit(side.parts, device) for side in (query, gallery))
+    global_feature, unit_global = (_unit(side.global_feature, device) for side in (query, gallery))
+    visible, gallery_visible = (
+        torch.from_numpy(visibility_weights(side.visibility, side.thresholds, rule.visibility)).to(device)
+        for side in (query, gallery)
+    )
+    for column in range(k):
+        neighbour = index[:, column]
+        shown = visible * gallery_visible[neighbour] * weight[:, column, None]
+        parts = parts + shown[:, :, None] * unit_parts[neighbour]
+        global_feature = global_feature + weight[:, column, None] * unit_global[neighbour]
+    return replace(query, parts=parts.cpu().numpy(), global_feature=global_feature.cpu().numpy())
+
+
+def _unit(array: Floats, device: torch.device | str) -> Tensor:
+    return torch.nn.functional.normalize(torch.from_numpy(array).to(device), dim=-1)

@@ -13,7 +13,7 @@ from pipeline.errors import DataError
 from pipeline.formats.feature_file import FeatureFile
 from pipeline.formats.features import Features
 from pipeline.matching.distance import SHRUNK, MatchingRule, Prepared, Workspace, distances, paired_distances, prepare
-from pipeline.matching.metrics import GalleryStream, Ranking
+from pipeline.matching.metrics import PositivesAndJunk, Ranking, as_float_matrix
 from pipeline.matching.nearest import Nearest
 from pipeline.runtime.progress import SILENT, Progress
 
@@ -68,7 +68,8 @@ def search(
         FormatError: The file is damaged, or its features have another dimension.
         DataError: The gallery is empty.
     """
-    chosen = _rows_of(gallery, rows)
+    every = gallery.rows if isinstance(gallery, FeatureFile) else np.arange(len(gallery))
+    chosen = every if rows is None else rows
     if not len(chosen) or k < 1:
         raise DataError(f"{k} of {len(chosen)} gallery images cannot be found")
     left = prepare(query, rule, is_query=True, device=device)
@@ -110,30 +111,26 @@ def rank_on_disk(
         FormatError: The file is damaged, or its features have another dimension.
         DataError: The gallery is empty.
     """
-    chosen = _rows_of(gallery, rows)
-    stream = GalleryStream(query.pids, gallery.pids[chosen], query.camids, gallery.camids[chosen])
+    chosen = gallery.rows if rows is None else rows
+    related = PositivesAndJunk.of(query.pids, gallery.pids[chosen], query.camids, gallery.camids[chosen])
     left = prepare(query, rule, is_query=True, device=device)
-    of_query, entry = stream.pairs
-    stream.begin(_pair_distances(left, of_query, gallery, chosen[entry]))
+    # Those of the queries' own identities first, because the others are counted against them.
+    values = _pair_distances(left, related.query, gallery, chosen[related.entry]).astype(np.float64)
+    before = np.zeros(len(values), dtype=np.int64)
     space = Workspace()
     with progress.task("rank", total=len(chosen)) as task:
-        for _, block in gallery.blocks(block_rows(gallery, len(query), _RANKED_DISTANCES), chosen, reuse=True):
+        for first, block in gallery.blocks(block_rows(gallery, len(query), _RANKED_DISTANCES), chosen, reuse=True):
             right = prepare(block, rule, is_query=False, device=device, space=space)
-            stream.update(distances(left, right, space=space))
+            matrix = as_float_matrix(distances(left, right, space=space))
+            before += related.others_before(matrix, values, first_query=0, first_entry=first)
             task.advance(len(right))
-    return stream.ranking()
+    return Ranking(related, values, before)
 
 
 def block_rows(gallery: FeatureFile | Features, num_queries: int, limit: int = _BLOCK_DISTANCES) -> int:
     """Return the rows per block: about 64 MB of features, or `limit` distances, whichever is less."""
     row_bytes = 4 * (7 * gallery.part_dim + gallery.global_dim + 7)
     return max(64, min(BLOCK_BYTES // row_bytes, limit // max(1, num_queries)))
-
-
-def _rows_of(gallery: FeatureFile | Features, rows: Ints | None) -> Ints:
-    if rows is not None:
-        return rows
-    return gallery.rows if isinstance(gallery, FeatureFile) else np.arange(len(gallery))
 
 
 def _blocks(gallery: FeatureFile | Features, rows: Ints, size: int) -> Iterator[tuple[int, Features]]:

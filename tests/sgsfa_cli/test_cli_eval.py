@@ -192,7 +192,7 @@ def embedded(features: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         flips.append(config.flip)
         return loaded.select(np.array([int(Path(path).stem) for path in paths]))
 
-    monkeypatch.setattr("pipeline.features.embedder.embed", embed)
+    monkeypatch.setattr("pipeline.features.extract.embed", embed)
     return flips
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import DataError
 from pipeline.matching import metrics as module
-from pipeline.matching.metrics import GalleryStream, RankStream, rank_metrics
+from pipeline.matching.metrics import PositivesAndJunk, Ranking, RankStream, rank_metrics
 
 VECTORS = Path(__file__).parents[2] / "data" / "vectors"
 CASES = ("case1_small", "case2_medium", "case3_no_valid_match")
@@ -114,19 +114,21 @@ def test_streaming_by_queries_and_by_gallery_equals_the_whole(case: tuple[np.nda
     rows = RankStream(*ids)
     for start in range(0, len(distances), size):
         rows.update(distances[start : start + size])
-    columns = GalleryStream(*ids)
-    columns.begin(distances[columns.pairs])
+    related = PositivesAndJunk.of(*ids)
+    values = distances[related.query, related.entry].astype(np.float64)
+    before = np.zeros(len(values), np.int64)
     for start in range(0, distances.shape[1], size):
-        columns.update(torch.from_numpy(distances[:, start : start + size]))
+        before += related.others_before(distances[:, start : start + size], values, first_query=0, first_entry=start)
+    columns = Ranking(related, values, before)
     try:
         whole = rank_metrics(distances, *ids)
     except DataError:
-        for stream in (rows, columns):
+        for compute in (rows.compute, columns.metrics):
             with pytest.raises(DataError, match="no query has a match"):
-                stream.compute()
+                compute()
         return
-    for stream in (rows, columns):
-        streamed = stream.compute()
+    for compute in (rows.compute, columns.metrics):
+        streamed = compute()
         np.testing.assert_array_equal(streamed.first_hit, whole.first_hit)
         np.testing.assert_array_equal(streamed.per_query_ap, whole.per_query_ap)
         np.testing.assert_array_equal(streamed.per_query_inp, whole.per_query_inp)
@@ -196,34 +198,6 @@ def test_wrong_shapes_are_refused() -> None:
     stream.update(np.ones((1, 2)))
     with pytest.raises(DataError, match="1 of 2 queries"):
         stream.compute()
-    columns = GalleryStream([1], [1, 2], [0], [1, 1])
-    with pytest.raises(DataError, match="first"):
-        columns.update(np.ones((1, 1)))
-    with pytest.raises(DataError, match="pairs"):
-        columns.begin(np.ones(5))
-    with pytest.raises(DataError, match="not a number"):
-        columns.begin(np.array([np.nan]))
-    columns.begin(np.ones(1))
-    with pytest.raises(DataError, match="shape"):
-        columns.update(np.ones((2, 1)))
-    columns.update(np.ones((1, 1)))
-    with pytest.raises(DataError, match="1 of 2 gallery"):
-        columns.compute()
-
-
-def test_stream__abstract_without_missing() -> None:
-    class Incomplete(module._Stream):
-        pass
-
-    with pytest.raises(TypeError, match="abstract"):
-        Incomplete([1], [1], [0], [1])
-
-
-def test_each_gallery_stream_has_its_own_beginning() -> None:
-    # What was given belongs to one stream, not to all.
-    first, second = (GalleryStream([1], [1, 2], [0], [1, 1]) for _ in range(2))
-    first.begin(np.ones(1))
-    assert (vars(first)["_begun"], vars(second)["_begun"]) == (True, False)
 
 
 def test_threads_change_nothing() -> None:
