@@ -12,7 +12,7 @@ import re
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pipeline.errors import WeightsError
 
@@ -44,7 +44,7 @@ _DESCRIPTIONS: dict[Content, str] = {
     "zeros": "filled with zero bytes",
     "truncated": "truncated",
 }
-_HINTS: dict[Content, str] = {
+HINTS: dict[Content, str] = {
     "html": "the link led to a page, for example a login or a virus-scan warning; download the file in a browser",
     "lfs": "git lfs pull fetches the file itself",
     "empty": "download or copy it again",
@@ -74,12 +74,17 @@ def sniff(path: Path) -> Content:
         OSError: The file cannot be read.
     """
     with path.open("rb") as stream:
-        data = stream.read(_BEGIN)
-    size = path.stat().st_size
+        return sniff_stream(stream)
+
+
+def sniff_stream(file: BinaryIO) -> Content:
+    """Tell what an open file holds; see `sniff`."""
+    data = file.read(_BEGIN)
+    size = file.seek(0, 2)
     if not data:
         return "empty"
     if data.startswith(_ZIP):
-        return _sniff_zip(path)
+        return _sniff_zip(file)
     if data.startswith(b"\x80") and data[1:2] in b"\x02\x03\x04\x05":
         return "torch" if data.startswith(_TORCH_LEGACY) else "pickle"
     if data.startswith(b"\x89HDF"):
@@ -99,9 +104,9 @@ def sniff(path: Path) -> Content:
     return _sniff_text(data)
 
 
-def _sniff_zip(path: Path) -> Content:
+def _sniff_zip(file: BinaryIO) -> Content:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             names = [name.rpartition("/")[2] for name in archive.namelist()]
     except (zipfile.BadZipFile, OSError):
         return "truncated"
@@ -165,7 +170,7 @@ def check_file(
     if content in accepted or content == "unknown":
         return content
     shown = f", it begins with {begin.decode('utf-8', 'replace')!r}" if begin else ""
-    cure = _HINTS.get(content, hint)
+    cure = HINTS.get(content, hint)
     raise WeightsError(
         f"the {title} is {_DESCRIPTIONS[content]}{shown}",
         where=path,
@@ -178,29 +183,65 @@ def load_state_dict(path: Path, *, title: str = "weights file") -> dict[str, Ten
     """Read the tensors of a safetensors file or a PyTorch checkpoint, on the CPU, without running code.
 
     The format follows from the content. A nested `state_dict` (or `model`, ...) is unwrapped, the prefix `module.` of
-    DataParallel removed, and NumPy numbers beside the tensors are accepted, which training scripts often save.
+    DataParallel removed, and NumPy arrays and numbers are accepted, which training scripts often save.
 
     Args:
         path: The file.
         title: What it is, for messages.
 
     Raises:
-        WeightsError: The file is missing, damaged, holds no tensors, or holds objects that would run code.
+        WeightsError: The file is missing, damaged, holds no tensors, several networks, numbers that are quantised or
+            not finite, or objects that would run code.
     """
     content = check_file(path, STATE_DICT, title=title, expected="a state dict (.safetensors, .pth or .pt)")
     loaded: Any = _load_safetensors(path, title) if content == "safetensors" else _load_torch(path, title)
-    for key in _NESTED:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
+    loaded = _unwrapped(loaded, path, title)
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"the {title} holds a {type(loaded).__name__}", where=path, expected="a state dict")
-    from torch import Tensor
+    import torch
 
-    state = {str(name).removeprefix("module."): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    state = {str(name).removeprefix("module."): torch.as_tensor(v) for name, v in loaded.items() if _is_array(v)}
     if not state:
         keys = ", ".join(map(str, [*loaded][:5])) or "nothing"
         raise WeightsError(f"the {title} holds no tensors but {keys}", where=path, expected="a state dict")
+    for name, value in state.items():
+        if value.is_quantized or not value.isfinite().all():
+            raise WeightsError(
+                f"the {title} has {'quantised numbers' if value.is_quantized else 'NaN or infinity'} in {name!r}",
+                where=path,
+                expected="finite floating-point numbers",
+                hint="use a checkpoint from before it was quantised"
+                if value.is_quantized
+                else "the training that "
+                "wrote it diverged, or its numbers are too large for float16: use an earlier one, or one in float32",
+            )
     return state
+
+
+def _unwrapped(loaded: Any, path: Path, title: str) -> Any:
+    """Return the state dict inside a checkpoint: under a usual key, or else the only entry that holds tensors."""
+    while isinstance(loaded, Mapping):
+        keys = [key for key in _NESTED if isinstance(loaded.get(key), Mapping)][:1]
+        if not keys and not any(map(_is_array, loaded.values())):
+            keys = [k for k, v in loaded.items() if isinstance(v, Mapping) and any(map(_is_array, v.values()))]
+        if len(keys) > 1:
+            raise WeightsError(
+                f"the {title} holds several networks: {', '.join(map(str, keys))}",
+                where=path,
+                hint=f'save one of them: python -c "import torch; torch.save(torch.load({str(path)!r}, '
+                f"map_location='cpu')[{keys[0]!r}], 'weights.pth')\"",
+            )
+        if not keys:
+            break
+        loaded = loaded[keys[0]]
+    return loaded
+
+
+def _is_array(value: Any) -> bool:
+    import numpy as np
+    from torch import Tensor
+
+    return isinstance(value, Tensor | np.ndarray)
 
 
 def _load_safetensors(path: Path, title: str) -> dict[str, Tensor]:

@@ -201,7 +201,8 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], name: str) -
     """Fill a classification network with a state dict; classifiers are ignored.
 
     Raises:
-        WeightsError: An entry is missing or has another shape, or the file holds several networks.
+        WeightsError: An entry is missing, has another shape or belongs to a deeper network, or the file holds several
+            networks.
     """
     own = network.state_dict()
     needed = {key for key in own if not key.startswith(("fc.", "classifier."))}
@@ -209,12 +210,16 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], name: str) -
     # BatchNorm's counters are missing from files of old PyTorch versions and play no part in the result.
     missing = sorted(key for key in needed - set(weights) if not key.endswith("num_batches_tracked"))
     wrong = sorted(key for key in needed & set(weights) if own[key].shape != weights[key].shape)
-    if missing or wrong:
-        first = (missing or wrong)[0]
-        problem = "is missing" if missing else f"has shape {tuple(weights[first].shape)}"
+    # A deeper network of the same family has all entries of a shallower one, and more.
+    stages = {key.partition(".")[0] for key in needed}
+    extra = sorted(key for key in weights.keys() - own.keys() if key.partition(".")[0] in stages)
+    if missing or wrong or extra:
+        first = (missing or wrong or extra)[0]
+        shape = f"has shape {tuple(weights[first].shape)}" if wrong else "is not part of it"
         raise WeightsError(
-            f"these weights are not those of {name}: {first!r} {problem}",
-            expected=f"{tuple(own[first].shape)} for {first!r}, and {len(needed)} entries as its package names them",
+            f"these weights are not those of {name}: {first!r} {'is missing' if missing else shape}",
+            expected=(f"{tuple(own[first].shape)} for {first!r}, and " if first in own else "")
+            + f"{len(needed)} entries as its package names them",
             hint=f"the file has {', '.join(sorted(weights)[:3])}, ...; name its own network as model.backbone",
         )
     network.load_state_dict({key: weights[key] for key in needed if key in weights}, strict=False)

@@ -102,6 +102,39 @@ def test_load_state_dict__unwraps_and_accepts_numpy_numbers(tmp_path: Path) -> N
         assert torch.equal(loaded["a"], TENSORS["a"])
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict_ema": TENSORS, "epoch": 3},
+        {"model": {"state_dict": TENSORS}},
+        {"network": TENSORS, "optimizer": {"state": {0: TENSORS}, "param_groups": []}},
+        {name: value.numpy() for name, value in TENSORS.items()},
+    ],
+)
+def test_load_state_dict__finds_the_only_network_of_a_checkpoint(tmp_path: Path, content: Any) -> None:
+    loaded = load_state_dict(torch_file(tmp_path / "weights.pth", content))
+    assert torch.equal(loaded["a"], TENSORS["a"])
+
+
+def test_load_state_dict__several_networks_with_a_line_that_saves_one(tmp_path: Path) -> None:
+    path = torch_file(tmp_path / "weights.pth", {"student": TENSORS, "teacher": TENSORS})
+    with pytest.raises(WeightsError, match="several networks: student, teacher") as caught:
+        load_state_dict(path)
+    line = (caught.value.hint or "").split('"')[1].replace("'weights.pth'", repr(str(tmp_path / "saved.pth")))
+    exec(line, {})
+    assert sorted(load_state_dict(tmp_path / "saved.pth")) == sorted(TENSORS)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_load_state_dict__quantised_or_not_finite_numbers_are_refused(tmp_path: Path) -> None:
+    overflown = torch.tensor([1e9]).half()
+    with pytest.raises(WeightsError, match="NaN or infinity in 'b'"):
+        load_state_dict(torch_file(tmp_path / "weights.pth", {**TENSORS, "b": overflown}))
+    quantised = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    with pytest.raises(WeightsError, match="quantised numbers in 'b'"):
+        load_state_dict(torch_file(tmp_path / "weights.pth", {**TENSORS, "b": quantised}))
+
+
 def test_load_state_dict__suffix_does_not_decide_the_format(tmp_path: Path) -> None:
     safetensors.torch.save_file(TENSORS, tmp_path / "weights.pth")
     torch_file(tmp_path / "weights.safetensors", TENSORS)

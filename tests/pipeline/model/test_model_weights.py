@@ -57,6 +57,12 @@ def test_backbone_weights_from_a_file_start_the_network(tmp_path: Path) -> None:
         build_model(SMALL, 3, backbone_weights=wrong)
 
 
+def test_load_weights__deeper_network_of_the_family_is_refused() -> None:
+    deeper = {f"backbone.{key}": value for key, value in torchvision.models.resnet34(weights=None).state_dict().items()}
+    with pytest.raises(WeightsError, match=r"not those of resnet18: 'layer1\.2\.bn1\.bias' is not part of it"):
+        build_model(SMALL.model_copy(update={"backbone": "resnet18"}), 3, backbone_weights=deeper)
+
+
 def test_without_internet_imagenet_names_the_file_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 
