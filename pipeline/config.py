@@ -368,6 +368,13 @@ class TrainConfig(Section):
         json_schema_extra=_EXECUTION,
     )
 
+    @model_validator(mode="after")
+    def _warms_up(self) -> Self:
+        of = self.schedule_epochs or self.epochs
+        if self.warmup_epochs >= of:
+            raise ValueError(f"a warm-up of {self.warmup_epochs:g} of {of} epochs: training never reaches `lr`")
+        return self
+
 
 class ExtractConfig(Section):
     """Features of query and gallery images."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, delayed until a step is finished."""
+"""Signals that end a training, delayed until a step is finished."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import threading
 from types import TracebackType
 from typing import Any, Self
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C, a scheduler's end, a closed terminal, and SLURM's notice before a time limit (--signal=USR1@60).
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Interrupts:
     """Inside this context the first signal only sets `requested`; a second one raises KeyboardInterrupt.
 
-    In a thread other than the main one, which receives no signals, it does nothing.
+    In a thread other than the main one, which receives no signals, it does nothing. A signal that is ignored (SIGHUP
+    under nohup) stays so.
     """
 
     def __init__(self) -> None:
@@ -27,7 +29,8 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            heeded = [each for each in _SIGNALS if each == signal.SIGINT or signal.getsignal(each) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
     def __exit__(

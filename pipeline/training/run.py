@@ -82,7 +82,7 @@ def train(
         FormatError: The mask file is damaged.
         WeightsError: The starting weights or the state in `workdir` do not fit.
         DeviceError: The device is not available or its memory is exhausted; the last saved state is kept.
-        KeyboardInterrupt: Stopped by Ctrl-C or SIGTERM, with the state saved.
+        KeyboardInterrupt: Stopped by Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, with the state saved.
     """
     with process_group() as ranks, memory_advice("train", config):
         if ranks.is_main:

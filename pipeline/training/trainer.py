@@ -76,7 +76,7 @@ class Trainer:
             evaluator: Tests the network every `eval_every` epochs, in the main process.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C or SIGTERM; the state is saved.
+            KeyboardInterrupt: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1; the state is saved.
             DataError: A loss or a gradient is not finite; a file beside the state names the batch.
         """
         self._metrics, self._evaluator = log, evaluator

@@ -42,3 +42,10 @@ def test_suggestion__only_of_what_is_near():
     assert suggestion("papr", ("paper", "demo")) == "did you mean 'paper'?"
     assert suggestion("papr", ("paper",), "x:", ":y") == "did you mean 'x:paper:y'?"
     assert suggestion("zzz", ("paper", "demo")) is None
+
+
+@pytest.mark.parametrize("settings", [{"schedule_epochs": 0, "epochs": 5}, {"schedule_epochs": 5}])
+def test_train__warm_up_as_long_as_the_training_is_refused(settings):
+    with pytest.raises(ValidationError, match="never reaches `lr`"):
+        TrainConfig(warmup_epochs=5, **settings)
+    TrainConfig(warmup_epochs=4, **settings)

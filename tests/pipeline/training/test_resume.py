@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 # In the middle of an epoch, at the end of one (2 steps each, the evaluation follows), and in the last step but one.
-@pytest.mark.parametrize(("step", "number"), [(0, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGINT)])
+@pytest.mark.parametrize(("step", "number"), [(0, signal.SIGUSR1), (1, signal.SIGTERM), (2, signal.SIGHUP)])
 def test_resume__after_a_signal_ends_bit_equal(
     tmp_path: Path, straight: Straight, logged: pytest.LogCaptureFixture, step: int, number: signal.Signals
 ) -> None:
