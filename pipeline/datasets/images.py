@@ -32,6 +32,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import ImageError, Rejected
+from pipeline.formats.foreign import describe, sniff_stream
 from pipeline.runtime.files import atomic_write
 
 RgbImage = npt.NDArray[np.uint8]
@@ -310,8 +311,7 @@ def pillow_to_rgb(image: Image.Image, where: Path) -> RgbImage:
 def _describe(data: bytes) -> str:
     if not data.strip(b"\0"):
         return f"{len(data)} zero bytes"
-    try:
-        data[:512].decode("ascii")
-    except UnicodeDecodeError:
-        return "unknown format"
-    return "a text file"
+    if data[4:8] == b"ftyp":
+        return f"an ISO media file of brand {data[8:12].decode('latin-1')!r} (HEIC, AVIF or a video)"
+    content = sniff_stream(io.BytesIO(data))
+    return "unknown format" if content == "unknown" else describe(content)

@@ -15,6 +15,7 @@ from pipeline.datasets.images import SUFFIXES
 from pipeline.datasets.kind import KindInfo
 from pipeline.datasets.layout import find_root, log_missing
 from pipeline.datasets.records import DISTRACTOR_PID, UNKNOWN, Dataset, Record, Split, short_name
+from pipeline.formats.foreign import HINTS, describe, sniff
 from pipeline.runtime.names import NameIndex
 
 _HIGHEST = 2**62
@@ -26,6 +27,10 @@ SPLITS: tuple[Split, ...] = tuple(split for split in get_args(Split) if split !=
 _TABLE, _LABEL_MAPS = "dataset.csv", "labels"  # of a rendered data set
 _LINK = "put a symbolic link to the images' folder beside the CSV file, or move the CSV file above both"
 _NUMBER = "number the ids from 1, as in pandas: df['{name}'] = pandas.factorize(df['{name}'])[0] + 1"
+
+_EXPORT = "save it as 'CSV UTF-8' in the spreadsheet program"
+_DIGITS = "a spreadsheet program shortened the number: format the column as text there and export it again"
+_ROLES = "test images are query (searched with) or gallery (searched in); for both, list them twice without camid"
 
 
 class RowFault(Exception):
@@ -70,12 +75,17 @@ def _read_table(path: Path, log: ReadLog) -> _TableReader:
         log.fault(FaultKind.MISSING, f"the CSV file {problem}", path, expected=f"a file with {','.join(COLUMNS)}")
         return reader
     try:
+        content = sniff(path)
+        if content not in ("text", "unknown"):
+            cure = _EXPORT if content == "zip" else HINTS.get(content)  # XLSX files are zip archives
+            log.fault(FaultKind.UNREADABLE, f"the CSV file is {describe(content)}", path, hint=cure)
+            return reader
         # A spreadsheet program may have put a byte order mark in front.
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader.read(csv.DictReader(stream, strict=True))
     except UnicodeDecodeError as error:
         text = f"the CSV file is not UTF-8: {error.reason} at byte {error.start}"
-        hint = "save it again as 'CSV UTF-8', or convert it with iconv"
+        hint = f"{_EXPORT}, or convert it with iconv"
         log.fault(FaultKind.UNREADABLE, text, path, expected="CSV in UTF-8", hint=hint)
     except (OSError, csv.Error) as error:
         log.fault(FaultKind.UNREADABLE, f"the CSV file cannot be read: {error}", path, expected="CSV in UTF-8")
@@ -202,6 +212,8 @@ def _check_header(header: Sequence[str], path: Path, log: ReadLog) -> bool:
 
 
 def _header_hint(header: Sequence[str], missing: Sequence[str]) -> str | None:
+    if header and header[0].lower().startswith("sep="):
+        return "delete line 1, an instruction to Excel, and separate the columns by commas"
     separators = [mark for mark in ";\t|" if any(mark in name for name in header)]
     if separators:
         return f"separate the columns by commas, not {separators[0]!r}"
@@ -215,7 +227,7 @@ def _header_hint(header: Sequence[str], missing: Sequence[str]) -> str | None:
 def _split(text: str) -> Split:
     split = next((split for split in SPLITS if split == text.lower()), None)
     if split is None:
-        near = suggestion(text.lower(), SPLITS)
+        near = suggestion(text.lower(), SPLITS) or _ROLES
         raise RowFault(f"unknown split {text!r}; expected {' | '.join(SPLITS)}" if text else "no split", near)
     return split
 
@@ -243,7 +255,9 @@ def _integer(name: str, text: str, *, lowest: int) -> int:
     # Python's own `int` also accepts 1_000 and the digits of other scripts. pandas writes 1.0 for columns with gaps.
     match = re.fullmatch(r"([+-]?[0-9]+)(\.0*)?", text)
     if match is None:
-        raise RowFault(f"{name} {text[:_LONGEST]!r} is not an integer", _NUMBER.format(name=name))
+        shortened = re.fullmatch(r"[0-9]+([.,][0-9]+)?[eE][+-]?[0-9]+", text)
+        cure = _DIGITS if shortened else _NUMBER.format(name=name)
+        raise RowFault(f"{name} {text[:_LONGEST]!r} is not an integer", cure)
     value = int(match[1]) if len(match[1]) <= _LONGEST else _HIGHEST + 1
     if value < lowest:
         raise RowFault(f"{name} {value} is below {lowest}")

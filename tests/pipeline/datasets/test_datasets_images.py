@@ -71,6 +71,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "0 bytes"),
     "zeros": (lambda: bytes(4096), "4096 zero bytes"),
     "text": (lambda: b"these are not the pixels you are looking for\n" * 20, "a text file"),
+    "a photo of a phone": (lambda: b"\0\0\0\x18ftypheic" + bytes(400), "brand 'heic' (HEIC, AVIF or a video)"),
+    "web page": (lambda: b"<!DOCTYPE html><title>404</title>", "not an image: a web page"),
     "noise": (lambda: bytes(range(128, 256)) * 9, "unknown format"),
     "half a JPEG": (lambda: jpeg()[: len(jpeg()) // 2], "truncated"),
     "a JPEG without its last bytes": (lambda: jpeg()[:-20], "truncated"),

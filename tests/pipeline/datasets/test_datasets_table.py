@@ -1,4 +1,5 @@
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -143,7 +144,7 @@ def test_an_image_with_two_identities_is_refused(folder: Path) -> None:
         ("crops/a.jpg,1,1,train\n", ["no header", "crops/a.jpg,1,1,train", "path,pid,camid,split"]),
         ("path;pid;camid;split\n", ["separate the columns by commas, not ';'"]),
         ("path,pid,camid,split,pid\n", ["'pid' occurs twice"]),
-        ("", ["missing; the header has no columns"]),
+        ("\n", ["missing; the header has no columns"]),
         (HEADER, ["no rows"]),
     ],
 )
@@ -253,3 +254,36 @@ def test_read_table__missing_images_are_one_fault_with_names_that_exist(folder: 
     assert "50 of 51 listed images do not exist: crops/x0.jpg (line 3)" in text
     assert "crops/a.jpg, crops/b.jpg" in text
     assert "crops/x9.jpg" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"", ["empty (0 bytes)", "copy it again"]),
+        (bytes(300), ["zero bytes", "copy it again"]),
+        (b"<!DOCTYPE html><title>Sign in</title>", ["a web page", "in a browser"]),
+        (f"sep=,\n{HEADER}crops/a.jpg,7,1,train\n", ["delete line 1, an instruction to Excel"]),
+    ],
+    ids=["empty", "zeros", "page", "sep"],
+)
+def test_read_table__what_is_no_table_is_named(folder: Path, content: str | bytes, parts: list[str]) -> None:
+    text = fault(folder, content)
+    assert all(part in text for part in parts)
+
+
+def test_read_table__workbook_is_named_with_the_export(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "book.xlsx", "w") as book:
+        book.writestr("[Content_Types].xml", "")
+    with pytest.raises(DataError, match="a zip archive") as caught:
+        open_dataset(f"csv:{folder / 'book.xlsx'}")
+    assert "CSV UTF-8" in (caught.value.hint or "")
+
+
+def test_read_table__numbers_shortened_by_spreadsheets_are_not_numbered_again(folder: Path) -> None:
+    text = fault(folder, HEADER + "crops/a.jpg,1.23457E+11,1,train\ncrops/b.jpg,1.23457E+11,1,train\n")
+    assert "format the column as text" in text
+    assert "factorize" not in text
+
+
+def test_read_table__split_test_is_explained(folder: Path) -> None:
+    assert "query (searched with) or gallery (searched in)" in fault(folder, HEADER + "crops/a.jpg,1,1,test\n")
