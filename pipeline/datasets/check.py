@@ -195,17 +195,20 @@ def _decoded(
 
 
 def _equal_files(dataset: Dataset, hashes: Mapping[str, str]) -> list[str]:
-    """Note images of one split with identical bytes; published sets have a few, so it is not a fault."""
+    """Note files with identical bytes, also of two splits; published sets have a few, so it is not a fault."""
+    first: dict[str, Record] = {}
+    found: dict[tuple[Split, Split], list[tuple[Record, Record]]] = {}
+    for record in (record for split in SPLITS for record in dataset.split(split) if record.path in hashes):
+        other = first.setdefault(hashes[record.path], record)
+        if other.path != record.path:
+            found.setdefault((record.split, other.split), []).append((record, other))
     notes = []
-    for split in SPLITS:
-        first: dict[str, Record] = {}
-        pairs = [(r, first.setdefault(hashes[r.path], r)) for r in dataset.split(split) if r.path in hashes]
-        equal = [(record, other) for record, other in pairs if record is not other]
-        if equal:
-            record, other = equal[0]
-            others = sum(record.pid != other.pid for record, other in equal)
-            notes.append(
-                f"{len(equal):,} {'image' if len(equal) == 1 else 'images'} of {split} identical to another one "
-                f"({record.path} = {other.path})" + (f"; {others:,} of them with another identity" if others else "")
-            )
+    for (split, earlier), equal in found.items():
+        record, other = equal[0]
+        others = sum(record.pid != other.pid for record, other in equal)
+        notes.append(
+            f"{len(equal):,} {'image' if len(equal) == 1 else 'images'} of {split} identical to "
+            f"{'another one' if split == earlier else f'one of {earlier}'} ({record.path} = {other.path})"
+            + (f"; {others:,} of them with another identity" if others else "")
+        )
     return notes

@@ -187,7 +187,7 @@ def _evaluate(sides: _Sides, dataset: Dataset | None, config: MatchingConfig, pr
         },
         counts=_counts(sides),
         provenance=sides.provenance,
-        notes=_notes(sides, dataset),
+        notes=_notes(sides, dataset, ranking.coincident()),
         before_rerank=_scores(plain) if reranked is not None else None,
         intervals=_intervals(metrics, config.bootstrap),
         verification=verification,
@@ -358,10 +358,15 @@ def _protocol(config: MatchingConfig) -> dict[str, JsonScalar]:
     return {name: table[name] for name in config.decisive_fields() if name not in left_out}
 
 
-def _notes(sides: _Sides, dataset: Dataset | None) -> tuple[str, ...]:
+def _notes(sides: _Sides, dataset: Dataset | None, coincident: int) -> tuple[str, ...]:
     notes = list(dataset.notes) if dataset is not None else list(sides.file.notes) if sides.file else []
     if sides.dropped:
         notes.append(f"{sides.dropped} images without an identity (-1) left out")
+    if coincident:
+        notes.append(
+            f"{coincident:,} of {len(sides.query):,} queries have a match at distance 0: the same image is query and "
+            "gallery, or the network returns one feature for all images"
+        )
     failed = sides.file.failed if sides.file else ()
     if failed:
         listed = ", ".join(each.path for each in failed[:_LISTED]) + (", ..." if len(failed) > _LISTED else "")

@@ -143,10 +143,8 @@ class FeatureFile:
         with row_file.reading(self.path, FORMAT) as file:
             span = as_slice(rows)
             if isinstance(span, slice):
-                return self._checked(self._read(file, span.start, span.stop), span.start)
-            return self._checked(
-                {name: _picked(self.path, file[name], rows) for name in ARRAYS}, int(rows.min(initial=0))
-            )
+                return self._checked(self._read(file, span.start, span.stop), rows)
+            return self._checked({name: _picked(self.path, file[name], rows) for name in ARRAYS}, rows)
 
     def mapped(self) -> Features:
         """Return all rows as memory maps, without ids and unchecked, for reading many single rows again and again.
@@ -183,7 +181,7 @@ class FeatureFile:
                 last = min(first + size, end)
                 after = int(np.searchsorted(chosen, last))
                 if after > before:
-                    block = self._checked(self._read(file, first, last, buffers), first)
+                    block = self._checked(self._read(file, first, last, buffers), range(first, last))
                     full = after - before == last - first
                     yield before, block if full else block.select(chosen[before:after] - first)
                 before = after
@@ -201,19 +199,8 @@ class FeatureFile:
             read[name] = into
         return read
 
-    def _checked(self, arrays: Mapping[str, Floats], first: int) -> Features:
-        for name, values in arrays.items():
-            # A sum is not finite when any summand is not; it is several times faster than testing each.
-            if not np.isfinite(values.sum(dtype=np.float64)):
-                bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
-                raise FormatError(
-                    f"/{name} contains numbers that are not finite in {len(bad)} rows, first in row {first + bad[0]}",
-                    where=self.path,
-                    hint="extract the features again; if it recurs, the training diverged",
-                )
-        visibility = arrays["visibility"]
-        if visibility.size and (visibility.min() < 0 or visibility.max() > 1):
-            raise FormatError("/visibility contains numbers outside [0, 1]", where=self.path, expected="mask means")
+    def _checked(self, arrays: Mapping[str, Floats], rows: Ints | range) -> Features:
+        _check_values(self.path, arrays, rows)
         return Features.from_arrays(*(arrays[name] for name in ARRAYS), thresholds=self.thresholds)
 
     def _texts(self, name: str, rows: Ints) -> npt.NDArray[np.str_]:
@@ -310,11 +297,13 @@ def read_npz(path: Path) -> Features:
         if str(arrays.pop("format", "")) != FORMAT.name:
             raise FormatError("this NumPy archive is not a features file", where=path, expected=f"format {FORMAT.name}")
         provenance = Provenance.from_json(str(arrays.pop("provenance")))
-        return Features.from_arrays(**arrays, provenance=provenance)
+        features = Features.from_arrays(**arrays, provenance=provenance)
     except FileNotFoundError:
         raise FormatError("features file not found", where=path) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FormatError(f"the features file cannot be read: {error}", where=path) from error
+    _check_values(path, features.to_numpy(), range(len(features)))
+    return features
 
 
 def require_comparable(query: Features, gallery: Features | FeatureFile) -> None:
@@ -366,6 +355,23 @@ def _columns(part_dim: int, global_dim: int) -> dict[str, Column]:
         "global_feature": Column((global_dim,), "f4"),
         "visibility": Column((NUM_PARTS,), "f4"),
     }
+
+
+def _check_values(path: Path, arrays: Mapping[str, Floats], rows: Ints | range) -> None:
+    """Check that features of some rows are finite and visibilities in [0, 1]."""
+    for name in ARRAYS:
+        values = arrays[name]
+        # A sum is not finite when any summand is not; it is several times faster than testing each.
+        if not np.isfinite(values.sum(dtype=np.float64)):
+            bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+            raise FormatError(
+                f"/{name} contains numbers that are not finite in {len(bad)} rows, first in row {rows[bad[0]]}",
+                where=path,
+                hint="extract the features again; if it recurs, the training diverged",
+            )
+    visibility = arrays["visibility"]
+    if visibility.size and (visibility.min() < 0 or visibility.max() > 1):
+        raise FormatError("/visibility contains numbers outside [0, 1]", where=path, expected="mask means")
 
 
 def _failed(file: h5py.File, status: npt.NDArray[np.uint8]) -> tuple[Rejected, ...]:

@@ -224,6 +224,7 @@ class PositivesAndJunk:
             f"no query has a match in the gallery: of {self.num_queries} queries, {same_camera} have gallery images of "
             f"their identity from their own camera only, {self.num_queries - same_camera} have none",
             expected="gallery images of the queries' identities from other cameras",
+            hint="where cameras are unknown, give each image a camera id of its own" if same_camera else None,
         )
 
     def others_before(self, block: Floats | Doubles, values: Doubles, *, first_query: int, first_entry: int) -> Ints:
@@ -285,6 +286,10 @@ class Ranking:
     related: PositivesAndJunk
     distances: Doubles
     before: Ints
+
+    def coincident(self) -> int:
+        """Return how many queries have a match at distance 0 (to 1e-5, for the rounding of products)."""
+        return len(np.unique(self.related.query[self.related.positive & (self.distances < 1e-5)]))
 
     def metrics(
         self, max_rank: int = 50, average_precision: AveragePrecision = "mean", *, among: Bools | None = None

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_counts_and_names_are_checked_together(make_tree: MakeTree) -> None:
     assert [fault.kind for fault in report.faults] == [FaultKind.NAME, FaultKind.COUNTS]
     gallery = report.splits[1]
     assert (gallery.images, gallery.expected and gallery.expected.images) == (299, 300)
-    assert any("images of gallery identical to another one" in note for note in report.notes)
+    assert any("images of query identical to another one" in note for note in report.notes)
 
 
 def test_a_missing_folder_is_a_fault_not_an_exception(tmp_path: Path) -> None:
@@ -154,3 +155,16 @@ def test_check_dataset__identities_that_do_not_overlap_are_named(folder: Path) -
     assert "7" in fault.message
     assert "1007" in fault.message
     assert "camera" not in (fault.hint or "")
+
+
+def test_check_dataset__copies_of_an_image_in_two_splits_are_noted(folder: Path) -> None:
+    for split in ("query", "gallery"):
+        shutil.copy(folder / "00.jpg", folder / f"{split}.jpg")
+    spec = table(folder, ["00.jpg,1,1,train", "query.jpg,2,1,query", "gallery.jpg,2,2,gallery"])
+    notes = check_dataset(spec).notes
+    assert "1 image of query identical to one of train (query.jpg = 00.jpg); 1 of them with another identity" in notes
+    assert "1 image of gallery identical to one of train" in str(notes)
+    spec = table(folder, ["query.jpg,2,1,query", "gallery.jpg,2,2,gallery"])
+    assert "1 image of gallery identical to one of query (gallery.jpg = query.jpg)" in check_dataset(spec).notes
+    # One file in both roles is stated by the table itself.
+    assert not check_dataset(table(folder, ["00.jpg,2,1,query", "00.jpg,2,1,gallery", "01.jpg,2,2,gallery"])).notes

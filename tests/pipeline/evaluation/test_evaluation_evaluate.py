@@ -146,3 +146,24 @@ def test_evaluate__unreadable_images_are_noted_once(tmp_path: Path, rows: list[A
     assert note.startswith("10 images")
     assert rows[30][0] in note
     assert rows[39][0] not in note
+
+
+@pytest.mark.parametrize("collapsed", [True, False])
+def test_evaluate__matches_at_distance_0_are_noted(collapsed: bool) -> None:
+    vectors = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    vectors[3:5] = vectors[:2]
+    features = Features.from_arrays(
+        global_feature=np.ones_like(vectors) if collapsed else vectors,
+        pids=[1, 2, 3, 1, 2, 3],
+        camids=[1, 1, 1, 2, 2, 2],
+        splits=["query"] * 3 + ["gallery"] * 3,
+    )
+    notes = evaluate(features).result.notes
+    assert f"{3 if collapsed else 2} of 3 queries have a match at distance 0" in str(notes)
+
+
+def test_evaluate__one_camera_names_the_remedy() -> None:
+    features = Features.from_arrays(global_feature=np.eye(2), pids=[1, 1], camids=[1, 1], splits=["query", "gallery"])
+    with pytest.raises(DataError, match="no query has a match") as caught:
+        evaluate(features)
+    assert "a camera id of its own" in (caught.value.hint or "")

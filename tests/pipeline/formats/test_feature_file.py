@@ -226,3 +226,19 @@ def test_require_comparable(path: Path, tmp_path: Path) -> None:
         with pytest.raises(FormatError, match=found) as caught:
             require_comparable(other, gallery)
         assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("rows", [[5, 2, 7], [6, 7, 8], None])
+def test_load__row_that_is_not_finite_is_named(path: Path, rows: list[int] | None) -> None:
+    with h5py.File(path, "r+") as file:
+        file["global_feature"][7] = np.nan
+    with pytest.raises(FormatError, match=r"1 rows, first in row 7"):
+        FeatureFile.open(path).load(None if rows is None else np.array(rows))
+
+
+def test_read_npz__values_are_checked(tmp_path: Path) -> None:
+    features = small_features()
+    features.global_feature[3] = np.inf
+    features.save(tmp_path / "f.npz")
+    with pytest.raises(FormatError, match="first in row 3"):
+        Features.load(tmp_path / "f.npz")
