@@ -142,6 +142,7 @@ def build_masks(
             seconds = time.monotonic() - loaded
             failed = tuple(Rejected(ordered[row], reason) for row, reason in writer.reasons().items())
     if len(failed) == len(ordered):
+        path.unlink()
         raise DataError(_none_parsed(failed), where=root)
     return MaskReport(
         total=len(ordered),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections import deque
@@ -62,6 +61,8 @@ def parallel_map(
 def worker_count(jobs: int) -> int:
     """Return how many workers `jobs` means: -1 is the number of cores that this process may use.
 
+    A container's CPU quota counts, too.
+
     Raises:
         ConfigError: `jobs` is 0 or less than -1.
     """
@@ -69,8 +70,9 @@ def worker_count(jobs: int) -> int:
         raise ConfigError(f"{jobs} is not a number of workers", expected="1 or more, or -1 for one per core")
     if jobs > 0:
         return jobs
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    from joblib import cpu_count
+
+    return int(cpu_count())
 
 
 def _joblib(function: Callable[[T], R], items: Iterable[T], backend: Backend, count: int) -> Iterator[R]:

@@ -116,7 +116,7 @@ def make_plan(
     *,
     from_stage: str | None = None,
     until: str | None = None,
-    force: bool = False,
+    force: bool | str = False,
     progress: Progress = SILENT,
     stages: Sequence[type[Stage]] = STAGES,
 ) -> Plan:
@@ -128,7 +128,7 @@ def make_plan(
         config: The configuration.
         from_stage: First stage that may run; those before it must be up to date.
         until: Last stage of the run.
-        force: Run all stages of that range, even those that are up to date.
+        force: Run all stages of that range, or the one of this name, even if they are up to date.
         progress: Shows the hashing of many images.
         stages: All stages in order, of which the last one decides what is needed.
 
@@ -143,7 +143,7 @@ def make_plan(
     planned: list[PlannedStage] = []
     store = ArtifactStore(config.artifacts)
     for number, stage in enumerate(wanted):
-        entry = _planned(stage, store, planned, selected=start <= number < stop, force=force)
+        entry = _planned(stage, store, planned, selected=start <= number < stop, force=force in (True, stage.name))
         if number < start and entry.state != "up to date":
             raise _too_early(entry, str(from_stage))
         planned.append(entry)

@@ -100,7 +100,7 @@ def run_stages(
     *,
     from_stage: str | None = None,
     until: str | None = None,
-    force: bool = False,
+    force: bool | str = False,
     wait: bool = False,
     progress: Progress = SILENT,
     stages: Sequence[type[Stage]] = STAGES,
@@ -111,7 +111,7 @@ def run_stages(
         config: The configuration.
         from_stage: First stage that may run; those before it must be up to date.
         until: Last stage of the run.
-        force: Run all stages of that range, even those that are up to date.
+        force: Run all stages of that range, or the one of this name, even if they are up to date.
         wait: Wait while another run builds the same artifact, instead of raising an error.
         progress: Shows the work.
         stages: All stages, in order.
@@ -130,7 +130,7 @@ def run_stages(
             plan = make_plan(config, from_stage=from_stage, until=until, force=force, progress=progress, stages=stages)
             if (error := failures(plan.check())) is not None:
                 raise error
-            report = _execute(plan, replace=force, wait=wait, progress=progress)
+            report = _execute(plan, force=force, wait=wait, progress=progress)
             report = broadcast(dataclasses.replace(report, seconds=time.monotonic() - started))
         else:
             report = _follow(config, stages, progress)
@@ -139,11 +139,11 @@ def run_stages(
     return report
 
 
-def _execute(plan: Plan, *, replace: bool, wait: bool, progress: Progress) -> RunReport:
+def _execute(plan: Plan, *, force: bool | str, wait: bool, progress: Progress) -> RunReport:
     outcomes: list[StageOutcome] = []
     for entry in plan.selected:
         if entry.will_run:
-            outcome = _build(plan, entry, replace=replace, wait=wait, progress=progress)
+            outcome = _build(plan, entry, replace=force in (True, entry.name), wait=wait, progress=progress)
         else:
             outcome = _reused(entry, entry.artifact.path)
         outcomes.append(outcome)
@@ -177,6 +177,8 @@ def _build(plan: Plan, entry: PlannedStage, *, replace: bool, wait: bool, progre
         else:
             if workspace.resumed:
                 log.info("%s: resuming an interrupted run", name)
+            elif entry.previous is not None:
+                log.info("%s: starts from scratch, not from %s%s", name, entry.path, _why_not(entry))
             if entry.stage.distributed:
                 broadcast((name, workspace.path, dict(folders)))
             report = entry.stage.run(workspace.path, progress)
@@ -199,6 +201,11 @@ def _build(plan: Plan, entry: PlannedStage, *, replace: bool, wait: bool, progre
         rejected=report.rejected,
         allowed=entry.stage.on_rejected == "allow",
     )
+
+
+def _why_not(entry: PlannedStage) -> str:
+    key = f"; {entry.stage.continue_key} continues from earlier weights" if entry.stage.continue_key else ""
+    return f" ({'; '.join(entry.reasons)}{key})"
 
 
 def _follow(config: RunConfig, stages: Sequence[type[Stage]], progress: Progress) -> RunReport:

@@ -69,6 +69,7 @@ class Stage(ABC):
         distributed: Under torchrun all ranks run it; the others wait while rank 0 runs a stage without it.
         result_file: JSON file of its artifact with results for the user, if it has any.
         allow_key: Configuration key that accepts rejected inputs, of a stage after which they stop the run.
+        continue_key: Configuration key that takes over the result of other settings, where a stage can.
     """
 
     name: ClassVar[str]
@@ -76,6 +77,7 @@ class Stage(ABC):
     distributed: ClassVar[bool] = False
     result_file: ClassVar[str | None] = None
     allow_key: ClassVar[str | None] = None
+    continue_key: ClassVar[str | None] = None
 
     def __init__(self, config: RunConfig, sources: Sources) -> None:
         self.config = config

@@ -32,6 +32,7 @@ class Train(Stage):
 
     name = "train"
     distributed = True
+    continue_key = "train.start"
 
     def requires(self) -> tuple[str, ...]:
         """Return `synth` for rendered images, and `masks` unless they are a file or not needed."""

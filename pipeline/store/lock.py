@@ -46,7 +46,7 @@ def exclusive(lock: Path, path: Path, kind: str, *, wait: bool = False) -> Itera
             f"another process is building this {kind}",
             where=path,
             expected=f"no other process; it is held by {_read_owner(lock)}",
-            hint="wait until it has finished, stop it, or choose another path",
+            hint=_copies() or "wait until it has finished, stop it, or choose another path",
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
@@ -66,6 +66,14 @@ def exclusive(lock: Path, path: Path, kind: str, *, wait: bool = False) -> Itera
             lock.unlink()
         with contextlib.suppress(OSError):  # it ends with the process at the latest
             held.release()
+
+
+def _copies() -> str | None:
+    """Return what to do if srun or mpirun, not torchrun, started this command several times."""
+    for launcher, name in (("srun --ntasks=1", "SLURM_NTASKS"), ("mpirun -n 1", "OMPI_COMM_WORLD_SIZE")):
+        if "RANK" not in os.environ and (count := os.environ.get(name, "1")) != "1":
+            return f"{name}={count}: if each task runs this command, start it once ({launcher}), with torchrun for GPUs"
+    return None
 
 
 def owner(lock: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from pipeline.store.artifact import DISCARDED, Artifact, lock_file, partial_fold
 from pipeline.store.lock import exclusive, owner
 from pipeline.store.manifest import UnusableManifestError
 from pipeline.store.workspace import discard
+
+_WRITTEN_SECONDS = 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,8 @@ def _leftover(path: Path) -> str | None:
     if DISCARDED.search(path.name):
         return "left by an interrupted removal"
     if is_temporary(path) and path.is_file():
-        return "temporary file of a crashed run"
+        # A young one may still be written, perhaps on another machine.
+        return "temporary file of a crashed run" if time.time() - path.stat().st_mtime > _WRITTEN_SECONDS else None
     artifact = path.with_suffix("")
     if path.suffix == ".lock" and path.is_file() and not partial_folder(artifact).is_dir() and owner(path) is None:
         return "lock file of a crashed run"

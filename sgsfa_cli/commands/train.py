@@ -64,7 +64,6 @@ def train(
     """
     from pipeline.errors import ConfigError
     from pipeline.runtime.files import read_json
-    from pipeline.stages.plan import make_plan
     from pipeline.training.report import REPORT_FILE
 
     if weights is not None and start is not None:
@@ -74,14 +73,8 @@ def train(
             expected="one of them",
             hint="a checkpoint has all weights, including those of the backbone",
         )
-    selection: dict[str, Any] = {}
-    if force:
-        # Only the training is repeated; the stages before it run if they are not up to date.
-        *before, _ = make_plan(settings, until="train", progress=console.progress()).selected
-        if before:
-            run_until(settings, before[-1].name)
-        selection = {"from_stage": "train", "force": True}
-    report, rejected = run_until(settings, "train", **selection)
+    # Only the training is repeated; the stages before it run if they are not up to date.
+    report, rejected = run_until(settings, "train", force="train" if force else False)
     outcome = report.stages[-1]
     result: dict[str, Any] = read_json(outcome.path / REPORT_FILE)
     console.emit(

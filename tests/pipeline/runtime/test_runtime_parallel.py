@@ -163,3 +163,10 @@ def test_parallel_map__killed_worker_process_is_reported():
     with pytest.raises(DeviceError, match="was killed") as caught:
         list(parallel_map(die, range(4), backend="loky", jobs=2))
     assert "jobs=1" in (caught.value.hint or "")
+
+
+def test_worker_count__minds_the_quota_of_a_container(monkeypatch):
+    from joblib.externals.loky.backend import context
+
+    monkeypatch.setattr(context, "_cpu_count_cgroup", lambda cores: 0.5)
+    assert worker_count(-1) == 1

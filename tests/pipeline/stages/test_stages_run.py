@@ -431,3 +431,16 @@ def test_ranks__share_distributed_stages_wait_for_the_others_and_stop_together(c
     assert [ran for ran, _, _ in second] == [["train"], [], []]
     assert [stopped for _, stopped, _ in first] == [stopped for _, stopped, _ in second] == [False, False, True]
     assert [paths for _, _, paths in first] == [paths for _, _, paths in second]
+
+
+def test_run__other_settings_report_that_a_stage_starts_from_scratch(configure, run, caplog):
+    _, first = run(configure())
+    with caplog.at_level(logging.INFO, "sgsfa"):
+        run(configure("train.epochs=7"), until="train")
+    assert f"train: starts from scratch, not from {first.stages[1].path} (train.epochs changed from" in caplog.text
+    assert "train.start continues from earlier weights" in caplog.text
+
+
+def test_force__one_stage_builds_missing_ones_before_it(configure, run):
+    assert run(configure(), until="train", force="train")[0] == ["masks", "train"]
+    assert run(configure(), until="train", force="train")[0] == ["train"]

@@ -309,16 +309,20 @@ def test_prune_lists_unused_artifacts_and_leftovers_and_spares_the_rest(store):
     lock.write_text("")
     discarded = store.root / "train" / "run-12345678.discarded-0123abcd"
     discarded.mkdir()
+    written, half = (store.root / "train" / f".images.{pid}-0123abcd.json" for pid in (1, 2))
+    for path in (written, half):
+        path.write_text("")
+    os.utime(half, (0, 0))
 
     removals = store.prunable([kept.path], names=["run"])
-    assert {removal.path for removal in removals} == {old.path, dead, lock, discarded}
+    assert {removal.path for removal in removals} == {old.path, dead, lock, discarded, half}
     assert next(removal.size for removal in removals if removal.path == dead) == 5
     everything = store.prunable([kept.path])
     assert foreign.path in {removal.path for removal in everything}
 
     store.remove(removals)
     assert {artifact.path for artifact in store.list()} == {kept.path, foreign.path}
-    assert left(store) == []
+    assert left(store) == [written.name]
 
 
 def test_prune_keeps_the_partial_folder_of_a_plan(store):
@@ -474,7 +478,7 @@ def wait_for(process):
     return process.stdout.readline().strip()
 
 
-def test_a_second_run_stops_with_a_message_that_names_the_first(store):
+def test_a_second_run_stops_with_a_message_that_names_the_first(store, monkeypatch):
     process = worker(store, 0.5)
     try:
         assert wait_for(process) == "building"
@@ -482,6 +486,10 @@ def test_a_second_run_stops_with_a_message_that_names_the_first(store):
         with pytest.raises(LockedError) as caught:
             build(store)
         assert str(process.pid) in (caught.value.expected or "")
+        monkeypatch.setenv("SLURM_NTASKS", "2")
+        with pytest.raises(LockedError) as caught:
+            build(store)
+        assert "SLURM_NTASKS=2" in (caught.value.hint or "")
         assert store.prunable([]) == ()
     finally:
         process.kill()
