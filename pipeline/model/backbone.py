@@ -215,12 +215,15 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], name: str) -
     extra = sorted(key for key in weights.keys() - own.keys() if key.partition(".")[0] in stages)
     if missing or wrong or extra:
         first = (missing or wrong or extra)[0]
+        ours = any(key.startswith("backbone.early.") for key in weights)
         shape = f"has shape {tuple(weights[first].shape)}" if wrong else "is not part of it"
         raise WeightsError(
             f"these weights are not those of {name}: {first!r} {'is missing' if missing else shape}",
             expected=(f"{tuple(own[first].shape)} for {first!r}, and " if first in own else "")
             + f"{len(needed)} entries as its package names them",
-            hint=f"the file has {', '.join(sorted(weights)[:3])}, ...; name its own network as model.backbone",
+            hint="it is a checkpoint of this program: set train.start to it instead of model.weights"
+            if ours
+            else f"the file has {', '.join(sorted(weights)[:3])}, ...; name its own network as model.backbone",
         )
     network.load_state_dict({key: weights[key] for key in needed if key in weights}, strict=False)
 

@@ -43,7 +43,7 @@ def _after(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
         )
     start = config.warmup_epochs * _scale(config) * steps_per_epoch
     last = config.epochs * steps_per_epoch - 1
-    if step <= start or last <= start:
+    if step <= start:
         return 1.0
     share = min(1.0, (step - start) / (last - start))
     return config.final_factor + (1.0 - config.final_factor) * 0.5 * (1.0 + math.cos(math.pi * share))

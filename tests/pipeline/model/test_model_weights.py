@@ -63,6 +63,13 @@ def test_load_weights__deeper_network_of_the_family_is_refused() -> None:
         build_model(SMALL.model_copy(update={"backbone": "resnet18"}), 3, backbone_weights=deeper)
 
 
+def test_load_weights__checkpoint_of_this_program_is_for_train_start() -> None:
+    small = SMALL.model_copy(update={"backbone": "resnet18"})
+    with pytest.raises(WeightsError, match="not those of resnet18") as caught:
+        build_model(small, 3, backbone_weights=build_model(small, 3).state_dict())
+    assert "train.start" in (caught.value.hint or "")
+
+
 def test_without_internet_imagenet_names_the_file_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
 

@@ -57,11 +57,6 @@ def test_rate__cosine_ends_at_its_final_factor() -> None:
     assert values[middle] == pytest.approx(3e-4 * (0.002 + 0.998 * 0.5 * (1 + math.cos(math.pi * share))))
 
 
-def test_rate__warm_up_may_exceed_the_run() -> None:
-    values = rates(TrainConfig(schedule="cosine", epochs=1, warmup_epochs=5, schedule_epochs=0), 2)
-    assert values == sorted(values)
-
-
 def test_groups__norms_and_biases_do_not_decay() -> None:
     model = build_model(small_model(necks=True, global_dim=8), 3)
     groups = parameter_groups(model, TrainConfig(lr_heads=2.0))
