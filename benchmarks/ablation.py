@@ -236,7 +236,7 @@ def common_settings(arguments: argparse.Namespace) -> list[str]:
         "masks.device": json.dumps(arguments.device),
         "train.device": json.dumps(arguments.device),
         "extract.device": json.dumps(arguments.device),
-        "matching.pictures": 0,
+        "matching.figures": 0,
     }
     return [f"{key}={value}" for key, value in named.items()] + list(arguments.set)
 

@@ -422,7 +422,7 @@ class MatchingConfig(Section):
     verification: bool = Field(False, description="Also true positive rates at false positive rates of 1e-4 to 1e-2.")
     bootstrap: int = Field(0, ge=0, description="Bootstrap samples of the queries for 95 % intervals; 0: none.")
     breakdown: bool = Field(True, description="Also metrics by visible fraction, visible parts and camera pair.")
-    pictures: int = Field(8, ge=0, description="Number of ranking figures.")
+    figures: int = Field(8, ge=0, description="Number of ranking figures.")
     report: bool = Field(False, description="Write a report page (report.html) that shows what was found and why.")
     histogram: bool = Field(
         False, description="Also rank by colour histograms of the images, a baseline without training."

@@ -6,7 +6,7 @@ import json as json_module
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +22,30 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger("sgsfa")
 
 
+class _Log(logging.Handler):
+    """Prints the library's notes and warnings through the console that draws the bars, so that neither breaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.console = err()
+        self.warnings: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text, style = record.getMessage(), None
+        if record.levelno >= logging.WARNING:
+            self.warnings.append(text)
+            text, style = f"{record.levelname.lower()}: {text}", "yellow"
+        self.console.print(text, style=style, markup=False, soft_wrap=True)
+
+
 @dataclass
 class _Command:
-    """How the running command prints, and what it has printed."""
+    """How the running command prints, and whether it has printed its JSON object."""
 
     json: bool = False
     quiet: bool = False
     printed_json: bool = False
-    warnings: list[str] = field(default_factory=list)
+    log: _Log | None = None
 
 
 _command = _Command()
@@ -38,10 +54,11 @@ _command = _Command()
 def begin(*, json: bool = False) -> None:
     """Start a command: print what the library logs to standard error, on ranks above 0 errors only."""
     global _command
-    _command = _Command(json)
-    for handler in [each for each in _LOGGER.handlers if isinstance(each, _StderrHandler)]:
-        _LOGGER.removeHandler(handler)
-    _LOGGER.addHandler(_StderrHandler())
+    if _command.log is not None:
+        _LOGGER.removeHandler(_command.log)
+    log = _Log()
+    _command = _Command(json, log=log)
+    _LOGGER.addHandler(log)
     _LOGGER.setLevel(logging.INFO if torchrun.is_main() else logging.ERROR)
 
 
@@ -77,7 +94,8 @@ def emit(obj: Mapping[str, object] | DataclassInstance, draw: Callable[[], Seque
     if not _command.json:
         show(*draw())
     elif torchrun.is_main():
-        print_json(plain(obj) | ({"warnings": _command.warnings} if _command.warnings else {}))
+        warnings = _command.log.warnings if _command.log is not None else []
+        print_json(plain(obj) | ({"warnings": warnings} if warnings else {}))
 
 
 def show(*parts: RenderableType) -> None:
@@ -146,12 +164,10 @@ def moment(stamp: str) -> str:
 
 
 def size(count: float) -> str:
-    """Return a number of bytes as text: `812 B`, `4.1 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    """Return a number of bytes as text: `812 bytes`, `4.1 MB`."""
+    from rich.filesize import decimal
+
+    return decimal(int(count))
 
 
 def progress() -> Progress:
@@ -162,20 +178,4 @@ def progress() -> Progress:
         return SILENT
     from sgsfa_cli.progress import Bars
 
-    handler = next((each for each in _LOGGER.handlers if isinstance(each, _StderrHandler)), None)
-    return Bars(handler.console if handler is not None else err())
-
-
-class _StderrHandler(logging.Handler):
-    """Prints the library's notes and warnings through the console that draws the bars, so that neither breaks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.console = err()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text, style = record.getMessage(), None
-        if record.levelno >= logging.WARNING:
-            _command.warnings.append(text)
-            text, style = f"{record.levelname.lower()}: {text}", "yellow"
-        self.console.print(text, style=style, markup=False, soft_wrap=True)
+    return Bars(err() if _command.log is None else _command.log.console)

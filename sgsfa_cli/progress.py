@@ -58,10 +58,7 @@ class OpenTask:
 
     def advance(self, count: int = 1, /, **fields: float | str) -> None:
         """Count `count` more units, and show `fields` beside the bar."""
-        if fields:
-            self.bars.update(self.id, advance=count, values=fields)
-        else:
-            self.bars.advance(self.id, count)
+        self.bars.update(self.id, advance=count, **({"values": fields} if fields else {}))
         if self.bars.disable and time.monotonic() - self.shown >= _LINE_SECONDS:
             self.shown = time.monotonic()
             self.owner.print(f"{self.task.description}: {counts(self.task)}  {details(self.task)}")
@@ -77,19 +74,15 @@ class OpenTask:
     ) -> None:
         self.owner.open -= 1
         # Bars of finished work would pile up below the one of the work that they are part of.
-        if kind is None and self.task.completed > self.first:
-            self.owner.print(self._summary())
+        task = self.task
+        if kind is None and task.completed > self.first:
+            elapsed = task.elapsed or 0.0
+            rate = f", {_rate((task.completed - self.first) / elapsed)}" if elapsed > 0 else ""
+            values = "".join(f"  {text}" for text in _values(task))
+            self.owner.print(f"{task.description}: {counts(task)} in {duration(elapsed)}{rate}{values}")
         self.bars.remove_task(self.id)
         if self.owner.open == 0:
             self.bars.stop()
-
-    def _summary(self) -> str:
-        task = self.task
-        elapsed = task.elapsed or 0.0
-        done = task.completed - self.first
-        values = "".join(f"  {text}" for text in _values(task))
-        rate = f", {_rate(done / elapsed)}" if elapsed > 0 else ""
-        return f"{task.description}: {counts(task)} in {duration(elapsed)}{rate}{values}"
 
 
 class _Column(ProgressColumn):

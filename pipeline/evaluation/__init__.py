@@ -1,1 +1,1 @@
-"""A features file in, results, breakdowns and pictures out."""
+"""A features file in, results, breakdowns and figures out."""

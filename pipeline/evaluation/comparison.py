@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic_core import to_jsonable_python
 
 from pipeline.config import suggestion
 from pipeline.errors import DataError
@@ -78,11 +76,6 @@ class Comparison(Tabular):
         title = f"{self.test_set}: difference in % over {self.queries} queries, with its 95 % interval"
         return Table(columns, rows, title, columns[1:6])
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the comparison as plain values."""
-        plain: dict[str, Any] = to_jsonable_python(self)
-        return plain
-
     def save(self, path: Path) -> None:
         """Write the comparison as JSON, whole or not at all."""
         write_json(path, self.to_json())
@@ -150,22 +143,20 @@ def load_queries(run: Path) -> Mapping[str, QueryTable]:
     return {name: QueryTable.read((folder if single else folder / name) / QUERIES_FILE) for name in names}
 
 
-def match_queries(
-    now: Mapping[str, QueryTable], before: Mapping[str, QueryTable], where: Path
-) -> dict[str, tuple[QueryTable, QueryTable]]:
-    """Pair the test sets of two runs by name; a single one on both sides is paired whatever its name.
+def compare_all(now: Mapping[str, QueryTable], before: Mapping[str, QueryTable], where: Path) -> list[Comparison]:
+    """Compare the test sets of two runs by name; a single one on both sides is compared whatever its name.
 
     Raises:
-        DataError: The earlier run has none of the test sets.
+        DataError: The earlier run, in `where`, has none of the test sets, or shares no query with one.
     """
     if len(before) == len(now) == 1:
-        return {name: (table, next(iter(before.values()))) for name, table in now.items()}
-    pairs = {name: (table, before[name]) for name, table in now.items() if name in before}
-    if not pairs:
+        before = dict(zip(now, before.values(), strict=True))
+    common = [name for name in now if name in before]
+    if not common:
         raise DataError(
             f"the earlier run has none of the test sets {', '.join(now)}", where=where, expected=", ".join(before)
         )
-    return pairs
+    return [compare_runs(name, now[name], before[name]) for name in common]
 
 
 def _first(keys: Mapping[tuple[str, int], int]) -> str:

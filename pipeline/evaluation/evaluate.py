@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.figures import RankedQuery, draw_rankings
 from pipeline.evaluation.histogram import HistogramBaseline, histogram_baseline
 from pipeline.evaluation.queries import QUERIES_FILE, QueryTable
-from pipeline.formats.feature_file import FeatureFile
+from pipeline.formats.feature_file import FeatureFile, open_features
 from pipeline.formats.features import Features
 from pipeline.formats.provenance import JsonScalar
 from pipeline.formats.results import (
@@ -96,8 +96,7 @@ class _Sides:
     Attributes:
         query: Features of the queries.
         gallery: Features of the gallery.
-        gallery_pids: (G,) person ids.
-        gallery_camids: (G,) camera ids.
+        ids: Query and gallery identities, query and gallery cameras.
         file: The features file, None for features in memory.
         gallery_rows: (G,) rows of the gallery in the file.
         dropped: Query and gallery images without an identity.
@@ -105,28 +104,15 @@ class _Sides:
 
     query: Features
     gallery: Features | None
-    gallery_pids: Ints
-    gallery_camids: Ints
+    ids: tuple[Ints, Ints, Ints, Ints]
     file: FeatureFile | None
     gallery_rows: Ints
     dropped: int
 
     @property
-    def ids(self) -> tuple[Ints, Ints, Ints, Ints]:
-        """Query and gallery identities, query and gallery cameras."""
-        return self.query.pids, self.gallery_pids, self.query.camids, self.gallery_camids
-
-    @property
     def provenance(self) -> Mapping[str, JsonScalar]:
         """What decided the features."""
         return dict(self.query.provenance.values)
-
-    def gallery_names(self, entries: Ints | slice = slice(None)) -> list[str]:
-        """Return image names of gallery entries."""
-        if self.gallery is not None:
-            return [str(name) for name in self.gallery.names[entries]]
-        assert self.file is not None
-        return [str(name) for name in self.file.names(self.gallery_rows[entries])]
 
 
 def evaluate(
@@ -153,8 +139,7 @@ def evaluate(
     """
     config = config or MatchingConfig()
     with memory_advice("evaluate", config):
-        sides = _read(features)
-        return _evaluate(sides, dataset, config, progress)
+        return _evaluate(_read(features), dataset, config, progress)
 
 
 def _evaluate(sides: _Sides, dataset: Dataset | None, config: MatchingConfig, progress: Progress) -> Evaluation:
@@ -165,13 +150,13 @@ def _evaluate(sides: _Sides, dataset: Dataset | None, config: MatchingConfig, pr
         expanded = expand_queries(sides.query, sides.gallery, rule=rule, device=device, k=config.query_expansion)
         sides = replace(sides, query=expanded)
     ranking, verification = _rank(sides, rule, device, config, progress)
+    plain = metrics = ranking.metrics(config.max_rank, config.average_precision)
     reranked = _rerank(sides, rule, device, config) if config.rerank else None
-    final = ranking
     if reranked is not None:
         stream = RankStream(*sides.ids)
         stream.update(reranked)
-        final = stream.ranking()
-    plain, metrics = (each.metrics(config.max_rank, config.average_precision) for each in (ranking, final))
+        ranking = stream.ranking()
+        metrics = ranking.metrics(config.max_rank, config.average_precision)
     fraction, fraction_source = _visible_fraction(sides, dataset)
     ignored = _without_visibility(sides, rule, device, config, progress) if config.breakdown else None
     histogram = _histogram(sides, dataset) if config.histogram and dataset is not None else None
@@ -194,42 +179,36 @@ def _evaluate(sides: _Sides, dataset: Dataset | None, config: MatchingConfig, pr
         gain=None if ignored is None else breakdown.gain(plain, ignored),
         histogram=None if histogram is None else _scores(histogram.metrics),
         histogram_same_camera=None if histogram is None else histogram.same_camera,
-        breakdown=_breakdown(final, metrics, sides, fraction, config) if config.breakdown else (),
+        breakdown=_breakdown(ranking, metrics, sides, fraction, config) if config.breakdown else (),
     )
-    wanted = config.pictures if dataset is not None and sides.gallery is not None else 0
-    rankings = _rankings(sides, rule, metrics, reranked, wanted) if wanted else ()
+    rankings = _rankings(sides, rule, metrics, reranked, config.figures) if dataset is not None else ()
     return Evaluation(result, _query_table(sides, metrics, fraction, ignored), rankings)
 
 
 def _read(features: Path | Features) -> _Sides:
-    if isinstance(features, Path) and features.suffix == ".npz":
-        features = Features.load(features)
-    source = features if isinstance(features, Features) else FeatureFile.open(features)
+    source = features if isinstance(features, Features) else open_features(features)
     file = source if isinstance(source, FeatureFile) else None
-    pids = source.pids
-    split_rows = [source.split_rows(name) for name in ("query", "gallery")]
-    query_rows, gallery_rows = (rows[pids[rows] >= 0] for rows in split_rows)
-    for name, rows in (("query", query_rows), ("gallery", gallery_rows)):
+    pids, camids = source.pids, source.camids
+    split_rows = {split: source.split_rows(split) for split in ("query", "gallery")}
+    with_identity = {split: rows[pids[rows] >= 0] for split, rows in split_rows.items()}
+    for split, rows in with_identity.items():
         if not len(rows):
-            found = ", ".join(
-                f"{len(each)} {split}" for split, each in zip(("query", "gallery"), split_rows, strict=True)
-            )
+            found = ", ".join(f"{len(each)} {name}" for name, each in split_rows.items())
             raise DataError(
-                f"no {name} images with an identity in the features ({len(pids)} images: {found})",
+                f"no {split} images with an identity in the features ({len(pids)} images: {found})",
                 where=None if file is None else file.path,
                 expected="features of a data set with queries and a gallery",
             )
-    row_bytes = 4 * (len(PARTS) * source.part_dim + source.global_dim)
-    in_memory = file is None or len(gallery_rows) * row_bytes <= MEMORY_BYTES
+    query, gallery = with_identity["query"], with_identity["gallery"]
+    in_memory = file is None or len(gallery) * 4 * (len(PARTS) * file.part_dim + file.global_dim) <= MEMORY_BYTES
     pick = source.select if isinstance(source, Features) else source.load
     return _Sides(
-        query=pick(query_rows),
-        gallery=pick(gallery_rows) if in_memory else None,
-        gallery_pids=pids[gallery_rows],
-        gallery_camids=source.camids[gallery_rows],
+        query=pick(query),
+        gallery=pick(gallery) if in_memory else None,
+        ids=(pids[query], pids[gallery], camids[query], camids[gallery]),
         file=file,
-        gallery_rows=gallery_rows,
-        dropped=sum(map(len, split_rows)) - len(query_rows) - len(gallery_rows),
+        gallery_rows=gallery,
+        dropped=sum(map(len, split_rows.values())) - len(query) - len(gallery),
     )
 
 
@@ -254,14 +233,9 @@ def _rank(
 def _rerank(sides: _Sides, rule: MatchingRule, device: torch.device, config: MatchingConfig) -> npt.NDArray[np.float32]:
     assert sides.gallery is not None
     gc.collect()
+    sizes = {"k1": config.rerank_k1, "k2": config.rerank_k2}
     return k_reciprocal(
-        sides.query,
-        sides.gallery,
-        rule=rule,
-        device=device,
-        k1=config.rerank_k1,
-        k2=config.rerank_k2,
-        lambda_value=config.rerank_lambda,
+        sides.query, sides.gallery, rule=rule, device=device, **sizes, lambda_value=config.rerank_lambda
     )
 
 
@@ -312,12 +286,13 @@ def _visible_fraction(sides: _Sides, dataset: Dataset | None) -> tuple[Doubles, 
 
 def _histogram(sides: _Sides, dataset: Dataset) -> HistogramBaseline:
     """Rank the same images by colour histograms, without those that have no features."""
-    queries, gallery = set(sides.query.names.tolist()), set(sides.gallery_names())
-    return histogram_baseline(
-        dataset,
-        [record for record in dataset.split("query") if record.path in queries],
-        [record for record in dataset.split("gallery") if record.path in gallery],
-    )
+    gallery = sides.gallery.names if sides.gallery is not None else sides.file.names(sides.gallery_rows)  # type: ignore[union-attr]
+    kept = set(sides.query.names.tolist()), set(gallery.tolist())
+    records = [
+        [record for record in dataset.split(split) if record.path in names]
+        for split, names in zip(("query", "gallery"), kept, strict=True)
+    ]
+    return histogram_baseline(dataset, *records)
 
 
 def _breakdown(
@@ -327,7 +302,7 @@ def _breakdown(
     if sides.query.part_dim:
         groups += breakdown.by_part(metrics, sides.query.visible)
         groups += breakdown.by_visible_set(metrics, sides.query.visible)
-    groups += breakdown.by_camera_pair(ranking, sides.query.camids, sides.gallery_camids, config.average_precision)
+    groups += breakdown.by_camera_pair(ranking, *sides.ids[2:], config.average_precision)
     return tuple(groups)
 
 
@@ -354,7 +329,7 @@ def _intervals(metrics: RankMetrics, samples: int) -> dict[str, Interval]:
 def _protocol(config: MatchingConfig) -> dict[str, JsonScalar]:
     """Return the decisive choices of matching, by their names in the configuration."""
     table = config.model_dump(mode="json")
-    left_out = {"features", "pictures", "report", "breakdown", "histogram", "bootstrap", "verification"}
+    left_out = {"features", "figures", "report", "breakdown", "histogram", "bootstrap", "verification"}
     return {name: table[name] for name in config.decisive_fields() if name not in left_out}
 
 
@@ -416,8 +391,9 @@ def _part_names(visible: Bools) -> str:
 def _rankings(
     sides: _Sides, rule: MatchingRule, metrics: RankMetrics, reranked: npt.NDArray[np.float32] | None, count: int
 ) -> tuple[RankedQuery, ...]:
-    """Choose rankings to draw, spread evenly from the worst AP to the best."""
-    assert sides.gallery is not None
+    """Choose rankings to draw, spread evenly from the worst AP to the best; none of a gallery that is streamed."""
+    if sides.gallery is None or not count:
+        return ()
     order = np.argsort(metrics.per_query_ap, kind="stable")[: metrics.num_valid_queries]
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
     query = sides.query.select(chosen)
@@ -426,20 +402,20 @@ def _rankings(
     else:
         matrix = reranked[chosen]
     ap = metrics.per_query_ap[chosen]
-    return tuple(_ranked(sides, query, row, line, ap[row]) for row, line in enumerate(matrix))
+    return tuple(_ranked(query, sides.gallery, row, line, ap[row]) for row, line in enumerate(matrix))
 
 
-def _ranked(sides: _Sides, query: Features, row: int, line: npt.NDArray[np.float32], ap: float) -> RankedQuery:
+def _ranked(query: Features, gallery: Features, row: int, line: npt.NDArray[np.float32], ap: float) -> RankedQuery:
     pid, camid = query.pids[row], query.camids[row]
-    pids, camids = sides.gallery_pids, sides.gallery_camids
-    kept = np.flatnonzero((pids != pid) | (camids != camid))
-    nearest = kept[np.argsort(line[kept], kind="stable")[:_RANKED]]
+    kept = np.flatnonzero((gallery.pids != pid) | (gallery.camids != camid))
+    order = kept[np.argsort(line[kept], kind="stable")[:_RANKED]]
+    nearest = gallery.select(order)
     return RankedQuery(
         name=str(query.names[row]),
         title=f"person {pid}, camera {camid}, AP {ap:.2f}",
         parts=_part_names(query.visible[row]),
-        gallery=tuple(sides.gallery_names(nearest)),
-        captions=tuple(f"person {pids[i]}, camera {camids[i]}" for i in nearest),
-        distances=tuple(float(line[i]) for i in nearest),
-        right=tuple(bool(pids[i] == pid) for i in nearest),
+        gallery=tuple(nearest.names.tolist()),
+        captions=tuple(f"person {a}, camera {b}" for a, b in zip(nearest.pids, nearest.camids, strict=True)),
+        distances=tuple(line[order].tolist()),
+        correct=tuple((nearest.pids == pid).tolist()),
     )

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from pydantic_core import to_jsonable_python
 
 from pipeline.errors import DataError
 from pipeline.formats.features import Features
 from pipeline.formats.table import Table, Tabular
-from pipeline.matching.contributions import GLOBAL, NO_SHARED_PART, Contributions, contributions
+from pipeline.matching.contributions import GLOBAL, NO_SHARED_PART, contributions
 from pipeline.matching.distance import SHRUNK, MatchingRule
 from pipeline.parts import PARTS
 
@@ -69,19 +64,9 @@ class PairExplanation(Tabular):
             percent=("Share",),
         )
 
-    def to_json(self) -> Mapping[str, Any]:
-        """Return the explanation as plain values."""
-        plain: Mapping[str, Any] = to_jsonable_python(self)
-        return plain
-
 
 def explain_pair(query: Features, gallery: Features, rule: MatchingRule = SHRUNK) -> PairExplanation:
-    """Explain the distance of two images.
-
-    Args:
-        query: Features of one image.
-        gallery: Features of the other.
-        rule: The matching rule.
+    """Explain the distance of two images by the matching rule.
 
     Raises:
         DataError: There is not exactly one image on each side.
@@ -89,44 +74,19 @@ def explain_pair(query: Features, gallery: Features, rule: MatchingRule = SHRUNK
     """
     if len(query) != 1 or len(gallery) != 1:
         raise DataError(f"{len(query)} and {len(gallery)} images to explain", expected="one image on each side")
-    return explain_pairs(query, gallery, rule)[0]
-
-
-def explain_pairs(query: Features, gallery: Features, rule: MatchingRule = SHRUNK) -> tuple[PairExplanation, ...]:
-    """Explain the distances of query i and gallery image i, for N pairs at once.
-
-    Raises:
-        FormatError: The two differ in number or dimensions.
-    """
     terms = contributions(query, gallery, rule)
-    totals, shares = terms.totals, terms.shares
-    visible = np.stack([_visible(query), _visible(gallery)], axis=2)
-    return tuple(
-        PairExplanation(
-            str(query.names[i]),
-            str(gallery.names[i]),
-            rule.name,
-            float(totals[i]),
-            tuple(_parts(query, terms, shares, visible, i)),
+    missing = set(PARTS if query.part_dim == 0 else ()) | ({GLOBAL} if query.global_dim == 0 else set())
+    visible = zip([*query.visible[0], True, True], [*gallery.visible[0], True, True], strict=True)
+    columns = zip(TERMS, visible, terms.distances[0], terms.weights[0], terms.shares[0], strict=True)
+    parts = tuple(
+        PartContribution(
+            name,
+            (bool(both[0]), bool(both[1])),
+            None if name in missing else float(distance),
+            float(weight),
+            float(share),
         )
-        for i in range(len(query))
+        for name, both, distance, weight, share in columns
+        if weight or name != NO_SHARED_PART
     )
-
-
-def _visible(side: Features) -> np.ndarray[Any, Any]:
-    return np.concatenate([side.visible, np.ones((len(side), 2), dtype=np.bool_)], axis=1)
-
-
-def _parts(
-    query: Features, terms: Contributions, shares: np.ndarray[Any, Any], visible: np.ndarray[Any, Any], pair: int
-) -> list[PartContribution]:
-    made = []
-    for column, name in enumerate(TERMS):
-        weight = float(terms.weights[pair, column])
-        if name == NO_SHARED_PART and not weight:
-            continue
-        missing = (name in PARTS and query.part_dim == 0) or (name == GLOBAL and query.global_dim == 0)
-        distance = None if missing else float(terms.distances[pair, column])
-        first, second = (bool(each) for each in visible[pair, column])
-        made.append(PartContribution(name, (first, second), distance, weight, float(shares[pair, column])))
-    return made
+    return PairExplanation(str(query.names[0]), str(gallery.names[0]), rule.name, float(terms.totals[0]), parts)

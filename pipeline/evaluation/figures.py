@@ -1,4 +1,4 @@
-"""Ranking figures: the query on the left, its ten nearest on the right, framed green (right) or red (wrong)."""
+"""Ranking figures: the query on the left, its ten nearest on the right, framed green (correct) or red (wrong)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FRAME, _GAP, _TEXT = 4, 10, 34
 _SIDE = 170
 """Width of the query's column, which names its visible parts."""
 
-_RIGHT, _WRONG, _QUERY, _INK = (0, 140, 60), (200, 30, 40), (90, 90, 90), (30, 30, 30)
+_CORRECT, _WRONG, _QUERY, _INK = (0, 140, 60), (200, 30, 40), (90, 90, 90), (30, 30, 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class RankedQuery:
         gallery: Names of the nearest gallery images.
         captions: A line for each of them.
         distances: Their distances.
-        right: Whether each shows the query's identity.
+        correct: Whether each shows the query's identity.
     """
 
     name: str
@@ -43,7 +43,7 @@ class RankedQuery:
     gallery: tuple[str, ...]
     captions: tuple[str, ...]
     distances: tuple[float, ...]
-    right: tuple[bool, ...]
+    correct: tuple[bool, ...]
 
 
 def draw_rankings(out: Path, root: Path, rankings: Sequence[RankedQuery]) -> tuple[str, ...]:
@@ -71,20 +71,20 @@ def ranking_figure(root: Path, rankings: Sequence[RankedQuery]) -> npt.NDArray[n
     for row, ranking in enumerate(rankings):
         top = _GAP + row * row_height
         _paste(canvas, draw, root / ranking.name, (_GAP, top), _QUERY)
-        draw.text((_GAP, top + _HEIGHT + 2 * _FRAME + 2), ranking.title, _INK, small)
-        below = (_GAP, top + _HEIGHT + 2 * _FRAME + 16)
-        draw_text(canvas, below, _short(ranking.name), 10, _INK, width=_SIDE + _GAP)
+        below = top + _HEIGHT + 2 * _FRAME + 2
+        draw.text((_GAP, below), ranking.title, _INK, small)
+        name = ranking.name if len(ranking.name) <= 34 else f"...{ranking.name[-31:]}"
+        draw_text(canvas, (_GAP, below + 14), name, 10, _INK, width=_SIDE + _GAP)
         for line, part in enumerate(["visible:", *(ranking.parts.split() or ["nothing"])]):
             draw.text((_GAP + _WIDTH + 2 * _FRAME + 6, top + 16 * line), part, _INK, bold if line == 0 else small)
         for column, name in enumerate(ranking.gallery):
             left = 2 * _GAP + _SIDE + column * (_WIDTH + 2 * _FRAME + _GAP)
-            colour = _RIGHT if ranking.right[column] else _WRONG
-            _paste(canvas, draw, root / name, (left, top), colour)
             # The mark repeats the colour, for readers who cannot distinguish red from green.
-            mark = "right" if ranking.right[column] else "wrong"
+            mark, colour = ("correct", _CORRECT) if ranking.correct[column] else ("wrong", _WRONG)
+            _paste(canvas, draw, root / name, (left, top), colour)
             text = f"{column + 1}. {mark}  {ranking.distances[column]:.3f}"
-            draw.text((left, top + _HEIGHT + 2 * _FRAME + 2), text, colour, small)
-            draw.text((left, top + _HEIGHT + 2 * _FRAME + 16), ranking.captions[column], _INK, small)
+            draw.text((left, below), text, colour, small)
+            draw.text((left, below + 14), ranking.captions[column], _INK, small)
     return np.asarray(canvas)
 
 
@@ -94,7 +94,3 @@ def _paste(
     left, top = corner
     draw.rectangle((left, top, left + _WIDTH + 2 * _FRAME - 1, top + _HEIGHT + 2 * _FRAME - 1), fill=colour)
     canvas.paste(Image.fromarray(read_resized(path, _HEIGHT, _WIDTH)), (left + _FRAME, top + _FRAME))
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 34 else f"...{name[-31:]}"

@@ -1,4 +1,4 @@
-"""The histogram baseline: ranking by colour histograms of eight horizontal stripes of the whole image.
+"""A baseline without training: rank by colour histograms of stripes of the whole image.
 
 A trained model must clearly exceed it. Its second figure, how often the nearest image is of the query's own camera,
 shows how far the cameras of a data set are recognisable by colours and backgrounds.
@@ -18,6 +18,7 @@ from pipeline.datasets.records import Dataset, Record
 from pipeline.matching.metrics import RankMetrics, rank_metrics
 
 Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 
 HEIGHT, WIDTH = 128, 64
 STRIPES = 8
@@ -48,33 +49,23 @@ class HistogramBaseline:
 def histogram_baseline(
     dataset: Dataset, queries: Sequence[Record] | None = None, gallery: Sequence[Record] | None = None
 ) -> HistogramBaseline:
-    """Rank the gallery by histograms.
-
-    Args:
-        dataset: Where the images are.
-        queries: Records to search for; None: the data set's queries.
-        gallery: Records to search in; None: the data set's gallery.
+    """Rank gallery records for query records by histograms; None: those of the data set.
 
     Raises:
         ImageError: An image cannot be read.
         DataError: No query has a match in another camera.
     """
-    query_records = dataset.split("query") if queries is None else queries
-    gallery_records = dataset.split("gallery") if gallery is None else gallery
-    distances = histogram_distances(
-        histograms(dataset, query_records),
-        histograms(dataset, gallery_records),
+    sides = [dataset.split("query") if queries is None else queries]
+    sides.append(dataset.split("gallery") if gallery is None else gallery)
+    left, right = (
+        np.stack([histogram(read_resized(dataset.path_of(record), HEIGHT, WIDTH)) for record in records])
+        for records in sides
     )
-    query_pids, query_camids = _numbers(query_records)
-    gallery_pids, gallery_camids = _numbers(gallery_records)
-    metrics = rank_metrics(distances, query_pids, gallery_pids, query_camids, gallery_camids)
-    share = same_camera_share(distances, query_pids, gallery_pids, query_camids, gallery_camids)
-    return HistogramBaseline(metrics, share)
-
-
-def histograms(dataset: Dataset, records: Sequence[Record]) -> Floats:
-    """Return (N, STRIPES * bins) descriptors of images, see `histogram`."""
-    return np.stack([histogram(read_resized(dataset.path_of(record), HEIGHT, WIDTH)) for record in records])
+    # One minus the Bhattacharyya coefficient.
+    distances = np.asarray(1.0 - left @ right.T, np.float32)
+    pids = [np.array([record.pid for record in records], np.int64) for records in sides]
+    camids = [np.array([record.camid for record in records], np.int64) for records in sides]
+    return HistogramBaseline(rank_metrics(distances, *pids, *camids), same_camera_share(distances, *pids, *camids))
 
 
 def histogram(image: npt.NDArray[np.uint8]) -> Floats:
@@ -92,27 +83,15 @@ def histogram(image: npt.NDArray[np.uint8]) -> Floats:
     return np.asarray(root / np.linalg.norm(root), np.float32)
 
 
-def histogram_distances(queries: Floats, gallery: Floats) -> Floats:
-    """Return (Q, G), one minus the Bhattacharyya coefficient."""
-    return np.asarray(1.0 - queries @ gallery.T, np.float32)
-
-
 def same_camera_share(
     distances: npt.NDArray[np.floating],
-    query_pids: npt.NDArray[np.int64],
-    gallery_pids: npt.NDArray[np.int64],
-    query_camids: npt.NDArray[np.int64],
-    gallery_camids: npt.NDArray[np.int64],
+    query_pids: Ints,
+    gallery_pids: Ints,
+    query_camids: Ints,
+    gallery_camids: Ints,
 ) -> float:
     """Return the share of queries whose nearest entry, junk removed, is of their own camera."""
     same_camera = query_camids[:, None] == gallery_camids[None]
     junk = same_camera & (query_pids[:, None] == gallery_pids[None])
     nearest = np.where(junk, np.inf, distances).argmin(1)
     return float(same_camera[np.arange(len(nearest)), nearest].mean())
-
-
-def _numbers(records: Sequence[Record]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    return (
-        np.array([record.pid for record in records], np.int64),
-        np.array([record.camid for record in records], np.int64),
-    )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,18 @@ QUERIES_FILE = "queries.csv"
 
 Doubles = npt.NDArray[np.float64]
 
-_COLUMNS = ("name", "pid", "camid", "visible_fraction", "parts", "ap", "inp", "first_hit", "ap_visibility_ignored")
+_COLUMNS: dict[str, tuple[str, type]] = {
+    "name": ("names", str),
+    "pid": ("pids", int),
+    "camid": ("camids", int),
+    "visible_fraction": ("visible_fraction", float),
+    "parts": ("parts", str),
+    "ap": ("ap", float),
+    "inp": ("inp", float),
+    "first_hit": ("first_hit", int),
+    "ap_visibility_ignored": ("ap_ignored", float),
+}
+"""Attribute and type of each column of the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +68,12 @@ class QueryTable:
 
     def write(self, path: Path) -> None:
         """Write the table as CSV, whole or not at all."""
+        columns = [np.asarray(getattr(self, attribute)).tolist() for attribute, _ in _COLUMNS.values()]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(_COLUMNS)
-        columns: Sequence[Sequence[object]] = (
-            self.names,
-            self.pids.tolist(),
-            self.camids.tolist(),
-            [_number(value) for value in self.visible_fraction],
-            self.parts,
-            [_number(value) for value in self.ap],
-            [_number(value) for value in self.inp],
-            self.first_hit.tolist(),
-            [_number(value) for value in self.ap_ignored],
-        )
-        writer.writerows(zip(*columns, strict=True))
+        # NaN, which differs from itself, is an empty field.
+        writer.writerows(["" if value != value else value for value in row] for row in zip(*columns, strict=True))
         with atomic_write(path) as temporary:
             temporary.write_text(text.getvalue(), encoding="utf-8")
 
@@ -85,29 +87,18 @@ class QueryTable:
         try:
             with path.open(encoding="utf-8", newline="") as stream:
                 reader = csv.DictReader(stream)
-                if tuple(reader.fieldnames or ()) != _COLUMNS:
+                if list(reader.fieldnames or ()) != list(_COLUMNS):
                     raise FormatError("not a table of queries", where=path, expected=",".join(_COLUMNS))
                 rows = list(reader)
-            return cls(
-                tuple(row["name"] for row in rows),
-                np.array([int(row["pid"]) for row in rows], dtype=np.int64),
-                np.array([int(row["camid"]) for row in rows], dtype=np.int64),
-                _floats(row["visible_fraction"] for row in rows),
-                tuple(row["parts"] for row in rows),
-                _floats(row["ap"] for row in rows),
-                _floats(row["inp"] for row in rows),
-                np.array([int(row["first_hit"]) for row in rows], dtype=np.int64),
-                _floats(row["ap_visibility_ignored"] for row in rows),
-            )
+            columns: dict[str, Any] = {}
+            for column, (attribute, kind) in _COLUMNS.items():
+                texts = [row[column] for row in rows]
+                if kind is str:
+                    columns[attribute] = tuple(texts)
+                else:
+                    columns[attribute] = np.array([kind(text or "nan") for text in texts], np.dtype(kind))
+            return cls(**columns)
         except FileNotFoundError:
             raise FormatError("the result has no table of queries", where=path) from None
         except (OSError, ValueError, TypeError) as error:
             raise FormatError(f"the table of queries cannot be read: {error}", where=path) from error
-
-
-def _number(value: float) -> str:
-    return "" if np.isnan(value) else repr(float(value))
-
-
-def _floats(texts: Iterable[str]) -> Doubles:
-    return np.array([float(text) if text else np.nan for text in texts], dtype=np.float64)

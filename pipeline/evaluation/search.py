@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pydantic_core import to_jsonable_python
 
 from pipeline.config import MatchingConfig
 from pipeline.evaluation.explain import TERMS
@@ -91,11 +89,6 @@ class SearchResult(Tabular):
             for one in each.nearest
         )
         return Table(("Query", "Rank", "Distance", "Image", "Person", "Camera", "Shared parts and distances"), rows)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as plain values."""
-        plain: dict[str, Any] = to_jsonable_python(self)
-        return plain
 
     def save(self, path: Path) -> None:
         """Write the result as JSON, whole or not at all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,20 +127,23 @@ class Embedder:
         Raises:
             WeightsError: The network returns features that are not finite.
         """
-        size = self._config.batch_size
-        starts = range(0, len(paths), size)
-        decoded = decode_batches(paths, *self.input_size, batch=size, threads=self._threads)
-        for start, batch in zip(starts, decoded, strict=True):
-            count = min(size, len(paths) - start)
-            readable = np.zeros(count, dtype=np.bool_)
-            readable[batch.index - start] = True
-            images = np.zeros((count, *self.input_size, 3), dtype=np.uint8)
-            images[readable] = batch.images
+        for images, readable, reasons in self._decoded(paths):
             arrays = self.forward(images)
             for array in arrays.values():
                 array[~readable] = 0
+            yield EmbeddedBatch(arrays, readable, reasons)
+
+    def _decoded(self, paths: Sequence[Path]) -> Iterator[tuple[Bytes, npt.NDArray[np.bool_], dict[int, str]]]:
+        """Yield batches of images, black where unreadable, which are readable, and why others are not, by position."""
+        size = self._config.batch_size
+        decoded = decode_batches(paths, *self.input_size, batch=size, threads=self._threads)
+        for start, batch in zip(range(0, len(paths), size), decoded, strict=True):
+            images = np.zeros((min(size, len(paths) - start), *self.input_size, 3), dtype=np.uint8)
+            images[batch.index - start] = batch.images
+            readable = np.zeros(len(images), dtype=np.bool_)
+            readable[batch.index - start] = True
             failed = zip((batch.failed_index - start).tolist(), batch.failed, strict=True)
-            yield EmbeddedBatch(arrays, readable, {row: each.reason for row, each in failed})
+            yield images, readable, {row: each.reason for row, each in failed}
 
     def embed(self, images: Sequence[ImageInput]) -> Features:
         """Embed images in memory.
@@ -200,27 +203,16 @@ class Embedder:
             )
         return {name: np.ascontiguousarray(each.cpu().numpy()) for name, each in arrays.items()}
 
-    def part_masks(self, paths: Sequence[Path], *, done: Callable[[int], None] = lambda _count: None) -> Bytes:
-        """Predict the part masks of image files; those of an unreadable image are of a black one.
+    def part_masks(self, paths: Sequence[Path]) -> Bytes:
+        """Predict the part masks of image files (N, 4, H/16, W/16): 255 where the network is certain of the part.
 
-        Args:
-            paths: The image files.
-            done: Called with the number of images of each batch.
-
-        Returns:
-            (N, 4, H/16, W/16) uint8: 255 where the network is certain of the part.
+        Those of an unreadable image are of a black one.
 
         Raises:
             WeightsError: The network is a baseline, which has no part masks.
         """
-        size, found = self._config.batch_size, list[Bytes]()
-        decoded = decode_batches(paths, *self.input_size, batch=size, threads=self._threads)
-        for start, batch in zip(range(0, len(paths), size), decoded, strict=True):
-            images = np.zeros((min(size, len(paths) - start), *self.input_size, 3), dtype=np.uint8)
-            images[batch.index - start] = batch.images
-            found.append(predict_masks(self._model, torch.from_numpy(images).to(self.device)).cpu().numpy())
-            done(len(images))
-        return np.concatenate(found)
+        batches = (torch.from_numpy(images).to(self.device) for images, _, _ in self._decoded(paths))
+        return np.concatenate([predict_masks(self._model, batch).cpu().numpy() for batch in batches])
 
     def _pixels(self, image: ImageInput, position: int) -> RgbImage | ImageError:
         """Return an image at the input size, or why it cannot be used."""
@@ -244,21 +236,7 @@ class Embedder:
 def embed(
     images: Sequence[ImageInput], checkpoint: Path | str = BUILTIN, config: ExtractConfig | None = None
 ) -> Features:
-    """Embed images in memory with the network of a checkpoint.
-
-    Args:
-        images: Paths, PIL images or uint8 RGB arrays of any size, also mixed.
-        checkpoint: A trained network: a file, or `builtin`.
-        config: Precision, flip averaging, device and batch size; None: the defaults.
-
-    Returns:
-        Features with paths as names, ids unknown, split `all`.
-
-    Raises:
-        DataError: No image is given, some cannot be read, or an array is not uint8 RGB.
-        WeightsError: The checkpoint is missing or damaged, or the training diverged.
-        DeviceError: The device does not exist or its memory is exhausted.
-    """
+    """Embed images in memory with the network of a checkpoint; see `Embedder.load` and `Embedder.embed`."""
     return Embedder.load(checkpoint, config).embed(images)
 
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError, FormatError, WeightsError
-from pipeline.features.vectors import unit_vectors
 from pipeline.formats.checkpoint import BUILTIN, CheckpointMeta, resolve_checkpoint
 from pipeline.model.checkpoint import load_checkpoint
 from pipeline.model.embed import Embedded, embed
@@ -294,3 +293,21 @@ def _difference(
     allowed = np.atleast_1d(tolerance * np.abs(ours).max(axis=axes, initial=0.0))
     worst = int((apart - allowed).argmax())
     return float(apart[worst]), float(allowed[worst])
+
+
+def unit_vectors(features: Embedded, visible: Tensor) -> Tensor:
+    """Concatenate the visible parts and the global feature, each of length 1, and scale the whole to length 1.
+
+    The product of two such vectors is the numerator of the rule `shrunk` (m = 1) over the root of the product of both
+    images' numbers of visible features. Nearest neighbours agree where visibilities agree; no single vector has exactly
+    the shared-part distance, because its divisor depends on the pair.
+
+    Args:
+        features: Of B images.
+        visible: (B, 7) bool.
+
+    Returns:
+        (B, 7 D + W) float32.
+    """
+    parts = F.normalize(features.parts, dim=2) * visible.to(features.parts.dtype).unsqueeze(2)
+    return F.normalize(torch.cat([parts.flatten(1), F.normalize(features.global_feature, dim=1)], 1), dim=1)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +18,17 @@ from pipeline.datasets.registry import open_dataset
 from pipeline.errors import DataError, ImageError, Rejected
 from pipeline.features.embedder import EmbeddedBatch, Embedder, ImageInput, embed
 from pipeline.formats.checkpoint import BUILTIN
-from pipeline.formats.feature_file import ARRAYS, FeatureFile, feature_layout, open_feature_writer, write_npz
+from pipeline.formats.feature_file import (
+    ARRAYS,
+    FeatureFile,
+    feature_layout,
+    open_feature_writer,
+    open_features,
+    write_npz,
+)
 from pipeline.formats.features import Features
 from pipeline.formats.provenance import Provenance
-from pipeline.formats.rows import FAILED, OK, PENDING, Layout, RowWriter
+from pipeline.formats.rows import FAILED, OK, PENDING, RowWriter
 from pipeline.runtime.device import device_label
 from pipeline.runtime.memory import memory_advice
 from pipeline.runtime.process_group import RankInfo, broadcast, gather, process_group
@@ -66,14 +74,7 @@ def extract_file(
 ) -> ExtractReport:
     """Extract a stand-alone features file, or complete the one at `out`; it appears when it is complete.
 
-    Args:
-        out: The features file.
-        dataset: See `extract`, as for all other arguments.
-        records: The images.
-        checkpoint: The trained network.
-        config: The settings.
-        as_npz: Write a NumPy archive, which is always extracted in full, instead of HDF5.
-        progress: Receives progress.
+    See `extract` for the other arguments. A NumPy archive (`as_npz`) is always extracted in full.
 
     Raises:
         LockedError: Another process builds `out`.
@@ -142,20 +143,17 @@ def extract(
         if not ranks.is_main:
             work.share()
             return broadcast(ExtractReport(0, 0, (), 0.0, 0.0, 0, ""))
-        layout = _layout(dataset, records, embedder)
-        provenance = _provenance(dataset, embedder)
-        with open_feature_writer(path, layout, provenance, published=published) as writer:
+        layout = feature_layout(
+            **_ids(records),
+            thresholds=embedder.thresholds,
+            part_dim=embedder.part_dim,
+            global_dim=embedder.global_dim,
+            notes=dataset.notes,
+        )
+        with open_feature_writer(path, layout, _provenance(dataset, embedder), published=published) as writer:
             resumed = work.write(writer, progress)
             failed = tuple(Rejected(records[row].path, reason) for row, reason in writer.reasons().items())
-        if len(failed) == len(records):
-            raise DataError(f"none of the {len(failed):,} images can be read: {_listed(failed)}", where=dataset.root)
-        if failed:
-            _LOG.warning(
-                "%s of %s images cannot be read and have no features: %s",
-                f"{len(failed):,}",
-                f"{len(records):,}",
-                _listed(failed),
-            )
+        _warn_of_unreadable(failed, len(records), dataset)
         seconds = time.monotonic() - begin
         return broadcast(
             ExtractReport(
@@ -180,12 +178,7 @@ def embed_records(
 ) -> Features:
     """Embed images of a data set in memory, with their ids; unreadable ones are left out and logged.
 
-    Args:
-        dataset: The images.
-        records: Which images.
-        checkpoint: The trained network: a file, or `builtin`.
-        config: Precision, flip averaging, device and batch size; None: the defaults.
-        progress: Receives progress.
+    See `extract` for the arguments.
 
     Raises:
         DataError: There are no images, or none can be read.
@@ -202,19 +195,11 @@ def embed_records(
     readable = np.concatenate([np.empty(0, np.bool_), *(batch.readable for batch in batches)])
     reasons = [reason for batch in batches for reason in batch.reasons.values()]
     lost = [record.path for record, good in zip(records, readable, strict=True) if not good]
-    failed = tuple(Rejected(path, reason) for path, reason in zip(lost, reasons, strict=True))
-    if not readable.any():
-        raise DataError(f"none of {len(records):,} images can be read: {_listed(failed)}", where=dataset.root)
-    if failed:
-        _LOG.warning("%s of %s images cannot be read: %s", f"{len(failed):,}", f"{len(records):,}", _listed(failed))
-    kept = [record for record, good in zip(records, readable, strict=True) if good]
+    _warn_of_unreadable(list(map(Rejected, lost, reasons)), len(records), dataset)
     return Features.from_arrays(
         **{name: np.concatenate([batch.arrays[name] for batch in batches])[readable] for name in ARRAYS},
         thresholds=embedder.thresholds,
-        names=[record.path for record in kept],
-        pids=[record.pid for record in kept],
-        camids=[record.camid for record in kept],
-        splits=[record.split for record in kept],
+        **_ids([record for record, good in zip(records, readable, strict=True) if good]),
         provenance=_provenance(dataset, embedder),
     )
 
@@ -242,7 +227,7 @@ def embed_for_search(
     config = config or ExtractConfig()
     ready: FeatureFile | Features | None = gallery if isinstance(gallery, Features) else None
     if isinstance(gallery, str | Path) and Path(gallery).is_file():
-        ready = Features.load(gallery) if Path(gallery).suffix == ".npz" else FeatureFile.open(Path(gallery))
+        ready = open_features(Path(gallery))
     if not isinstance(query, Features):
         # Features of one view and of both views are not comparable; the gallery's exist already.
         flip = config.flip if ready is None else bool(ready.provenance.values.get("flip", config.flip))
@@ -304,17 +289,13 @@ class _Work:
                 yield start, gathered
 
 
-def _layout(dataset: Dataset, records: Sequence[Record], embedder: Embedder) -> Layout:
-    return feature_layout(
-        names=[record.path for record in records],
-        pids=[record.pid for record in records],
-        camids=[record.camid for record in records],
-        splits=[record.split for record in records],
-        thresholds=embedder.thresholds,
-        part_dim=embedder.part_dim,
-        global_dim=embedder.global_dim,
-        notes=dataset.notes,
-    )
+def _ids(records: Sequence[Record]) -> dict[str, Any]:
+    return {
+        "names": [record.path for record in records],
+        "pids": [record.pid for record in records],
+        "camids": [record.camid for record in records],
+        "splits": [record.split for record in records],
+    }
 
 
 def _provenance(dataset: Dataset, embedder: Embedder) -> Provenance:
@@ -329,6 +310,10 @@ def _readable(path: Path) -> bool:
     return True
 
 
-def _listed(failed: Sequence[Rejected]) -> str:
-    shown = ", ".join(f"{each.path} ({each.reason})" for each in failed[:_LISTED])
-    return shown + (", ..." if len(failed) > _LISTED else "")
+def _warn_of_unreadable(failed: Sequence[Rejected], total: int, dataset: Dataset) -> None:
+    listed = ", ".join(f"{each.path} ({each.reason})" for each in failed[:_LISTED])
+    listed += ", ..." if len(failed) > _LISTED else ""
+    if len(failed) == total:
+        raise DataError(f"none of the {total:,} images can be read: {listed}", where=dataset.root)
+    if failed:
+        _LOG.warning("%s of %s images cannot be read: %s", f"{len(failed):,}", f"{total:,}", listed)

@@ -306,6 +306,15 @@ def read_npz(path: Path) -> Features:
     return features
 
 
+def open_features(path: Path) -> FeatureFile | Features:
+    """Open a features file; an archive of NumPy is read into memory.
+
+    Raises:
+        FormatError: The file is missing, damaged, incomplete or not a features file.
+    """
+    return read_npz(path) if path.suffix == ".npz" else FeatureFile.open(path)
+
+
 def require_comparable(query: Features, gallery: Features | FeatureFile) -> None:
     """Refuse to compare features of different dimensions or, where both record them, checkpoints or views.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
 
 from pipeline.errors import FormatError
 from pipeline.formats.provenance import JsonScalar
@@ -160,11 +159,6 @@ class EvaluationResult(Tabular):
     def table(self) -> Table:
         """Return the metrics, with one row for the result and one for each figure to compare it with."""
         return results_table([self])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the result as plain values, as in `result.json`."""
-        plain: dict[str, Any] = to_jsonable_python(self)
-        return plain
 
     def save(self, path: Path) -> None:
         """Write the result alone as a `result.json`."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 Cell = str | int | float | None
 
@@ -61,13 +64,18 @@ class Table:
 
 
 class Tabular:
-    """A result that has a table: it prints as one, and draws itself in notebooks."""
+    """A result that has a table: it prints as one, draws itself in notebooks, and is saved as JSON."""
 
     __slots__ = ()
 
     def table(self) -> Table:
         """Return the result as a table."""
         raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain values."""
+        plain: dict[str, Any] = to_jsonable_python(self)
+        return plain
 
     def __str__(self) -> str:
         return str(self.table())

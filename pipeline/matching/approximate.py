@@ -59,14 +59,8 @@ class CandidateIndex:
     def search(self, query: Features, k: int, *, candidates: int = 200, probes: int | None = None) -> Neighbours:
         """Find the k nearest among the candidates, by exact distance.
 
-        Args:
-            query: (Q) features.
-            k: Neighbours per query.
-            candidates: Candidates per query; more cost time and raise the recall.
-            probes: Lists of the inverted file to probe; None: the index's own `probes`.
-
-        Returns:
-            The neighbours; where fewer than k were proposed, rows are -1 and distances infinite.
+        More candidates per query and more lists to probe (None: the index's own `probes`) cost time and raise the
+        recall. Where fewer than k were proposed, rows are -1 and distances infinite.
 
         Raises:
             FormatError: The query has features of other dimensions than the gallery.

@@ -43,12 +43,7 @@ class Contributions:
 
 
 def contributions(query: Features, gallery: Features, rule: MatchingRule = SHRUNK) -> Contributions:
-    """Split the distance of query i and gallery image i into its terms.
-
-    Args:
-        query: (N) features.
-        gallery: (N) features.
-        rule: The matching rule.
+    """Split the distance of query i and gallery image i into its terms, for N pairs.
 
     Raises:
         FormatError: The two differ in number or in dimensions.

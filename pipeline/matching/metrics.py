@@ -228,16 +228,10 @@ class PositivesAndJunk:
         )
 
     def others_before(self, block: Floats | Doubles, values: Doubles, *, first_query: int, first_entry: int) -> Ints:
-        """Count, for each pair, the entries of other identities that rank before it within a block of the matrix.
+        """Count, for each pair of the queries in a block, the entries of other identities that rank before it there.
 
-        Args:
-            block: Distances of queries [first_query, +B) to entries [first_entry, +C).
-            values: (R,) distances of all pairs.
-            first_query: Query of the block's first row.
-            first_entry: Gallery entry of its first column.
-
-        Returns:
-            (pairs of those queries,) int64.
+        The block has the distances of queries [first_query, +B) to entries [first_entry, +C); `values` (R,) are the
+        distances of all pairs.
 
         Raises:
             DataError: A distance is NaN.
@@ -294,13 +288,10 @@ class Ranking:
     def metrics(
         self, max_rank: int = 50, average_precision: AveragePrecision = "mean", *, among: Bools | None = None
     ) -> RankMetrics:
-        """Compute the metrics.
+        """Compute the metrics; see `rank_metrics`.
 
-        Args:
-            max_rank: Length of the CMC curve.
-            average_precision: `mean` or `trapezoid`.
-            among: (R,) pairs that count as matches, instead of all from other cameras; those that do not are removed
-                from their query's ranking.
+        Of the pairs from other cameras, those that are not `among` (R,) the ones that count are removed from their
+        query's ranking.
 
         Raises:
             DataError: No query has a match.

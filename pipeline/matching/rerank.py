@@ -68,19 +68,10 @@ def k_reciprocal(
     k2: int = 6,
     lambda_value: float = 0.3,
 ) -> Floats:
-    """Re-rank from features, never holding more than the (Q,G) result and a block.
+    """Re-rank the gallery (G) for each query (Q), never holding more than the (Q,G) result and a block.
 
-    Args:
-        query: (Q) features.
-        gallery: (G) features.
-        rule: The distance to start from; `query` is not symmetric and is refused.
-        device: Device of the products.
-        k1: Size of the neighbourhoods.
-        k2: Neighbours whose encodings are averaged; 1: none.
-        lambda_value: Weight of the original (normalised) distance in the result.
-
-    Returns:
-        (Q,G) float32 in [0, 1].
+    Of each image `k1` neighbours decide its encoding, and the encodings of `k2` (1: none) are averaged; `lambda_value`
+    is the weight of the original, normalised distance in the result: (Q,G) float32 in [0, 1].
 
     Raises:
         ConfigError: The rule is not symmetric, or k1, k2 or lambda are out of range.
@@ -260,23 +251,11 @@ def expand_queries(
     rule: MatchingRule = SHRUNK,
     device: torch.device | str = "cpu",
     k: int = 5,
-    alpha: float = 1.0,
 ) -> Features:
     """Expand queries part by part: each part of a query moves towards that part of its nearest gallery images.
 
-    A neighbour contributes to a part by its visibility there, with weight similarity ** alpha; a hidden part of the
-    query is not changed, since the neighbours may be other identities.
-
-    Args:
-        query: (Q) features.
-        gallery: (G) features.
-        rule: The matching rule that finds neighbours.
-        device: Device of the work.
-        k: Neighbours.
-        alpha: 0 weights them equally, larger values prefer the nearest.
-
-    Returns:
-        The expanded queries, with their visibility.
+    Each of the k neighbours contributes to a part by its visibility there, with its similarity as weight; a hidden
+    part of the query is not changed, since the neighbours may be other identities.
 
     Raises:
         ConfigError: The rule is one of `SUMMING_RULES`.
@@ -296,7 +275,7 @@ def expand_queries(
         for start in range(0, len(query), step)
     ]
     index = torch.cat([found.indices for found in nearest])
-    weight = (1 - torch.cat([found.values for found in nearest])).clamp_min(0) ** alpha
+    weight = (1 - torch.cat([found.values for found in nearest])).clamp_min(0)
 
     parts, unit_parts = (_unit(side.parts, device) for side in (query, gallery))
     global_feature, unit_global = (_unit(side.global_feature, device) for side in (query, gallery))

@@ -53,16 +53,9 @@ def search(
     rows: Ints | None = None,
     progress: Progress = SILENT,
 ) -> Neighbours:
-    """Find the k nearest gallery images of each query, exactly.
+    """Find the k nearest gallery images of each query, exactly; fewer where the gallery is smaller.
 
-    Args:
-        query: (Q) features.
-        gallery: A file of any size, or features in memory.
-        k: Neighbours per query; fewer are returned where the gallery is smaller.
-        rule: The matching rule.
-        device: Device of the work.
-        rows: Ascending rows of the gallery to search; None: all.
-        progress: Reports rows.
+    The gallery is a file of any size, or features in memory; `rows` are its ascending rows to search, None: all.
 
     Raises:
         FormatError: The file is damaged, or its features have another dimension.
@@ -97,15 +90,8 @@ def rank_on_disk(
     """Rank a gallery file for each query, exactly, for all metrics.
 
     Reads the file once, after the few rows of the queries' own identities. Distances of those come from products of
-    other shapes than the rest, so an entry within 1e-6 of a match may rank on either side of it.
-
-    Args:
-        query: (Q) features with person and camera ids.
-        gallery: The file, of any size.
-        rule: The matching rule.
-        device: Device of the work.
-        rows: Ascending rows of the file that are the gallery; None: all.
-        progress: Reports rows.
+    other shapes than the rest, so an entry within 1e-6 of a match may rank on either side of it. `rows` are the
+    ascending rows of the file that are the gallery, None: all.
 
     Raises:
         FormatError: The file is damaged, or its features have another dimension.

@@ -18,15 +18,10 @@ Doubles = npt.NDArray[np.float64]
 
 
 class VerificationStream:
-    """Verification rates from blocks of distances in query order.
+    """Verification rates, at chosen false positive rates, from blocks of distances in query order.
 
-    Only the genuine distances and the smallest share of the others are kept, so memory stays small; `auc` keeps all,
-    for matrices that fit into memory.
-
-    Args:
-        related: The pairs of the same identity.
-        rates: False positive rates to report at.
-        auc: Also compute the area under the curve.
+    Only the genuine distances and the smallest share of the others are kept, so memory stays small; `auc` (the area
+    under the curve) keeps all, for matrices that fit into memory.
     """
 
     def __init__(
@@ -100,24 +95,3 @@ class VerificationStream:
         if len(merged) > self._keep:
             merged = np.partition(merged, self._keep - 1)[: self._keep]
         self._smallest = np.sort(merged)
-
-
-def verification(
-    distances: npt.ArrayLike | torch.Tensor,
-    query_pids: npt.ArrayLike,
-    gallery_pids: npt.ArrayLike,
-    query_camids: npt.ArrayLike,
-    gallery_camids: npt.ArrayLike,
-    *,
-    rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2),
-) -> Verification:
-    """Compute verification rates and AUC of a distance matrix (Q,G).
-
-    Raises:
-        DataError: A distance is NaN, or there are no genuine or no impostor pairs.
-    """
-    stream = VerificationStream(
-        PositivesAndJunk.of(query_pids, gallery_pids, query_camids, gallery_camids), rates, auc=True
-    )
-    stream.update(distances)
-    return stream.compute()

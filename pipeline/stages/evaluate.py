@@ -78,12 +78,11 @@ class Evaluate(Stage):
         return f"rule {self.config.matching.rule}, {self.config.matching.metric} distance"
 
     def _check_features(self) -> str:
-        from pipeline.formats.feature_file import FeatureFile
-        from pipeline.formats.features import Features
+        from pipeline.formats.feature_file import open_features
 
         path = self.config.matching.features
         assert path is not None
-        file = Features.load(path) if path.suffix == ".npz" else FeatureFile.open(path)
+        file = open_features(path)
         counts = {split: len(file.split_rows(split)) for split in ("query", "gallery")}
         for split, count in counts.items():
             if not count:

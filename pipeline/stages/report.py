@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +15,6 @@ from pipeline.runtime.progress import SILENT, Progress
 from pipeline.stages.train import CHECKPOINT
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from pipeline.datasets.records import Dataset
     from pipeline.evaluation.evaluate import Evaluation
     from pipeline.evaluation.report.model import Report
@@ -93,8 +89,9 @@ def build_report(
         DataError: There is no query, no gallery, or no query with a match.
         WeightsError: The checkpoint is missing or damaged.
     """
-    from pipeline.evaluation.comparison import compare_runs, load_queries, match_queries
+    from pipeline.evaluation.comparison import compare_all, load_queries
     from pipeline.evaluation.report.collect import ReportInput, collect
+    from pipeline.features.embedder import Embedder
     from pipeline.formats.features import Features
     from pipeline.matching.distance import MatchingRule
     from pipeline.runtime.device import resolve_device
@@ -105,14 +102,13 @@ def build_report(
     meta = None if checkpoint is None else read_meta(resolve_checkpoint(checkpoint))
     masks = None
     if options.images and checkpoint is not None and meta is not None and meta.model.kind != "baseline":
-        masks = partial(_part_masks, checkpoint, config.device, progress)
+        masks = Embedder.load(checkpoint, ExtractConfig(device=config.device)).part_masks
     inputs = [
         ReportInput(
             evaluation=test.evaluated(config, progress),
             features=Features.load(test.features),
             rule=MatchingRule.from_config(config),
             dataset=test.dataset,
-            masks=masks,
             visibility={} if meta is None else _visibility(meta.figures),
             training=training,
             device=resolve_device(config.device),
@@ -121,15 +117,22 @@ def build_report(
     ]
     if options.against is not None:
         tables = {one.evaluation.result.test_set: one.evaluation.queries for one in inputs}
-        comparisons = {
-            name: compare_runs(name, *pair) for name, pair in match_queries(tables, before, options.against).items()
-        }
-        inputs = [replace(one, comparison=comparisons.get(one.evaluation.result.test_set)) for one in inputs]
+        found = {one.test_set: one for one in compare_all(tables, before, options.against)}
+        inputs = [replace(one, comparison=found.get(one.evaluation.result.test_set)) for one in inputs]
     changed = [name for name, on in (("re-ranking", config.rerank), ("query expansion", config.query_expansion)) if on]
     notices = []
     if changed:
         notices = [f"Metrics include {' and '.join(changed)}; the rankings, failure groups and distances do not."]
-    return collect(inputs, title=title, queries=options.queries, images=options.images, notices=notices)
+    with memory_advice("extract", ExtractConfig(device=config.device)):
+        return collect(
+            inputs,
+            title=title,
+            queries=options.queries,
+            images=options.images,
+            masks=masks,
+            notices=notices,
+            progress=progress,
+        )
 
 
 def report_of_run(config: RunConfig, *, options: ReportOptions | None = None, progress: Progress = SILENT) -> Report:
@@ -172,14 +175,6 @@ def training_files(config: RunConfig, folder: Path | None) -> tuple[Path | None,
         return None, None
     metrics = folder / METRICS_FILE
     return folder / CHECKPOINT, metrics if metrics.is_file() else None
-
-
-def _part_masks(checkpoint: Path, device: str, progress: Progress, paths: Sequence[Path]) -> npt.NDArray[np.uint8]:
-    from pipeline.features.embedder import Embedder
-
-    settings = ExtractConfig(device=device)
-    with memory_advice("extract", settings), progress.task("part masks", total=len(paths)) as task:
-        return Embedder.load(checkpoint, settings).part_masks(paths, done=task.advance)
 
 
 def _visibility(figures: Mapping[str, object]) -> dict[str, Mapping[str, float]]:

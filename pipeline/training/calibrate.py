@@ -77,7 +77,7 @@ UNCALIBRATED = Calibration((0.0,) * NUM_PARTS, {}, {}, 0)
 
 def calibrate(
     model: nn.Module,
-    feeder: Prefetcher,
+    prefetcher: Prefetcher,
     targets: MaskTargets,
     config: ModelConfig,
     *,
@@ -91,7 +91,7 @@ def calibrate(
 
     Args:
         model: The trained network, in evaluation mode on `device`.
-        feeder: Its training images.
+        prefetcher: Its training images.
         targets: Their masks.
         config: The network's configuration.
         batch: Images per batch.
@@ -110,7 +110,7 @@ def calibrate(
     model.reset_centres()
     pieces = [chosen[start : start + batch].numpy() for start in range(0, len(chosen), batch)]
     with progress.task("calibrate", total=len(chosen)) as task:
-        for rows, images in feeder.batches(pieces, lambda rows: rows):
+        for rows, images in prefetcher.batches(pieces, lambda rows: rows):
             pause()
             found = embed(model, images, amp=amp)
             shown = torch.ones_like(found.visibility, dtype=torch.bool)
@@ -135,8 +135,8 @@ def _occluded(images: Tensor, parts: Tensor, body: Tensor, *, seed: int) -> tupl
     tiles = occluder_tiles().to(images.device)
     stream = generator(0, "calibrate", seed)
     params = draw_params(stream, len(images), images.shape[1], images.shape[2], OCCLUDED, tiles=len(tiles))
-    there = AugmentParams.unpacked(params.packed().to(images.device), params.used)
-    hidden, left, _ = augment(images, parts, body, there, tiles)
+    on_device = AugmentParams.unpacked(params.packed().to(images.device), params.used)
+    hidden, left, _ = augment(images, parts, body, on_device, tiles)
     return hidden, left
 
 

@@ -101,7 +101,7 @@ def evaluate(
     Without --features the configured run is brought up to date to its eval stage. With --features the files are
     evaluated, and nothing is written unless --out names a folder.
     """
-    from pipeline.evaluation.comparison import compare_runs, load_queries, match_queries
+    from pipeline.evaluation.comparison import compare_all, load_queries
     from pipeline.formats.results import RESULT_FILE, load_results, results_json
 
     # Before the evaluation, so that a wrong path costs nothing.
@@ -118,7 +118,7 @@ def evaluate(
         results, queries = list(load_results(folder / RESULT_FILE).values()), dict(load_queries(folder))
     found, comparisons = results_json(results), []
     if against is not None:
-        comparisons = [compare_runs(name, *pair) for name, pair in match_queries(queries, before, against).items()]
+        comparisons = compare_all(queries, before, against)
         found["against"] = [comparison.to_json() for comparison in comparisons]
     console.emit(found, lambda: _draw(results, comparisons))
     return rejected
@@ -160,12 +160,10 @@ def _evaluate_files(
 def _check_flip(features: Sequence[Path], flip: bool | None) -> None:
     """Open every file, and refuse one that was not extracted as --flip says."""
     from pipeline.errors import ConfigError
-    from pipeline.formats.feature_file import FeatureFile
-    from pipeline.formats.features import Features
+    from pipeline.formats.feature_file import open_features
 
     for path in features:
-        opened = Features.load(path) if path.suffix == ".npz" else FeatureFile.open(path)
-        recorded = bool(opened.provenance.values.get("flip", False))
+        recorded = bool(open_features(path).provenance.values.get("flip", False))
         if flip is not None and flip != recorded:
             raise ConfigError(
                 f"{'--flip' if flip else '--no-flip'} contradicts the features, extracted with flip = {recorded}",

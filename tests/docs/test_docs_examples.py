@@ -26,7 +26,7 @@ BUILTIN = re.compile(r"load_model\(\)|gallery photos|compare a.jpg b.jpg *(#|$)"
 SMALL = [
     *("synth.ids=8", "synth.cameras=2", "synth.shots=2", "synth.height=64", "synth.width=32", "synth.jobs=1"),
     *("model.backbone=resnet18", "model.weights=none", "model.height=64", "model.width=32", "model.part_dim=32"),
-    *("train.epochs=1", "train.identities=2", "train.instances=2", "matching.pictures=1"),
+    *("train.epochs=1", "train.identities=2", "train.instances=2", "matching.figures=1"),
 ]
 ACCEPT_SET = re.compile(
     r"sgsfa (run|status|init|train|report(?!.*features)|masks build(?! folder| \w+:)|extract(?!.*--out)"

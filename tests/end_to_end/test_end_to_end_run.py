@@ -47,7 +47,7 @@ checkpoint_minutes = 0
 [extract]
 batch_size = 4
 [matching]
-pictures = 1
+figures = 1
 histogram = true
 """
 

@@ -53,7 +53,7 @@ checkpoint_minutes = 0
 [extract]
 batch_size = 4
 [matching]
-pictures = 1
+figures = 1
 """
 
 WRITES = ("open", "write", "rename")

@@ -16,11 +16,11 @@ HOSTILE_NAMES = (
     "</script><script>alert(2)</script>.jpg",
     "übergröße 🚶 'quoted'.jpg",
 )
-IMAGES, MASKS = 12, 12
+IMAGES = 12
 
 
 def invented_report(queries: int = 45) -> Report:
-    """Queries with APs spread over [0, 1]; every third one's first hit is right."""
+    """Queries with APs spread over [0, 1]; every third one's first hit is correct."""
     rng = np.random.default_rng(0)
     names = [*HOSTILE_NAMES, *(f"query/{i:05d}_c01s01.jpg" for i in range(queries - len(HOSTILE_NAMES)))]
     return Report(
@@ -42,7 +42,7 @@ def invented_report(queries: int = 45) -> Report:
         mask_parts=PARTS[:4],
         mask_size=(16, 8),
         images=[_image(rng) for _ in range(IMAGES)],
-        masks=[base64.b64encode(rng.integers(0, 256, (4, 16, 8), dtype=np.uint8)).decode() for _ in range(MASKS)],
+        masks=[base64.b64encode(rng.integers(0, 256, (4, 16, 8), dtype=np.uint8)).decode() for _ in range(IMAGES)],
     )
 
 
@@ -54,16 +54,15 @@ def _query(rng: np.random.Generator, name: str, number: int) -> Query:
         visibility=rng.random(len(PARTS)).tolist(),
         visible=[bool(number % 2), *[True] * (len(PARTS) - 1)],
         image=number % IMAGES,
-        mask=number % MASKS,
         ap=1.0 - number / 100,
         first_hit=1 + number % 7,
         fraction=(number % 4) / 4,
         group="nothing shared" if number % 5 == 0 else "",
-        hits=[_hit(rng, rank, right=(number + rank) % 3 == 0) for rank in range(1, 11)],
+        hits=[_hit(rng, rank, correct=(number + rank) % 3 == 0) for rank in range(1, 11)],
     )
 
 
-def _hit(rng: np.random.Generator, rank: int, *, right: bool) -> Hit:
+def _hit(rng: np.random.Generator, rank: int, *, correct: bool) -> Hit:
     weights, distances = rng.dirichlet(np.ones(len(PARTS) + 1)), rng.random(len(PARTS) + 1)
     return Hit(
         name=f"gallery/{rank}.jpg",
@@ -72,10 +71,9 @@ def _hit(rng: np.random.Generator, rank: int, *, right: bool) -> Hit:
         visibility=rng.random(len(PARTS)).tolist(),
         visible=[True] * len(PARTS),
         image=rank % IMAGES,
-        mask=rank % MASKS,
         rank=rank,
         distance=float(weights @ distances),
-        right=right,
+        correct=correct,
         contributions=[(float(d), float(w), float(d * w)) for d, w in zip(distances, weights, strict=True)],
         shared="upper lower",
     )

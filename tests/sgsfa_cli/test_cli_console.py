@@ -76,7 +76,7 @@ def test_duration(seconds, text):
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (4100, "4.1 kB"), (3.1e6, "3.1 MB"), (2e9, "2.0 GB"), (5e12, "5.0 TB")],
+    [(0, "0 bytes"), (999, "999 bytes"), (4100, "4.1 kB"), (3.1e6, "3.1 MB"), (2e9, "2.0 GB"), (5e12, "5.0 TB")],
 )
 def test_size(count, text):
     assert console.size(count) == text

@@ -35,9 +35,10 @@ def result_charts(result: EvaluationResult, histogram: Histogram) -> Iterator[Ch
     yield distance_chart(histogram)
     fractions = [group for group in result.breakdown if group.by == "visible fraction"]
     if fractions:
-        source = result.protocol["visible_fraction"]
-        yield _bars("Metrics by visible fraction", "visible fraction", fractions, f"Visible fraction by: {source}.")
-    yield from _part_chart(result.breakdown)
+        yield fraction_chart(fractions, str(result.protocol["visible_fraction"]))
+    parts = [group for group in result.breakdown if group.by in PARTS]
+    if parts:
+        yield part_chart(parts)
     cameras = [group for group in result.breakdown if group.by == "cameras"]
     if cameras:
         yield camera_matrix(cameras)
@@ -123,11 +124,10 @@ def training_chart(metrics: Path) -> Chart | None:
     )
 
 
-def _part_chart(groups: Sequence[Group]) -> Iterator[Chart]:
-    found = {(group.by, group.value): group.mAP for group in groups if group.by in PARTS}
-    if not found:
-        return
-    yield Chart(
+def part_chart(groups: Sequence[Group]) -> Chart:
+    """Return the mAP of queries in which each part is visible, and of those in which it is hidden."""
+    found = {(group.by, group.value): group.mAP for group in groups}
+    return Chart(
         title="mAP by visible part",
         kind="bar",
         x="part",
@@ -142,17 +142,18 @@ def _part_chart(groups: Sequence[Group]) -> Iterator[Chart]:
     )
 
 
-def _bars(title: str, x: str, groups: Sequence[Group], note: str) -> Chart:
+def fraction_chart(groups: Sequence[Group], source: str) -> Chart:
+    """Return rank-1 and mAP by visible fraction of the query, which `source` gives."""
     return Chart(
-        title=title,
+        title="Metrics by visible fraction",
         kind="bar",
-        x=x,
+        x="visible fraction",
         y="share",
         labels=[f"{group.value} ({group.queries})" for group in groups],
         series=[
             Series("rank-1", [group.rank1 for group in groups]),
             Series("mAP", [group.mAP for group in groups]),
         ],
-        note=f"{note} Number of queries in brackets.",
+        note=f"Visible fraction by: {source}. Number of queries in brackets.",
         unit=True,
     )

@@ -20,12 +20,13 @@ from pipeline.evaluation.report.charts import result_charts, training_chart, vis
 from pipeline.evaluation.report.failures import failure_groups, failure_reasons, shared_parts
 from pipeline.evaluation.report.images import MAX_BYTES, ImageStore, MaskFunction
 from pipeline.evaluation.report.model import Chart, Hit, Matrix, Query, Report, TestSet
-from pipeline.evaluation.report.ranking import Rankings, rankings
+from pipeline.evaluation.report.ranking import rankings
 from pipeline.formats.features import Features
 from pipeline.formats.results import EvaluationResult, intervals_table, results_table
 from pipeline.matching.contributions import contributions
 from pipeline.matching.distance import MatchingRule
 from pipeline.parts import SEMANTIC
+from pipeline.runtime.progress import SILENT, Progress, Task
 from pipeline.version import __version__
 
 _WORST_SHARE = 0.5
@@ -41,7 +42,6 @@ class ReportInput:
         features: Query and gallery features that it is about.
         rule: Its matching rule.
         dataset: The images; None: no thumbnails.
-        masks: Part masks of images by the network; None: no heat maps.
         visibility: Figures of the checkpoint's visibilities, by figure and part.
         training: `metrics.jsonl` of the training.
         comparison: The difference to an earlier run.
@@ -52,7 +52,6 @@ class ReportInput:
     features: Features
     rule: MatchingRule
     dataset: Dataset | None = None
-    masks: MaskFunction | None = None
     visibility: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     training: Path | None = None
     comparison: Comparison | None = None
@@ -65,7 +64,9 @@ def collect(
     title: str,
     queries: int = QUERIES,
     images: bool = True,
+    masks: MaskFunction | None = None,
     notices: Sequence[str] = (),
+    progress: Progress = SILENT,
 ) -> Report:
     """Collect the report of one or more test sets.
 
@@ -74,22 +75,27 @@ def collect(
         title: Heading of the page.
         queries: Queries to store for each test set: the worst half by AP, the rest spread over all others.
         images: Store thumbnails and masks; off for places where people must not be shown.
+        masks: Part masks of images by the network; None: no heat maps.
         notices: Warnings of the run, shown first.
+        progress: Shows the work.
     """
     results = [one.evaluation.result for one in inputs]
-    lacking = dict.fromkeys(notice for one in inputs for notice in _lacking(one, images=images))
-    store, tests, limits = ImageStore(), [], []
+    notices = list(dict.fromkeys([*notices, *(line for one in inputs for line in _lacking(one, images, masks))]))
+    store, tests = ImageStore(masks), []
     for number, one in enumerate(inputs, start=1):
-        budget = MAX_BYTES * number // len(inputs)
-        tests.append(_test_set(one if images else replace(one, dataset=None), queries, store, budget))
-        if len(tests[-1].queries) < min(queries, tests[-1].num_queries):
-            limits.append(f"{tests[-1].name}: {len(tests[-1].queries):,} queries are stored, for a page below 15 MB.")
+        shown = one if images else replace(one, dataset=None)
+        chosen = choose_queries(one.evaluation.queries.ap, queries)
+        with progress.task("report", total=len(chosen), unit="queries") as task:
+            test = _test_set(shown, chosen, store, task, budget=MAX_BYTES * number // len(inputs))
+        tests.append(test)
+        if len(test.queries) < min(queries, test.num_queries):
+            notices.append(f"{test.name}: {len(test.queries):,} queries are stored, for a page below 15 MB.")
     if store.unreadable:
-        limits.append(f"{len(store.unreadable):,} images cannot be read and are not shown.")
+        notices.append(f"{len(store.unreadable):,} images cannot be read and are not shown.")
     return Report(
         title=title,
         version=__version__,
-        notices=[*notices, *lacking, *limits],
+        notices=notices,
         tables=[
             results_table(results),
             *([intervals_table(results)] if any(result.intervals for result in results) else []),
@@ -105,28 +111,32 @@ def collect(
     )
 
 
-def _test_set(one: ReportInput, count: int, store: ImageStore, budget: int) -> TestSet:
+def _test_set(
+    one: ReportInput, chosen: npt.NDArray[np.int64], store: ImageStore, task: Task, *, budget: int
+) -> TestSet:
     known = one.features.select(one.features.pids >= 0)
     query, gallery = known.split("query"), known.split("gallery")
     ranked = rankings(query, gallery, one.rule, device=one.device)
     reasons = failure_reasons(query, gallery, ranked, one.rule)
     entries = []
-    for i in choose_queries(one.evaluation.queries.ap, count).tolist():
-        entries.append(_query(one, query, gallery, ranked, str(reasons[i]), i))
-        _add_images(one, entries[-1], store)
+    for i in chosen.tolist():
+        # An infinite distance marks the query's own identity and camera, at the end of a short gallery.
+        found = gallery.select(ranked.nearest[i][np.isfinite(ranked.distances[i])])
+        entry = _query(one, query, found, str(reasons[i]), i)
+        if one.dataset is not None:
+            own, *others = store.add([one.dataset.root / each.name for each in (entry, *entry.hits)])
+            hits = [replace(hit, image=place) for hit, place in zip(entry.hits, others, strict=True)]
+            entry = replace(entry, image=own, hits=hits)
+        entries.append(entry)
+        task.advance()
         if store.size > budget:
             break
-    if one.dataset is not None and one.masks is not None:
-        shown = [one.dataset.root / entry.name for query_ in entries for entry in (query_, *query_.hits)]
-        store.add_masks(shown, one.masks)
-    result = one.evaluation.result
-    return TestSet(
-        name=result.test_set,
-        num_queries=len(query),
-        charts=[*result_charts(result, ranked.histogram), *_network_charts(one)],
-        groups=failure_groups(reasons),
-        queries=[_with_images(one, entry, store) for entry in entries],
-    )
+    charts: list[Chart | Matrix] = list(result_charts(one.evaluation.result, ranked.histogram))
+    if one.visibility:
+        charts.append(visibility_chart(one.visibility))
+    if one.training is not None and (chart := training_chart(one.training)) is not None:
+        charts.append(chart)
+    return TestSet(one.evaluation.result.test_set, len(query), charts, failure_groups(reasons), entries)
 
 
 def choose_queries(ap: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
@@ -143,10 +153,8 @@ def choose_queries(ap: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.in
     return np.concatenate([worst, others[spread]])
 
 
-def _query(one: ReportInput, query: Features, gallery: Features, ranked: Rankings, reason: str, i: int) -> Query:
+def _query(one: ReportInput, query: Features, found: Features, reason: str, i: int) -> Query:
     table = one.evaluation.queries
-    # An infinite distance marks the query's own identity and camera, at the end of a short gallery.
-    found = gallery.select(ranked.nearest[i][np.isfinite(ranked.distances[i])])
     return Query(
         **entry_fields(query, i),
         ap=_number(table.ap[i]),
@@ -173,7 +181,7 @@ def explained_hits(query: Features, found: Features, rule: MatchingRule) -> list
             **entry_fields(found, j),
             rank=j + 1,
             distance=round(float(totals[j]), _DIGITS),
-            right=bool(found.pids[j] == query.pids[j]),
+            correct=bool(found.pids[j] == query.pids[j]),
             contributions=columns[j].tolist(),
             shared=shared[j],
         )
@@ -182,7 +190,7 @@ def explained_hits(query: Features, found: Features, rule: MatchingRule) -> list
 
 
 def entry_fields(side: Features, i: int) -> dict[str, Any]:
-    """Return the fields of the `Entry` of image i, without its places."""
+    """Return the fields of the `Entry` of image i, without its place."""
     return {
         "name": str(side.names[i]),
         "pid": int(side.pids[i]),
@@ -192,37 +200,12 @@ def entry_fields(side: Features, i: int) -> dict[str, Any]:
     }
 
 
-def _add_images(one: ReportInput, query: Query, store: ImageStore) -> None:
-    if one.dataset is not None:
-        for entry in (query, *query.hits):
-            store.image(one.dataset.root / entry.name)
-
-
-def _with_images(one: ReportInput, query: Query, store: ImageStore) -> Query:
-    """Return a query whose entries name the places of their thumbnails and masks."""
-    if one.dataset is None:
-        return query
-    root = one.dataset.root
-
-    def places(entry: Query | Hit) -> dict[str, Any]:
-        return {"image": store.image(root / entry.name), "mask": store.mask(root / entry.name)}
-
-    return replace(query, **places(query), hits=[replace(hit, **places(hit)) for hit in query.hits])
-
-
-def _network_charts(one: ReportInput) -> Iterator[Chart | Matrix]:
-    if one.visibility:
-        yield visibility_chart(one.visibility)
-    if one.training is not None and (chart := training_chart(one.training)) is not None:
-        yield chart
-
-
-def _lacking(one: ReportInput, *, images: bool) -> Iterator[str]:
+def _lacking(one: ReportInput, images: bool, masks: MaskFunction | None) -> Iterator[str]:
     if not images:
         yield "Images were left out on request."
     elif one.dataset is None:
         yield "The data set was not given: no images are shown."
-    elif one.masks is None:
+    elif masks is None:
         yield "The checkpoint was not given: no part masks are shown."
     yield from one.evaluation.result.notes
 

@@ -41,7 +41,7 @@ EXPLANATIONS = {
 def failure_reasons(query: Features, gallery: Features, rankings: Rankings, rule: MatchingRule) -> Strings:
     """Return the reason of each query that fails at rank 1, empty where it does not: (Q,) text."""
     first = rankings.nearest[:, 0]
-    right = gallery.pids[first] == query.pids
+    correct = gallery.pids[first] == query.pids
     matched = rankings.best_match >= 0
     wrong = contributions(query, gallery.select(first), rule)
     match = contributions(query, gallery.select(np.maximum(rankings.best_match, 0)), rule)
@@ -53,7 +53,7 @@ def failure_reasons(query: Features, gallery: Features, rankings: Rankings, rule
         ONE_PART: _largest_lead(wrong, match) >= DOMINANT,
         LOOK_ALIKE: np.ones(len(query), np.bool_),
     }
-    return np.where(right, "", np.select(list(conditions.values()), list(conditions), LOOK_ALIKE))
+    return np.where(correct, "", np.select(list(conditions.values()), list(conditions), LOOK_ALIKE))
 
 
 def failure_groups(reasons: Strings) -> list[FailureGroup]:

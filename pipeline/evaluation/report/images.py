@@ -26,56 +26,46 @@ MaskFunction = Callable[[Sequence[Path]], npt.NDArray[np.uint8]]
 
 
 class ImageStore:
-    """Thumbnails and masks of a page; an image is read once.
+    """Thumbnails and masks of a page, each image once.
 
     Attributes:
         images: Thumbnails as data URLs.
-        masks: Part masks in base64.
+        masks: Part masks of the same images in base64; empty without a network.
         mask_size: Rows and columns of a mask.
         unreadable: Images that cannot be read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, compute: MaskFunction | None = None) -> None:
         self.images: list[str] = []
         self.masks: list[str] = []
         self.mask_size = (0, 0)
         self.unreadable: list[Path] = []
-        self._image_places: dict[Path, int | None] = {}
-        self._mask_places: dict[Path, int] = {}
+        self._compute = compute
+        self._places: dict[Path, int | None] = {}
 
     @property
     def size(self) -> int:
         """Bytes of all thumbnails and masks."""
         return sum(map(len, self.images)) + sum(map(len, self.masks))
 
-    def image(self, path: Path) -> int | None:
-        """Return the place of an image's thumbnail in `images`; None if it cannot be read."""
-        if path not in self._image_places:
-            try:
-                self.images.append(thumbnail(path))
-                self._image_places[path] = len(self.images) - 1
-            except ImageError:
-                self.unreadable.append(path)
-                self._image_places[path] = None
-        return self._image_places[path]
-
-    def mask(self, path: Path) -> int | None:
-        """Return the place of an image's part masks in `masks`; None without any."""
-        return self._mask_places.get(path)
-
-    def add_masks(self, paths: Sequence[Path], compute: MaskFunction) -> None:
-        """Compute the part masks of the readable ones of some images."""
-        missing = [
-            path for path in dict.fromkeys(paths) if path not in self._mask_places and self.image(path) is not None
-        ]
-        if not missing:
-            return
-        masks = compute(missing)
-        rows, columns = masks.shape[2:]
-        self.mask_size = (rows, columns)
-        for path, each in zip(missing, masks, strict=True):
-            self._mask_places[path] = len(self.masks)
-            self.masks.append(base64.b64encode(each.tobytes()).decode("ascii"))
+    def add(self, paths: Sequence[Path]) -> list[int | None]:
+        """Return the places of images in `images` and `masks`; None for those that cannot be read."""
+        new = []
+        for path in dict.fromkeys(paths):
+            if path not in self._places:
+                self._places[path] = None
+                try:
+                    self.images.append(thumbnail(path))
+                except ImageError:
+                    self.unreadable.append(path)
+                else:
+                    self._places[path] = len(self.images) - 1
+                    new.append(path)
+        if new and self._compute is not None:
+            masks = self._compute(new)
+            self.mask_size = (masks.shape[2], masks.shape[3])
+            self.masks += [base64.b64encode(each.tobytes()).decode("ascii") for each in masks]
+        return [self._places[path] for path in paths]
 
 
 def thumbnail(path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.formats.table import Table
@@ -31,7 +31,6 @@ class Chart:
         note: One sentence that says how to read it.
         labels: Names of the bars.
         unit: The vertical axis runs from 0 to 1.
-        log: The horizontal axis is logarithmic.
         points: Mark the points of a line.
     """
 
@@ -43,7 +42,6 @@ class Chart:
     note: str = ""
     labels: Sequence[str] = ()
     unit: bool = False
-    log: bool = False
     points: bool = False
 
 
@@ -70,8 +68,7 @@ class Entry:
         camid: Camera id.
         visibility: Mean of the predicted mask of each part, in [0, 1].
         visible: Whether it exceeds the part's threshold.
-        image: Place of its thumbnail in `Report.images`, None without one.
-        mask: Place of its part masks in `Report.masks`, None without.
+        image: Place of its thumbnail in `Report.images` and of its masks in `Report.masks`, None without one.
     """
 
     name: str
@@ -80,7 +77,6 @@ class Entry:
     visibility: Sequence[float]
     visible: Sequence[bool]
     image: int | None = None
-    mask: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +86,7 @@ class Hit(Entry):
     Attributes:
         rank: From 1.
         distance: Under the matching rule.
-        right: Same identity as the query.
+        correct: Same identity as the query.
         contributions: Distance, weight and contribution (their product) of each term; the contributions add up to the
             distance. A distance is None where the feature is missing.
         shared: The parts that enter the distance, for the caption.
@@ -98,7 +94,7 @@ class Hit(Entry):
 
     rank: int = 0
     distance: float = 0.0
-    right: bool = False
+    correct: bool = False
     contributions: Sequence[tuple[float | None, float, float]] = ()
     shared: str = ""
 
@@ -158,7 +154,7 @@ class Report:
         mask_parts: Names of the part masks, empty without masks.
         mask_size: Rows and columns of a part mask.
         images: Thumbnails as data URLs.
-        masks: Part masks, uint8 (parts, rows, columns), in base64.
+        masks: Part masks of the same images, uint8 (parts, rows, columns), in base64; empty without a network.
     """
 
     title: str
@@ -170,5 +166,5 @@ class Report:
     parts: Sequence[str] = ()
     mask_parts: Sequence[str] = ()
     mask_size: tuple[int, int] = (16, 8)
-    images: Sequence[str] = field(default_factory=tuple)
-    masks: Sequence[str] = field(default_factory=tuple)
+    images: Sequence[str] = ()
+    masks: Sequence[str] = ()

@@ -35,15 +35,12 @@ def pair_report(
         rule: The matching rule.
         masks: (2, 4, h, w) their part masks by the network; None: no heat maps.
     """
-    store = ImageStore()
-    if masks is not None:
-        store.add_masks(paths, lambda missing: masks[[list(paths).index(path) for path in missing]])
+    store = ImageStore(None if masks is None else lambda new: masks[[list(paths).index(path) for path in new]])
     first, second = images.select(slice(0, 1)), images.select(slice(1, 2))
-    places = [(path.name, store.image(path), store.mask(path)) for path in paths]
+    places = store.add(paths)
     (hit,) = explained_hits(first, second, rule)
-    name, image, mask = places[1]
-    hit = replace(hit, name=name, image=image, mask=mask)
-    query = Query(**(entry_fields(first, 0) | dict(zip(("name", "image", "mask"), places[0], strict=True))), hits=[hit])
+    hit = replace(hit, name=paths[1].name, image=places[1])
+    query = replace(Query(**entry_fields(first, 0)), name=paths[0].name, image=places[0], hits=[hit])
     return Report(
         title=f"{paths[0].name} and {paths[1].name}: distance {hit.distance:.3f}",
         version=__version__,

@@ -45,14 +45,12 @@ class Rankings:
         nearest: (Q,K) gallery rows, nearest first.
         distances: (Q,K) their distances.
         best_match: (Q,) the nearest gallery row of the same identity in another camera; -1 without one.
-        best_match_distance: (Q,) its distance.
         histogram: Distances of genuine and impostor pairs.
     """
 
     nearest: Ints
     distances: Floats
     best_match: Ints
-    best_match_distance: Floats
     histogram: Histogram
 
 
@@ -71,7 +69,7 @@ def rankings(
     k = min(k, len(gallery))
     upper = 2.0 * len(query.thresholds) if rule.name in ("sum", "query") else NOTHING_SHARED + 1.0
     gallery_pids, gallery_camids = torch.from_numpy(gallery.pids), torch.from_numpy(gallery.camids)
-    nearest, distances, matches, match_distances = [], [], [], []
+    nearest, distances, matches = [], [], []
     genuine, impostor = torch.zeros(BINS, dtype=torch.int64), torch.zeros(BINS, dtype=torch.int64)
     start = 0
     for block in distance_blocks(query, gallery, rule=rule, device=device):
@@ -88,11 +86,9 @@ def rankings(
         distances.append(found.values)
         match = values.masked_fill(~same, torch.inf).min(dim=1)
         matches.append(torch.where(match.values.isfinite(), match.indices, -1))
-        match_distances.append(match.values)
     return Rankings(
         nearest=torch.cat(nearest).numpy(),
         distances=torch.cat(distances).numpy(),
         best_match=torch.cat(matches).numpy(),
-        best_match_distance=torch.cat(match_distances).numpy(),
         histogram=Histogram(upper, genuine.numpy(), impostor.numpy()),
     )

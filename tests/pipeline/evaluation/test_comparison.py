@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config import MatchingConfig
 from pipeline.errors import DataError, FormatError
-from pipeline.evaluation.comparison import compare_runs, load_queries, match_queries
+from pipeline.evaluation.comparison import compare_all, compare_runs, load_queries
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.queries import QueryTable
 from pipeline.formats.results import load_results, save_results
@@ -61,12 +61,12 @@ def test_load_queries__folder_artifact_or_result_file(test_set: TestSet, tmp_pat
     assert list(load_queries(run)) == ["toy"]
 
 
-def test_match_queries__by_name_or_the_only_one(test_set: TestSet, tmp_path: Path) -> None:
+def test_compare_all__by_name_or_the_only_one(test_set: TestSet, tmp_path: Path) -> None:
     table = evaluate(test_set.features).queries
-    assert match_queries({"a": table}, {"b": table}, tmp_path) == {"a": (table, table)}
-    assert list(match_queries({"a": table, "b": table}, {"b": table}, tmp_path)) == ["b"]
+    assert [one.test_set for one in compare_all({"a": table}, {"b": table}, tmp_path)] == ["a"]
+    assert [one.test_set for one in compare_all({"a": table, "b": table}, {"b": table}, tmp_path)] == ["b"]
     with pytest.raises(DataError, match="a") as caught:
-        match_queries({"a": table}, {"x": table, "y": table}, tmp_path)
+        compare_all({"a": table}, {"x": table, "y": table}, tmp_path)
     assert caught.value.expected == "x, y"
 
 

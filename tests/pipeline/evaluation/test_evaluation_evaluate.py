@@ -21,7 +21,7 @@ from pipeline.matching.metrics import RankMetrics, rank_metrics
 from tests.helpers.evaluation import NUM_GALLERY, NUM_QUERY, TestSet, write_features
 
 EVERYTHING = MatchingConfig(
-    rerank=True, verification=True, bootstrap=50, histogram=True, pictures=3, rerank_k1=6, rerank_k2=2
+    rerank=True, verification=True, bootstrap=50, histogram=True, figures=3, rerank_k1=6, rerank_k2=2
 )
 
 

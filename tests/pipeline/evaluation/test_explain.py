@@ -11,7 +11,7 @@ import pytest
 from pipeline.config import MatchingConfig
 from pipeline.errors import DataError, FormatError
 from pipeline.evaluation import search as search_module
-from pipeline.evaluation.explain import explain_pair, explain_pairs
+from pipeline.evaluation.explain import explain_pair
 from pipeline.evaluation.search import search_gallery
 from pipeline.formats.feature_file import FeatureFile
 from pipeline.formats.features import Features
@@ -33,10 +33,10 @@ def test_explain_pair__terms_add_up(test_set: TestSet, name: RuleName) -> None:
     assert pair.to_json()["parts"][0]["name"] == "head"
 
 
-def test_explain_pairs__without_a_shared_part(test_set: TestSet) -> None:
+def test_explain_pair__without_a_shared_part(test_set: TestSet) -> None:
     features = Features.load(test_set.features).select(slice(0, 2))
     features.visibility[:] = 0
-    (pair,) = explain_pairs(features.select(slice(0, 1)), features.select(slice(1, 2)), MatchingRule("mean"))
+    pair = explain_pair(features.select(slice(0, 1)), features.select(slice(1, 2)), MatchingRule("mean"))
     assert [part.name for part in pair.parts if part.weight] == ["global", "no shared part"]
     with pytest.raises(DataError, match="2 and 1"):
         explain_pair(features, features.select(slice(0, 1)))

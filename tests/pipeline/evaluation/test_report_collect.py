@@ -52,7 +52,8 @@ def test_rankings__equal_a_plain_sort_of_the_matrix(name: RuleName) -> None:
     matrix[junk] = np.inf
     assert found.distances == pytest.approx(np.sort(matrix, axis=1)[:, :5], abs=1e-6)
     matches = np.where(same & ~junk, matrix, np.inf)
-    assert found.best_match_distance == pytest.approx(matches.min(axis=1), abs=1e-6)
+    best = np.where(np.isfinite(matches).any(axis=1), matches.argmin(axis=1), -1)
+    assert found.best_match.tolist() == best.tolist()
     assert found.histogram.genuine.sum() == (same & ~junk).sum()
     assert found.histogram.impostor.sum() == (~same).sum()
     threshold = found.histogram.threshold(0.01)
@@ -128,7 +129,7 @@ def test_collect__figures_equal_the_result(test_set: TestSet, tmp_path: Path) ->
     for column in ("Rank-1", "mAP"):
         key = {"Rank-1": "rank1"}.get(column, column)
         assert row[report.tables[0].columns.index(column)] == f"{100 * stored['metrics'][key]:.1f}"
-    right = [query.hits[0].right for query in report.tests[0].queries]
+    right = [query.hits[0].correct for query in report.tests[0].queries]
     assert len(right) == stored["counts"]["query_images"]
     assert np.mean(right) == pytest.approx(stored["metrics"]["rank1"])
     failing = sum(group.count for group in report.tests[0].groups)
@@ -156,13 +157,12 @@ def test_collect__masks_belong_to_their_images(test_set: TestSet) -> None:
     def masks(paths: Sequence[Path]) -> npt.NDArray[np.uint8]:
         return np.stack([np.full((4, 8, 4), sum(path.name.encode()) % 256, np.uint8) for path in paths])
 
-    report = collect([report_input(test_set, masks=masks)], title="t", queries=6)
+    report = collect([report_input(test_set)], title="t", queries=6, masks=masks)
     assert report.mask_size == (8, 4)
     assert len(report.masks) == len(report.images)
     query = report.tests[0].queries[0]
-    assert query.mask is not None
-
-    assert base64.b64decode(report.masks[query.mask])[0] == sum(Path(query.name).name.encode()) % 256
+    assert query.image is not None
+    assert base64.b64decode(report.masks[query.image])[0] == sum(Path(query.name).name.encode()) % 256
 
 
 def test_charts__densities_and_training_curves(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_pair_report__holds_both_images_and_their_masks(paths: list[Path]) -> No
     (query,) = report.tests[0].queries
     (hit,) = query.hits
     assert (query.name, hit.name) == (paths[0].name, paths[1].name)
-    assert len({query.image, hit.image}) == len({query.mask, hit.mask}) == 2
+    assert len({query.image, hit.image}) == len(report.masks) == 2
     assert sum(product for _, _, product in hit.contributions) == pytest.approx(hit.distance, abs=1e-5)
     assert str(paths[0].parent) not in render(report)
 

@@ -230,7 +230,7 @@ def test_extract__without_a_readable_image(tmp_path: Path, dataset: Dataset, che
     with pytest.raises(DataError, match=f"none of the {COUNT} images"):
         run(out, dataset, checkpoint)
     assert not out.exists()
-    with pytest.raises(DataError, match=f"none of {COUNT} images"):
+    with pytest.raises(DataError, match=f"none of the {COUNT} images"):
         embed_records(dataset, dataset.records, checkpoint, config())
     for record, content in zip(dataset.records, contents, strict=True):
         dataset.path_of(record).write_bytes(content)

@@ -11,11 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import DataError
+from pipeline.formats.results import Verification
 from pipeline.matching.intervals import bootstrap_mean
 from pipeline.matching.metrics import PositivesAndJunk
-from pipeline.matching.verification import VerificationStream, verification
+from pipeline.matching.verification import VerificationStream
 
+RATES = (1e-4, 1e-3, 1e-2)
 VECTORS = Path(__file__).parents[2] / "data" / "vectors"
+
+
+def verification(distances: np.ndarray, *ids: object, rates: tuple[float, ...] = RATES) -> Verification:
+    stream = VerificationStream(PositivesAndJunk.of(*ids), rates, auc=True)  # type: ignore[arg-type]
+    stream.update(distances)
+    return stream.compute()
 
 
 @pytest.mark.parametrize("case", ["case1_small", "case2_medium", "case3_no_valid_match"])

@@ -68,7 +68,7 @@
       options: {
         animation: false, responsive: true, maintainAspectRatio: false, parsing: chart.kind === "bar" ? undefined : true,
         scales: {
-          x: axis(chart.x, chart.kind === "bar" ? {} : { type: chart.log ? "logarithmic" : "linear" }),
+          x: axis(chart.x, chart.kind === "bar" ? {} : { type: "linear" }),
           y: axis(chart.y, chart.unit ? { min: 0, max: 1 } : { beginAtZero: true }),
         },
         plugins: { legend: { display: chart.series.length > 1, labels: { color: style("--text") } } },
@@ -84,12 +84,12 @@
   };
 
   // A pair: masks over both images, visibility, and what every part adds to the distance
-  const maskOf = (index) => (index === null ? null : Uint8Array.from(atob(data.masks[index]), (char) => char.charCodeAt(0)));
+  const maskOf = (index) => (index === null || !data.masks.length ? null : Uint8Array.from(atob(data.masks[index]), (char) => char.charCodeAt(0)));
   const drawSide = (label, entry, part) => {
     const canvas = element("canvas", { width: 128, height: 256, role: "img", "aria-label": `${label} ${entry.name}, part mask ${part}` });
     const context = canvas.getContext("2d");
     const paint = () => {
-      const mask = maskOf(entry.mask), channel = data.mask_parts.indexOf(part);
+      const mask = maskOf(entry.image), channel = data.mask_parts.indexOf(part);
       if (mask === null || channel < 0) return;
       const [rows, columns] = data.mask_size, small = element("canvas", { width: columns, height: rows });
       const pixels = small.getContext("2d").createImageData(columns, rows);
@@ -138,14 +138,14 @@
     const pair = element("div", { class: "explanation" });
     const own = drawFigure({ ...query, caption: `query, camera ${query.camid}` }, `Query ${query.name}`, "", null);
     const hits = query.hits.map((hit) => {
-      const sign = hit.right ? "✓" : "✗";
+      const sign = hit.correct ? "✓" : "✗";
       const toggle = (event) => {
         const button = event.currentTarget, open = button.getAttribute("aria-expanded") === "true";
         for (const other of row.querySelectorAll("button.frame")) other.setAttribute("aria-expanded", "false");
         button.setAttribute("aria-expanded", String(!open));
         pair.replaceChildren(...(open ? [] : [drawPair(query, hit)]));
       };
-      const figure = drawFigure(hit, `Rank ${hit.rank}, ${hit.right ? "same identity" : "another identity"}: ${hit.name}`, hit.right ? "right" : "wrong", toggle);
+      const figure = drawFigure(hit, `Rank ${hit.rank}, ${hit.correct ? "same identity" : "another identity"}: ${hit.name}`, hit.correct ? "correct" : "wrong", toggle);
       figure.lastChild.append(element("span", { class: "sign" }, `${sign} ${hit.rank}`), ` id ${hit.pid}, camera ${hit.camid}`, element("br"), number(hit.distance), element("br"), element("span", { class: "muted" }, hit.shared || "no shared part"));
       return figure;
     });
@@ -170,7 +170,7 @@
     const parts = data.parts.slice(0, test.queries[0]?.visible.length ?? 0);
     form.replaceChildren(
       select("Sort", "sort", Object.keys(SORTS)),
-      select("Rank 1", "rank1", ["all", "wrong at rank 1", "right at rank 1"]),
+      select("Rank 1", "rank1", ["all", "wrong at rank 1", "correct at rank 1"]),
       select("Part", "part", ["any", ...parts.flatMap((part) => [`${part} visible`, `${part} hidden`])]),
       select("Camera", "camera", ["all", ...cameras]),
       select("Visible fraction", "fraction", ["any", "below 25 %", "25 to 50 %", "50 to 75 %", "above 75 %"]),
@@ -179,8 +179,8 @@
   };
   const accepts = (query) => {
     const chosen = Object.fromEntries(new FormData(form));
-    const right = query.hits[0]?.right ?? false;
-    if (chosen.rank1 !== "all" && right !== chosen.rank1.startsWith("right")) return false;
+    const correct = query.hits[0]?.correct ?? false;
+    if (chosen.rank1 !== "all" && correct !== chosen.rank1.startsWith("correct")) return false;
     if (chosen.camera !== "all" && chosen.camera !== `camera ${query.camid}`) return false;
     if (chosen.group !== "all" && chosen.group !== query.group) return false;
     if (chosen.part !== "any") {
