@@ -25,13 +25,15 @@ _LOGGER = logging.getLogger("sgsfa")
 class _Log(logging.Handler):
     """Prints the library's notes and warnings through the console that draws the bars, so that neither breaks."""
 
-    def __init__(self) -> None:
+    def __init__(self, meta: Mapping[str, Any]) -> None:
         super().__init__()
-        self.console = err()
+        self.console, self.meta = err(), meta
         self.warnings: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        text, style = record.getMessage(), None
+        from sgsfa_cli.errors import in_terms_of
+
+        text, style = in_terms_of(record.getMessage(), set(self.meta.get("options", ()))), None
         if record.levelno >= logging.WARNING:
             self.warnings.append(text)
             text, style = f"{record.levelname.lower()}: {text}", "yellow"
@@ -51,12 +53,17 @@ class _Command:
 _command = _Command()
 
 
-def begin(*, json: bool = False) -> None:
-    """Start a command: print what the library logs to standard error, on ranks above 0 errors only."""
+def begin(meta: Mapping[str, Any] | None = None, *, json: bool = False) -> None:
+    """Start a command: print what the library logs to standard error, on ranks above 0 errors only.
+
+    Args:
+        meta: Of the command line; its `options`, known later, are those in which messages name configuration keys.
+        json: Print one JSON object.
+    """
     global _command
     if _command.log is not None:
         _LOGGER.removeHandler(_command.log)
-    log = _Log()
+    log = _Log(meta or {})
     _command = _Command(json, log=log)
     _LOGGER.addHandler(log)
     _LOGGER.setLevel(logging.INFO if torchrun.is_main() else logging.ERROR)

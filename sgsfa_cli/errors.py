@@ -40,6 +40,7 @@ _EXTERNAL = frozenset(
 _OPTIONS = {
     ("masks.allow_failed", "true"): "--allow-failed",
     ("data.expect_counts", "false"): "--expect-counts off",
+    ("extract.amp", "bf16"): "--amp bf16",
 }
 """Options of some commands for values of the configuration; all other values are set by `--set`."""
 

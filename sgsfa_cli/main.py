@@ -81,7 +81,7 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the group's own options; errors are JSON from here on, if the command's options ask for it."""
-        console.begin(json="--json" in args)
+        console.begin(ctx.meta, json="--json" in args)
         rest: list[str] = super().parse_args(ctx, args)
         return rest
 

@@ -167,18 +167,26 @@ class _Exported(nn.Module):
         )
 
     def example(self, count: int) -> Tensor:
-        """Return images of blurred noise: like photographs they have large forms, in which masks find parts."""
-        stream = torch.Generator().manual_seed(count)
-        coarse = torch.rand((count, 3, 8, 4), generator=stream)
-        smooth = F.interpolate(coarse, size=self.size, mode="bilinear", align_corners=False)
-        noisy = smooth + 0.1 * torch.randn(smooth.shape, generator=stream)
-        images = (noisy.clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        """Return input for `count` images."""
+        images = example_images(count, self.size)
         return normalise(images).contiguous() if self.options.single_vector else images
 
     def as_arrays(self, images: Tensor) -> Arrays:
         """Return the outputs for a batch."""
         with torch.inference_mode():
             return [tensor.numpy() for tensor in self(images)]
+
+
+def example_images(count: int, size: tuple[int, int]) -> Tensor:
+    """Return (count, H, W, 3) uint8 images of blurred noise.
+
+    Like photographs they have large forms, in which masks find parts.
+    """
+    stream = torch.Generator().manual_seed(count)
+    coarse = torch.rand((count, 3, 8, 4), generator=stream)
+    smooth = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+    noisy = smooth + 0.1 * torch.randn(smooth.shape, generator=stream)
+    return (noisy.clamp(0, 1) * 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _require_packages() -> None:

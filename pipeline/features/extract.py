@@ -29,7 +29,7 @@ from pipeline.formats.feature_file import (
 from pipeline.formats.features import Features
 from pipeline.formats.provenance import Provenance
 from pipeline.formats.rows import FAILED, OK, PENDING, RowWriter
-from pipeline.runtime.device import device_label
+from pipeline.runtime.device import device_label, has_native_bfloat16
 from pipeline.runtime.memory import memory_advice
 from pipeline.runtime.process_group import RankInfo, broadcast, gather, process_group
 from pipeline.runtime.progress import SILENT, Progress
@@ -150,6 +150,11 @@ def extract(
             global_dim=embedder.global_dim,
             notes=dataset.notes,
         )
+        if config.amp == "off" and embedder.device.type == "cpu" and has_native_bfloat16():
+            _LOG.info(
+                "this CPU computes bfloat16 natively: extract.amp=bf16 may be faster (1.4 to 1.7 times as fast for "
+                "the built-in network on one core); features then differ by some per cent"
+            )
         with open_feature_writer(path, layout, _provenance(dataset, embedder), published=published) as writer:
             resumed = work.write(writer, progress)
             failed = tuple(Rejected(records[row].path, reason) for row, reason in writer.reasons().items())

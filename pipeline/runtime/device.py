@@ -92,6 +92,12 @@ def autocast(device: torch.device, amp: Precision) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=_AMP_DTYPES[amp])
 
 
+def has_native_bfloat16() -> bool:
+    """Return whether the CPU has instructions for bfloat16; False where PyTorch does not report it."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

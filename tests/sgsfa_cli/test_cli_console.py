@@ -33,6 +33,12 @@ def lines(monkeypatch):
     console.begin()
 
 
+def test_notes__name_configuration_keys_by_the_commands_options(capsys):
+    console.begin({"options": ["--amp", "--set"]})
+    LOG.info("extract.amp=bf16 may be faster, extract.flip=false too")
+    assert "--amp bf16 may be faster, --set extract.flip=false too" in capsys.readouterr().err
+
+
 # Results
 
 

@@ -337,3 +337,22 @@ def test_extract__a_pickle_in_place_of_a_checkpoint_is_not_opened(tmp_path: Path
     (tmp_path / "bomb.safetensors").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(WeightsError):
         run(tmp_path / "f.h5", dataset, tmp_path / "bomb.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("native", "amp", "noted"), [(True, "off", True), (True, "bf16", False), (False, "off", False)]
+)
+def test_extract__notes_native_bfloat16(
+    tmp_path: Path,
+    dataset: Dataset,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    native: bool,
+    amp: str,
+    noted: bool,
+) -> None:
+    monkeypatch.setattr(extract_module, "has_native_bfloat16", lambda: native)
+    with caplog.at_level(logging.INFO, "sgsfa.features"):
+        run(tmp_path / "features.h5", dataset, checkpoint, amp=amp)
+    assert any("extract.amp=bf16" in message for message in caplog.messages) is noted
