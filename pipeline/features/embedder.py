@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from torch import nn
 
 from pipeline.config import ExtractConfig
 from pipeline.datasets.images import RgbImage, decode_batches, pillow_to_rgb, read_image, resize
-from pipeline.errors import DataError, ImageError, WeightsError
+from pipeline.errors import ConfigError, DataError, ImageError, WeightsError
 from pipeline.features.parser_visibility import THRESHOLD, ParserVisibility
 from pipeline.formats.checkpoint import BUILTIN, CheckpointMeta, read_meta, resolve_checkpoint
 from pipeline.formats.features import Features
@@ -38,6 +38,8 @@ Bytes = npt.NDArray[np.uint8]
 
 ImageInput = Path | str | Image.Image | RgbImage
 """A path, a PIL image, or a uint8 RGB array (H, W, 3)."""
+
+Channels = Literal["rgb", "bgr"]
 
 _LISTED = 5
 
@@ -145,20 +147,24 @@ class Embedder:
             failed = zip((batch.failed_index - start).tolist(), batch.failed, strict=True)
             yield images, readable, {row: each.reason for row, each in failed}
 
-    def embed(self, images: Sequence[ImageInput]) -> Features:
+    def embed(self, images: Sequence[ImageInput], *, channels: Channels = "rgb") -> Features:
         """Embed images in memory.
 
         Args:
-            images: Paths, PIL images or uint8 RGB arrays of any size, also mixed.
+            images: Paths, PIL images or uint8 arrays of any size, also mixed.
+            channels: Order of the channels of arrays; OpenCV's are `bgr`. It cannot be told from the pixels.
 
         Returns:
             Features with paths as names (else `image-1`, ...), ids unknown, split `all`.
 
         Raises:
-            DataError: No image is given, some cannot be read, or an array is not uint8 RGB.
+            DataError: No image is given, some cannot be read, or an array is not uint8 with three channels.
+            ConfigError: `channels` has another value.
             WeightsError: The network returns features that are not finite.
             DeviceError: Memory is exhausted.
         """
+        if channels not in get_args(Channels):
+            raise ConfigError(f"unknown order of channels {channels!r}", expected=" | ".join(get_args(Channels)))
         if isinstance(images, str | Path | Image.Image) or getattr(images, "ndim", 4) < 4:
             raise DataError("a single image given", expected="a list of images")
         if not len(images):
@@ -168,7 +174,7 @@ class Embedder:
         with ThreadPoolExecutor(self._threads) as pool, memory_advice("extract", self._config):
             for start in range(0, len(images), self._config.batch_size):
                 positions = range(start, min(start + self._config.batch_size, len(images)))
-                pixels = list(pool.map(lambda i: self._pixels(images[i], i), positions))
+                pixels = list(pool.map(lambda i: self._pixels(images[i], i, channels), positions))
                 failed += [each for each in pixels if isinstance(each, ImageError)]
                 if not failed:
                     blocks.append(self.forward(np.stack([each for each in pixels if not isinstance(each, ImageError)])))
@@ -214,7 +220,7 @@ class Embedder:
         batches = (torch.from_numpy(images).to(self.device) for images, _, _ in self._decoded(paths))
         return np.concatenate([predict_masks(self._model, batch).cpu().numpy() for batch in batches])
 
-    def _pixels(self, image: ImageInput, position: int) -> RgbImage | ImageError:
+    def _pixels(self, image: ImageInput, position: int, channels: Channels) -> RgbImage | ImageError:
         """Return an image at the input size, or why it cannot be used."""
         try:
             if isinstance(image, str | Path):
@@ -227,10 +233,10 @@ class Embedder:
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
             raise DataError(
                 f"image {position + 1} is an array of {array.dtype} and shape {array.shape}",
-                expected="uint8 RGB of shape (height, width, 3)",
-                hint="arrays of OpenCV are BGR: convert them with cv2.cvtColor(image, cv2.COLOR_BGR2RGB)",
+                expected="uint8 of shape (height, width, 3), RGB unless channels='bgr' is passed, as for OpenCV",
             )
-        return resize(np.ascontiguousarray(array), *self.input_size)
+        ordered = array if channels == "rgb" else array[..., ::-1]
+        return resize(np.ascontiguousarray(ordered), *self.input_size)
 
 
 def embed(

@@ -53,6 +53,16 @@ def test_embed__paths_and_pillow_images_agree(checkpoint: Path, people: Path) ->
     assert np.abs(features.parts - features.parts[:1]).max() < 1e-6
 
 
+def test_embed__opencv_arrays_need_their_channels(checkpoint: Path, people: Path) -> None:
+    model, path = sgsfa.load_model(checkpoint), next(people.rglob("*.jpg"))
+    (rgb,) = model.embed([path]).parts
+    array = np.asarray(Image.open(path))[..., ::-1]
+    assert np.abs(model.embed([array, path], channels="bgr").parts - rgb).max() < 1e-6
+    assert np.abs(model.embed([array]).parts - rgb).max() > 1e-3
+    with pytest.raises(sgsfa.SgsfaError, match="'gbr'"):
+        model.embed([array], channels="gbr")  # type: ignore[arg-type]
+
+
 def test_visibility__of_one_image(checkpoint: Path, people: Path) -> None:
     features = sgsfa.load_model(checkpoint).embed([next(people.rglob("*.jpg"))])
     assert features.visibility.shape == (1, 7)
