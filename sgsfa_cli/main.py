@@ -49,6 +49,8 @@ ENTRIES = (
     Entry("train", "Single stages", "Train a network."),
     Entry("extract", "Single stages", "Extract the features of a data set."),
     Entry("export", "Single stages", "Export a checkpoint as an ONNX model."),
+    Entry("bench", "Single stages", "Measure the speed of a network on this machine."),
+    Entry("hub", "Single stages", "Upload and download checkpoints (Hugging Face Hub).", group=True),
     Entry("eval", "Single stages", "Compute CMC, mAP and mINP from features."),
     Entry("report", "Single stages", "Write a page that shows what an evaluation found and why."),
     Entry("search", "Retrieval", "Find the nearest gallery images of a query image."),

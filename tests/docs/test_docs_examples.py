@@ -19,7 +19,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^( *)```(sh|python)\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
 FOREIGN = re.compile(
     "/data/|/shared/|schp:|onnx:|photos-parsed|resnet50.pth|timm:|tcp://|SLURM|preset (demo|transfer|finetune)|-duke"
-    "|market1501"
+    "|market1501|hub (push|pull)"
 )
 BUILTIN = re.compile(r"load_model\(\)|gallery photos|compare a.jpg b.jpg *(#|$)")
 """Examples that use the model in this package."""

@@ -1,0 +1,250 @@
+"""Checkpoints on the Hugging Face Hub, through its own client (extra `hub`): a repository holds one with its card."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ConfigError, DataError, FormatError, WeightsError
+from pipeline.formats.checkpoint import CheckpointMeta, read_meta, resolve_checkpoint
+from pipeline.formats.results import RESULT_FILE, EvaluationResult, intervals_table, load_results, results_table
+from pipeline.formats.table import Table
+from pipeline.model.checkpoint import load_checkpoint
+from pipeline.runtime.files import sha256_file
+from pipeline.store.output import output
+from pipeline.version import __version__
+
+FILE = "model.safetensors"
+"""Name of the checkpoint in a repository."""
+
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_TOKEN = "log in with `hf auth login`, or set HF_TOKEN to a token that may {}"
+_RESPONSIBLE_USE = """\
+Re-identification links images of people across cameras. Use it only with the consent of the people shown or another
+lawful ground, and for purposes that they would expect. Do not use it to follow individuals without their knowledge or
+to make decisions about people without human review. Rankings express similarity of clothing and shape, not identity,
+and are less reliable for people who are hidden, small or unlike the training data."""
+
+
+def push(
+    repo: str,
+    checkpoint: Path | str,
+    *,
+    training_data: str,
+    licence: str,
+    results: Path | None = None,
+    private: bool = True,
+) -> str:
+    """Upload a checkpoint with a generated model card; the repository is created if it does not exist.
+
+    Args:
+        repo: `OWNER/NAME`.
+        checkpoint: A trained network: a file, or `builtin`.
+        training_data: What the training images show, where they are from and on which terms they may be used.
+        licence: Licence of the weights by the Hub's identifier, as `apache-2.0`, `cc-by-nc-4.0` or `other`.
+        results: `result.json` of an evaluation of this checkpoint, or its folder; None: the one beside it, if any.
+        private: Create a private repository, and refuse a public one.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        ConfigError: The client is not installed, there is no token, or an argument is not valid.
+        WeightsError: The checkpoint is missing or damaged.
+        FormatError: The results are not of this checkpoint.
+        DataError: The Hub cannot be reached or refuses.
+    """
+    hub = _client()
+    path = resolve_checkpoint(checkpoint)
+    card = model_card(repo, path, training_data=training_data, licence=licence, results=results)
+    if hub.get_token() is None:
+        raise ConfigError("no token for the Hugging Face Hub found", hint=_TOKEN.format("write"))
+    api = hub.HfApi(library_name="sgsfa", library_version=__version__)
+    with _hub_errors(repo, "write"):
+        address = str(api.create_repo(repo, private=private, exist_ok=True))
+        if private and not api.model_info(repo).private:
+            raise ConfigError(
+                "the repository exists and is public",
+                where=repo,
+                hint="make it private on its page, or allow a public one",
+            )
+        api.create_commit(
+            repo,
+            [hub.CommitOperationAdd(FILE, str(path)), hub.CommitOperationAdd("README.md", card.encode())],
+            commit_message="Add checkpoint and model card",
+        )
+    return address
+
+
+def pull(repo: str, out: Path, *, revision: str | None = None, file: str = FILE) -> Path:
+    """Download a checkpoint, which is kept if it is one of this program. Nothing is unpickled.
+
+    Args:
+        repo: `OWNER/NAME`.
+        out: The file to write.
+        revision: A branch, tag or commit; None: the default branch.
+        file: Name in the repository; a safetensors file.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ConfigError: The client is not installed, or an argument is not valid.
+        WeightsError: The repository has no such file, or it is not a checkpoint of this program.
+        DataError: The Hub cannot be reached or refuses.
+        FormatError: `out` exists.
+        ArtifactError: `out` cannot be written.
+    """
+    api = _client().HfApi(library_name="sgsfa", library_version=__version__)
+    if not file.endswith(".safetensors"):
+        raise ConfigError(f"{file!r} is not a safetensors file", expected=FILE)
+    with output(out, "checkpoint") as partial:
+        if out.exists():
+            raise FormatError("the file exists", where=out, hint="delete it or choose another name")
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            with _hub_errors(repo, "read"):
+                # Unlike the download, it does not retry for half a minute without a network.
+                api.model_info(repo, revision=revision)
+                found = api.hf_hub_download(repo, file, revision=revision, local_dir=folder)
+            try:
+                load_checkpoint(Path(found))
+            except WeightsError as error:
+                raise WeightsError(
+                    error.message, where=f"{repo}/{file}", expected=error.expected, cause=error.cause
+                ) from error
+            Path(found).replace(partial)
+    return out
+
+
+def model_card(repo: str, checkpoint: Path, *, training_data: str, licence: str, results: Path | None = None) -> str:
+    """Return the model card of a checkpoint: Markdown with the Hub's metadata.
+
+    Args:
+        repo: `OWNER/NAME`.
+        checkpoint: The file.
+        training_data: See `push`.
+        licence: See `push`.
+        results: See `push`.
+
+    Raises:
+        ConfigError: The training data or the licence is not stated.
+        WeightsError: The checkpoint is missing or damaged.
+        FormatError: The results are missing, damaged or of another checkpoint.
+    """
+    if not training_data.strip():
+        raise ConfigError(
+            "the training data is not stated", expected="what the images show, their source and terms of use"
+        )
+    if not _LICENCE.fullmatch(licence):
+        raise ConfigError(f"{licence!r} is not a licence identifier", expected="as apache-2.0, cc-by-nc-4.0 or other")
+    meta = read_meta(checkpoint)
+    model = meta.model
+    kind = "global-feature baseline" if model.kind == "baseline" else "SGSFA network (seven part features)"
+    sections = [
+        f"---\nlicense: {licence}\nlibrary_name: sgsfa\npipeline_tag: image-feature-extraction\n"
+        "tags:\n- person-re-identification\n- occluded-person-re-identification\n---",
+        f"# {repo.rpartition('/')[2]}",
+        f"{kind} for person re-identification on {model.backbone}. Input: crops of one person, "
+        f"{model.height} x {model.width}. SHA-256: `{sha256_file(checkpoint)}`.",
+        f"## Use\n\n```sh\npip install 'sgsfa[hub]'\nsgsfa hub pull {repo} --out {FILE}\n"
+        f"sgsfa search person.jpg --gallery photos --checkpoint {FILE}\n```",
+        f"## Training data\n\n{training_data.strip()}",
+        _recorded(meta),
+        "## Schedule\n\n" + _schedule(meta),
+        "## Evaluation\n\n" + _evaluation(checkpoint, results),
+        f"## Responsible use\n\n{_RESPONSIBLE_USE}",
+        f"## Licence\n\nWeights: `{licence}`. The terms of the training data apply as well.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _recorded(meta: CheckpointMeta) -> str:
+    start = f", starting from {meta.started_from}" if meta.started_from else f", backbone from `{meta.model.weights}`"
+    return f"Recorded in the checkpoint: {meta.trained_on or 'unnamed data'}, {meta.num_classes:,} identities{start}."
+
+
+def _schedule(meta: CheckpointMeta) -> str:
+    settings = {
+        key: value
+        for key, value in meta.provenance.values.items()
+        if key.startswith(("train.", "loss.", "model.")) and key not in ("train.epochs", "train.seed", "train.start")
+    }
+    text = f"{meta.epochs} epochs, seed {meta.seed}, sgsfa {meta.version}."
+    if not settings:
+        return text
+    table = _markdown(Table(("Setting", "Value"), tuple((f"`{key}`", str(settings[key])) for key in sorted(settings))))
+    return f"{text}\n\n<details><summary>Settings</summary>\n\n{table}\n\n</details>"
+
+
+def _evaluation(checkpoint: Path, given: Path | None) -> str:
+    path = given or checkpoint.parent / RESULT_FILE
+    if given is None and not path.is_file():
+        return "No evaluation was given."
+    results = list(load_results(path / RESULT_FILE if path.is_dir() else path).values())
+    own = sha256_file(checkpoint)
+    for result in results:
+        if result.provenance.get("checkpoint_sha256") != own:
+            raise FormatError(
+                f"the result for {result.test_set} is of another checkpoint",
+                where=path,
+                expected=f"an evaluation of features of {checkpoint}",
+            )
+    tables = [_markdown(results_table(results)), _markdown(intervals_table(results))]
+    return "\n\n".join(filter(None, [*tables, *map(_conditions, results)]))
+
+
+def _conditions(result: EvaluationResult) -> str:
+    counts = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in result.counts.items())
+    notes = "".join(f"\n* {note}" for note in result.notes)
+    return f"{result.test_set}: {counts}.{notes}"
+
+
+def _markdown(table: Table) -> str:
+    """Return a table as Markdown; empty without rows."""
+    if not table.rows:
+        return ""
+    rows: Sequence[Sequence[str]] = [table.columns, ["---"] * len(table.columns), *table.text_rows()]
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join([f"{table.title}:\n", *lines] if table.title else lines)
+
+
+def _client() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ConfigError(
+            "the client of the Hugging Face Hub is not installed", hint="pip install 'sgsfa[hub]'"
+        ) from None
+    return huggingface_hub
+
+
+@contextmanager
+def _hub_errors(repo: str, right: str) -> Iterator[None]:
+    """Explain the errors of the Hub's client; `right` is what a token must allow: read or write."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise ConfigError(f"{repo!r} is not a repository", expected="OWNER/NAME", cause=error) from error
+    except (errors.RemoteEntryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise WeightsError("the repository has no such file or revision", where=repo, cause=error) from error
+    except errors.RepositoryNotFoundError as error:
+        raise DataError(
+            "the repository does not exist, or it is private", where=repo, hint=_TOKEN.format(right), cause=error
+        ) from error
+    except errors.HfHubHTTPError as error:
+        hint = _TOKEN.format(right) if error.response.status_code in (401, 403) else None
+        raise DataError("the Hugging Face Hub refuses", where=repo, hint=hint, cause=error) from error
+    # Before a connection, and, of the upload, during it.
+    except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, RuntimeError) as error:
+        raise DataError(
+            "the Hugging Face Hub cannot be reached",
+            where=repo,
+            hint="check the network, HF_ENDPOINT and HF_HUB_OFFLINE",
+            cause=error.__cause__ or error,
+        ) from error
