@@ -22,7 +22,7 @@ RepoArgument = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The rep
 @command(
     app,
     "sgsfa hub push me/reid model.safetensors --licence cc-by-nc-4.0 --training-data 'Own cameras, with consent'",
-    "sgsfa hub push me/reid builtin --public --licence apache-2.0 --training-data 'Rendered identities' --results results",
+    "sgsfa hub push me/reid builtin --public --licence apache-2.0 --training-data 'Rendered identities'",
 )
 def push(
     *,
