@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -86,3 +87,24 @@ def test_onnx_in_a_video_loop(people: Path, tmp_path: Path, capsys: pytest.Captu
     shutil.copytree(people / "query", crops)
     example("onnx_in_a_video_loop").main(str(model), str(crops))
     assert capsys.readouterr().out.count("person") == len(list(crops.iterdir()))
+
+
+@pytest.mark.timeout(900)
+def test_images_to_ranking__the_notebook_runs_and_shows_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    notebook = nbformat.read(EXAMPLES / "images_to_ranking.ipynb", as_version=4)
+    assert_shows_a_ranking(notebook)
+    for cell in notebook.cells:
+        cell.update({"outputs": []} if cell.cell_type == "code" else {})
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    surroundings = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=800, kernel_name="python3", resources=surroundings).execute()
+    assert_shows_a_ranking(notebook)
+
+
+def assert_shows_a_ranking(notebook: Any) -> None:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert "Rank-1" in "".join(output.get("text", "") for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)

@@ -59,6 +59,8 @@ def push(
         DataError: The Hub cannot be reached or refuses.
     """
     hub = _client()
+    if "/" not in repo:
+        raise ConfigError(f"{repo!r} is not a repository", expected="OWNER/NAME")
     path = resolve_checkpoint(checkpoint)
     card = model_card(repo, path, training_data=training_data, licence=licence, results=results)
     if hub.get_token() is None:
@@ -237,8 +239,10 @@ def _hub_errors(repo: str, right: str) -> Iterator[None]:
         raise DataError(
             "the repository does not exist, or it is private", where=repo, hint=_TOKEN.format(right), cause=error
         ) from error
-    except errors.HfHubHTTPError as error:
-        hint = _TOKEN.format(right) if error.response.status_code in (401, 403) else None
+    # A model card that is refused is a ValueError.
+    except (errors.HfHubHTTPError, ValueError) as error:
+        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+        hint = _TOKEN.format(right) if status in (401, 403) else None
         raise DataError("the Hugging Face Hub refuses", where=repo, hint=hint, cause=error) from error
     # Before a connection, and, of the upload, during it.
     except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, RuntimeError) as error:

@@ -65,7 +65,8 @@ class _Handler(BaseHTTPRequestHandler):
             assert hashlib.sha256(body).hexdigest() == match[1]
             return self._answer(200)
         if path == "/api/validate-yaml":
-            return self._answer(200, {"errors": [], "warnings": []})
+            bad = [{"message": "unknown license"}] if "license: refused" in json.loads(body)["content"] else []
+            return self._answer(400 if bad else 200, {"errors": bad, "warnings": []})
         if path == "/api/repos/create":
             asked = json.loads(body)
             if not known:

@@ -22,7 +22,7 @@ from pipeline.runtime.files import sha256_file
 from tests.helpers.checkpoints import make_checkpoint
 from tests.helpers.hub_server import TOKEN, Hub, hub_server
 
-DATA = "Own cameras, 2026, with the consent of everybody shown."
+DATA = "Own cameras, 2026, with the consent of the people shown."
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,14 @@ def test_push__refuses_a_public_repository_unless_allowed(hub: Hub, checkpoint: 
     assert hub.repos["me/net"] == {"model.safetensors": b""}
     push("me/net", checkpoint, training_data=DATA, licence="other", private=False)
     assert hub.repos["me/net"]["model.safetensors"] == checkpoint.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("repo", "licence", "named"), [("net", "other", "OWNER/NAME"), ("me/net", "refused", "unknown")]
+)
+def test_push__explains_what_the_hub_refuses(hub: Hub, checkpoint: Path, repo: str, licence: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        push(repo, checkpoint, training_data=DATA, licence=licence)
 
 
 def test_push__explains_a_missing_token_and_missing_rights(
