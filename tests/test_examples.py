@@ -107,4 +107,4 @@ def test_images_to_ranking__the_notebook_runs_and_shows_its_output(
 def assert_shows_a_ranking(notebook: Any) -> None:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert "Rank-1" in "".join(output.get("text", "") for output in outputs)
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert any("image/jpeg" in output.get("data", {}) for output in outputs)
