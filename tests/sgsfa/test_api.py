@@ -53,12 +53,12 @@ def test_embed__paths_and_pillow_images_agree(checkpoint: Path, people: Path) ->
     assert np.abs(features.parts - features.parts[:1]).max() < 1e-6
 
 
-def test_embed__opencv_arrays_need_their_channels(checkpoint: Path, people: Path) -> None:
-    model, path = sgsfa.load_model(checkpoint), next(people.rglob("*.jpg"))
+def test_embed__opencv_arrays_need_their_channels(people: Path) -> None:
+    model, path = sgsfa.load_model(device="cpu"), next(people.rglob("*.jpg"))
     (rgb,) = model.embed([path]).parts
     array = np.asarray(Image.open(path))[..., ::-1]
-    assert np.abs(model.embed([array, path], channels="bgr").parts - rgb).max() < 1e-6
-    assert np.abs(model.embed([array]).parts - rgb).max() > 1e-3
+    assert np.abs(model.embed([array, path], channels="bgr").parts - rgb).max() < 1e-3
+    assert np.abs(model.embed([array]).parts - rgb).max() > 0.1
     with pytest.raises(sgsfa.SgsfaError, match="'gbr'"):
         model.embed([array], channels="gbr")  # type: ignore[arg-type]
 
