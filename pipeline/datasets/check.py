@@ -88,7 +88,6 @@ def check_dataset(
     *,
     decode: bool = True,
     expect_counts: bool = True,
-    threads: int | None = None,
     progress: Progress = SILENT,
 ) -> DatasetReport:
     """Read a data set and return all its faults.
@@ -97,7 +96,6 @@ def check_dataset(
         spec: KIND:PATH, KIND/VARIANT:PATH or a folder of images.
         decode: Also read and decode every image.
         expect_counts: Wrong counts and missing folders of a known data set are faults; if off, they are notes.
-        threads: Decoding threads; None: one per core.
         progress: Receives progress.
 
     Raises:
@@ -115,7 +113,7 @@ def check_dataset(
     names = unique_names(dataset.records)
     hashes: dict[str, str] = {}
     sizes: list[tuple[int, int]] = []
-    for name, result in _decoded(dataset, names if decode else (), threads or worker_count(-1), progress):
+    for name, result in _decoded(dataset, names if decode else (), progress):
         if isinstance(result, ImageError):
             faults.append(Fault(FaultKind.IMAGE, result.message, name, result.expected))
         else:
@@ -170,7 +168,7 @@ def _unmatched_note(dataset: Dataset) -> list[str]:
 
 
 def _decoded(
-    dataset: Dataset, names: Sequence[str], threads: int, progress: Progress
+    dataset: Dataset, names: Sequence[str], progress: Progress
 ) -> Iterator[tuple[str, tuple[str, tuple[int, int]] | ImageError]]:
     """Hash and size of each image, or why it cannot be used."""
 
@@ -185,7 +183,7 @@ def _decoded(
 
     # In slices, so that Ctrl-C does not have to wait for a hundred thousand queued images.
     with (
-        ThreadPoolExecutor(threads, thread_name_prefix="check") as pool,
+        ThreadPoolExecutor(worker_count(-1), thread_name_prefix="check") as pool,
         progress.task("check", total=len(names)) as task,
     ):
         for start in range(0, len(names), 512):

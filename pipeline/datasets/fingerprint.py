@@ -141,7 +141,7 @@ def _load(cache: Path) -> dict[str, dict[str, _Entry]]:
         if content["format"] != _CACHE_FORMAT:
             return {}
         return {
-            root: {name: _Entry(*map(int, values[:4]), str(values[4])) for name, values in entries.items()}
+            root: {name: _Entry(int(a), int(b), int(c), int(d), str(e)) for name, (a, b, c, d, e) in entries.items()}
             for root, entries in content["roots"].items()
         }
     except (OSError, ValueError, TypeError, LookupError, AttributeError):

@@ -83,11 +83,7 @@ def read_image(path: Path) -> RgbImage:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of an image file.
-
-    Raises:
-        ImageError: The file cannot be read.
-    """
+    """Return the content of an image file; raises `ImageError` if the file cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -95,11 +91,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_image(data: bytes, where: Path) -> RgbImage:
-    """Decode the bytes of an image file; `where` is its path in errors.
-
-    Raises:
-        ImageError: As in `read_image`.
-    """
+    """Decode the bytes of an image file; `where` is its path in errors; raises `ImageError` as in `read_image`."""
     if not data:
         raise ImageError("the file is empty (0 bytes)", where=where)
     try:
@@ -205,13 +197,12 @@ def decode_batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def write_image(path: Path, rgb: RgbImage, *, quality: int = 95) -> None:
+def write_image(path: Path, rgb: RgbImage) -> None:
     """Write an image atomically, in the format of the suffix.
 
     Args:
         path: The file; `.png` is lossless.
         rgb: uint8 (H, W, 3), or (H, W) for grey.
-        quality: Quality of JPEG and WebP, 1 to 100.
 
     Raises:
         ImageError: The suffix is not that of an image format.
@@ -225,7 +216,7 @@ def write_image(path: Path, rgb: RgbImage, *, quality: int = 95) -> None:
     image = Image.fromarray(np.ascontiguousarray(rgb))
     with atomic_write(path) as temporary:
         # Colour at full resolution: at the size of a person crop, subsampling is visible.
-        image.save(temporary, quality=quality, subsampling=0)
+        image.save(temporary, quality=95, subsampling=0)
 
 
 class _Pending:

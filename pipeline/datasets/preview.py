@@ -64,11 +64,7 @@ def contact_sheet(dataset: Dataset, *, ids: int = 8, columns: int = 10, splits: 
 
 
 def parse_splits(names: Sequence[str]) -> tuple[Split, ...]:
-    """Return names of splits, checked.
-
-    Raises:
-        DataError: One is not a valid split.
-    """
+    """Return names of splits, checked; raises `DataError` if one is not a valid split."""
     splits: list[Split] = []
     for name in names:
         split = next((known for known in _FRAMES if known == name), None)

@@ -110,11 +110,7 @@ def write_checkpoint(path: Path, weights: Mapping[str, Tensor], meta: Checkpoint
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], CheckpointMeta]:
-    """Read the weights of a checkpoint, on the CPU, and its header.
-
-    Raises:
-        WeightsError: As `read_meta`.
-    """
+    """Read the weights of a checkpoint, on the CPU, and its header; raises `WeightsError` as `read_meta`."""
     import safetensors.torch
 
     meta = read_meta(path)

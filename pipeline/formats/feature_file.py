@@ -135,11 +135,7 @@ class FeatureFile:
         return self._texts("names", self.rows if rows is None else rows)
 
     def at(self, rows: Ints) -> Features:
-        """Read the features of rows in any order, without ids.
-
-        Raises:
-            FormatError: As for `load`.
-        """
+        """Read the features of rows in any order, without ids; raises `FormatError` as for `load`."""
         with row_file.reading(self.path, FORMAT) as file:
             span = as_slice(rows)
             if isinstance(span, slice):

@@ -146,11 +146,7 @@ class Features:
         return np.flatnonzero(np.isin(self.splits, names))
 
     def check(self) -> None:
-        """Check the shapes.
-
-        Raises:
-            FormatError: Two arrays do not fit together.
-        """
+        """Check the shapes; raises `FormatError` if two arrays do not fit together."""
         count, num_parts = self.parts.shape[:2] if self.parts.ndim == 3 else (-1, -1)
         wanted = {"visibility": (count, num_parts), "thresholds": (num_parts,)} | dict.fromkeys(_IDS, (count,))
         bad = {name: getattr(self, name).shape for name, shape in wanted.items() if getattr(self, name).shape != shape}

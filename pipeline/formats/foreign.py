@@ -68,11 +68,7 @@ _UNPICKLER = re.compile(r"WeightsUnpickler error: (.+)")
 
 
 def sniff(path: Path) -> Content:
-    """Tell what a file holds from its content; its suffix is not used.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
+    """Tell what a file holds from its content; its suffix is not used; raises `OSError` if the file cannot be read."""
     with path.open("rb") as stream:
         return sniff_stream(stream)
 

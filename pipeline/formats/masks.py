@@ -88,17 +88,15 @@ class MaskFile:
         self._rows = {name: row for row, name in enumerate(masks.names)}
 
     @classmethod
-    def open(cls, path: Path, *, names: Sequence[str] | None = None, allow_incomplete: bool = False) -> Self:
+    def open(cls, path: Path, *, allow_incomplete: bool = False) -> Self:
         """Read a mask file and check all of it.
 
         Args:
             path: The file.
-            names: Images that must be in it; others may be too.
             allow_incomplete: Accept a file with pending rows.
 
         Raises:
-            FormatError: The file is missing, not a mask file of this format version, damaged, incomplete, or lacks one
-                of `names`.
+            FormatError: The file is missing, not a mask file of this format version, damaged or incomplete.
         """
         with rows.reading(path, FORMAT) as file:
             provenance = rows.read_provenance(file, path, FORMAT)
@@ -125,8 +123,6 @@ class MaskFile:
             pending = int((masks.status == PENDING).sum())
             text = f"the mask file is incomplete: {pending} of {len(masks)} images are pending"
             raise FormatError(text, where=path, hint="run the command that builds it again; it resumes")
-        if names is not None:
-            opened.require(names)
         return opened
 
     @property
@@ -143,31 +139,10 @@ class MaskFile:
         return name in self._rows
 
     def index(self, name: str) -> int:
-        """Return the row of an image.
-
-        Raises:
-            FormatError: The image is not in the file.
-        """
+        """Return the row of an image; raises `FormatError` if the image is not in the file."""
         if name not in self._rows:
             raise FormatError(f"no image {name!r} in the mask file", where=self.path)
         return self._rows[name]
-
-    def require(self, names: Sequence[str]) -> None:
-        """Check that all of `names` are in the file.
-
-        Raises:
-            FormatError: Some are not: the file was built for another list of images.
-        """
-        missing = [name for name in names if name not in self._rows]
-        if missing:
-            raise FormatError(
-                f"the mask file was built for another image list ({len(missing):,} of {len(names):,} images missing, "
-                f"first {missing[0]!r})",
-                where=self.path,
-                expected=f"names as in the data set; this file has {len(self):,}, first {self.names[0]!r}"
-                if self.names
-                else None,
-            )
 
     def load(self) -> Masks:
         """Return the arrays. They are shared with this object: do not write into them."""

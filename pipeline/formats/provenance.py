@@ -62,11 +62,7 @@ class Provenance:
 
     @classmethod
     def from_json(cls, text: str) -> Provenance:
-        """Read a record that `to_json` wrote.
-
-        Raises:
-            ValueError: The text is not a JSON object of scalars.
-        """
+        """Read a record that `to_json` wrote; raises `ValueError` if the text is not a JSON object of scalars."""
         table = json.loads(text)
         if not isinstance(table, dict):
             raise ValueError("not a JSON object")

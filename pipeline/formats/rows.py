@@ -100,10 +100,6 @@ class RowWriter:
         self._layout = layout
         self._file = file
 
-    def pending_rows(self) -> NDArray[np.intp]:
-        """Rows that remain to be written, in ascending order."""
-        return np.flatnonzero(self.status == PENDING)
-
     def reasons(self) -> dict[int, str]:
         """Reasons of the failed rows, by row."""
         return read_reasons(self._file, self.status)

@@ -68,15 +68,7 @@ def build_mask_file(
     label_maps: Path | None = None,
     progress: Progress = SILENT,
 ) -> MaskReport:
-    """Build a stand-alone mask file, or complete the one at `out`; it appears when it is complete.
-
-    Args:
-        out: The mask file.
-        root: See `build_masks`, as for all other arguments.
-        names: The images.
-        config: The settings.
-        label_maps: Label maps of the data set.
-        progress: Receives progress.
+    """Build a stand-alone mask file, or complete the one at `out`; it appears when it is complete. See `build_masks`.
 
     Raises:
         LockedError: Another process builds `out`.
@@ -154,31 +146,6 @@ def build_masks(
     )
 
 
-class EmptyMaskCounter:
-    """Counts images in which the parser finds no person: many of them mean a wrong label set or other images."""
-
-    def __init__(self) -> None:
-        self._good, self._empty, self._first = 0, 0, ""
-
-    def add(self, names: Sequence[str], made: MaskRows) -> None:
-        """Count rows; `names` are those of all rows."""
-        good = made.status == OK
-        empty = good & ~made.columns["body"].any(axis=(1, 2))
-        self._good += int(good.sum())
-        self._empty += int(empty.sum())
-        if empty.any() and not self._first:
-            self._first = names[made.start + int(empty.argmax())]
-
-    def warn(self, source: MaskSource) -> None:
-        """Warn if there are many: a fifth of at least 20 images, or all of fewer."""
-        if self._empty == 0 or (self._empty < self._good and self._good < _ESTIMATE_AFTER):
-            return
-        if self._empty > _MANY_EMPTY * self._good:
-            labels = f"; the label maps are read as {source.label_set}, and 255 as unlabelled" if source.maps else ""
-            counts = f"{self._empty:,} of {self._good:,}"
-            _LOG.warning("the masks of %s images are empty (no person found), e.g. %s%s", counts, self._first, labels)
-
-
 def _retry_readable(writer: RowWriter, source: MaskSource) -> None:
     """Make failed rows pending again whose image or label map can be read now."""
     rows = [row for row in np.flatnonzero(writer.status == FAILED).tolist() if source.readable(source.names[row])]
@@ -200,30 +167,27 @@ def _pending_chunks(writer: RowWriter, source: MaskSource) -> list[Chunk]:
 
 
 def _compute(source: MaskSource, chunks: Sequence[Chunk]) -> Iterator[MaskRows]:
-    config, root = source.config, source.root
-    if source.maps is not None:
-        return _map(functools.partial(read_label_maps, source.maps, source.recipe), chunks, config)
-    assert source.parser is not None
-    if config.backend == "none":
+    config, root, recipe = source.config, source.root, source.recipe
+    if source.maps is None and config.backend == "none":
+        assert source.parser is not None
         threads = min(worker_count(-1), 4 if source.on_cpu else 16)
-        return parse_chunks(source.parser, chunks, root=root, recipe=source.recipe, threads=threads)
-    if config.backend == "threading":
-        return _map(functools.partial(parse_chunk, source.parser, root, source.recipe), chunks, config)
-    # Workers may run in another folder than this process.
-    root = root.absolute()
-    label_set = config.label_set
-    if label_set is not None and label_set.endswith(".toml"):
-        label_set = str(Path(label_set).absolute())
-    parse = functools.partial(parse_in_worker, _absolute(config.parser), label_set, config.device, root, source.recipe)
-    first = next((root / name for chunk in chunks for name in chunk.names if (root / name).is_file()), None)
-    return _map(parse, chunks, config, needed=first)
-
-
-def _map(
-    function: Callable[[Chunk], MaskRows], chunks: Sequence[Chunk], config: MasksConfig, needed: Path | None = None
-) -> Iterator[MaskRows]:
+        return parse_chunks(source.parser, chunks, root=root, recipe=recipe, threads=threads)
+    work: Callable[[Chunk], MaskRows]
+    needed = None
+    if source.maps is not None:
+        work = functools.partial(read_label_maps, source.maps, recipe)
+    elif config.backend == "threading":
+        assert source.parser is not None
+        work = functools.partial(parse_chunk, source.parser, root, recipe)
+    else:
+        # Workers may run in another folder than this process.
+        root, label_set = root.absolute(), config.label_set
+        if label_set is not None and label_set.endswith(".toml"):
+            label_set = str(Path(label_set).absolute())
+        work = functools.partial(parse_in_worker, _absolute(config.parser), label_set, config.device, root, recipe)
+        needed = next((root / name for chunk in chunks for name in chunk.names if (root / name).is_file()), None)
     return parallel_map(
-        function, chunks, backend=config.backend, jobs=config.jobs, scheduler=config.scheduler, needed=needed
+        work, chunks, backend=config.backend, jobs=config.jobs, scheduler=config.scheduler, needed=needed
     )
 
 
@@ -235,24 +199,29 @@ def _absolute(spec: str) -> str:
 
 def _write_rows(writer: RowWriter, source: MaskSource, chunks: Sequence[Chunk], progress: Progress) -> int:
     """Compute and write pending chunks; returns the number of masks."""
-    empty = EmptyMaskCounter()
-    pending = sum(len(chunk.names) for chunk in chunks)
-    total = len(source.names)
+    pending, total = sum(len(chunk.names) for chunk in chunks), len(source.names)
     parsed = good = 0
+    empty: list[str] = []
     warned = not source.on_cpu
     with progress.task("masks", total=total, done=total - pending) as task:
         begin = time.monotonic()
         for made in _compute(source, chunks):
             writer.write(made.start, made.columns, made.status, made.reasons)
-            empty.add(source.names, made)
+            ok = made.status == OK
+            no_person = np.flatnonzero(ok & ~made.columns["body"].any(axis=(1, 2)))
+            empty += [source.names[made.start + row] for row in no_person.tolist()]
             parsed += len(made.status)
-            good += int((made.status == OK).sum())
+            good += int(ok.sum())
             task.advance(len(made.status))
             estimate = (pending - parsed) * (time.monotonic() - begin) / parsed
             if not warned and parsed >= _ESTIMATE_AFTER and estimate > _LONG_BUILD:
                 warned = True
                 _LOG.warning("%s", _advice(estimate, source.config))
-    empty.warn(source)
+    # Many empty masks mean a wrong label set or other images: a fifth of at least 20 images, or all of fewer.
+    if empty and (good >= _ESTIMATE_AFTER or len(empty) == good) and len(empty) > _MANY_EMPTY * good:
+        labels = f"; the label maps are read as {source.label_set}, and 255 as unlabelled" if source.maps else ""
+        counts = f"{len(empty):,} of {good:,}"
+        _LOG.warning("the masks of %s images are empty (no person found), e.g. %s%s", counts, empty[0], labels)
     return good
 
 
@@ -266,8 +235,6 @@ def _advice(seconds: float, config: MasksConfig) -> str:
 
 
 def _none_parsed(failed: Sequence[Rejected]) -> str:
-    reasons = Counter(each.reason for each in failed).most_common()
-    if len(reasons) == 1:
-        return f"none of the {len(failed):,} images can be used: {reasons[0][0]}"
-    counts = "; ".join(f"{reason} ({count:,} images)" for reason, count in reasons[:3])
-    return f"none of the {len(failed):,} images can be used: {counts}"
+    reasons = Counter(each.reason for each in failed).most_common(3)
+    counts = "; ".join(f"{reason} ({count:,} images)" for reason, count in reasons)
+    return f"none of the {len(failed):,} images can be used: {reasons[0][0] if len(reasons) == 1 else counts}"

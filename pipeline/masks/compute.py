@@ -27,12 +27,7 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive images that go through the parser together.
-
-    Attributes:
-        start: Row of the first one.
-        names: Their names.
-    """
+    """Consecutive images that go through the parser together: the row of the first one, and their names."""
 
     start: int
     names: tuple[str, ...]
@@ -40,14 +35,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class MaskRows:
-    """Consecutive rows of a mask file, as `RowWriter.write` takes them.
-
-    Attributes:
-        start: First row.
-        columns: `parts`, `body` and `quality`.
-        status: `OK` or `FAILED` per row.
-        reasons: Why rows failed, by row of the file.
-    """
+    """Consecutive rows of a mask file, as `RowWriter.write` takes them."""
 
     start: int
     columns: Mapping[str, NDArray[np.generic]]
@@ -68,15 +56,6 @@ class Recipe:
     grouping: Grouping
     flip: bool = False
     hard: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Images:
-    """The images of a chunk: uint8 (n, H, W, 3), black where unreadable; their areas; which are readable."""
-
-    pixels: Bytes
-    areas: NDArray[np.float64]
-    good: NDArray[np.bool_]
 
 
 def parse_chunks(
@@ -106,25 +85,18 @@ def parse_chunks(
     for chunk, batch in zip(chunks, decoded, strict=True):
         failed = zip(batch.failed_index.tolist(), batch.failed, strict=True)
         reasons = {chunk.start + position - offset: rejected.reason for position, rejected in failed}
-        images = _whole_batch(batch, len(chunk.names), offset)
-        soft = checked(parse(parser, images.pixels, flip=recipe.flip), len(images.pixels), parser)
-        columns = _columns(soft, parser.info.label_set, recipe, images.areas)
-        yield _rows(chunk.start, columns, images.good, reasons)
+        images, areas, good = _whole_batch(batch, len(chunk.names), offset)
+        columns = _columns(_parse(parser, images, recipe), parser.info.label_set, recipe, areas)
+        yield _rows(chunk.start, columns, good, reasons)
         offset += len(chunk.names)
-
-
-@torch.inference_mode()
-def parse(parser: Parser, images: Bytes, *, flip: bool) -> Tensor:
-    """Return a parser's soft labels of a batch, averaged with those of the mirror images if `flip` is set."""
-    return parse_flipped(parser, images) if flip else parser.parse(images)
 
 
 def fits(parser: Parser, count: int, recipe: Recipe) -> bool:
     """Whether the device has memory for `count` images per batch; tried with black ones."""
     images = np.zeros((count, *parser.input_size, 3), np.uint8)
     try:
-        soft = checked(parse(parser, images, flip=recipe.flip), count, parser)
-        _columns(soft, parser.info.label_set, recipe, np.tile(np.array(WHOLE_AREA), (count, 1)))
+        areas = np.tile(np.array(WHOLE_AREA), (count, 1))
+        _columns(_parse(parser, images, recipe), parser.info.label_set, recipe, areas)
     # ONNX Runtime's exceptions have no common base.
     except Exception as error:
         if out_of_memory(error):
@@ -163,39 +135,41 @@ def read_label_maps(maps: LabelMaps, recipe: Recipe, chunk: Chunk) -> MaskRows:
     return _rows(chunk.start, columns, good, reasons)
 
 
-def checked(soft: Tensor, count: int, parser: Parser) -> Tensor:
-    """Return what a parser returned if it is soft labels.
+@torch.inference_mode()
+def _parse(parser: Parser, images: Bytes, recipe: Recipe) -> Tensor:
+    """Return a parser's soft labels of a batch; parsers come from users, too, so they are checked.
 
     Raises:
-        FormatError: It is something else; parsers come from users, too.
+        FormatError: The parser returned something else.
     """
+    soft = parse_flipped(parser, images) if recipe.flip else parser.parse(images)
     classes = parser.info.label_set.count
-    if soft.ndim != 4 or soft.shape[:2] != (count, classes):
+    if soft.ndim != 4 or soft.shape[:2] != (len(images), classes):
         raise FormatError(
-            f"the parser {parser.info.name} returned an array of shape {tuple(soft.shape)} for {count} images",
-            expected=f"({count}, {classes}, h, w) for the label set {parser.info.label_set.name}",
+            f"the parser {parser.info.name} returned an array of shape {tuple(soft.shape)} for {len(images)} images",
+            expected=f"({len(images)}, {classes}, h, w) for the label set {parser.info.label_set.name}",
         )
-    low, high = torch.aminmax(soft)
+    low, high = (float(value) for value in torch.aminmax(soft))
     # Written so that NaN fails too.
-    if not (float(low) >= -1e-3 and float(high) <= 1 + 1e-3):
+    if not (low >= -1e-3 and high <= 1 + 1e-3):
         raise FormatError(
-            f"the parser {parser.info.name} returned values from {float(low):g} to {float(high):g}",
+            f"the parser {parser.info.name} returned values from {low:g} to {high:g}",
             expected="probabilities from 0 to 1",
             hint="set `activation` in the TOML file beside the model, if it has one",
         )
     return soft
 
 
-def _whole_batch(batch: DecodedBatch, count: int, offset: int) -> _Images:
+def _whole_batch(batch: DecodedBatch, count: int, offset: int) -> tuple[Bytes, NDArray[np.float64], NDArray[np.bool_]]:
+    """Images (count, H, W, 3), black where unreadable, their areas, and which are readable."""
     good = np.zeros(count, dtype=bool)
     good[batch.index - offset] = True
     if good.all():
-        return _Images(batch.images, batch.areas, good)
+        return batch.images, batch.areas, good
     images = np.zeros((count, *batch.images.shape[1:]), np.uint8)
-    images[good] = batch.images
     areas = np.tile(np.array(WHOLE_AREA), (count, 1))
-    areas[good] = batch.areas
-    return _Images(images, areas, good)
+    images[good], areas[good] = batch.images, batch.areas
+    return images, areas, good
 
 
 @torch.inference_mode()

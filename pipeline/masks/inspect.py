@@ -21,19 +21,7 @@ _LETTERS = "HULS"
 
 @dataclass(frozen=True, slots=True)
 class FileDescription:
-    """A mask file.
-
-    Attributes:
-        file: The path.
-        complete: Whether no row is pending.
-        images: Rows.
-        done: Rows with masks.
-        failed: Images that could not be parsed, and why.
-        pending: Pending rows.
-        provenance: What decided the masks.
-        quality: 10th percentile, median and 90th percentile of the quality.
-        first: The first names.
-    """
+    """A mask file: its images, those with masks, why others failed; quality as 10th percentile, median and 90th."""
 
     file: Path
     complete: bool
@@ -119,11 +107,7 @@ class ImageDescription:
 
 
 def describe_file(path: Path) -> FileDescription:
-    """Describe a mask file, complete or not.
-
-    Raises:
-        FormatError: It is not a valid mask file.
-    """
+    """Describe a mask file, complete or not; raises `FormatError` if it is not a valid mask file."""
     file = MaskFile.open(path, allow_incomplete=True)
     masks = file.load()
     good = masks.quality[masks.status == OK]

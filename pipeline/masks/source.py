@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,8 +18,7 @@ from pipeline.formats.masks import absent_text, label_map_keys
 from pipeline.formats.provenance import JsonScalar, Provenance, fingerprint
 from pipeline.masks.compute import Recipe, fits
 from pipeline.masks.occupancy import RESIZE_RULE
-from pipeline.parsing import versions
-from pipeline.parsing.files import sidecar_path
+from pipeline.parsing.files import LABEL_MAPS_VERSION, sidecar_path
 from pipeline.parsing.labelmaps import LabelMaps
 from pipeline.parsing.labels import LabelSet, load_grouping, load_label_set
 from pipeline.parsing.parser import Parser, load_parser
@@ -79,13 +78,7 @@ class MaskSource:
 
 
 def open_source(config: MasksConfig, root: Path, names: tuple[str, ...], own_maps: Path | None) -> MaskSource:
-    """Load the parser, or open the folder of label maps.
-
-    Args:
-        config: Parser, label set, grouping, device and batch size.
-        root: Folder that names are relative to.
-        names: The images, sorted and distinct.
-        own_maps: Label maps that come with the data set, for the parser `label-maps` without a folder.
+    """Load the parser, or open the folder of label maps: for `label-maps` without a folder those of the data set.
 
     Raises:
         ConfigError: The parser, label set or grouping is not valid.
@@ -97,13 +90,20 @@ def open_source(config: MasksConfig, root: Path, names: tuple[str, ...], own_map
         maps = _open_label_maps(config, at_home(argument) if argument else None, names, own_maps)
         recipe = _recipe(config, maps.label_set)
         _require_some(maps, names)
-        provenance = _label_map_provenance(config, maps, recipe, names)
+        read: dict[str, JsonScalar] = {
+            "parser": LABEL_MAPS,
+            "parser_version": LABEL_MAPS_VERSION,
+            "batch_size": _LABEL_MAP_CHUNK,
+            **label_map_keys(_sample_hashes(maps, names)),
+        }
+        provenance = _provenance(config, maps.label_set, recipe, read)
         return MaskSource(root, names, config, provenance, recipe, maps.label_set.name, maps=maps)
     tune_allocator()
     parser = load_parser(config.parser, label_set=config.label_set, device=config.device)
     info = parser.info
     recipe = _recipe(config, info.label_set)
     device = compute_device(parser)
+    sidecar = sidecar_path(at_home(argument)) if kind in ("onnx", "torchscript") else None
     own: dict[str, JsonScalar] = {
         "parser": info.name,
         "parser_version": info.version,
@@ -112,9 +112,8 @@ def open_source(config: MasksConfig, root: Path, names: tuple[str, ...], own_map
         "backend": info.backend,
         "precision": info.precision,
         "batch_size": batch_size(parser, device, config, recipe),
-        "rules_sha256": _rules_hash(info.label_set, recipe, kind, argument),
     }
-    provenance = Provenance(_settings(config, info.label_set, recipe) | own)
+    provenance = _provenance(config, info.label_set, recipe, own, sidecar)
     on_cpu = device.type == "cpu"
     return MaskSource(root, names, config, provenance, recipe, info.label_set.name, parser=parser, on_cpu=on_cpu)
 
@@ -166,44 +165,35 @@ def _open_label_maps(
     return LabelMaps(folder or own_maps or Path(), names, load_label_set(config.label_set or DEFAULT_LABEL_SET))
 
 
-def _label_map_provenance(config: MasksConfig, maps: LabelMaps, recipe: Recipe, names: Sequence[str]) -> Provenance:
-    own: dict[str, JsonScalar] = {
-        "parser": LABEL_MAPS,
-        "parser_version": versions.LABEL_MAPS,
-        "batch_size": _LABEL_MAP_CHUNK,
-        "rules_sha256": _rules_hash(maps.label_set, recipe),
-        **label_map_keys(_sample_hashes(maps, names)),
+def _provenance(
+    config: MasksConfig,
+    label_set: LabelSet,
+    recipe: Recipe,
+    own: Mapping[str, JsonScalar],
+    sidecar: Path | None = None,
+) -> Provenance:
+    """The record of a source: `own` entries, settings, and a hash of what may change its content under one name."""
+    rules = {
+        "label set": asdict(label_set),
+        "grouping": asdict(recipe.grouping),
+        "description": sha256_file(sidecar) if sidecar is not None and sidecar.is_file() else None,
     }
-    return Provenance(_settings(config, maps.label_set, recipe) | own)
-
-
-def _settings(config: MasksConfig, label_set: LabelSet, recipe: Recipe) -> dict[str, JsonScalar]:
-    return {
+    settings: dict[str, JsonScalar] = {
         "label_set": label_set.name,
         "grouping": recipe.grouping.name,
         "absent_parts": absent_text(recipe.grouping.absent),
         "resize": RESIZE_RULE,
         "flip": config.flip,
         "hard": config.hard,
+        "rules_sha256": fingerprint(rules),
     }
+    return Provenance(settings | dict(own))
 
 
 def _recipe(config: MasksConfig, label_set: LabelSet) -> Recipe:
     if config.hard and label_set.kind == "fields":
         raise ConfigError(f"the fields of {label_set.name} overlap: no pixel has one label", where="masks.hard")
     return Recipe(load_grouping(config.grouping, label_set), flip=config.flip, hard=config.hard)
-
-
-def _rules_hash(label_set: LabelSet, recipe: Recipe, kind: str = "", argument: str = "") -> str:
-    """Hash the content of label set, grouping and the description beside a model, which may change under one name."""
-    sidecar = sidecar_path(at_home(argument)) if kind in ("onnx", "torchscript") else None
-    return fingerprint(
-        {
-            "label set": asdict(label_set),
-            "grouping": asdict(recipe.grouping),
-            "description": sha256_file(sidecar) if sidecar is not None and sidecar.is_file() else None,
-        }
-    )
 
 
 def _require_some(maps: LabelMaps, names: Sequence[str]) -> None:

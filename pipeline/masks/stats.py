@@ -76,12 +76,7 @@ class MaskStats:
 
 
 def mask_stats(masks: Masks, *, worst: int = WORST) -> MaskStats:
-    """Compute the statistics of a mask file.
-
-    Args:
-        masks: Its arrays.
-        worst: How many of the worst images to list.
-    """
+    """Compute the statistics of a mask file; `worst` of the images of the lowest quality are listed."""
     good = np.flatnonzero(masks.status == OK)
     parts, body, quality = masks.parts[good], masks.body[good], masks.quality[good]
     areas, heights, bodies = part_area(parts), centroid_rows(parts), body_area(body)

@@ -8,6 +8,7 @@ accuracy and limits.
 from __future__ import annotations
 
 import copy
+import itertools
 from importlib import resources
 from pathlib import Path
 from typing import cast
@@ -21,13 +22,12 @@ from torchvision.models import mobilenet_v2
 
 from pipeline.errors import WeightsError
 from pipeline.formats.foreign import load_state_dict
-from pipeline.parsing import versions
+from pipeline.parsing.files import BUILTIN_VERSION
 from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import load_label_set
 from pipeline.runtime.files import sha256_file
 
 INPUT_SIZE = (256, 128)
-OUTPUT_SIZE = (64, 32)
 LABEL_SET = "lip-20"
 CLASSES = 20
 _LEARNT = 22
@@ -109,26 +109,16 @@ class BuiltinParser:
         self._network = fold_batch_norms(network).to(device).to(memory_format=torch.channels_last)
         self._scale = torch.tensor([1.0 / (255.0 * std) for std in _STD], device=device)
         self._shift = torch.tensor([-mean / std for mean, std in zip(_MEAN, _STD, strict=True)], device=device)
-        self._info = ParserInfo(
+        self.input_size = INPUT_SIZE
+        self.info = ParserInfo(
             name="builtin",
-            version=versions.BUILTIN,
+            version=BUILTIN_VERSION,
             label_set=load_label_set(LABEL_SET),
-            native_size=OUTPUT_SIZE,
             weights_sha256=weights_sha256,
             backend="torch",
             precision="bfloat16" if self._half else "float32",
             device=str(device),
         )
-
-    @property
-    def info(self) -> ParserInfo:
-        """Description of the parser."""
-        return self._info
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(256, 128)."""
-        return INPUT_SIZE
 
     @torch.inference_mode()
     def parse(self, images: Tensor | np.ndarray) -> Tensor:
@@ -151,15 +141,7 @@ class BuiltinParser:
 
 
 def load_builtin(device: torch.device | str = "cpu", *, half: bool | None = None) -> BuiltinParser:
-    """Load the parser with the weights of this package.
-
-    Args:
-        device: Where it computes.
-        half: Compute in bfloat16; None: if the device supports it natively.
-
-    Raises:
-        WeightsError: The package's weights are missing or damaged.
-    """
+    """Load the parser with the weights of this package. See `load_builtin_from`."""
     with resources.as_file(resources.files("pipeline.parsing") / "weights" / "builtin.safetensors") as path:
         return load_builtin_from(path, device, half=half)
 
@@ -207,19 +189,13 @@ def has_native_bfloat16(device: torch.device) -> bool:
 def fold_batch_norms(network: BuiltinNet) -> BuiltinNet:
     """Return a copy in evaluation mode with batch normalisations folded into the preceding convolutions."""
     folded = copy.deepcopy(network).eval()
-    _fold(folded)
+    for parent in list(folded.modules()):
+        children = list(parent.named_children())
+        for (name, layer), (following, norm) in itertools.pairwise(children):
+            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(layer, norm))
+                setattr(parent, following, nn.Identity())
     return folded
-
-
-def _fold(module: nn.Module) -> None:
-    previous: tuple[str, nn.Module] | None = None
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d) and previous is not None and isinstance(previous[1], nn.Conv2d):
-            setattr(module, previous[0], fuse_conv_bn_eval(previous[1], child))
-            setattr(module, name, nn.Identity())
-        else:
-            _fold(child)
-        previous = (name, child)
 
 
 def _block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:

@@ -1,6 +1,7 @@
-"""All files that are read when a parser is loaded.
+"""What identifies a parser: all files that are read when it is loaded, and the versions of those in this package.
 
-Separate from the back ends, because the fingerprint of a parser must not import PyTorch.
+Separate from the back ends, because the fingerprint of masks must not import PyTorch. ONNX and TorchScript models have
+their version in the TOML file beside them; parsers of other packages state their own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,17 @@ from pathlib import Path, PurePosixPath
 from pipeline.config_file import read_toml
 from pipeline.errors import ConfigError
 from pipeline.runtime.files import sha256_bytes, sha256_file
+
+BUILTIN_VERSION = "5"
+"""Raised with every change of the weights, preprocessing or postprocessing."""
+
+SCHP_VERSION = "1"
+"""Raised when the same checkpoint gives other masks."""
+
+LABEL_MAPS_VERSION = "1"
+"""Raised when the same label maps are read as other labels."""
+
+VERSIONS = {"builtin": BUILTIN_VERSION, "schp": SCHP_VERSION, "label-maps": LABEL_MAPS_VERSION}
 
 # ONNX keeps tensors above 2 GB, and with torch.onnx all tensors, in files beside the graph. A tensor names its file in
 # a StringStringEntryProto: field 1, 8 bytes, "location"; field 2, its length in one byte, the name.

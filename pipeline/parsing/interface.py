@@ -26,7 +26,6 @@ class ParserInfo:
         name: As in the configuration, without the file (`builtin`, `schp`, ...).
         version: Version of the parser; another version means other masks.
         label_set: Meaning of the output channels.
-        native_size: Height and width of its output.
         weights_sha256: Hash of its weights file; empty without one.
         backend: `torch`, `onnxruntime`, ...
         precision: `float32`, `float16`, ...
@@ -37,7 +36,6 @@ class ParserInfo:
     name: str
     version: str
     label_set: LabelSet
-    native_size: tuple[int, int]
     weights_sha256: str
     backend: str
     precision: str

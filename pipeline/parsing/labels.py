@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -105,10 +105,8 @@ def load_label_set(name_or_toml: str) -> LabelSet:
     Raises:
         ConfigError: The set or file does not exist, or the file is not valid.
     """
-    if _is_file(name_or_toml):
-        return _label_set(
-            read_toml(Path(name_or_toml), "the label set's file"), where=name_or_toml, name=Path(name_or_toml).stem
-        )
+    if (path := Path(name_or_toml)).suffix == ".toml":
+        return _label_set(read_toml(path, "the label set's file"), where=name_or_toml, name=path.stem)
     if name_or_toml not in label_set_names():
         raise ConfigError(
             f"unknown label set {name_or_toml!r}",
@@ -124,13 +122,8 @@ def load_grouping(name_or_toml: str, label_set: LabelSet) -> Grouping:
     Raises:
         ConfigError: The grouping does not exist for this label set, or the file is not valid.
     """
-    if _is_file(name_or_toml):
-        return _grouping(
-            read_toml(Path(name_or_toml), "the grouping's file"),
-            label_set,
-            where=name_or_toml,
-            name=Path(name_or_toml).stem,
-        )
+    if (path := Path(name_or_toml)).suffix == ".toml":
+        return _grouping(read_toml(path, "the grouping's file"), label_set, where=name_or_toml, name=path.stem)
     if name_or_toml == "spreid":
         return Grouping("spreid", label_set.parts, label_set.body)
     known = grouping_names(label_set)
@@ -165,23 +158,17 @@ def group_soft(soft: Tensor, label_set: LabelSet, grouping: Grouping) -> tuple[T
     if soft.ndim != 4 or soft.shape[1] != label_set.count:
         raise ValueError(f"soft labels of shape {tuple(soft.shape)} do not fit {label_set.name}: {label_set.count}")
     groups = (*grouping.parts, grouping.body)
-    combined = _summed(soft, groups) if label_set.kind == "labels" else _greatest(soft, groups)
-    return combined[:, :-1], combined[:, -1:]
-
-
-def _summed(soft: Tensor, groups: Sequence[Ids | None]) -> Tensor:
-    """(B, groups, h, w): as one matrix product, seven times as fast as picking the channels of each group."""
+    if label_set.kind == "fields":
+        blank = soft.new_zeros((soft.shape[0], *soft.shape[2:]))
+        combined = torch.stack([soft[:, list(ids)].amax(dim=1) if ids else blank for ids in groups], dim=1)
+        return combined[:, :-1], combined[:, -1:]
+    # As one matrix product, seven times as fast as picking the channels of each group.
     member = soft.new_zeros((len(groups), soft.shape[1]))
     for row, ids in zip(member, groups, strict=True):
         row[list(ids or ())] = 1
     # A sum of soft-max outputs can exceed 1 by a rounding error.
-    summed = torch.matmul(member, soft.flatten(2)).clamp_(max=1.0)
-    return summed.reshape(soft.shape[0], len(groups), *soft.shape[2:])
-
-
-def _greatest(soft: Tensor, groups: Sequence[Ids | None]) -> Tensor:
-    blank = soft.new_zeros((soft.shape[0], *soft.shape[2:]))
-    return torch.stack([soft[:, list(ids)].amax(dim=1) if ids else blank for ids in groups], dim=1)
+    summed = torch.matmul(member, soft.flatten(2)).clamp_(max=1.0).reshape(len(soft), len(groups), *soft.shape[2:])
+    return summed[:, :-1], summed[:, -1:]
 
 
 @cache
@@ -189,14 +176,11 @@ def _table() -> dict[str, Any]:
     return tomllib.loads((resources.files("pipeline.parsing") / "label_sets.toml").read_text(encoding="utf-8"))
 
 
-def _is_file(name: str) -> bool:
-    return name.endswith(".toml")
-
-
 def _label_set(table: Mapping[str, Any], *, where: str, name: str) -> LabelSet:
-    _refuse_unknown(table, _SET_KEYS, where)
+    refuse_unknown(table, _SET_KEYS, where)
     classes = table.get("classes")
-    if not _is_strings(classes) or len(classes) < 2 or len(set(classes)) != len(classes):
+    names = classes if isinstance(classes, list) and all(isinstance(each, str) for each in classes) else []
+    if len(set(names)) < 2 or len(set(names)) != len(names):
         raise ConfigError("`classes` must list two or more different class names", where=where)
     kind = table.get("kind", "labels")
     if kind not in ("labels", "fields"):
@@ -214,7 +198,7 @@ def _label_set(table: Mapping[str, Any], *, where: str, name: str) -> LabelSet:
 
 
 def _grouping(table: Mapping[str, Any], label_set: LabelSet, *, where: str, name: str) -> Grouping:
-    _refuse_unknown(table, _GROUPING_KEYS, where)
+    refuse_unknown(table, _GROUPING_KEYS, where)
     meant = table.get("label_set", label_set.name)
     if meant != label_set.name:
         raise ConfigError(
@@ -270,13 +254,10 @@ def _ids(entries: Any, classes: Sequence[str], key: str, where: str) -> Ids:
     return tuple(ids)
 
 
-def _refuse_unknown(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+def refuse_unknown(table: Mapping[str, Any], known: Sequence[str], where: str | Path) -> None:
+    """Raise a `ConfigError` for the first key that is not among the known ones."""
     for key in table:
         if key not in known:
             raise ConfigError(
                 f"unknown key {key!r}", where=where, expected=", ".join(known), hint=suggestion(key, known)
             )
-
-
-def _is_strings(value: Any) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)

@@ -45,18 +45,18 @@ class OnnxParser:
             raise ConfigError(f"the model has no output {self._output!r}", where=path, expected=listed)
         probe = self._run(np.zeros((1, *self.input_size, 3), np.uint8))
         alternatives = f"set output in {sidecar_path(path).name} to one of: {listed}" if len(outputs) > 1 else None
-        soft = to_soft(probe, sidecar, label_set, path, hint=alternatives)
+        to_soft(probe, sidecar, label_set, path, hint=alternatives)
+        options = session.get_provider_options()
         self.info = ParserInfo(
             name="onnx",
             version=sidecar.version,
             label_set=label_set,
-            native_size=(soft.shape[2], soft.shape[3]),
             weights_sha256=weights_hash(path),
             backend="onnxruntime",
             precision=str(np.dtype(self._type)),
             fit=sidecar.fit,
             # ONNX Runtime returns arrays in the computer's memory, wherever it computes.
-            device=_device_of(session),
+            device=f"cuda:{options[_CUDA].get('device_id', 0)}" if _CUDA in options else "cpu",
         )
 
     def parse(self, images: Tensor | np.ndarray) -> Tensor:
@@ -66,14 +66,10 @@ class OnnxParser:
     def _run(self, images: Tensor | np.ndarray) -> Tensor:
         values = to_input(images, self._sidecar, torch.device("cpu")).numpy().astype(self._type, copy=False)
         step = self._batch or len(values)
-        outputs = []
-        for start in range(0, len(values), step):
-            block = values[start : start + step]
-            missing = step - len(block)
-            if missing:
-                block = np.concatenate([block, np.zeros((missing, *block.shape[1:]), block.dtype)])
-            outputs.append(self._run_block(block)[: step - missing])
-        return torch.from_numpy(np.concatenate(outputs))
+        missing = -len(values) % step
+        padded = np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)]) if missing else values
+        outputs = [self._run_block(padded[start : start + step]) for start in range(0, len(padded), step)]
+        return torch.from_numpy(np.concatenate(outputs)[: len(values)])
 
     def _run_block(self, block: np.ndarray) -> np.ndarray:
         try:
@@ -82,12 +78,9 @@ class OnnxParser:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            raise FormatError(
-                f"the model fails on a batch of {len(block)} images",
-                where=self._path,
-                hint="set masks.batch_size=1 if it was exported for single images" if len(block) > 1 else None,
-                cause=error,
-            ) from error
+            hint = "set masks.batch_size=1 if it was exported for single images" if len(block) > 1 else None
+            text = f"the model fails on a batch of {len(block)} images"
+            raise FormatError(text, where=self._path, hint=hint, cause=error) from error
         return output
 
 
@@ -159,13 +152,6 @@ def _load_error(error: Exception, path: Path, version: str) -> WeightsError:
             cause=error,
         )
     return WeightsError("ONNX Runtime cannot load the model", where=path, cause=error)
-
-
-def _device_of(session: Any) -> str:
-    """Return where a session computes, as torch names it."""
-    if _CUDA not in session.get_providers():
-        return "cpu"
-    return f"cuda:{session.get_provider_options()[_CUDA].get('device_id', 0)}"
 
 
 def _providers(device: str) -> list[Any]:

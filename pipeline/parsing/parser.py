@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 
 from pipeline.config import suggestion
 from pipeline.errors import ConfigError
@@ -50,18 +49,15 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
                 hint="leave it out",
             )
         return load_builtin(resolve_device(device))
-    if kind == "schp":
-        from pipeline.parsing.schp import load_schp
-
-        return load_schp(_file(kind, argument), label_set=label_set, device=device)
-    if kind == "onnx":
+    if kind in ("schp", "onnx", "torchscript"):
         from pipeline.parsing.onnx import load_onnx
-
-        return load_onnx(_file(kind, argument), label_set=label_set, device=device)
-    if kind == "torchscript":
+        from pipeline.parsing.schp import load_schp
         from pipeline.parsing.torchscript import load_torchscript
 
-        return load_torchscript(_file(kind, argument), label_set=label_set, device=device)
+        if not argument:
+            raise ConfigError(f"the parser {kind!r} needs a file", expected=f"{kind}:FILE")
+        load = {"schp": load_schp, "onnx": load_onnx, "torchscript": load_torchscript}[kind]
+        return load(at_home(argument), label_set=label_set, device=device)
     installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if kind not in installed:
         written = ("builtin", "schp:FILE", "onnx:FILE", "torchscript:FILE", "label-maps:DIR", *sorted(installed))
@@ -72,12 +68,6 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
             hint=suggestion(kind, known, after=f":{argument}" if argument else ""),
         )
     return _from_package(installed[kind], argument, label_set, device)
-
-
-def _file(kind: str, argument: str) -> Path:
-    if not argument:
-        raise ConfigError(f"the parser {kind!r} needs a file", expected=f"{kind}:FILE")
-    return at_home(argument)
 
 
 def _from_package(point: EntryPoint, argument: str, label_set: str | None, device: str) -> Parser:

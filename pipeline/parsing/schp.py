@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from pipeline.errors import WeightsError
 from pipeline.formats.foreign import load_state_dict
-from pipeline.parsing import versions
+from pipeline.parsing.files import SCHP_VERSION
 from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import LabelSet, load_label_set
 from pipeline.runtime.device import resolve_device
@@ -197,13 +197,11 @@ class SchpParser:
         self._device = device
         self._mean = torch.tensor(_MEAN_BGR, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(_STD_BGR, device=device).view(1, 3, 1, 1)
-        native = (side + 3) // 4
         self.input_size = (side, side)
         self.info = ParserInfo(
             name="schp",
-            version=versions.SCHP,
+            version=SCHP_VERSION,
             label_set=label_set,
-            native_size=(native, native),
             weights_sha256=weights_sha256,
             backend="torch",
             precision="float32",
@@ -235,7 +233,9 @@ def load_schp(path: Path, *, label_set: str | None = None, device: str = "auto")
     Raises:
         WeightsError: The file is missing, unsafe, or not an SCHP checkpoint of 20, 18 or 7 classes.
     """
-    state = _read_state(path)
+    # nn.BatchNorm2d's counter of training steps has no part in the prediction.
+    state = load_state_dict(path, title="SCHP checkpoint")
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(".num_batches_tracked")}
     if _CLASSIFIER not in state or state[_CLASSIFIER].ndim != 4:
         raise WeightsError(
             f"not an SCHP checkpoint: no tensor {_CLASSIFIER!r}", where=path, expected="a checkpoint of the authors"
@@ -259,9 +259,3 @@ def load_schp(path: Path, *, label_set: str | None = None, device: str = "auto")
         raise WeightsError("the checkpoint does not fit the SCHP network", where=path, cause=error) from None
     side = _PUBLISHED.get(classes, ("", 473))[1]
     return SchpParser(net, labels, side, weights_sha256=sha256_file(path), device=resolve_device(device))
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    # nn.BatchNorm2d's counter of training steps has no part in the prediction.
-    state = load_state_dict(path, title="SCHP checkpoint")
-    return {name: tensor for name, tensor in state.items() if not name.endswith(".num_batches_tracked")}

@@ -14,12 +14,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from pipeline.config import suggestion
 from pipeline.config_file import read_toml
 from pipeline.errors import ConfigError, FormatError
 from pipeline.parsing.files import sidecar_path
 from pipeline.parsing.interface import Fit
-from pipeline.parsing.labels import LabelSet, label_set_names, load_label_set
+from pipeline.parsing.labels import LabelSet, label_set_names, load_label_set, refuse_unknown
 
 Triple = tuple[float, float, float]
 
@@ -58,12 +57,7 @@ def read_sidecar(model: Path) -> Sidecar:
     if not path.is_file():
         return Sidecar()
     table = read_toml(path, "the description of the model")
-    for key in table:
-        if key not in Sidecar.model_fields:
-            known = tuple(Sidecar.model_fields)
-            raise ConfigError(
-                f"unknown key {key!r}", where=path, expected=", ".join(known), hint=suggestion(key, known)
-            )
+    refuse_unknown(table, tuple(Sidecar.model_fields), path)
     try:
         return Sidecar.model_validate(table)
     except ValidationError as error:

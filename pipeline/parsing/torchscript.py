@@ -43,12 +43,11 @@ class TorchScriptParser:
         self._label_set = label_set
         self._device = device
         self.input_size = input_size_of(sidecar, path, (None, None))
-        soft = self.parse(np.zeros((1, *self.input_size, 3), np.uint8))
+        self.parse(np.zeros((1, *self.input_size, 3), np.uint8))
         self.info = ParserInfo(
             name="torchscript",
             version=sidecar.version,
             label_set=label_set,
-            native_size=(soft.shape[2], soft.shape[3]),
             weights_sha256=sha256_file(path),
             backend="torchscript",
             precision="float32",

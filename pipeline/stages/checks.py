@@ -31,22 +31,14 @@ def check_device(name: str, amp: Precision = "off", *, distributed: bool = False
 
 
 def check_package(module: str, extra: str, key: str) -> str:
-    """Check that an optional package is installed.
-
-    Raises:
-        ConfigError: It is not.
-    """
+    """Check that an optional package is installed; raises `ConfigError` if it is not."""
     if find_spec(module) is None:
         raise ConfigError(f"{key} needs the package {module}", where=key, hint=f"pip install 'sgsfa[{extra}]'")
     return "installed"
 
 
 def check_disk(root: Path, size: int) -> str:
-    """Check that the disk of the artifacts has room for what a run will write.
-
-    Raises:
-        ArtifactError: It has not.
-    """
+    """Check that the disk of the artifacts has room for what a run will write; raises `ArtifactError` if it has not."""
     folder = root.absolute()
     while not folder.exists():
         folder = folder.parent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from pipeline.errors import DataError, FormatError
 from pipeline.runtime.progress import Progress
 from pipeline.stages.checks import check_device
 from pipeline.stages.extract import FEATURES_FILE
-from pipeline.stages.report import REPORT_FILE, Evaluated, build_report, training_files
+from pipeline.stages.report import REPORT_FILE, Evaluated, report_of_tests
 from pipeline.stages.sources import RENDERED, TestSet
 from pipeline.stages.stage import Check, Stage, StageReport, section_settings
 
@@ -39,7 +39,7 @@ class Evaluate(Stage):
         """Return the fingerprints of the features, and of images and further columns that results are split by."""
         sources, features = self.sources, self.config.matching.features
         if features is None:
-            found = {"features": sources.fingerprint("extract")}
+            found = {"features": sources.fingerprints["extract"]}
         else:
             found = {"features": sources.file(features, "features file", FormatError)}
             if self._tests():
@@ -96,6 +96,7 @@ class Evaluate(Stage):
     def run(self, folder: Path, progress: Progress) -> StageReport:
         """Evaluate one test set after the other."""
         from pipeline.evaluation.evaluate import evaluate
+        from pipeline.evaluation.report.page import save
         from pipeline.formats.results import save_results
 
         results, tests = [], []
@@ -108,24 +109,9 @@ class Evaluate(Stage):
             tests.append(Evaluated(features, dataset, found, name))
         save_results(folder / RESULT_FILE, results)
         if self.config.matching.report:
-            self._write_report(folder / REPORT_FILE, tests, progress)
+            report = report_of_tests(tests, self.config, self.sources.folders.get("train"), progress=progress)
+            save(report, folder / REPORT_FILE)
         return StageReport()
-
-    def _write_report(self, path: Path, tests: Sequence[Evaluated], progress: Progress) -> None:
-        from pipeline.evaluation.report.page import save
-
-        config = self.config
-        own = config.matching.features is None
-        checkpoint, training = training_files(config, self.sources.folders.get("train")) if own else (None, None)
-        report = build_report(
-            tests,
-            config=config.matching,
-            checkpoint=checkpoint,
-            training=training,
-            title=f"Evaluation of {config.name}",
-            progress=progress,
-        )
-        save(report, path)
 
     def evaluations(self) -> list[tuple[str, Path, TestSet | None]]:
         """Return name, features file and test set of each evaluation."""

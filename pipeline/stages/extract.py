@@ -42,7 +42,9 @@ class Extract(Stage):
         """Return the fingerprints of the checkpoint and the test images."""
         sources, checkpoint = self.sources, self._given()
         network = (
-            sources.fingerprint("train") if checkpoint is None else sources.file(checkpoint, "checkpoint", WeightsError)
+            sources.fingerprints["train"]
+            if checkpoint is None
+            else sources.file(checkpoint, "checkpoint", WeightsError)
         )
         return {"checkpoint": network, **sources.test_images()}
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.records import unique_names
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.formats.provenance import fingerprint
-from pipeline.parsing.files import parser_files
-from pipeline.parsing.versions import version_of
+from pipeline.parsing.files import VERSIONS, parser_files
 from pipeline.runtime.files import at_home
 from pipeline.runtime.progress import Progress
+from pipeline.stages.checks import check_package
 from pipeline.stages.sources import PACKAGE, RENDERED
 from pipeline.stages.stage import FILE, Check, RejectedPolicy, Stage, StageReport, section_settings
 
@@ -50,8 +49,11 @@ class Masks(Stage):
     def inputs(self) -> Mapping[str, str]:
         """Return the fingerprints of the images, regardless of identities and cameras, and of the parser."""
         config, sources = self.config, self.sources
-        found = {"training images": sources.contents(config.data.source, "train"), **self._parser_input()}
-        if (version := version_of(self._kind)) is not None:
+        found = {
+            "training images": sources.images(config.data.source, "train", identities=False),
+            **self._parser_input(),
+        }
+        if (version := VERSIONS.get(self._kind)) is not None:
             found["parser version"] = version
         for what, value in (("label set", config.masks.label_set), ("grouping", config.masks.grouping)):
             if value is not None and value.endswith(".toml"):
@@ -71,12 +73,9 @@ class Masks(Stage):
             return {} if folder is None else {"label maps": sources.tree(folder, *LABEL_MAP_SUFFIXES)}
         found = {}
         path = at_home(argument)
-        if argument and path.is_file():
+        if argument and (path.is_file() or self._kind in ("schp", "onnx", "torchscript")):
             for what, file in parser_files(path).items():
                 found[what] = sources.file(file, what if file != path else "file of the parser", WeightsError)
-        elif self._kind in ("schp", "onnx", "torchscript"):
-            if argument:
-                raise WeightsError("file of the parser not found", where=argument)
         elif argument:
             # Only an installed parser knows what its argument means: a folder counts by content, others by text.
             found["parser argument"] = sources.tree(path) if path.is_dir() else fingerprint(argument)
@@ -96,8 +95,8 @@ class Masks(Stage):
         """Yield the images, the parser with its labels, grouping and device, or the label maps, and the back end."""
         yield Check("training images", self.sources.describe_training)
         yield Check("label maps" if self._kind == LABEL_MAPS else "parser", self._check_source)
-        if self.config.masks.backend != "none":
-            yield Check("back end", self._check_backend)
+        if self.config.masks.backend == "dask":
+            yield Check("back end", lambda: check_package("distributed", "dask", "masks.backend"))
 
     def _check_source(self) -> str:
         from pipeline.masks.source import open_source
@@ -112,16 +111,6 @@ class Masks(Stage):
         else:
             return "those of the rendered images"
         return f"{masks.parser}, labels {source.label_set}"
-
-    def _check_backend(self) -> str:
-        backend = self.config.masks.backend
-        if backend == "dask" and find_spec("distributed") is None:
-            raise ConfigError(
-                "the back end dask needs the package distributed",
-                where="masks.backend",
-                hint="pip install 'sgsfa[dask]'",
-            )
-        return backend
 
     def disk_bytes(self) -> int:
         """Return about how much the mask file takes."""

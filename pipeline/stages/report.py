@@ -25,13 +25,9 @@ METRICS_FILE = "metrics.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """A test set of a report.
+    """A test set of a report: its features file, its images (None: no thumbnails) and its evaluation (None: done now).
 
-    Attributes:
-        features: Its features file.
-        dataset: Its images; None: no thumbnails.
-        evaluation: Its evaluation; None: it is evaluated now.
-        name: Its name in the run; None: that of the evaluation.
+    `name` is that in the run; None: that of the evaluation.
     """
 
     features: Path
@@ -145,12 +141,28 @@ def report_of_run(config: RunConfig, *, options: ReportOptions | None = None, pr
     from pipeline.stages.plan import make_plan
 
     sources = make_plan(config, from_stage="eval", until="eval").sources
-    own = config.matching.features is None
-    checkpoint, training = training_files(config, sources.folders.get("train")) if own else (None, None)
     tests = [
         Evaluated(features, None if test is None else sources.open(test.spec), name=name)
         for name, features, test in Evaluate(config, sources).evaluations()
     ]
+    return report_of_tests(tests, config, sources.folders.get("train"), options=options, progress=progress)
+
+
+def report_of_tests(
+    tests: Sequence[Evaluated],
+    config: RunConfig,
+    folder: Path | None,
+    *,
+    options: ReportOptions | None = None,
+    progress: Progress = SILENT,
+) -> Report:
+    """Build the report of the test sets of a run; `folder` is that of its stage `train`, None without one."""
+    checkpoint, training = None, None
+    if config.matching.features is None and config.extract.checkpoint is not None:
+        checkpoint = config.extract.checkpoint
+    elif config.matching.features is None and folder is not None:
+        checkpoint, metrics = folder / CHECKPOINT, folder / METRICS_FILE
+        training = metrics if metrics.is_file() else None
     return build_report(
         tests,
         config=config.matching,
@@ -160,21 +172,6 @@ def report_of_run(config: RunConfig, *, options: ReportOptions | None = None, pr
         title=f"Evaluation of {config.name}",
         progress=progress,
     )
-
-
-def training_files(config: RunConfig, folder: Path | None) -> tuple[Path | None, Path | None]:
-    """Return the checkpoint of a run and the metrics of its training, each None where the run has none.
-
-    Args:
-        config: Configuration of the run.
-        folder: Folder of the stage `train`, None without one.
-    """
-    if config.extract.checkpoint is not None:
-        return config.extract.checkpoint, None
-    if folder is None:
-        return None, None
-    metrics = folder / METRICS_FILE
-    return folder / CHECKPOINT, metrics if metrics.is_file() else None
 
 
 def _visibility(figures: Mapping[str, object]) -> dict[str, Mapping[str, float]]:

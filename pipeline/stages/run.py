@@ -148,13 +148,8 @@ def _execute(plan: Plan, *, force: bool | str, wait: bool, progress: Progress) -
             outcome = _reused(entry, entry.artifact.path)
         outcomes.append(outcome)
         if outcome.rejected:
-            log.warning(
-                "%s: %d of %d inputs rejected, see %s",
-                outcome.stage,
-                len(outcome.rejected),
-                outcome.total,
-                outcome.path / REJECTED_FILE,
-            )
+            counts = f"{len(outcome.rejected)} of {outcome.total} inputs rejected"
+            log.warning("%s: %s, see %s", outcome.stage, counts, outcome.path / REJECTED_FILE)
         if outcome.rejected and entry.stage.on_rejected == "stop":
             return RunReport(tuple(outcomes), stopped_by=entry.stage.allow_key)
     file = plan.selected[-1].stage.result_file
@@ -175,19 +170,7 @@ def _build(plan: Plan, entry: PlannedStage, *, replace: bool, wait: bool, progre
         if workspace.published:
             log.info("%s: already finished", name)
         else:
-            if workspace.resumed:
-                log.info("%s: resuming an interrupted run", name)
-            elif entry.previous is not None:
-                log.info("%s: starts from scratch, not from %s%s", name, entry.path, _why_not(entry))
-            if entry.stage.distributed:
-                broadcast((name, workspace.path, dict(folders)))
-            report = entry.stage.run(workspace.path, progress)
-            _require_unchanged(entry, workspace, report)
-            workspace.extra["config"] = plan.config.model_dump(mode="json")
-            workspace.extra["figures"] = {**report.figures, **_peak_memory()}
-            if report.rejected:
-                rows = [{"path": item.path, "reason": item.reason} for item in report.rejected]
-                write_json(workspace.path / REJECTED_FILE, {"total": report.total, "rejected": rows})
+            report = _work(plan, entry, workspace, progress)
     path = store.open(name, plan.config.name, provenance.fingerprint()).path
     folders[name] = path
     if workspace.published:
@@ -201,6 +184,23 @@ def _build(plan: Plan, entry: PlannedStage, *, replace: bool, wait: bool, progre
         rejected=report.rejected,
         allowed=entry.stage.on_rejected == "allow",
     )
+
+
+def _work(plan: Plan, entry: PlannedStage, workspace: Workspace, progress: Progress) -> StageReport:
+    if workspace.resumed:
+        log.info("%s: resuming an interrupted run", entry.name)
+    elif entry.previous is not None:
+        log.info("%s: starts from scratch, not from %s%s", entry.name, entry.path, _why_not(entry))
+    if entry.stage.distributed:
+        broadcast((entry.name, workspace.path, dict(plan.sources.folders)))
+    report = entry.stage.run(workspace.path, progress)
+    _require_unchanged(entry, workspace, report)
+    workspace.extra["config"] = plan.config.model_dump(mode="json")
+    workspace.extra["figures"] = {**report.figures, **_peak_memory()}
+    if report.rejected:
+        rows = [{"path": item.path, "reason": item.reason} for item in report.rejected]
+        write_json(workspace.path / REJECTED_FILE, {"total": report.total, "rejected": rows})
+    return report
 
 
 def _why_not(entry: PlannedStage) -> str:
@@ -243,12 +243,10 @@ def _require_unchanged(entry: PlannedStage, workspace: Workspace, report: StageR
 
 
 def _reused(entry: PlannedStage, path: Path) -> StageOutcome:
-    allowed = entry.stage.on_rejected == "allow"
     listed = path / REJECTED_FILE
-    if not listed.is_file():
-        return StageOutcome(entry.name, "reused", 0.0, path, allowed=allowed)
-    table = read_json(listed)
+    table = read_json(listed) if listed.is_file() else {"total": 0, "rejected": []}
     rejected = tuple(Rejected(**row) for row in table["rejected"])
+    allowed = entry.stage.on_rejected == "allow"
     return StageOutcome(entry.name, "reused", 0.0, path, table["total"], rejected, allowed)
 
 

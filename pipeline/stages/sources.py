@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -55,20 +56,12 @@ class Sources:
     fingerprints: dict[str, str] = field(default_factory=dict)
     folders: dict[str, Path] = field(default_factory=dict)
     _opened: dict[str, Dataset] = field(default_factory=dict)
-    _hashed: dict[tuple[str, str, tuple[str, ...]], str] = field(default_factory=dict)
+    _hashed: dict[tuple[str, tuple[str, ...], bool], str] = field(default_factory=dict)
 
     # Earlier stages
 
-    def fingerprint(self, stage: str) -> str:
-        """Return the fingerprint of an earlier stage's artifact."""
-        return self.fingerprints[stage]
-
     def folder(self, stage: str) -> Path:
-        """Return the folder of an earlier stage's artifact.
-
-        Raises:
-            ArtifactError: It is not finished.
-        """
+        """Return the folder of an earlier stage's artifact; raises `ArtifactError` if it is not finished."""
         if stage not in self.folders:
             raise ArtifactError(f"stage {stage} is not finished", hint="run it first")
         return self.folders[stage]
@@ -100,11 +93,7 @@ class Sources:
         return self._opened[spec]
 
     def training(self) -> Dataset:
-        """Return the data set to train on.
-
-        Raises:
-            DataError: It cannot be read, or has no training images.
-        """
+        """Return the data set to train on; raises `DataError` if it cannot be read, or has no training images."""
         spec = self.config.data.source
         dataset = self.open(spec)
         if not dataset.split("train"):
@@ -125,11 +114,7 @@ class Sources:
         return tuple(found)
 
     def test_records(self, spec: str) -> tuple[Record, ...]:
-        """Return query and gallery of a data set.
-
-        Raises:
-            DataError: One of them is empty.
-        """
+        """Return query and gallery of a data set; raises `DataError` if one of them is empty."""
         dataset = self.open(spec)
         for split in ("query", "gallery"):
             if not dataset.split(split):
@@ -148,12 +133,8 @@ class Sources:
     def describe_test(self, test: TestSet, *, matches: bool = False) -> str:
         """Return the numbers of queries and gallery images of a test set.
 
-        Args:
-            test: The test set.
-            matches: Also require that some query has a match.
-
         Raises:
-            DataError: A split is empty, or no query has a match in another camera.
+            DataError: A split is empty, or with `matches`, no query has a match in another camera.
         """
         if test.spec == RENDERED:
             return "to be rendered"
@@ -177,40 +158,30 @@ class Sources:
 
     # Fingerprints
 
-    def images(self, spec: str, *splits: Split) -> str:
-        """Return the fingerprint of the images in some splits: names, identities, cameras and contents.
+    def images(self, spec: str, *splits: Split, identities: bool = True) -> str:
+        """Return the fingerprint of the images in some splits: names and contents, identities and cameras.
 
         Raises:
             DataError: The data set or some of its images cannot be read.
         """
         if spec == RENDERED:
-            return self.fingerprint("synth")
-        key = ("images", spec, splits)
+            return self.fingerprints["synth"]
+        key = (spec, splits, identities)
         if key not in self._hashed:
             dataset = self.open(spec)
-            self._hashed[key] = dataset_fingerprint(dataset, dataset.split(*splits), self._cache, self.progress)
+            records = dataset.split(*splits)
+            if identities:
+                self._hashed[key] = dataset_fingerprint(dataset, records, self._cache, self.progress)
+            else:
+                self._hashed[key] = self._contents(dataset.root, unique_names(records))
         return self._hashed[key]
+
+    def _contents(self, root: Path, names: Sequence[str]) -> str:
+        return fingerprint(image_hashes(root, names, cache=self._cache, progress=self.progress))
 
     def test_images(self) -> dict[str, str]:
         """Return the fingerprints of the images of all test sets."""
         return {f"test images {test.name}": self.images(test.spec, "query", "gallery") for test in self.tests()}
-
-    def contents(self, spec: str, *splits: Split) -> str:
-        """Return the fingerprint of the images in some splits, regardless of identities: names and contents.
-
-        Raises:
-            DataError: The data set or some of its images cannot be read.
-        """
-        if spec == RENDERED:
-            return self.fingerprint("synth")
-        key = ("contents", spec, splits)
-        if key not in self._hashed:
-            dataset = self.open(spec)
-            names = unique_names(dataset.split(*splits))
-            self._hashed[key] = fingerprint(
-                image_hashes(dataset.root, names, cache=self._cache, progress=self.progress)
-            )
-        return self._hashed[key]
 
     def attributes(self, spec: str) -> str | None:
         """Return the fingerprint of the further columns of a data set, or None if it has none of its own."""
@@ -220,11 +191,7 @@ class Sources:
         return fingerprint({name: dict(columns) for name, columns in extra.items()}) if extra else None
 
     def tree(self, folder: Path, *suffixes: str) -> str:
-        """Return the fingerprint of the files under a folder: relative names and contents.
-
-        Args:
-            folder: The folder.
-            suffixes: Only files that end in one of these; without any, all files.
+        """Return the fingerprint of the files under a folder, or of those with some suffixes: names and contents.
 
         Raises:
             DataError: The folder is missing or some files cannot be read.
@@ -236,20 +203,11 @@ class Sources:
             for path in folder.rglob("*")
             if path.is_file() and (not suffixes or path.suffix.lower() in suffixes)
         )
-        return fingerprint(image_hashes(folder, names, cache=self._cache, progress=self.progress))
+        return self._contents(folder, names)
 
     @staticmethod
     def file(path: Path, what: str, error: type[UserError]) -> str:
-        """Return the SHA-256 of a file of the user.
-
-        Args:
-            path: The file.
-            what: Its description for messages, as in `mask file`.
-            error: Class of the error to raise.
-
-        Raises:
-            UserError: It cannot be read; of the class `error`.
-        """
+        """Return the SHA-256 of a file of the user, `what` in messages; raises an `error` if it cannot be read."""
         try:
             return sha256_file(at_home(path))
         except FileNotFoundError:

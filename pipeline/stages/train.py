@@ -74,7 +74,7 @@ class Train(Stage):
         if config.model.kind != "baseline":
             file = config.masks.file
             found["masks"] = (
-                sources.fingerprint("masks") if file is None else sources.file(file, "mask file", FormatError)
+                sources.fingerprints["masks"] if file is None else sources.file(file, "mask file", FormatError)
             )
         if config.train.start is not None:
             found["start"] = sources.file(
@@ -214,11 +214,7 @@ def _label_maps(dataset: Dataset) -> Path:
 
 
 def _check_weights(path: Path, model: ModelConfig) -> None:
-    """Check that a weights file can be read and is of the backbone.
-
-    Raises:
-        WeightsError: It is not.
-    """
+    """Check that a weights file can be read and is of the backbone; raises `WeightsError` if it is not."""
     from pipeline.model.network import build_model
     from pipeline.model.weights import load_backbone_weights
 

@@ -66,7 +66,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_is_written_comes_back(path: Path) -> None:
-    file = MaskFile.open(path, names=["b/y.jpg"])
+    file = MaskFile.open(path)
     masks = file.load()
     for key, expected in arrays().items():
         np.testing.assert_array_equal(getattr(masks, key), expected)
@@ -236,11 +236,6 @@ def test_changed_and_missing_attributes_are_refused(path: Path) -> None:
         del file.attrs["provenance"]
     with pytest.raises(FormatError, match="lacks provenance"):
         MaskFile.open(path)
-
-
-def test_another_image_list_is_refused(path: Path) -> None:
-    with pytest.raises(FormatError, match=r"1 of 2 images missing, first 'a/9999\.jpg'"):
-        MaskFile.open(path, names=["a/0001.jpg", "a/9999.jpg"])
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

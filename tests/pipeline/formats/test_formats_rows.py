@@ -60,7 +60,7 @@ def content(path: Path) -> dict[str, np.ndarray]:
 
 def test_open_or_create__new_file_has_only_pending_rows(tmp_path: Path) -> None:
     with open_or_create(tmp_path / "a.h5", layout(), RECORD) as writer:
-        assert writer.pending_rows().tolist() == [0, 1, 2, 3, 4]
+        assert np.flatnonzero(writer.status == PENDING).tolist() == [0, 1, 2, 3, 4]
     assert content(tmp_path / "a.h5")["status"].tolist() == [PENDING] * 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5"]
 
@@ -69,8 +69,8 @@ def test_open_or_create__resumes_with_the_pending_rows(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     fill(path, 1, 2)
     with open_or_create(path, layout(), RECORD) as writer:
-        assert writer.pending_rows().tolist() == [0, 3, 4]
-        for row in writer.pending_rows().tolist():
+        assert np.flatnonzero(writer.status == PENDING).tolist() == [0, 3, 4]
+        for row in np.flatnonzero(writer.status == PENDING).tolist():
             writer.write(row, columns(row, 1), np.array([OK], "u1"))
         writer.finish()
     with open_or_create(tmp_path / "b.h5", layout(), RECORD) as writer:
@@ -89,7 +89,7 @@ def test_write__failed_rows_keep_their_reason_until_they_are_written_again(tmp_p
     assert len(reason.encode()) in (rows.REASON_BYTES - 1, rows.REASON_BYTES)
     with open_or_create(path, layout(), RECORD) as writer:
         writer.status[3] = PENDING
-        assert writer.pending_rows().tolist() == [0, 1, 3, 4]
+        assert np.flatnonzero(writer.status == PENDING).tolist() == [0, 1, 3, 4]
         writer.write(3, columns(3, 1), np.array([OK], "u1"))
         assert writer.reasons() == {}
     assert content(path)["reason"].tolist() == [b""] * 5
@@ -101,7 +101,7 @@ def test_open_or_create__row_with_a_wrong_checksum_is_pending_again(tmp_path: Pa
     with h5py.File(path, "r+") as file:
         file["values"][2, 0, 0] = 77
     with open_or_create(path, layout(), RECORD) as writer:
-        assert writer.pending_rows().tolist() == [2]
+        assert np.flatnonzero(writer.status == PENDING).tolist() == [2]
 
 
 def test_open_or_create__another_record_is_refused_by_key(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_open_or_create__takes_over_the_rows_of_a_published_file(tmp_path: Path)
     published, path = tmp_path / "a.h5", tmp_path / "a.h5.partial"
     fill(published, 0, 4)
     with open_or_create(path, layout(), RECORD, published=published) as writer:
-        assert writer.pending_rows().tolist() == [4]
+        assert np.flatnonzero(writer.status == PENDING).tolist() == [4]
     with pytest.raises(FormatError) as caught:
         open_or_create(tmp_path / "b.h5", layout(), Provenance({}), published=published)
     assert caught.value.where == str(published)
@@ -147,7 +147,7 @@ def test_open_or_create__file_without_good_rows_is_created_again(tmp_path: Path)
     other = Provenance({"parser": "schp"})
     with open_or_create(path, layout(3), other) as writer:
         assert writer.provenance == other
-        assert len(writer.pending_rows()) == 3
+        assert len(np.flatnonzero(writer.status == PENDING)) == 3
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "cut", "attribute", "names"])
@@ -209,7 +209,7 @@ def test_write__wrong_shapes_are_refused_before_anything_is_written(tmp_path: Pa
             writer.write(4, columns(4, 2), np.full(2, OK, "u1"))
         with pytest.raises(ValueError, match="pending"):
             writer.finish()
-        assert len(writer.pending_rows()) == 5
+        assert len(np.flatnonzero(writer.status == PENDING)) == 5
 
 
 def test_texts__survive_encoding() -> None:
@@ -229,7 +229,7 @@ kind = RowFormat("test-rows", 1, "row file", checksums=True)
 names = encode_texts([f"{row}.jpg" for row in range(400)])
 layout = Layout(kind, 400, {"values": Column((64,), "f4")}, {"names": names})
 with open_or_create(Path(sys.argv[1]), layout, Provenance({"a": 1})) as writer:
-    for row in writer.pending_rows().tolist():
+    for row in np.flatnonzero(writer.status == 0).tolist():
         writer.write(row, {"values": np.full((1, 64), row, "f4")}, np.array([1], "u1"))
         print(row, flush=True)
 """

@@ -73,7 +73,7 @@ def test_masks_equal_those_made_by_hand(
     root, names = people
     assert (report.total, report.done, report.failed, report.resumed) == (40, 40, (), 0)
     assert report.images_per_second > 0
-    file = MaskFile.open(tmp_path / "masks.h5", names=names)
+    file = MaskFile.open(tmp_path / "masks.h5")
     values = file.provenance.values
     assert (values["flip"], values["hard"], values["batch_size"], values["parser"]) == (flip, hard, 7, "onnx")
     masks, parser, lip = file.load(), load_parser(tiny_parser, device="cpu"), load_label_set("lip-20")
@@ -609,7 +609,7 @@ class Fake:
     input_size = (256, 128)
 
     def __init__(self, limit: int = 10**9, fault: str = "", device: str = "") -> None:
-        self.info = ParserInfo("fake", "1", load_label_set("lip-20"), (2, 1), "", "torch", "float32", device=device)
+        self.info = ParserInfo("fake", "1", load_label_set("lip-20"), "", "torch", "float32", device=device)
         self.limit, self.fault = limit, fault
         self.batches: list[int] = []
 

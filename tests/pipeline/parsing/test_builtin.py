@@ -33,7 +33,6 @@ def parser() -> BuiltinParser:
 def test_it_is_a_parser(parser: BuiltinParser) -> None:
     assert isinstance(parser, Parser)
     assert parser.input_size == (256, 128)
-    assert parser.info.native_size == (64, 32)
     assert parser.info.label_set.name == "lip-20"
     assert parser.info.precision == "float32"
     assert len(parser.info.weights_sha256) == 64

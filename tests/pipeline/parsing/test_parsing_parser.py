@@ -20,7 +20,7 @@ class Thresholds:
 
     def __init__(self, label_set: str = "lip-20") -> None:
         labels = load_label_set(label_set)
-        self.info = ParserInfo("thresholds", "1", labels, (4, 6), "", "numpy", "float32")
+        self.info = ParserInfo("thresholds", "1", labels, "", "numpy", "float32")
 
     def parse(self, images: Tensor | np.ndarray) -> Tensor:
         red = torch.as_tensor(images)[..., 0].long()

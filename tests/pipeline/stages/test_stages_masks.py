@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError, FormatError, UserError, WeightsError
-from pipeline.parsing import versions
+from pipeline.parsing import files
 from pipeline.stages.masks import Masks
 from pipeline.stages.plan import make_plan
 from pipeline.stages.sources import Sources
@@ -76,12 +76,12 @@ def test_inputs__argument_of_an_installed_parser_counts(stage, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("parser", "name"), [("builtin", "BUILTIN"), ("schp:{weights}", "SCHP"), ("label-maps:{maps}", "LABEL_MAPS")]
+    ("parser", "name"), [("builtin", "builtin"), ("schp:{weights}", "schp"), ("label-maps:{maps}", "label-maps")]
 )
 def test_inputs__version_of_the_parser_counts(stage, weights, maps, monkeypatch, parser, name):
     spec = f"masks.parser={parser.format(weights=weights, maps=maps)}"
     before = stage(spec).provenance()
-    monkeypatch.setattr(versions, name, "raised")
+    monkeypatch.setitem(files.VERSIONS, name, "raised")
     assert [each.key for each in before.diff(stage(spec).provenance())] == ["input parser version"]
 
 
@@ -164,7 +164,7 @@ def test_check__label_maps_must_be_found(stage, maps):
 
 
 def test_check__missing_back_end_is_named(stage, monkeypatch):
-    monkeypatch.setattr("pipeline.stages.masks.find_spec", lambda name: None)
+    monkeypatch.setattr("pipeline.stages.checks.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="dask"):
         check(stage("masks.backend=dask"), "back end")
 
