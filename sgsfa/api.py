@@ -110,9 +110,9 @@ def read_masks(path: PathLike) -> Masks:
         >>> masks.parts.shape, masks.body.shape
         ((6, 4, 16, 8), (6, 64, 32))
     """
-    from pipeline.formats.masks import MaskFile
+    from pipeline.formats.masks import Masks
 
-    return MaskFile.open(Path(path)).load()
+    return Masks.open(Path(path))
 
 
 def train(

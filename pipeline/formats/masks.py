@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Self
 
@@ -21,7 +22,7 @@ from pipeline.formats.provenance import Difference, Provenance
 from pipeline.formats.rows import FAILED, OK, PENDING, Column, Layout, RowFormat, RowWriter
 from pipeline.parts import SEMANTIC
 
-__all__ = ["FAILED", "OK", "PENDING", "MaskFile", "Masks", "absent_text", "open_mask_writer"]
+__all__ = ["FAILED", "OK", "PENDING", "Masks", "absent_text", "open_mask_writer"]
 
 FORMAT = RowFormat("sgsfa-masks", version=1, title="mask file", checksums=True)
 
@@ -47,45 +48,29 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Masks:
-    """The arrays of a mask file, in memory.
-
-    Attributes:
-        parts: (N, 4, 16, 8) uint8, occupancy 0..255 of each cell by head, upper body, lower body and shoes.
-        body: (N, 64, 32) uint8, occupancy 0..255 of each cell by the body.
-        quality: (N,) float32 in [0, 1].
-        status: (N,) uint8: `PENDING`, `OK` or `FAILED`; the masks of the latter two are zeros without meaning.
-        names: Image names, sorted.
-        absent_parts: Parts that the parser's labels do not have; their masks are zeros in every image.
-    """
-
-    parts: Bytes
-    body: Bytes
-    quality: Floats
-    status: Bytes
-    names: tuple[str, ...]
-    absent_parts: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-class MaskFile:
-    """A mask file that was read and checked. Returned by `MaskFile.open`.
+    """A mask file in memory, checked. Returned by `Masks.open`.
 
     Attributes:
         path: The file.
         provenance: Parser, label set and everything else that decides the masks.
+        names: Image names, sorted.
+        parts: (N, 4, 16, 8) uint8, occupancy 0..255 of each cell by head, upper body, lower body and shoes.
+        body: (N, 64, 32) uint8, occupancy 0..255 of each cell by the body.
+        quality: (N,) float32 in [0, 1].
+        status: (N,) uint8: `PENDING`, `OK` or `FAILED`; the masks of the latter two are zeros without meaning.
         reasons: Why rows failed, by row.
     """
 
-    def __init__(self, path: Path, provenance: Provenance, masks: Masks, reasons: Mapping[int, str]) -> None:
-        self.path = path
-        self.provenance = provenance
-        self.reasons = reasons
-        self._masks = masks
-        self._rows = {name: row for row, name in enumerate(masks.names)}
+    path: Path
+    provenance: Provenance
+    names: tuple[str, ...]
+    parts: Bytes
+    body: Bytes
+    quality: Floats
+    status: Bytes
+    reasons: Mapping[int, str]
 
     @classmethod
     def open(cls, path: Path, *, allow_incomplete: bool = False) -> Self:
@@ -106,50 +91,49 @@ class MaskFile:
             arrays = {name: file[name][...] for name in (*columns, rows.STATUS)}
             rows.check_fixed(file, path, FORMAT, {"names": arrays["names"]})
             reasons = rows.read_reasons(file, arrays[rows.STATUS])
-            corrupt = rows.corrupt_rows(
-                {name: arrays[name] for name in COLUMNS}, arrays[rows.STATUS], file[rows.CRC][...]
-            )
-        stored = _safe_names(rows.decode_texts(arrays.pop("names")), path)
-        masks = Masks(**arrays, names=stored, absent_parts=absent_parts(provenance))
+            checksums = file[rows.CRC][...]
+        names = _safe_names(rows.decode_texts(arrays.pop("names")), path)
+        corrupt = rows.corrupt_rows({name: arrays[name] for name in COLUMNS}, arrays[rows.STATUS], checksums)
         if len(corrupt):
             raise FormatError(
-                f"the mask file is damaged: {len(corrupt)} of {len(masks)} rows do not match their checksum, "
-                f"first {stored[corrupt[0]]!r}",
+                f"the mask file is damaged: {len(corrupt)} of {count} rows do not match their checksum, "
+                f"first {names[corrupt[0]]!r}",
                 where=path,
                 hint="delete it and build it again",
             )
-        opened = cls(path, provenance, masks, reasons)
-        if not (allow_incomplete or opened.complete):
-            pending = int((masks.status == PENDING).sum())
-            text = f"the mask file is incomplete: {pending} of {len(masks)} images are pending"
+        pending = int((arrays[rows.STATUS] == PENDING).sum())
+        if pending and not allow_incomplete:
+            text = f"the mask file is incomplete: {pending} of {count} images are pending"
             raise FormatError(text, where=path, hint="run the command that builds it again; it resumes")
-        return opened
+        return cls(path, provenance, names, **arrays, reasons=reasons)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.rows
+
+    @cached_property
+    def rows(self) -> Mapping[str, int]:
+        """Rows by image name."""
+        return {name: row for row, name in enumerate(self.names)}
 
     @property
     def complete(self) -> bool:
         """Whether no row is pending."""
-        return not bool((self._masks.status == PENDING).any())
+        return not bool((self.status == PENDING).any())
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """All image names, sorted."""
-        return self._masks.names
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._rows
+    def absent_parts(self) -> tuple[str, ...]:
+        """Parts that the parser's labels do not have; their masks are zeros in every image."""
+        text = str(self.provenance.values.get("absent_parts", ""))
+        return tuple(text.split(",")) if text else ()
 
     def index(self, name: str) -> int:
         """Return the row of an image; raises `FormatError` if the image is not in the file."""
-        if name not in self._rows:
+        if name not in self:
             raise FormatError(f"no image {name!r} in the mask file", where=self.path)
-        return self._rows[name]
-
-    def load(self) -> Masks:
-        """Return the arrays. They are shared with this object: do not write into them."""
-        return self._masks
-
-    def __len__(self) -> int:
-        return len(self._masks)
+        return self.rows[name]
 
 
 def open_mask_writer(
@@ -185,12 +169,6 @@ def label_map_keys(hashes: Mapping[str, str]) -> dict[str, str]:
 def absent_text(parts: Sequence[str]) -> str | None:
     """Return the entry `absent_parts` of a provenance."""
     return ",".join(parts) or None
-
-
-def absent_parts(provenance: Provenance) -> tuple[str, ...]:
-    """Return the parts that the parser's labels do not have."""
-    text = str(provenance.values.get("absent_parts", ""))
-    return tuple(text.split(",")) if text else ()
 
 
 def _incidental(difference: Difference) -> bool:

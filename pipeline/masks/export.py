@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.config import suggestion
 from pipeline.errors import ConfigError, FormatError
-from pipeline.formats.masks import OK, PART_NAMES, MaskFile, Masks
+from pipeline.formats.masks import OK, PART_NAMES, Masks
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.progress import SILENT, Progress
 
@@ -44,11 +44,11 @@ class ExportReport:
     left_out: int
 
 
-def export_masks(file: MaskFile, out: Path, layout: str, *, progress: Progress = SILENT) -> ExportReport:
+def export_masks(masks: Masks, out: Path, layout: str, *, progress: Progress = SILENT) -> ExportReport:
     """Write the masks of a file for another program.
 
     Args:
-        file: The mask file.
+        masks: The mask file.
         out: A folder that is new or empty; for `npz` the file to write.
         layout: `png`: folders `head`, `upper`, `lower`, `shoes` (16 x 8) and `body` (64 x 32) below `out`, in each the
             images' names with `.png` added, grey 0..255; parts that the labels do not have have no folder. `npz`: the
@@ -64,7 +64,6 @@ def export_masks(file: MaskFile, out: Path, layout: str, *, progress: Progress =
         raise ConfigError(
             f"unknown export layout {layout!r}", expected=" | ".join(LAYOUTS), hint=suggestion(layout, LAYOUTS)
         )
-    masks = file.load()
     good = np.flatnonzero(masks.status == OK).tolist()
     if layout == "npz":
         _write_npz(masks, out)

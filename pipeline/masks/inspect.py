@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.config import suggestion
 from pipeline.errors import FormatError
-from pipeline.formats.masks import FAILED, OK, PART_NAMES, PENDING, MaskFile
+from pipeline.formats.masks import FAILED, OK, PART_NAMES, PENDING, Masks
 from pipeline.formats.provenance import JsonScalar
 from pipeline.masks.occupancy import body_area, centroid_rows, part_area, plausible_order
 
@@ -108,18 +108,17 @@ class ImageDescription:
 
 def describe_file(path: Path) -> FileDescription:
     """Describe a mask file, complete or not; raises `FormatError` if it is not a valid mask file."""
-    file = MaskFile.open(path, allow_incomplete=True)
-    masks = file.load()
+    masks = Masks.open(path, allow_incomplete=True)
     good = masks.quality[masks.status == OK]
     low, middle, high = np.quantile(good, (0.1, 0.5, 0.9)).tolist() if len(good) else (0.0, 0.0, 0.0)
     return FileDescription(
         file=path,
-        complete=file.complete,
+        complete=masks.complete,
         images=len(masks),
         done=len(good),
-        failed={masks.names[row]: reason for row, reason in file.reasons.items()},
+        failed={masks.names[row]: reason for row, reason in masks.reasons.items()},
         pending=int((masks.status == PENDING).sum()),
-        provenance=dict(file.provenance.values),
+        provenance=dict(masks.provenance.values),
         quality=(low, middle, high),
         first=masks.names[:3],
     )
@@ -135,16 +134,15 @@ def describe_image(path: Path, name: str) -> ImageDescription:
     Raises:
         FormatError: The file is not valid, or the name is unknown or ambiguous.
     """
-    file = MaskFile.open(path, allow_incomplete=True)
-    full = resolve_name(file, name)
-    row = file.index(full)
-    masks = file.load()
+    masks = Masks.open(path, allow_incomplete=True)
+    full = resolve_name(masks, name)
+    row = masks.index(full)
     parts, body = masks.parts[row : row + 1], masks.body[row : row + 1]
     areas, heights = part_area(parts)[0], centroid_rows(parts)[0]
     return ImageDescription(
         name=full,
         state=_STATES[int(masks.status[row])],
-        reason=file.reasons.get(row, ""),
+        reason=masks.reasons.get(row, ""),
         quality=float(masks.quality[row]),
         area=float(body_area(body)[0]),
         parts=tuple(
@@ -156,26 +154,26 @@ def describe_image(path: Path, name: str) -> ImageDescription:
     )
 
 
-def resolve_name(file: MaskFile, name: str) -> str:
+def resolve_name(masks: Masks, name: str) -> str:
     """Return the full name of an image of which `name` may be the end.
 
     Raises:
         FormatError: No image has this name, or several do.
     """
-    if name in file:
+    if name in masks:
         return name
     # The Unicode normal form is the file system's choice, not the user's.
     wanted = unicodedata.normalize("NFC", name)
-    ends = ((full, "/" + unicodedata.normalize("NFC", full)) for full in file.names)
+    ends = ((full, "/" + unicodedata.normalize("NFC", full)) for full in masks.names)
     found = [full for full, end in ends if end.endswith("/" + wanted)]
     if len(found) > 1:
-        raise FormatError(f"{len(found)} images match {name!r}", where=file.path, expected=" | ".join(found[:5]))
+        raise FormatError(f"{len(found)} images match {name!r}", where=masks.path, expected=" | ".join(found[:5]))
     if not found:
         raise FormatError(
             f"no image {name!r} in the mask file",
-            where=file.path,
-            expected=f"a name such as {file.names[0]!r}" if file.names else None,
-            hint=suggestion(name, file.names),
+            where=masks.path,
+            expected=f"a name such as {masks.names[0]!r}" if masks.names else None,
+            hint=suggestion(name, masks.names),
         )
     return found[0]
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.datasets.images import RgbImage, read_image, resize
 from pipeline.errors import DataError, ImageError
-from pipeline.formats.masks import OK, PART_NAMES, MaskFile, Masks
+from pipeline.formats.masks import OK, PART_NAMES, Masks
 from pipeline.runtime.text import draw_text
 
 HEIGHT, WIDTH = 192, 96
@@ -29,11 +29,11 @@ _OPACITY = 0.65
 _MOST_IMAGES = 400
 
 
-def mask_sheet(file: MaskFile, root: Path, names: Sequence[str], *, columns: int = 5) -> RgbImage:
+def mask_sheet(masks: Masks, root: Path, names: Sequence[str], *, columns: int = 5) -> RgbImage:
     """Draw the masks of some images.
 
     Args:
-        file: The mask file.
+        masks: The mask file.
         root: Folder that image names are relative to.
         names: Images to draw, in this order.
         columns: Images per row.
@@ -53,7 +53,6 @@ def mask_sheet(file: MaskFile, root: Path, names: Sequence[str], *, columns: int
             where=root,
             expected="the data set or folder that the masks were built from",
         )
-    masks = file.load()
     cell_width, cell_height = 3 * WIDTH + 2 * _GAP, HEIGHT + _CAPTION + _GAP
     rows = -(-len(names) // columns)
     used = min(columns, len(names))
@@ -64,19 +63,19 @@ def mask_sheet(file: MaskFile, root: Path, names: Sequence[str], *, columns: int
     for number, name in enumerate(names):
         left = _GAP + number % columns * (cell_width + _GAP)
         top = _LEGEND + number // columns * cell_height + _GAP
-        _draw_cell(sheet, draw, masks, file.index(name), root / name, (left, top))
+        _draw_cell(sheet, draw, masks, masks.index(name), root / name, (left, top))
     return np.array(sheet, dtype=np.uint8)
 
 
-def spread_names(file: MaskFile, count: int, *, seed: int | None = None) -> tuple[str, ...]:
+def spread_names(masks: Masks, count: int, *, seed: int | None = None) -> tuple[str, ...]:
     """Return some images with masks, evenly spread or drawn at random with a seed; in file order."""
-    good = np.flatnonzero(file.load().status == OK)
+    good = np.flatnonzero(masks.status == OK)
     if len(good) > count:
         if seed is None:
             good = good[np.arange(count) * len(good) // count]
         else:
             good = np.sort(np.random.default_rng(seed).choice(good, count, replace=False))
-    return tuple(file.names[row] for row in good.tolist())
+    return tuple(masks.names[row] for row in good.tolist())
 
 
 def overlay(image: RgbImage, parts: NDArray[np.uint8]) -> RgbImage:

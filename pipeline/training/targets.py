@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import DataError
-from pipeline.formats.masks import OK, PART_NAMES, MaskFile
+from pipeline.formats.masks import OK, PART_NAMES, Masks
 from pipeline.model.mask_targets import MaskTargets
 
 
@@ -41,7 +41,7 @@ def load_masks(path: Path | None, names: Sequence[str], *, height: int, width: i
     has_mask = np.zeros(count, np.bool_)
     supervised = np.ones(len(PART_NAMES), np.bool_)
     if path is not None:
-        stored = MaskFile.open(path).load()
+        stored = Masks.open(path)
         supervised = np.array([name not in stored.absent_parts for name in PART_NAMES])
         if not supervised.any():
             raise DataError(
@@ -49,7 +49,7 @@ def load_masks(path: Path | None, names: Sequence[str], *, height: int, width: i
                 where=path,
                 hint="use another parser, or train `baseline`, which needs no masks",
             )
-        rows = _rows(path, names, {name: row for row, name in enumerate(stored.names)})
+        rows = _rows(path, names, stored.rows)
         has_mask = (rows >= 0) & (stored.status[np.maximum(rows, 0)] == OK)
         taken = rows[has_mask]
         if has_mask.any() and not (stored.parts[taken].any() or stored.body[taken].any()):
