@@ -84,11 +84,7 @@ class DatasetReport:
 
 
 def check_dataset(
-    spec: str,
-    *,
-    decode: bool = True,
-    expect_counts: bool = True,
-    progress: Progress = SILENT,
+    spec: str, *, decode: bool = True, expect_counts: bool = True, progress: Progress = SILENT
 ) -> DatasetReport:
     """Read a data set and return all its faults.
 

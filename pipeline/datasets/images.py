@@ -129,8 +129,7 @@ def resize(image: RgbImage, height: int, width: int) -> RgbImage:
 def on_square(image: RgbImage) -> tuple[RgbImage, Area]:
     """Centre an image on a black square of its longer side, for networks that need its proportions.
 
-    Returns:
-        uint8 RGB of shape (L, L, 3) with L = max(H, W), and the area of the image on it.
+    Returns uint8 RGB (L, L, 3) with L = max(H, W), and the area of the image on it.
     """
     height, width = image.shape[:2]
     side = max(height, width)
@@ -198,11 +197,7 @@ def decode_batches(
 
 
 def write_image(path: Path, rgb: RgbImage) -> None:
-    """Write an image atomically, in the format of the suffix.
-
-    Args:
-        path: The file; `.png` is lossless.
-        rgb: uint8 (H, W, 3), or (H, W) for grey.
+    """Write uint8 (H, W, 3), or (H, W) for grey, atomically in the format of the suffix; `.png` is lossless.
 
     Raises:
         ImageError: The suffix is not that of an image format.

@@ -215,18 +215,10 @@ def list_images(folder: Path, log: ReadLog, *, deep: bool = False) -> list[str]:
 def read_split(
     root: Path, folder: str, split: Split, parse: ParseName, log: ReadLog, *, deep: bool = False
 ) -> list[Record]:
-    """Read one split, or a part of it, from one folder.
+    """Read one split, or a part of it, from the folder `folder` below the root of a data set.
 
-    Args:
-        root: The root of the data set.
-        folder: Folder below it, as a POSIX path.
-        split: The role of its images.
-        parse: Returns person and camera id for the path inside `folder`.
-        log: Receives faults, and the number of junk images, which are dropped.
-        deep: Include sub-folders.
-
-    Returns:
-        The records, sorted by path; none if the folder is missing.
+    `parse` takes the path inside it. Faults are logged, and so is the number of junk images, which are dropped. With
+    `deep`, sub-folders are included. Returns the records, sorted by path; none if the folder is missing.
     """
     base = root / folder
     if not base.is_dir():

@@ -29,13 +29,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, slots=True)
 class OccludedDukeFolder:
-    """The folder that was created.
-
-    Attributes:
-        root: The folder, readable as occluded-duke:ROOT.
-        images: Images per folder.
-        double: Queries that are gallery files too.
-    """
+    """The folder that was created, its images per folder, and how many queries are gallery files too (`double`)."""
 
     root: Path
     images: Mapping[str, int]
@@ -43,16 +37,11 @@ class OccludedDukeFolder:
 
 
 def extract_occluded_duke(archive: Path, lists: Path, out: Path, *, progress: Progress = SILENT) -> OccludedDukeFolder:
-    """Extract the listed images of an archive into `bounding_box_train`, `query` and `bounding_box_test`.
+    """Extract the listed images of the zip file of DukeMTMC-reID into the folders of Occluded-DukeMTMC.
 
-    The folder is published atomically. No path of the archive is used for writing, only names that follow the layout,
-    so an archive cannot write outside `out`.
-
-    Args:
-        archive: The zip file of DukeMTMC-reID, at whatever depth its folders lie.
-        lists: The folder with `train.list`, `query.list` and `gallery.list`, or one around it.
-        out: The folder to create.
-        progress: Receives progress.
+    `lists` is the folder with `train.list`, `query.list` and `gallery.list`, or one around it. The folder `out` is
+    published atomically. No path of the archive is used for writing, only names that follow the layout, so an archive
+    cannot write outside `out`.
 
     Raises:
         DataError: `out` exists, the archive is damaged or lacks listed images, or the lists are missing or faulty.

@@ -37,9 +37,6 @@ def contact_sheet(dataset: Dataset, *, ids: int = 8, columns: int = 10, splits: 
         columns: Most images per row.
         splits: Only images of these splits; empty: all.
 
-    Returns:
-        The sheet. An image that cannot be read is drawn as a labelled empty cell.
-
     Raises:
         DataError: No image is in `splits`.
     """

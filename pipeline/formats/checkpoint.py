@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from pipeline.config import ModelConfig
 from pipeline.errors import WeightsError
@@ -91,13 +90,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
 
 
 def write_checkpoint(path: Path, weights: Mapping[str, Tensor], meta: CheckpointMeta) -> None:
-    """Write a checkpoint atomically.
-
-    Args:
-        path: The file.
-        weights: The network's state dict, on any device.
-        meta: Its header.
-    """
+    """Write a checkpoint atomically: the network's state dict, on any device, and its header."""
     import safetensors.torch
 
     header = {each.name: getattr(meta, each.name) for each in fields(meta)}
@@ -124,35 +117,23 @@ def read_meta(path: Path) -> CheckpointMeta:
         WeightsError: The file is missing, damaged, not a checkpoint, or of another format.
     """
     check_file(path, ["safetensors"], title="checkpoint", expected="a model.safetensors of a training", hint=_BACKBONE)
+    wanted = "a model.safetensors of a training"
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(
-            "the checkpoint is damaged", where=path, expected="a model.safetensors of a training", cause=error
-        ) from error
-    if _KEY not in metadata:
-        raise WeightsError(
-            "not a checkpoint of this program",
-            where=path,
-            expected="a model.safetensors of a training",
-            hint=_BACKBONE,
-        )
-    try:
+        if _KEY not in metadata:
+            raise WeightsError("not a checkpoint of this program", where=path, expected=wanted, hint=_BACKBONE)
         header: dict[str, Any] = dict(json.loads(metadata[_KEY]))
-    except (ValueError, TypeError) as error:
-        raise WeightsError("checkpoint header is damaged", where=path, cause=error) from error
-    if (found := header.pop("format", 0)) != CHECKPOINT_FORMAT:
-        raise WeightsError(
-            f"checkpoint has format {found}",
-            where=path,
-            expected=f"format {CHECKPOINT_FORMAT}",
-            hint=f"it was written by version {header.get('version')}, this is version {__version__}",
-        )
-    try:
+        if (found := header.pop("format", 0)) != CHECKPOINT_FORMAT:
+            raise WeightsError(
+                f"checkpoint has format {found}",
+                where=path,
+                expected=f"format {CHECKPOINT_FORMAT}",
+                hint=f"it was written by version {header.get('version')}, this is version {__version__}",
+            )
         header["model"] = ModelConfig.model_validate(header["model"])
         header["provenance"] = Provenance(header["provenance"])
         header["thresholds"] = tuple(header["thresholds"])
         return CheckpointMeta(**header)
-    except (ValidationError, KeyError, TypeError) as error:
-        raise WeightsError(f"checkpoint header is damaged: {error}", where=path) from error
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError("the checkpoint is damaged", where=path, expected=wanted, cause=error) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -111,12 +111,8 @@ class FeatureFile:
             FormatError: The file is damaged, a feature is not finite, or a visibility is outside [0, 1].
         """
         chosen = self.rows if rows is None else rows
-        features = self.at(chosen)
-        return Features.from_arrays(
-            features.parts,
-            features.global_feature,
-            features.visibility,
-            thresholds=self.thresholds,
+        return replace(
+            self.at(chosen),
             names=self.names(chosen),
             pids=self.pids[chosen],
             camids=self.camids[chosen],

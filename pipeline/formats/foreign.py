@@ -146,9 +146,6 @@ def check_file(
         expected: A description of the right file.
         hint: What to do about a file of a known format that the reader does not read.
 
-    Returns:
-        The content.
-
     Raises:
         WeightsError: The file is missing, unreadable, or holds something else.
     """

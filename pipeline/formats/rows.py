@@ -262,18 +262,12 @@ def check_datasets(
     columns: Mapping[str, Column],
     others: Mapping[str, Column] | None = None,
 ) -> None:
-    """Check that an open file has datasets of these shapes and types, and the columns of every row-wise file.
+    """Check that an open file of `count` rows has some datasets, and the columns of every row-wise file.
 
-    Args:
-        file: The file.
-        path: Its path, for messages.
-        kind: Its kind.
-        count: Its rows.
-        columns: Datasets with one entry per row; the type `S` is text of any fixed length.
-        others: Datasets of fixed shapes.
+    `columns` have one entry per row, `others` fixed shapes; the type `S` is text of any fixed length.
 
     Raises:
-        FormatError: One is missing or differs.
+        FormatError: One is missing, or has another shape or type.
     """
     wanted = {name: ((count, *each.shape), each.dtype) for name, each in row_columns(kind, columns).items()}
     wanted |= {name: (each.shape, each.dtype) for name, each in (others or {}).items()}

@@ -16,14 +16,7 @@ from pipeline.config import MasksConfig
 from pipeline.errors import DataError, Rejected
 from pipeline.formats.masks import FAILED, OK, PENDING, open_mask_writer
 from pipeline.formats.rows import RowWriter
-from pipeline.masks.compute import (
-    Chunk,
-    MaskRows,
-    parse_chunk,
-    parse_chunks,
-    parse_in_worker,
-    read_label_maps,
-)
+from pipeline.masks.compute import Chunk, MaskRows, parse_chunk, parse_chunks, parse_in_worker, read_label_maps
 from pipeline.masks.source import MaskSource, open_source
 from pipeline.runtime.files import at_home
 from pipeline.runtime.memory import memory_advice
@@ -94,13 +87,13 @@ def build_masks(
     progress: Progress = SILENT,
     published: Path | None = None,
 ) -> MaskReport:
-    """Build the mask file at `path`, or resume it.
+    """Build the mask file at `path`, in an existing folder, or resume it.
 
     Rows appear one chunk at a time and survive the death of the process; a resumed build ends in the same arrays as an
     undisturbed one. Images that failed are tried again if they can be read now.
 
     Args:
-        path: The mask file, in an existing folder.
+        path: The mask file.
         root: Folder that names are relative to.
         names: Relative POSIX paths of the images; duplicates count once.
         config: Parser, grouping and how to run them; `file` and `allow_failed` are not used.

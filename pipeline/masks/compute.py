@@ -61,17 +61,10 @@ class Recipe:
 def parse_chunks(
     parser: Parser, chunks: Sequence[Chunk], *, root: Path, recipe: Recipe, threads: int
 ) -> Iterator[MaskRows]:
-    """Decode, parse, group and resize, chunk by chunk; the next chunks are decoded meanwhile.
+    """Decode, parse, group and resize chunks of one size, in `threads` decoding threads, while the next are decoded.
 
     A chunk always goes through the parser as a whole, unreadable images as black ones, so that neither a resumed
     build nor an unreadable image changes the sums from which any other mask is computed.
-
-    Args:
-        parser: The parser.
-        chunks: All of one size except the last.
-        root: Folder that names are relative to.
-        recipe: How the parser's output becomes masks.
-        threads: Decoding threads.
 
     Raises:
         FormatError: The parser returned something other than soft labels.

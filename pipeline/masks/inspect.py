@@ -125,11 +125,7 @@ def describe_file(path: Path) -> FileDescription:
 
 
 def describe_image(path: Path, name: str) -> ImageDescription:
-    """Describe the masks of one image.
-
-    Args:
-        path: The mask file.
-        name: The image's name in it, or the end of one that no other image shares.
+    """Describe the masks of one image, named in full or by an end that no other image shares.
 
     Raises:
         FormatError: The file is not valid, or the name is unknown or ambiguous.

@@ -73,16 +73,10 @@ def quantise(occupancy: Tensor) -> Bytes:
 
 
 def confidence(soft: Tensor, body: Tensor) -> Floats:
-    """Return the mean confidence of a parser's labels on the body.
+    """Return (N,) float32 in [0, 1], the mean confidence of a parser's labels on the body.
 
-    conf = sum_x w(x) max_c p_c(x) / sum_x w(x), with w the body occupancy of pixel x; 0 for an empty body.
-
-    Args:
-        soft: (B, C, h, w) soft labels.
-        body: (B, 1, h, w) occupancy by the body.
-
-    Returns:
-        (B,) float32 in [0, 1].
+    conf = sum_x w(x) max_c p_c(x) / sum_x w(x), with p the soft labels (B, C, h, w) and w the body occupancy
+    (B, 1, h, w) of pixel x; 0 for an empty body.
     """
     best = soft.amax(dim=1)
     weights = body[:, 0]
@@ -122,14 +116,10 @@ def plausible_order(parts: Bytes) -> NDArray[np.float64]:
 
 
 def plausibility(parts: Bytes, body: Bytes) -> Floats:
-    """Rate how plausible masks are for a person crop.
+    """Rate how plausible masks are for a person crop: parts (N, 4, 16, 8) and body (N, 64, 32), uint8.
 
     The product of two factors. Area: 1 where the body covers 12 to 75 % of the image, falling linearly to 0 at 0 and
     at 100 %. Order: the share of neighbouring present parts whose centroids are in order from head to shoes.
-
-    Args:
-        parts: (N, 4, 16, 8) uint8.
-        body: (N, 64, 32) uint8.
 
     Returns:
         (N,) float32 in [0, 1].

@@ -30,16 +30,10 @@ _MOST_IMAGES = 400
 
 
 def mask_sheet(masks: Masks, root: Path, names: Sequence[str], *, columns: int = 5) -> RgbImage:
-    """Draw the masks of some images.
-
-    Args:
-        masks: The mask file.
-        root: Folder that image names are relative to.
-        names: Images to draw, in this order.
-        columns: Images per row.
+    """Draw some images in this order, `columns` per row: the image below `root`, its body mask, its parts over it.
 
     Returns:
-        The sheet, uint8 RGB. Each image has three panels: the image, its body mask, and its parts as an overlay.
+        The sheet, uint8 RGB.
 
     Raises:
         DataError: There are no images to draw or too many, or none of them exists below `root`.
@@ -79,14 +73,9 @@ def spread_names(masks: Masks, count: int, *, seed: int | None = None) -> tuple[
 
 
 def overlay(image: RgbImage, parts: NDArray[np.uint8]) -> RgbImage:
-    """Draw part masks over an image.
+    """Draw part masks (4, h, w) over an image (H, W, 3), all uint8.
 
-    Args:
-        image: uint8 (H, W, 3).
-        parts: (4, h, w) uint8 occupancy.
-
-    Returns:
-        uint8 (H, W, 3); each cell tinted in its parts' colours, in proportion to their occupancy.
+    Each cell is tinted in its parts' colours, in proportion to their occupancy.
     """
     colours = np.array([PART_COLOURS[name] for name in PART_NAMES], np.float32)
     weights = np.stack([_enlarge(part, image.shape[:2]) for part in parts]).astype(np.float32) / 255

@@ -166,11 +166,7 @@ def _open_label_maps(
 
 
 def _provenance(
-    config: MasksConfig,
-    label_set: LabelSet,
-    recipe: Recipe,
-    own: Mapping[str, JsonScalar],
-    sidecar: Path | None = None,
+    config: MasksConfig, label_set: LabelSet, recipe: Recipe, own: Mapping[str, JsonScalar], sidecar: Path | None = None
 ) -> Provenance:
     """The record of a source: `own` entries, settings, and a hash of what may change its content under one name."""
     rules = {

@@ -7,13 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.formats.masks import BODY_SIZE, FAILED, OK, PART_NAMES, PENDING, Masks
-from pipeline.masks.occupancy import (
-    PLAUSIBLE_AREA,
-    body_area,
-    centroid_rows,
-    part_area,
-    plausible_order,
-)
+from pipeline.masks.occupancy import PLAUSIBLE_AREA, body_area, centroid_rows, part_area, plausible_order
 
 WORST = 50
 
@@ -23,11 +17,9 @@ EMPTY = 1.0 / (BODY_SIZE[0] * BODY_SIZE[1])
 
 @dataclass(frozen=True, slots=True)
 class PartStats:
-    """One part over all images.
+    """One part over all images; all numbers are zeros if the labels do not have it (`absent`).
 
     Attributes:
-        name: The part.
-        absent: The labels do not have it; the other numbers are zeros then.
         present: Share of the images in which it covers at least one cell.
         area: Mean share of the image it covers, over images in which it is present.
         height: Mean height of its centroid, over the same images; 0 at the image's top, 1 at the bottom.

@@ -40,12 +40,10 @@ _CHANNELS = (16, 24, 32, 96, 320)
 
 
 class BuiltinNet(nn.Module):
-    """The network.
+    """The network, with `width` channels of the pyramid at strides 32, 16 and 8.
 
-    Args:
-        width: Channels of the pyramid at strides 32, 16 and 8.
-        fine_width: Channels at stride 4, where three quarters of the pyramid's operations are.
-        classes: Output channels: the labels of LIP, then kinds of background.
+    At stride 4, where three quarters of the pyramid's operations are, it has `fine_width`. `classes` are the labels of
+    LIP, then kinds of background.
     """
 
     def __init__(self, width: int = 96, fine_width: int = 64, classes: int = _LEARNT) -> None:
@@ -92,14 +90,7 @@ class BuiltinNet(nn.Module):
 
 
 class BuiltinParser:
-    """The network as a `pipeline.parsing.interface.Parser`.
-
-    Args:
-        network: The network; it is copied, not changed.
-        device: Device of the copy.
-        weights_sha256: Hash of the weights file.
-        half: Compute in bfloat16; None: if the device supports it natively.
-    """
+    """The network as a `Parser`, copied to a device; `half`: compute in bfloat16 (None: if the device has it)."""
 
     def __init__(
         self, network: BuiltinNet, device: torch.device, *, weights_sha256: str = "", half: bool | None = None
@@ -122,14 +113,7 @@ class BuiltinParser:
 
     @torch.inference_mode()
     def parse(self, images: Tensor | np.ndarray) -> Tensor:
-        """Label a batch.
-
-        Args:
-            images: (B, 256, 128, 3) uint8, RGB.
-
-        Returns:
-            (B, 20, 64, 32) float32, the probability of each LIP label; the sum over the labels is 1.
-        """
+        """Return the probability of each LIP label, (B, 20, 64, 32) float32, of uint8 RGB images (B, 256, 128, 3)."""
         pixels = torch.as_tensor(images).to(self._device).to(torch.float32)
         # (B, H, W, 3) viewed as (B, 3, H, W) is channels-last memory.
         batch = (pixels * self._scale).add_(self._shift).permute(0, 3, 1, 2)
@@ -149,10 +133,7 @@ def load_builtin(device: torch.device | str = "cpu", *, half: bool | None = None
 def load_builtin_from(path: Path, device: torch.device | str = "cpu", *, half: bool | None = None) -> BuiltinParser:
     """Load the parser with weights that `tools.parser.train` wrote.
 
-    Args:
-        path: A safetensors file.
-        device: Where it computes.
-        half: Compute in bfloat16; None: if the device supports it natively.
+    `half` is whether to compute in bfloat16; None: if the device supports it natively.
 
     Raises:
         WeightsError: The file is missing, damaged or belongs to another network.

@@ -76,15 +76,7 @@ class Parser(Protocol):
 
 
 def parse_flipped(parser: Parser, images: Tensor | np.ndarray) -> Tensor:
-    """Average a parser's output over images and their mirror images, with left and right labels swapped back.
-
-    Args:
-        parser: Any parser.
-        images: As for `Parser.parse`.
-
-    Returns:
-        As `Parser.parse`.
-    """
+    """Average a parser's output over images and their mirror images, with left and right labels swapped back."""
     plain = parser.parse(images)
     mirrored = parser.parse(torch.as_tensor(images).flip(2))
     order = list(parser.info.label_set.flipped())

@@ -26,16 +26,7 @@ _INDEXED_MODES = frozenset({"P", "L", "1"})
 
 
 class LabelMaps:
-    """Label maps of a list of images.
-
-    Args:
-        folder: Where they are.
-        names: Relative POSIX paths of all images.
-        label_set: What the ids mean.
-
-    Raises:
-        ConfigError: The folder does not exist.
-    """
+    """Label maps of a list of images (POSIX paths) below a folder; raises `ConfigError` if it does not exist."""
 
     def __init__(self, folder: Path, names: Sequence[str], label_set: LabelSet) -> None:
         if not folder.is_dir():

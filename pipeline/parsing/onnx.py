@@ -87,10 +87,8 @@ class OnnxParser:
 def load_onnx(path: Path, *, label_set: str | None = None, device: str = "auto") -> OnnxParser:
     """Load an ONNX model as a parser.
 
-    Args:
-        path: The model; `PATH.toml` beside it describes it (docs/how-to/own-parser.md).
-        label_set: What its labels mean, if the TOML file does not state it.
-        device: As in the configuration; CUDA needs the package `onnxruntime-gpu`.
+    `PATH.toml` beside it describes it (docs/how-to/own-parser.md); `label_set` is for models whose description states
+    none. CUDA needs the package `onnxruntime-gpu`.
 
     Raises:
         ConfigError: ONNX Runtime is not installed, or the description is missing or wrong.

@@ -223,12 +223,9 @@ class SchpParser:
 
 
 def load_schp(path: Path, *, label_set: str | None = None, device: str = "auto") -> SchpParser:
-    """Load a published checkpoint (`exp-schp-201908261155-lip.pth` and the like).
+    """Load a published checkpoint (`exp-schp-201908261155-lip.pth` and the like), without running any code in it.
 
-    Args:
-        path: The checkpoint; loaded without running any code in it.
-        label_set: For a checkpoint trained on other labels; None: inferred from the number of classes.
-        device: As in the configuration.
+    The label set follows from the number of classes; `label_set` is for checkpoints trained on other labels.
 
     Raises:
         WeightsError: The file is missing, unsafe, or not an SCHP checkpoint of 20, 18 or 7 classes.

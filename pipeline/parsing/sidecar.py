@@ -123,12 +123,8 @@ def to_input(images: Tensor | np.ndarray, sidecar: Sidecar, device: torch.device
 def to_soft(output: Tensor, sidecar: Sidecar, label_set: LabelSet, model: Path, *, hint: str | None = None) -> Tensor:
     """Convert a model's output to soft labels (B, C, h, w).
 
-    Args:
-        output: Scores or probabilities (B, C, h, w), or label ids (B, h, w) or (B, 1, h, w).
-        sidecar: The model's description.
-        label_set: What its labels mean.
-        model: The model's file, for errors.
-        hint: For the error about an output of another kind.
+    The output is scores or probabilities (B, C, h, w), or label ids (B, h, w) or (B, 1, h, w); `hint` is for the error
+    about another kind.
 
     Raises:
         FormatError: The output is none of these.

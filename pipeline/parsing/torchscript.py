@@ -18,14 +18,7 @@ from pipeline.formats.foreign import check_file
 from pipeline.parsing.files import sidecar_path
 from pipeline.parsing.interface import ParserInfo
 from pipeline.parsing.labels import LabelSet
-from pipeline.parsing.sidecar import (
-    Sidecar,
-    input_size_of,
-    label_set_of,
-    read_sidecar,
-    to_input,
-    to_soft,
-)
+from pipeline.parsing.sidecar import Sidecar, input_size_of, label_set_of, read_sidecar, to_input, to_soft
 from pipeline.runtime.device import resolve_device
 from pipeline.runtime.files import sha256_file
 from pipeline.runtime.memory import out_of_memory
@@ -76,10 +69,7 @@ class TorchScriptParser:
 def load_torchscript(path: Path, *, label_set: str | None = None, device: str = "auto") -> TorchScriptParser:
     """Load a TorchScript module as a parser.
 
-    Args:
-        path: The file; `PATH.toml` beside it describes it (docs/how-to/own-parser.md) and must say `trust = true`.
-        label_set: What its labels mean, where the TOML file does not say it.
-        device: As in the configuration.
+    `PATH.toml` beside it describes it (docs/how-to/own-parser.md) and must state `trust = true`.
 
     Raises:
         ConfigError: The description is missing or wrong, or does not declare trust.

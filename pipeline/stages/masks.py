@@ -15,7 +15,7 @@ from pipeline.runtime.files import at_home
 from pipeline.runtime.progress import Progress
 from pipeline.stages.checks import check_package
 from pipeline.stages.sources import PACKAGE, RENDERED
-from pipeline.stages.stage import FILE, Check, RejectedPolicy, Stage, StageReport, section_settings
+from pipeline.stages.stage import FILE, Check, Stage, StageReport, section_settings
 
 MASKS_FILE = "masks.h5"
 
@@ -117,9 +117,9 @@ class Masks(Stage):
         return self.sources.count_images(self.config.data.source, "train") * _BYTES_PER_IMAGE
 
     @property
-    def on_rejected(self) -> RejectedPolicy:
-        """Stop the run if masks failed, unless `masks.allow_failed`."""
-        return "allow" if self.config.masks.allow_failed else "stop"
+    def allows_rejected(self) -> bool:
+        """Whether a run continues without the masks that failed."""
+        return self.config.masks.allow_failed
 
     def run(self, folder: Path, progress: Progress) -> StageReport:
         """Build the mask file."""

@@ -41,7 +41,6 @@ class PlannedStage:
     Attributes:
         stage: The stage.
         provenance: Everything that decides its output.
-        upstream: Names of the stages whose artifacts it reads.
         artifact: Its artifact, whether finished or not.
         state: `up to date`: finished, as the configuration wants it; `stale`: finished, but from other settings or
             inputs; `incomplete`: interrupted or being built; `missing`.
@@ -52,7 +51,6 @@ class PlannedStage:
 
     stage: Stage
     provenance: Provenance
-    upstream: tuple[str, ...]
     artifact: Artifact
     state: StageState
     reasons: tuple[str, ...]
@@ -179,8 +177,7 @@ def _planned(
     if state == "up to date":
         stage.sources.folders[stage.name] = artifact.path
     will_run = selected and (force or state != "up to date")
-    names = tuple(entry.name for entry in upstream)
-    return PlannedStage(stage, provenance, names, artifact, state, reasons, will_run, previous)
+    return PlannedStage(stage, provenance, artifact, state, reasons, will_run, previous)
 
 
 def _state(artifact: Artifact, upstream: Sequence[PlannedStage]) -> tuple[StageState, tuple[str, ...]]:

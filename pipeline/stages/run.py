@@ -105,11 +105,11 @@ def run_stages(
     progress: Progress = SILENT,
     stages: Sequence[type[Stage]] = STAGES,
 ) -> RunReport:
-    """Run the stages that are not up to date.
+    """Run the stages that are not up to date. See `make_plan` for the range of stages.
 
     Args:
         config: The configuration.
-        from_stage: First stage that may run; those before it must be up to date.
+        from_stage: First stage that may run.
         until: Last stage of the run.
         force: Run all stages of that range, or the one of this name, even if they are up to date.
         wait: Wait while another run builds the same artifact, instead of raising an error.
@@ -117,12 +117,10 @@ def run_stages(
         stages: All stages, in order.
 
     Raises:
-        ConfigError: `from_stage` or `until` is not a stage of this run.
-        ArtifactError: A stage before `from_stage` is not up to date, or the store cannot be written.
         LockedError: Another run builds one of the artifacts, and `wait` is off.
         StoppedRun: A stage rejected inputs that are not allowed. Its artifact is published.
         DataError: Inputs changed while a stage read them.
-        UserError: A check failed, or a stage cannot do its work.
+        UserError: A check failed, a stage cannot do its work, or as for `make_plan`.
     """
     started = time.monotonic()
     with process_group() as ranks:
@@ -150,7 +148,7 @@ def _execute(plan: Plan, *, force: bool | str, wait: bool, progress: Progress) -
         if outcome.rejected:
             counts = f"{len(outcome.rejected)} of {outcome.total} inputs rejected"
             log.warning("%s: %s, see %s", outcome.stage, counts, outcome.path / REJECTED_FILE)
-        if outcome.rejected and entry.stage.on_rejected == "stop":
+        if outcome.rejected and entry.stage.allow_key and not outcome.allowed:
             return RunReport(tuple(outcomes), stopped_by=entry.stage.allow_key)
     file = plan.selected[-1].stage.result_file
     results = None if file is None else read_json(outcomes[-1].path / file)
@@ -163,7 +161,7 @@ def _build(plan: Plan, entry: PlannedStage, *, replace: bool, wait: bool, progre
     if isinstance(entry.artifact.fault, UnusableManifestError):
         raise entry.artifact.fault  # a rebuild would replace it
     name, provenance, folders = entry.name, entry.provenance, plan.sources.folders
-    built_from = {upstream: read_manifest(folders[upstream]).content for upstream in entry.upstream}
+    built_from = {upstream: read_manifest(folders[upstream]).content for upstream in entry.stage.requires()}
     with store.build(
         name, plan.config.name, provenance, built_from=built_from, wait=wait, replace=replace
     ) as workspace:
@@ -182,7 +180,7 @@ def _build(plan: Plan, entry: PlannedStage, *, replace: bool, wait: bool, progre
         path=path,
         total=report.total,
         rejected=report.rejected,
-        allowed=entry.stage.on_rejected == "allow",
+        allowed=entry.stage.allows_rejected,
     )
 
 
@@ -246,8 +244,7 @@ def _reused(entry: PlannedStage, path: Path) -> StageOutcome:
     listed = path / REJECTED_FILE
     table = read_json(listed) if listed.is_file() else {"total": 0, "rejected": []}
     rejected = tuple(Rejected(**row) for row in table["rejected"])
-    allowed = entry.stage.on_rejected == "allow"
-    return StageOutcome(entry.name, "reused", 0.0, path, table["total"], rejected, allowed)
+    return StageOutcome(entry.name, "reused", 0.0, path, table["total"], rejected, entry.stage.allows_rejected)
 
 
 def _peak_memory() -> dict[str, float]:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pipeline.config import RunConfig, Section
 from pipeline.errors import Rejected, UserError
@@ -16,8 +16,6 @@ from pipeline.stages.sources import Sources
 
 FILE = "FILE"
 """Value of a setting that names a file: its content, which is an input, decides, and not its path."""
-
-RejectedPolicy = Literal["stop", "allow", "report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +113,9 @@ class Stage(ABC):
         return 0
 
     @property
-    def on_rejected(self) -> RejectedPolicy:
-        """What rejected inputs mean: the run stops, they are accepted, or it finishes and reports them."""
-        return "report"
+    def allows_rejected(self) -> bool:
+        """Whether rejected inputs are accepted; if not, they are reported, and stop the run if it has `allow_key`."""
+        return False
 
     @abstractmethod
     def run(self, folder: Path, progress: Progress) -> StageReport:

@@ -30,12 +30,8 @@ class Removal:
 def prunable(root: Path, keep: Sequence[Path], names: Sequence[str] | None) -> tuple[Removal, ...]:
     """Return artifacts that are not kept or are broken, and leftovers of crashed runs.
 
-    Nothing that a live process builds is returned, and nothing that a newer sgsfa wrote.
-
-    Args:
-        root: Folder of the store.
-        keep: Folders of complete artifacts to keep; incomplete ones of the same name are kept, too.
-        names: Only artifacts of runs with these names; None: of all runs. Leftovers are removed whatever their name.
+    Nothing that a live process builds is returned, and nothing that a newer sgsfa wrote. Incomplete artifacts of the
+    same name as a folder in `keep` are kept, too. `names` limits artifacts, not leftovers, to runs of these names.
     """
     kept = {path.resolve() for path in keep}
     found: dict[Path, str] = {}

@@ -169,6 +169,6 @@ def test_check__missing_back_end_is_named(stage, monkeypatch):
         check(stage("masks.backend=dask"), "back end")
 
 
-def test_on_rejected__stops_unless_allowed(stage):
-    assert stage().on_rejected == "stop"
-    assert stage("masks.allow_failed=true").on_rejected == "allow"
+def test_allows_rejected__only_if_configured(stage):
+    assert not stage().allows_rejected
+    assert stage("masks.allow_failed=true").allows_rejected

@@ -36,7 +36,7 @@ def test_make_plan__of_rendered_images_reads_nothing_and_writes_nothing(tmp_path
     config = load_config(overrides=[f"artifacts={tmp_path / 'a'}", f"masks.parser=onnx:{weights}"])
     plan = make_plan(config)
     assert tuple(entry.name for entry in plan.stages) == STAGE_NAMES
-    assert plan.stages[2].upstream == ("synth", "masks")
+    assert plan.stages[2].stage.requires() == ("synth", "masks")
     assert {entry.state for entry in plan.stages} == {"missing"}
     assert not (tmp_path / "a").exists()
 
