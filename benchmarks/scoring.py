@@ -95,8 +95,9 @@ def _side(network: torch.nn.Module, model: ModelConfig, dataset: Dataset, split:
     paths = [dataset.path_of(record) for record in records]
     found, kept = [], []
     for batch in decode_batches(paths, model.height, model.width, batch=BATCH, threads=THREADS):
-        found.append(embed(network, torch.from_numpy(batch.images).to(device)))
-        kept += [records[i] for i in batch.index.tolist()]
+        images, positions = batch.readable_images()
+        found.append(embed(network, torch.from_numpy(images).to(device)))
+        kept += [records[i] for i in positions]
     features = Embedded(*(torch.cat([getattr(each, name) for each in found]) for name in Embedded.__slots__))
     return Side(
         features,

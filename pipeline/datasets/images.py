@@ -20,9 +20,9 @@ import struct
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from pipeline.errors import ImageError, Rejected
+from pipeline.errors import ImageError
 from pipeline.formats.foreign import describe, sniff_stream
 from pipeline.runtime.files import atomic_write
 
@@ -144,18 +144,28 @@ class DecodedBatch:
     """Decoded and resized images.
 
     Attributes:
-        index: int64 (B,); position of each image in the list of paths, ascending.
-        images: uint8 RGB (B, height, width, 3). B is less than the batch size if images failed, and may be 0.
-        failed: The images of this batch that could not be used.
-        failed_index: int64; position of each of `failed` in the list of paths.
+        start: Position of the first one in the list of paths.
+        images: uint8 RGB (B, height, width, 3); black where an image could not be used.
         areas: float64 (B, 4); the `Area` of each image. With `fit="stretch"` all are `WHOLE_AREA`.
+        failed: Why images could not be used, by row.
     """
 
-    index: npt.NDArray[np.int64]
+    start: int
     images: npt.NDArray[np.uint8]
-    failed: tuple[Rejected, ...]
-    failed_index: npt.NDArray[np.int64]
     areas: npt.NDArray[np.float64]
+    failed: Mapping[int, str]
+
+    @property
+    def readable(self) -> npt.NDArray[np.bool_]:
+        """(B,) which images could be used."""
+        good = np.ones(len(self.images), dtype=bool)
+        good[list(self.failed)] = False
+        return good
+
+    def readable_images(self) -> tuple[npt.NDArray[np.uint8], list[int]]:
+        """Return the images that could be used, and their positions in the list of paths."""
+        good = self.readable
+        return self.images if good.all() else self.images[good], (self.start + np.flatnonzero(good)).tolist()
 
 
 def decode_batches(
@@ -220,35 +230,30 @@ class _Pending:
     def __init__(
         self, pool: ThreadPoolExecutor, paths: Sequence[Path], start: int, size: tuple[int, int], *, square: bool
     ) -> None:
-        self._paths, self._start, self._square = paths, start, square
-        self._images = np.empty((len(paths), *size, 3), dtype=np.uint8)
-        self._areas = np.tile(np.array(WHOLE_AREA), (len(paths), 1))
+        self._paths, self._square = paths, square
+        images = np.empty((len(paths), *size, 3), dtype=np.uint8)
+        self._batch = DecodedBatch(start, images, np.tile(np.array(WHOLE_AREA), (len(paths), 1)), {})
         rows = range(len(paths))
-        self._chunks: list[Future[list[tuple[int, str]]]] = [
+        self._chunks: list[Future[dict[int, str]]] = [
             pool.submit(self._decode, rows[first : first + _CHUNK]) for first in range(0, len(rows), _CHUNK)
         ]
 
-    def _decode(self, rows: range) -> list[tuple[int, str]]:
-        failed = []
-        height, width = self._images.shape[1:3]
+    def _decode(self, rows: range) -> dict[int, str]:
+        failed, images = {}, self._batch.images
         for row in rows:
             try:
                 image = read_image(self._paths[row])
                 if self._square:
-                    image, self._areas[row] = on_square(image)
-                self._images[row] = resize(image, height, width)
+                    image, self._batch.areas[row] = on_square(image)
+                images[row] = resize(image, *images.shape[1:3])
             except ImageError as error:
-                failed.append((row, error.message))
+                failed[row] = error.message
+                images[row] = 0
         return failed
 
     def result(self) -> DecodedBatch:
-        failed = [failure for chunk in self._chunks for failure in chunk.result()]
-        rows = np.asarray([row for row, _ in failed], dtype=np.int64)
-        index, images, areas = np.arange(len(self._paths), dtype=np.int64), self._images, self._areas
-        if failed:
-            index, images, areas = (np.delete(array, rows, axis=0) for array in (index, images, areas))
-        rejected = tuple(Rejected(str(self._paths[row]), reason) for row, reason in failed)
-        return DecodedBatch(self._start + index, images, rejected, self._start + rows, areas)
+        failed = {row: reason for chunk in self._chunks for row, reason in chunk.result().items()}
+        return replace(self._batch, failed=failed)
 
 
 def _refuse_unusable(image: Image.Image, where: Path) -> None:

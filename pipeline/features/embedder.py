@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from pipeline.config import ExtractConfig
-from pipeline.datasets.images import RgbImage, decode_batches, pillow_to_rgb, read_image, resize
+from pipeline.datasets.images import DecodedBatch, RgbImage, decode_batches, pillow_to_rgb, read_image, resize
 from pipeline.errors import ConfigError, DataError, ImageError, WeightsError
 from pipeline.features.parser_visibility import THRESHOLD, ParserVisibility
 from pipeline.formats.checkpoint import BUILTIN, CheckpointMeta, read_meta, resolve_checkpoint
@@ -129,23 +129,14 @@ class Embedder:
         Raises:
             WeightsError: The network returns features that are not finite.
         """
-        for images, readable, reasons in self._decoded(paths):
-            arrays = self.forward(images)
+        for batch in self._decoded(paths):
+            arrays = self.forward(batch.images)
             for array in arrays.values():
-                array[~readable] = 0
-            yield EmbeddedBatch(arrays, readable, reasons)
+                array[list(batch.failed)] = 0
+            yield EmbeddedBatch(arrays, batch.readable, batch.failed)
 
-    def _decoded(self, paths: Sequence[Path]) -> Iterator[tuple[Bytes, npt.NDArray[np.bool_], dict[int, str]]]:
-        """Yield batches of images, black where unreadable, which are readable, and why others are not, by position."""
-        size = self._config.batch_size
-        decoded = decode_batches(paths, *self.input_size, batch=size, threads=self._threads)
-        for start, batch in zip(range(0, len(paths), size), decoded, strict=True):
-            images = np.zeros((min(size, len(paths) - start), *self.input_size, 3), dtype=np.uint8)
-            images[batch.index - start] = batch.images
-            readable = np.zeros(len(images), dtype=np.bool_)
-            readable[batch.index - start] = True
-            failed = zip((batch.failed_index - start).tolist(), batch.failed, strict=True)
-            yield images, readable, {row: each.reason for row, each in failed}
+    def _decoded(self, paths: Sequence[Path]) -> Iterator[DecodedBatch]:
+        return decode_batches(paths, *self.input_size, batch=self._config.batch_size, threads=self._threads)
 
     def embed(self, images: Sequence[ImageInput], *, channels: Channels = "rgb") -> Features:
         """Embed images in memory.
@@ -217,7 +208,7 @@ class Embedder:
         Raises:
             WeightsError: The network is a baseline, which has no part masks.
         """
-        batches = (torch.from_numpy(images).to(self.device) for images, _, _ in self._decoded(paths))
+        batches = (torch.from_numpy(batch.images).to(self.device) for batch in self._decoded(paths))
         return np.concatenate([predict_masks(self._model, batch).cpu().numpy() for batch in batches])
 
     def _pixels(self, image: ImageInput, position: int, channels: Channels) -> RgbImage | ImageError:

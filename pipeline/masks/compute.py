@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.datasets.images import WHOLE_AREA, DecodedBatch, decode_batches
+from pipeline.datasets.images import WHOLE_AREA, decode_batches
 from pipeline.errors import FormatError
 from pipeline.formats.masks import BODY_SIZE, FAILED, OK, PARTS_SIZE
 from pipeline.masks.occupancy import area_average, confidence, plausibility, quantise
@@ -74,14 +74,9 @@ def parse_chunks(
     size = len(chunks[0].names)
     paths = [root / name for chunk in chunks for name in chunk.names]
     decoded = decode_batches(paths, *parser.input_size, batch=size, threads=threads, fit=parser.info.fit)
-    offset = 0
     for chunk, batch in zip(chunks, decoded, strict=True):
-        failed = zip(batch.failed_index.tolist(), batch.failed, strict=True)
-        reasons = {chunk.start + position - offset: rejected.reason for position, rejected in failed}
-        images, areas, good = _whole_batch(batch, len(chunk.names), offset)
-        columns = _columns(_parse(parser, images, recipe), parser.info.label_set, recipe, areas)
-        yield _rows(chunk.start, columns, good, reasons)
-        offset += len(chunk.names)
+        columns = _columns(_parse(parser, batch.images, recipe), parser.info.label_set, recipe, batch.areas)
+        yield _rows(chunk.start, columns, batch.failed)
 
 
 def fits(parser: Parser, count: int, recipe: Recipe) -> bool:
@@ -113,19 +108,16 @@ def parse_in_worker(
 def read_label_maps(maps: LabelMaps, recipe: Recipe, chunk: Chunk) -> MaskRows:
     """Return the rows of one chunk from finished label maps."""
     areas = np.array([WHOLE_AREA])
-    images, good, reasons = [], np.ones(len(chunk.names), bool), {}
-    for position, name in enumerate(chunk.names):
+    images, failed = [], {}
+    for row, name in enumerate(chunk.names):
         try:
             soft = maps.read(name)
         except FormatError as error:
-            good[position] = False
-            reasons[chunk.start + position] = error.message + (
-                f" (expected {error.expected})" if error.expected else ""
-            )
+            failed[row] = error.message + (f" (expected {error.expected})" if error.expected else "")
             soft = torch.zeros((1, maps.label_set.count, *PARTS_SIZE))
         images.append(_columns(soft, maps.label_set, recipe, areas))
     columns = {key: np.concatenate([image[key] for image in images]) for key in images[0]}
-    return _rows(chunk.start, columns, good, reasons)
+    return _rows(chunk.start, columns, failed)
 
 
 @torch.inference_mode()
@@ -153,18 +145,6 @@ def _parse(parser: Parser, images: Bytes, recipe: Recipe) -> Tensor:
     return soft
 
 
-def _whole_batch(batch: DecodedBatch, count: int, offset: int) -> tuple[Bytes, NDArray[np.float64], NDArray[np.bool_]]:
-    """Images (count, H, W, 3), black where unreadable, their areas, and which are readable."""
-    good = np.zeros(count, dtype=bool)
-    good[batch.index - offset] = True
-    if good.all():
-        return batch.images, batch.areas, good
-    images = np.zeros((count, *batch.images.shape[1:]), np.uint8)
-    areas = np.tile(np.array(WHOLE_AREA), (count, 1))
-    images[good], areas[good] = batch.images, batch.areas
-    return images, areas, good
-
-
 @torch.inference_mode()
 def _columns(
     soft: Tensor, label_set: LabelSet, recipe: Recipe, areas: NDArray[np.float64]
@@ -178,12 +158,12 @@ def _columns(
     return {"parts": parts, "body": body, "quality": confidence(soft, body_map) * plausibility(parts, body)}
 
 
-def _rows(
-    start: int, columns: dict[str, NDArray[np.generic]], good: NDArray[np.bool_], reasons: Mapping[int, str]
-) -> MaskRows:
+def _rows(start: int, columns: dict[str, NDArray[np.generic]], failed: Mapping[int, str]) -> MaskRows:
+    status = np.full(len(columns["body"]), OK, dtype=np.uint8)
+    status[list(failed)] = FAILED
     for column in columns.values():
-        column[~good] = 0
-    return MaskRows(start, columns, np.where(good, OK, FAILED).astype(np.uint8), reasons)
+        column[list(failed)] = 0
+    return MaskRows(start, columns, status, {start + row: reason for row, reason in failed.items()})
 
 
 @functools.lru_cache(maxsize=1)

@@ -91,11 +91,12 @@ class Evaluator:
         outputs, kept = [], []
         for batch in decode_batches(paths, height, width, batch=_BATCH, threads=worker_count(-1)):
             pause()
-            if len(batch.index):
-                images = torch.from_numpy(batch.images).to(self._context.device)
-                outputs.append(embed(network, images, amp=self._context.config.amp))
-                kept += [records[i] for i in batch.index.tolist()]
-            task.advance(len(batch.index) + len(batch.failed))
+            images, positions = batch.readable_images()
+            if positions:
+                pixels = torch.from_numpy(images).to(self._context.device)
+                outputs.append(embed(network, pixels, amp=self._context.config.amp))
+                kept += [records[i] for i in positions]
+            task.advance(len(batch.images))
         if not outputs:
             raise DataError("no test image can be read", where=self._dataset.root)
         return Features.from_arrays(

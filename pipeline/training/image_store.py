@@ -115,14 +115,12 @@ def _decode_into(
         reserve(temporary, needed)
         rows = file.create_dataset("images", (len(names), height, width, 3), np.uint8)
         for batch in decode_batches(paths, height, width, batch=_BATCH, threads=worker_count(-1)):
-            if len(batch.index):
-                rows[len(kept) : len(kept) + len(batch.index)] = batch.images
-            kept += batch.index.tolist()
-            rejected += [
-                Rejected(names[position], failure.reason)
-                for position, failure in zip(batch.failed_index.tolist(), batch.failed, strict=True)
-            ]
-            task.advance(len(batch.index) + len(batch.failed))
+            images, positions = batch.readable_images()
+            if positions:
+                rows[len(kept) : len(kept) + len(positions)] = images
+            kept += positions
+            rejected += [Rejected(names[batch.start + row], reason) for row, reason in batch.failed.items()]
+            task.advance(len(batch.images))
         if not kept:
             raise DataError("no training image can be read", where=dataset.root, expected=rejected[0].reason)
         contents = {"names": [names[i] for i in kept], "rejected": [(r.path, r.reason) for r in rejected]}

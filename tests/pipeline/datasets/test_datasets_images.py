@@ -300,10 +300,12 @@ def folder(tmp_path: Path) -> list[Path]:
 def test_batches_hold_every_image_once_and_in_order(folder: list[Path], batch: int, threads: int) -> None:
     seen: list[int] = []
     for decoded in decode_batches(folder, 64, 32, batch=batch, threads=threads):
-        assert decoded.images.shape == (len(decoded.index), 64, 32, 3)
+        found, positions = decoded.readable_images()
+        assert found is decoded.images
+        assert found.shape == (len(positions), 64, 32, 3)
         assert not decoded.failed
-        np.testing.assert_array_equal(decoded.images[:, 0, 0, 0], decoded.index)
-        seen += decoded.index.tolist()
+        np.testing.assert_array_equal(found[:, 0, 0, 0], positions)
+        seen += positions
     assert seen == list(range(53))
 
 
@@ -311,25 +313,28 @@ def test_batches_list_what_failed(folder: list[Path]) -> None:
     for number in (0, 9, 10, 52):
         folder[number].write_bytes(b"text")
     batches = list(decode_batches(folder, 20, 10, batch=10, threads=2))
-    failed = [(int(i), r.path, r.reason) for b in batches for i, r in zip(b.failed_index, b.failed, strict=True)]
-    assert [(i, path) for i, path, _ in failed] == [(i, str(folder[i])) for i in (0, 9, 10, 52)]
-    assert all(reason == "not an image: a text file" for _, _, reason in failed)
-    assert [i for b in batches for i in b.index.tolist()] == [i for i in range(53) if i not in (0, 9, 10, 52)]
+    failed = {b.start + row: reason for b in batches for row, reason in b.failed.items()}
+    assert failed == dict.fromkeys((0, 9, 10, 52), "not an image: a text file")
     for b in batches:
-        np.testing.assert_array_equal(b.images[:, 0, 0, 0], b.index)
+        found, positions = b.readable_images()
+        assert positions == [i for i in range(b.start, b.start + len(b.images)) if i not in failed]
+        np.testing.assert_array_equal(found[:, 0, 0, 0], positions)
+        assert not b.images[~b.readable].any()
 
 
 def test_a_batch_may_fail_as_a_whole(tmp_path: Path) -> None:
     (batch,) = decode_batches([tmp_path / "a.jpg", tmp_path / "b.jpg"], 8, 4, batch=4, threads=1)
-    assert batch.images.shape == (0, 8, 4, 3)
+    assert batch.images.shape == (2, 8, 4, 3)
     assert len(batch.failed) == 2
+    assert batch.readable_images()[1] == []
 
 
 def test_batches_on_a_square_keep_proportions(folder: list[Path]) -> None:
     folder[3].write_bytes(b"text")
     (batch,) = decode_batches(folder[:6], 32, 32, batch=6, threads=1, fit="square")
-    assert batch.areas.tolist() == [[0, 0.25, 1, 0.75]] * 5
-    np.testing.assert_array_equal(batch.images[:, 16, 16, 0], batch.index)
+    assert batch.areas[batch.readable].tolist() == [[0, 0.25, 1, 0.75]] * 5
+    found, positions = batch.readable_images()
+    np.testing.assert_array_equal(found[:, 16, 16, 0], positions)
     assert not batch.images[:, :, :8].any()
     assert not batch.images[:, :, 24:].any()
 
