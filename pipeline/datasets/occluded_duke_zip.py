@@ -21,6 +21,7 @@ from pipeline.datasets.records import Split
 from pipeline.errors import DataError
 from pipeline.runtime.files import fsync_path
 from pipeline.runtime.progress import SILENT, Progress
+from pipeline.store.output import new_folder
 
 _TARGETS: dict[Split, str] = dict(zip(LISTS, BOXES, strict=True))
 
@@ -49,25 +50,19 @@ def extract_occluded_duke(archive: Path, lists: Path, out: Path, *, progress: Pr
     if out.exists():
         raise DataError("the output folder exists", where=out, expected="a new folder")
     wanted = _wanted(lists)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
         with _opened(archive) as opened:
             members = _members(opened, archive, wanted)
             _check_space(sum(member.file_size for member in members.values()), out)
-            with progress.task("unpack", total=len(members)) as task:
-                for folder in BOXES:
-                    (partial / folder).mkdir(parents=True)
+            with new_folder(out) as folder, progress.task("unpack", total=len(members)) as task:
+                for name in BOXES:
+                    (folder / name).mkdir()
                 for target, member in members.items():
-                    (partial / target).write_bytes(_content(opened, member, archive))
-                    fsync_path(partial / target)
+                    (folder / target).write_bytes(_content(opened, member, archive))
+                    fsync_path(folder / target)
                     task.advance()
-        partial.replace(out)
-        fsync_path(out.parent)
     except OSError as error:
         raise DataError(f"the images cannot be written: {error.strerror or error}", where=out) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     double = len(set(wanted["query"]) & set(wanted["gallery"]))
     return OccludedDukeFolder(out, {_TARGETS[split]: len(names) for split, names in wanted.items()}, double)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
@@ -17,6 +15,7 @@ from pipeline.errors import ConfigError, FormatError
 from pipeline.formats.masks import OK, PART_NAMES, Masks
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.progress import SILENT, Progress
+from pipeline.store.output import new_folder
 
 Layout = Literal["png", "npz", "bpbreid"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -68,37 +67,19 @@ def export_masks(masks: Masks, out: Path, layout: str, *, progress: Progress = S
     if layout == "npz":
         _write_npz(masks, out)
     else:
-        with _new_folder((out / BPBREID_FOLDER if layout == "bpbreid" else out).absolute()) as folder:
+        target = (out / BPBREID_FOLDER if layout == "bpbreid" else out).absolute()
+        if target == Path.cwd():
+            raise ConfigError("the current folder cannot be replaced", where=out, expected="a new folder")
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            problem = "the folder is not empty" if target.is_dir() else "a file of this name exists"
+            raise ConfigError(problem, where=target, expected="a new or empty folder")
+        with new_folder(target) as folder:
             write = _bpbreid(masks, folder) if layout == "bpbreid" else _png(masks, folder)
             with progress.task("export", total=len(good)) as task:
                 for row in good:
                     write(row)
                     task.advance()
     return ExportReport(layout, out, len(good), len(masks) - len(good))
-
-
-@contextlib.contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder that becomes `target`: thousands of files cannot each be published atomically."""
-    if target == Path.cwd():
-        raise ConfigError("the current folder cannot be replaced", where=target, expected="a new folder")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        problem = "the folder is not empty" if target.is_dir() else "a file of this name exists"
-        raise ConfigError(problem, where=target, expected="a new or empty folder")
-    unfinished = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-    except BaseException as error:
-        # On a full disk, what was written so far would be in the way.
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(target)
-        raise
-    if target.exists():
-        target.rmdir()
-    unfinished.rename(target)
 
 
 def _write_npz(masks: Masks, out: Path) -> None:

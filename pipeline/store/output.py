@@ -56,6 +56,29 @@ def output(path: Path, kind: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `path`, which is missing or empty: many files cannot each be published atomically.
+
+    Nothing is kept of a body that fails: on a full disk, what was written so far would be in the way.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+        fsync_path(path.parent)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def storage_errors(where: Path) -> Iterator[None]:
     """Turn a full disk and other failures of the storage under `where` into an `ArtifactError` that states them.
 
