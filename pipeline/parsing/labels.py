@@ -178,9 +178,9 @@ def _table() -> dict[str, Any]:
 
 def _label_set(table: Mapping[str, Any], *, where: str, name: str) -> LabelSet:
     refuse_unknown(table, _SET_KEYS, where)
-    classes = table.get("classes")
-    names = classes if isinstance(classes, list) and all(isinstance(each, str) for each in classes) else []
-    if len(set(names)) < 2 or len(set(names)) != len(names):
+    listed = table.get("classes")
+    classes: list[str] = listed if isinstance(listed, list) and all(isinstance(each, str) for each in listed) else []
+    if len(classes) < 2 or len(set(classes)) != len(classes):
         raise ConfigError("`classes` must list two or more different class names", where=where)
     kind = table.get("kind", "labels")
     if kind not in ("labels", "fields"):
