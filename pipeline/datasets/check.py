@@ -45,17 +45,14 @@ class SizeReport:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """Result of `check_dataset`.
+    """Result of `check_dataset`, for a data set as the user named it (`spec`) in the folder `root`.
 
     Attributes:
-        spec: The data set as the user named it.
-        root: Its folder.
         splits: Sizes of the splits that exist or should exist.
         faults: All faults, those of images last.
         notes: Choices and losses that a result must mention.
         images: Distinct image files.
-        decoded: Images that were decoded; 0 without decoding.
-        sizes: Sizes of the decoded images, if any.
+        decoded: Images that were decoded, of the sizes `sizes`; 0 without decoding.
     """
 
     spec: str
@@ -86,13 +83,9 @@ class DatasetReport:
 def check_dataset(
     spec: str, *, decode: bool = True, expect_counts: bool = True, progress: Progress = SILENT
 ) -> DatasetReport:
-    """Read a data set and return all its faults.
+    """Read a data set and return all its faults; with `decode`, every image is decoded.
 
-    Args:
-        spec: KIND:PATH, KIND/VARIANT:PATH or a folder of images.
-        decode: Also read and decode every image.
-        expect_counts: Wrong counts and missing folders of a known data set are faults; if off, they are notes.
-        progress: Receives progress.
+    Without `expect_counts`, wrong counts and missing folders of a known data set are notes, not faults.
 
     Raises:
         DataError: `spec` is not valid. Faults of the data are reported, not raised.

@@ -177,20 +177,11 @@ def decode_batches(
     threads: int,
     fit: Literal["stretch", "square"] = "stretch",
 ) -> Iterator[DecodedBatch]:
-    """Decode images in the background, in order.
+    """Decode images in the background, in order, resized to (height, width) pixels.
 
-    At most three batches exist at a time: the one that the caller uses and two that are being decoded.
-
-    Args:
-        paths: The image files.
-        height: Height of the output, in pixels.
-        width: Width of the output, in pixels.
-        batch: Images per batch; the last one may be smaller.
-        threads: Decoding threads, at least 1. Decoding releases Python's lock, so they run in parallel.
-        fit: `stretch`: resize to the output size. `square`: put the image `on_square` first.
-
-    Yields:
-        Batches that together hold or list every path exactly once.
+    At most three batches exist at a time: the one that the caller uses and two that are being decoded. Decoding
+    releases Python's lock, so `threads` (at least 1) run in parallel. With the fit `square`, images are put `on_square`
+    first. The last batch may be smaller.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         pending: deque[_Pending] = deque()

@@ -29,16 +29,10 @@ _FRAMES: dict[Split, tuple[int, int, int]] = {
 
 
 def contact_sheet(dataset: Dataset, *, ids: int = 8, columns: int = 10, splits: Sequence[Split] = ()) -> RgbImage:
-    """Draw some identities of a data set, evenly spread over the ids, with images spread over the cameras.
-
-    Args:
-        dataset: The data set.
-        ids: Rows.
-        columns: Most images per row.
-        splits: Only images of these splits; empty: all.
+    """Draw `ids` identities, evenly spread over the ids, with at most `columns` images spread over the cameras.
 
     Raises:
-        DataError: No image is in `splits`.
+        DataError: No image is in `splits` (empty: all).
     """
     records = dataset.split(*splits) if splits else dataset.records
     if not records:

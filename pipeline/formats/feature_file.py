@@ -102,10 +102,7 @@ class FeatureFile:
         return len(self.pids)
 
     def load(self, rows: Ints | None = None) -> Features:
-        """Read features with ids into memory.
-
-        Args:
-            rows: Rows in any order; None: all with features.
+        """Read features with ids into memory: `rows` in any order, or all with features.
 
         Raises:
             FormatError: The file is damaged, a feature is not finite, or a visibility is outside [0, 1].
@@ -148,16 +145,13 @@ class FeatureFile:
         return Features.from_arrays(*arrays, thresholds=self.thresholds)
 
     def blocks(self, size: int, rows: Ints | None = None, *, reuse: bool = False) -> Iterator[tuple[int, Features]]:
-        """Yield features of ascending rows block by block, without ids, for files larger than memory.
+        """Yield features of ascending rows without ids, for files larger than memory, after the number of rows before.
 
         Args:
             size: File rows per block; a block holds those of them that are chosen.
             rows: The rows; None: all with features.
             reuse: Read each block into the arrays of the one before. New arrays scatter over the heap, and a process
                 that reads millions of rows grows.
-
-        Yields:
-            The number of chosen rows before the block, and the block.
 
         Raises:
             FormatError: As for `load`.
@@ -224,7 +218,7 @@ def feature_layout(
     """Return the layout of a features file.
 
     Args:
-        names: Image names (POSIX paths relative to the data set), one per row; a name may occur in two splits.
+        names: (N,) image names (POSIX paths relative to the data set); a name may occur in two splits.
         pids: (N,) person ids, -1 where unknown.
         camids: (N,) camera ids, -1 where unknown.
         splits: (N,) of `SPLITS`.

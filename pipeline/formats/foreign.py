@@ -137,14 +137,10 @@ def describe(content: Content) -> str:
 def check_file(
     path: Path, accepted: Collection[Content], *, title: str, expected: str | None = None, hint: str | None = None
 ) -> Content:
-    """Check that a file exists and holds what a reader can read; an unknown content is left to the reader.
+    """Check that a file exists and is of an accepted content; an unknown content is left to the reader.
 
-    Args:
-        path: The file.
-        accepted: Contents that the reader reads.
-        title: What it is, for messages: `weights file`.
-        expected: A description of the right file.
-        hint: What to do about a file of a known format that the reader does not read.
+    `title` (`weights file`) and `expected` describe the file in messages; `hint` is for a content that is known, but
+    not accepted, and has no advice of its own.
 
     Raises:
         WeightsError: The file is missing, unreadable, or holds something else.
@@ -177,10 +173,6 @@ def load_state_dict(path: Path, *, title: str = "weights file") -> dict[str, Ten
 
     The format follows from the content. A nested `state_dict` (or `model`, ...) is unwrapped, the prefix `module.` of
     DataParallel removed, and NumPy arrays and numbers are accepted, which training scripts often save.
-
-    Args:
-        path: The file.
-        title: What it is, for messages.
 
     Raises:
         WeightsError: The file is missing, damaged, holds no tensors, several networks, numbers that are quantised or

@@ -74,11 +74,7 @@ class Masks:
 
     @classmethod
     def open(cls, path: Path, *, allow_incomplete: bool = False) -> Self:
-        """Read a mask file and check all of it.
-
-        Args:
-            path: The file.
-            allow_incomplete: Accept a file with pending rows.
+        """Read a mask file and check all of it; with `allow_incomplete`, rows may be pending.
 
         Raises:
             FormatError: The file is missing, not a mask file of this format version, damaged or incomplete.
@@ -139,16 +135,10 @@ class Masks:
 def open_mask_writer(
     path: Path, names: Sequence[str], provenance: Provenance, *, published: Path | None = None
 ) -> RowWriter:
-    """Create a mask file, or resume the one at `path`.
+    """Create a mask file of images (sorted, distinct POSIX paths), or resume the one at `path`.
 
     The device may differ from the one a file was begun on, and so may the batch size, of which a resumed file keeps
     its own: sums round differently in other batches. Label maps may be added, but those recorded must be the same.
-
-    Args:
-        path: The file.
-        names: Relative POSIX paths of the images, sorted and distinct.
-        provenance: What decides the masks.
-        published: See `rows.open_or_create`.
 
     Raises:
         FormatError: The file there is damaged, or was built for other images or with other settings.

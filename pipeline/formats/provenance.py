@@ -30,13 +30,10 @@ class Difference:
 
 
 class Provenance:
-    """Settings, fingerprints of inputs and versions that decide a content, by key.
+    """Settings, fingerprints of inputs and versions that decide a content: scalars by key.
 
     Two contents with equal records are equal, so work that was begun under one record may be resumed under an equal
-    one. Keys whose value is None count as absent.
-
-    Args:
-        values: Scalars by key. Nested tables: see `flatten`.
+    one. Keys whose value is None count as absent. `flatten` takes nested tables.
 
     Raises:
         TypeError: A value is not a scalar.

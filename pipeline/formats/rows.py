@@ -67,11 +67,9 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Everything that is fixed when a file is created.
+    """Everything that is fixed when a file of `count` rows is created.
 
     Attributes:
-        format: The kind of file.
-        count: N, the number of rows.
         columns: Datasets that are written row by row.
         fixed: Datasets that are written at once: names, ids. Text as from `encode_texts`.
         attributes: Further attributes of the file, texts or integers.
@@ -88,7 +86,6 @@ class RowWriter:
     """Writes the rows of a file in any order. Returned by `open_or_create`; use as a context manager.
 
     Attributes:
-        path: The file.
         provenance: The record in the file; its incidental keys may differ from the caller's.
         status: (N,) uint8, the state of each row. A caller may set failed rows to `PENDING` to try them again.
     """
@@ -107,13 +104,9 @@ class RowWriter:
     def write(
         self, start: int, columns: Mapping[str, NDArray[Any]], status: Status, reasons: Mapping[int, str] | None = None
     ) -> None:
-        """Write consecutive rows; when this returns, they survive the death of this process.
+        """Write consecutive rows from `start` on; when this returns, they survive the death of this process.
 
-        Args:
-            start: First row.
-            columns: For each column an array of n rows.
-            status: (n,) uint8, `OK` or `FAILED`.
-            reasons: Of failed rows, by row of the file.
+        `columns` has an array of n rows each, `status` (n,) is `OK` or `FAILED`, `reasons` are by row of the file.
 
         Raises:
             ArtifactError: The rows cannot be written (the disk is full).

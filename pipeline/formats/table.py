@@ -14,14 +14,7 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of values.
-
-    Attributes:
-        columns: Headings.
-        rows: Values under them; None where there is none.
-        title: Heading of the table, empty for none.
-        percent: Columns whose values are fractions, shown in per cent.
-    """
+    """A table of values under headings; None where there is none. Columns in `percent` hold fractions, shown in %."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]

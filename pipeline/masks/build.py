@@ -33,12 +33,9 @@ _LOG = logging.getLogger("sgsfa.masks")
 
 @dataclass(frozen=True, slots=True)
 class MaskReport:
-    """What a build did.
+    """What a build did: images in the file, with masks, and without.
 
     Attributes:
-        total: Images in the file.
-        done: Images with masks.
-        failed: Images without, and why.
         resumed: Images that an earlier run had processed.
         seconds: Duration of this run.
         images_per_second: Masks of this run per second, loading of the parser excluded; 0 if it had nothing to do.

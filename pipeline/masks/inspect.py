@@ -70,15 +70,10 @@ class PartDescription:
 
 @dataclass(frozen=True, slots=True)
 class ImageDescription:
-    """One image's masks.
+    """One image's masks: its state (ok, failed or pending) and why it failed, quality in [0, 1], and the four parts.
 
     Attributes:
-        name: The image.
-        state: ok, failed or pending.
-        reason: Why it failed.
-        quality: In [0, 1].
         area: Share of the image that the body covers.
-        parts: The four parts.
         ordered: Whether the present parts are in order from head to shoes.
         map: 16 lines of 8 letters: the leading part of each cell, `.` where the body covers less than half.
     """

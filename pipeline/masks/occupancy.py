@@ -24,18 +24,11 @@ Floats = NDArray[np.float32]
 
 
 def area_average(maps: Tensor, size: tuple[int, int], areas: NDArray[np.float64] | None = None) -> Tensor:
-    """Average maps over the cells of a grid on the image.
+    """Average maps (B, K, h, w) over the cells of a grid on the image: (B, K, rows, columns).
 
     Cell (i, j) is the mean of the map over the rectangle of the cell; pixels at its border are weighted by the share
-    inside it. So the mean over all cells is the mean over the image, whatever the sizes.
-
-    Args:
-        maps: (B, K, h, w) float.
-        size: Rows and columns of the grid.
-        areas: (B, 4) the part of each map that the image covers (top, left, bottom, right as fractions); None: all.
-
-    Returns:
-        (B, K, rows, columns).
+    inside it. So the mean over all cells is the mean over the image, whatever the sizes. `areas` (B, 4) is the part of
+    each map that the image covers (top, left, bottom, right as fractions); None: all.
     """
     if areas is None or bool((areas == WHOLE_AREA).all()):
         return _average(maps, size, WHOLE_AREA)

@@ -32,9 +32,6 @@ _MOST_IMAGES = 400
 def mask_sheet(masks: Masks, root: Path, names: Sequence[str], *, columns: int = 5) -> RgbImage:
     """Draw some images in this order, `columns` per row: the image below `root`, its body mask, its parts over it.
 
-    Returns:
-        The sheet, uint8 RGB.
-
     Raises:
         DataError: There are no images to draw or too many, or none of them exists below `root`.
         FormatError: One is not in the file.

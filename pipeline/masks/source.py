@@ -41,17 +41,13 @@ _LOG = logging.getLogger("sgsfa.masks")
 
 @dataclass(frozen=True, slots=True)
 class MaskSource:
-    """A parser, or finished label maps; exactly one of the two.
+    """A parser, or finished label maps (exactly one of the two), for images below `root`.
 
     Attributes:
-        root: Folder that names are relative to.
         names: Relative POSIX paths of the images, sorted and distinct.
-        config: The settings.
         provenance: Everything that decides the masks.
         recipe: How label maps become masks.
         label_set: Name of the label set.
-        parser: The parser.
-        maps: The label maps.
         on_cpu: Whether a parser computes on the CPU.
     """
 

@@ -65,13 +65,9 @@ class BuiltinNet(nn.Module):
         self.classify = nn.Conv2d(fine_width, classes, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Label a batch.
+        """Return the logits (B, classes, H / 4, W / 4) of ImageNet-normalised RGB images (B, 3, H, W).
 
-        Args:
-            images: (B, 3, H, W) float, RGB, ImageNet-normalised; H and W multiples of 32.
-
-        Returns:
-            (B, classes, H / 4, W / 4) logits.
+        H and W are multiples of 32.
         """
         taps: list[Tensor] = []
         x = images

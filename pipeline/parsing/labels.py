@@ -70,12 +70,9 @@ class LabelSet:
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """The labels of each part.
+    """The label ids of the body and of each of `PART_NAMES`, None for a part that the label set does not have.
 
-    Attributes:
-        name: `spreid`, `ssp` or the name in a user's file.
-        parts: For each of `PART_NAMES` the label ids, or None if the label set does not have that part.
-        body: Label ids of the body.
+    `name` is `spreid`, `ssp` or that in a user's file.
     """
 
     name: str
@@ -141,12 +138,7 @@ def load_grouping(name_or_toml: str, label_set: LabelSet) -> Grouping:
 
 
 def group_soft(soft: Tensor, label_set: LabelSet, grouping: Grouping) -> tuple[Tensor, Tensor]:
-    """Group soft label maps into the four parts and the body.
-
-    Args:
-        soft: (B, C, h, w) float in [0, 1].
-        label_set: Meaning of the C channels.
-        grouping: The labels of each part.
+    """Group soft label maps (B, C, h, w) in [0, 1] into the four parts and the body.
 
     Returns:
         Parts (B, 4, h, w) in the order of `PART_NAMES`, zeros for absent parts, and the body (B, 1, h, w); both in

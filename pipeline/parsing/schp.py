@@ -52,7 +52,10 @@ class ActivatedNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, C, H, W)."""
+        """Return the logits (B, classes, s, s) of normalised BGR images (B, 3, S, S).
+
+        s is about S / 4: 119 for 473, 128 for 512.
+        """
         scale = self.weight.abs() + 1e-5
         x = F.batch_norm(x, self.running_mean, self.running_var, scale, self.bias, training=False, eps=1e-5)
         return F.leaky_relu_(x, 0.01) if self.leaky else x
@@ -140,10 +143,7 @@ class _Decoder(nn.Module):
 class SchpNet(nn.Module):
     """CE2P with edge fusion on ResNet-101.
 
-    Args:
-        classes: Number of labels.
-        width: Channels of the stem; 64 in all published checkpoints, less in tests.
-        blocks: Residual blocks per stage; those of ResNet-101 in all published checkpoints.
+    All published checkpoints have a stem of 64 channels (`width`) and the residual blocks of ResNet-101.
     """
 
     def __init__(self, classes: int, *, width: int = 64, blocks: tuple[int, int, int, int] = (3, 4, 23, 3)) -> None:

@@ -39,7 +39,6 @@ class PlannedStage:
     """A stage of a run and the state of its artifact.
 
     Attributes:
-        stage: The stage.
         provenance: Everything that decides its output.
         artifact: Its artifact, whether finished or not.
         state: `up to date`: finished, as the configuration wants it; `stale`: finished, but from other settings or
@@ -75,14 +74,7 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a run, in order.
-
-    Attributes:
-        config: The configuration.
-        sources: The inputs of its stages.
-        stages: All stages that the configuration needs.
-        last: Name of the last stage of the run, after which it stops.
-    """
+    """All stages that a configuration needs, in order; a run ends after the stage `last`."""
 
     config: RunConfig
     sources: Sources

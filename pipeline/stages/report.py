@@ -71,14 +71,8 @@ def build_report(
 ) -> Report:
     """Build the report of one or more test sets.
 
-    Args:
-        tests: The test sets.
-        config: Matching rule and what else the evaluations compute.
-        checkpoint: The network that extracted the features; None: no part masks.
-        training: `metrics.jsonl` of its training, for curves.
-        options: Choices; None: the defaults.
-        title: Heading of the page.
-        progress: Shows the work.
+    Without `checkpoint`, of the network that extracted the features, there are no part masks; `training`, the
+    `metrics.jsonl` of its training, gives curves.
 
     Raises:
         FormatError: A features file or the earlier result cannot be used.

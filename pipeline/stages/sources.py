@@ -42,10 +42,9 @@ class TestSet:
 
 @dataclass
 class Sources:
-    """Opens each data set once, and fingerprints everything that a stage reads.
+    """Opens each data set of a configuration once, and fingerprints everything that a stage reads.
 
     Attributes:
-        config: The configuration of the run.
         progress: Shows the hashing of many images.
         fingerprints: Of the artifacts of earlier stages, finished or not; filled by the plan.
         folders: Of the artifacts of earlier stages that are finished.

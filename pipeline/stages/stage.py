@@ -20,13 +20,7 @@ FILE = "FILE"
 
 @dataclass(frozen=True, slots=True)
 class StageReport:
-    """Result of the work of a stage.
-
-    Attributes:
-        total: Number of inputs.
-        rejected: Inputs that could not be used.
-        figures: Rates and counts for the manifest.
-    """
+    """Result of a stage: its number of inputs, those that could not be used, and figures for the manifest."""
 
     total: int = 0
     rejected: tuple[Rejected, ...] = ()

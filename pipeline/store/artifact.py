@@ -29,8 +29,6 @@ class Artifact:
     """A folder of the store, whether it exists or not.
 
     Attributes:
-        stage: Its stage.
-        name: Name of its run.
         path: The folder of the complete artifact, even if it does not exist yet.
         state: `complete`; `incomplete`: only its partial folder exists; `missing`; `broken`: without a valid manifest.
         manifest: Of a complete artifact.

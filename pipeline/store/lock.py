@@ -26,13 +26,7 @@ def exclusive(lock: Path, path: Path, kind: str, *, wait: bool = False) -> Itera
     """Hold a lock file while `path` is built; it is removed when the context ends, however the process ends.
 
     The operating system holds the lock, so a file left by a killed process does not block. On a disk without locks a
-    warning is logged and other processes are not kept away.
-
-    Args:
-        lock: The lock file; its folder exists.
-        path: What is built, for messages.
-        kind: What it is, for messages: `mask file`.
-        wait: Wait for another process that holds it.
+    warning is logged and other processes are not kept away. `kind` is what is built, for messages: `mask file`.
 
     Raises:
         LockedError: Another process holds it, and `wait` is off.

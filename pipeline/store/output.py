@@ -22,17 +22,10 @@ _LOW_BYTES = 1 << 20
 
 @contextlib.contextmanager
 def output(path: Path, kind: str) -> Iterator[Path]:
-    """Build the file `path`: the body writes or resumes the partial file, and a clean exit publishes it.
+    """Build the file `path`: the body writes or resumes `path` with `.partial` appended, and a clean exit publishes it.
 
     The partial file may hold what an interrupted process left. A body that leaves none publishes nothing, for example
-    because `path` is found to be complete already.
-
-    Args:
-        path: The file to build; its folder is created.
-        kind: What it is, for messages: `mask file`.
-
-    Yields:
-        `path` with `.partial` appended.
+    because `path` is found to be complete already. `kind` is what is built, for messages: `mask file`.
 
     Raises:
         LockedError: Another process builds it.

@@ -21,11 +21,9 @@ RECORD = ".workspace.json"
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """Where a stage writes.
+    """Where a stage writes: the partial folder or, if another run has `published` it meanwhile, the artifact's.
 
     Attributes:
-        path: The partial folder; if `published`, the artifact's folder.
-        published: Another run has finished the artifact meanwhile; there is nothing to do.
         started: When the first session began, ISO 8601.
         sessions: 1, or more if interrupted sessions left work in it.
         extra: The body may add what the manifest is to record besides.
