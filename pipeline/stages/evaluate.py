@@ -95,29 +95,24 @@ class Evaluate(Stage):
 
     def run(self, folder: Path, progress: Progress) -> StageReport:
         """Evaluate one test set after the other."""
-        from pipeline.evaluation.evaluate import evaluate
         from pipeline.evaluation.report.page import save
         from pipeline.formats.results import save_results
 
         results, tests = [], []
-        for name, features, test in self.evaluations():
-            dataset = None if test is None else self.sources.open(test.spec)
-            found = evaluate(features, dataset=dataset, config=self.config.matching, progress=progress)
-            # Two data sets may have one name; their folders have not.
-            found = replace(found, result=replace(found.result, test_set=name))
-            results.append(found.save(folder / name, dataset))
-            tests.append(Evaluated(features, dataset, found, name))
+        for test in self.evaluations():
+            found = test.evaluated(self.config.matching, progress)
+            results.append(found.save(folder / test.name, test.dataset))
+            tests.append(replace(test, evaluation=found))
         save_results(folder / RESULT_FILE, results)
         if self.config.matching.report:
             report = report_of_tests(tests, self.config, self.sources.folders.get("train"), progress=progress)
             save(report, folder / REPORT_FILE)
         return StageReport()
 
-    def evaluations(self) -> list[tuple[str, Path, TestSet | None]]:
-        """Return name, features file and test set of each evaluation."""
-        given = self.config.matching.features
-        if given is not None:
-            tests = self._tests()
-            return [(tests[0].name, given, tests[0])] if tests else [(given.stem, given, None)]
-        root = self.sources.folder("extract")
-        return [(test.name, root / test.name / FEATURES_FILE, test) for test in self._tests()]
+    def evaluations(self) -> list[Evaluated]:
+        """Return the test sets with their features, not yet evaluated."""
+        given, tests = self.config.matching.features, self._tests()
+        if given is not None and not tests:
+            return [Evaluated(given, name=given.stem)]
+        features = {test.name: given or self.sources.folder("extract") / test.name / FEATURES_FILE for test in tests}
+        return [Evaluated(features[test.name], self.sources.open(test.spec), name=test.name) for test in tests]

@@ -27,13 +27,13 @@ METRICS_FILE = "metrics.jsonl"
 class Evaluated:
     """A test set of a report: its features file, its images (None: no thumbnails) and its evaluation (None: done now).
 
-    `name` is that in the run; None: that of the evaluation.
+    `name` is that in the run; empty: that of the evaluation.
     """
 
     features: Path
     dataset: Dataset | None = None
     evaluation: Evaluation | None = None
-    name: str | None = None
+    name: str = ""
 
     def evaluated(self, config: MatchingConfig, progress: Progress) -> Evaluation:
         """Return the evaluation under the name of the test set."""
@@ -41,7 +41,7 @@ class Evaluated:
 
         found = self.evaluation or evaluate(self.features, dataset=self.dataset, config=config, progress=progress)
         # Two data sets may have one name; a run names them apart.
-        return found if self.name is None else replace(found, result=replace(found.result, test_set=self.name))
+        return replace(found, result=replace(found.result, test_set=self.name)) if self.name else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +135,7 @@ def report_of_run(config: RunConfig, *, options: ReportOptions | None = None, pr
     from pipeline.stages.plan import make_plan
 
     sources = make_plan(config, from_stage="eval", until="eval").sources
-    tests = [
-        Evaluated(features, None if test is None else sources.open(test.spec), name=name)
-        for name, features, test in Evaluate(config, sources).evaluations()
-    ]
+    tests = Evaluate(config, sources).evaluations()
     return report_of_tests(tests, config, sources.folders.get("train"), options=options, progress=progress)
 
 
