@@ -56,8 +56,9 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
 
         if not argument:
             raise ConfigError(f"the parser {kind!r} needs a file", expected=f"{kind}:FILE")
-        load = {"schp": load_schp, "onnx": load_onnx, "torchscript": load_torchscript}[kind]
-        return load(at_home(argument), label_set=label_set, device=device)
+        loaders: dict[str, Callable[..., Parser]]
+        loaders = {"schp": load_schp, "onnx": load_onnx, "torchscript": load_torchscript}
+        return loaders[kind](at_home(argument), label_set=label_set, device=device)
     installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if kind not in installed:
         written = ("builtin", "schp:FILE", "onnx:FILE", "torchscript:FILE", "label-maps:DIR", *sorted(installed))

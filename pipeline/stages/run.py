@@ -242,7 +242,7 @@ def _require_unchanged(entry: PlannedStage, workspace: Workspace, report: StageR
 
 def _reused(entry: PlannedStage, path: Path) -> StageOutcome:
     listed = path / REJECTED_FILE
-    table = read_json(listed) if listed.is_file() else {"total": 0, "rejected": []}
+    table: Any = read_json(listed) if listed.is_file() else {"total": 0, "rejected": []}
     rejected = tuple(Rejected(**row) for row in table["rejected"])
     return StageOutcome(entry.name, "reused", 0.0, path, table["total"], rejected, entry.stage.allows_rejected)
 
