@@ -168,7 +168,7 @@ def report_of_tests(
 def _visibility(figures: Mapping[str, object]) -> dict[str, Mapping[str, float]]:
     """Return the figures of a checkpoint that are given for each part."""
     return {
-        name.removeprefix("visibility_").replace("_", " "): value
+        name.removeprefix("visibility_").replace("auc", "ROC AUC"): value
         for name, value in figures.items()
         if name.startswith("visibility_") and isinstance(value, Mapping)
     }

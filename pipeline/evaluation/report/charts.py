@@ -52,8 +52,8 @@ def distance_chart(histogram: Histogram) -> Chart:
     centres = ((np.arange(_SHOWN_BINS) + 0.5) * histogram.upper / _SHOWN_BINS)[:used].tolist()
     thresholds = [(rate, histogram.threshold(rate)) for rate in FALSE_POSITIVE_RATES]
     note = "; ".join(
-        f"{rate:.2%} false positives below {threshold:.3f}, where {histogram.true_positive_rate(threshold):.1%} of the "
-        "genuine pairs lie"
+        f"{100 * rate:g} % false positives below {threshold:.3f}, where "
+        f"{100 * histogram.true_positive_rate(threshold):.1f} % of the genuine pairs lie"
         for rate, threshold in thresholds
     )
     return Chart(
@@ -94,7 +94,7 @@ def visibility_chart(figures: Mapping[str, Mapping[str, float]]) -> Chart:
         title="Visibility by part",
         kind="bar",
         x="part",
-        y="figure",
+        y=", ".join(figures),
         labels=PARTS,
         series=[Series(name, [values.get(part) for part in PARTS]) for name, values in figures.items()],
         note="Measured on occluded training images when the checkpoint was calibrated.",

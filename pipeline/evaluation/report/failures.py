@@ -32,7 +32,7 @@ EXPLANATIONS = {
     NOTHING_SHARED: "Query and nearest image share no visible part; the global feature or a constant ranks it.",
     MATCH_HIDDEN: "The best match shares no visible part with the query; other images are compared by their parts.",
     SAME_CAMERA: "The nearest image is of another identity in the query's own camera, where the background is alike.",
-    ONE_PART: f"A single part gives at least {DOMINANT:.0%} of the nearest image's lead over the best match.",
+    ONE_PART: f"A single part gives at least {100 * DOMINANT:.0f} % of the nearest image's lead over the best match.",
     LOOK_ALIKE: "The nearest image is nearer than the best match without a single part deciding.",
 }
 """What each reason means; the order is the order in which they are tested."""

@@ -17,12 +17,15 @@
   };
   const number = (value, digits = 3) => (value === null ? "–" : value.toFixed(digits));
   const percent = (value) => (value === null ? "–" : `${(100 * value).toFixed(1)} %`);
-  const table = (caption, columns, rows, kind = "") =>
-    element("div", { class: "scroll" }, element("table", { class: kind },
+  // The first column names the rows, `text` is the index of another one that holds no numbers.
+  const table = (caption, columns, rows, text = 0) => {
+    const kind = (i) => (i && i !== text ? "number" : "");
+    return element("div", { class: "scroll" }, element("table", {},
       element("caption", {}, caption),
-      element("thead", {}, element("tr", {}, ...columns.map((name, i) => element("th", { scope: "col", class: i ? "number" : "" }, name)))),
+      element("thead", {}, element("tr", {}, ...columns.map((name, i) => element("th", { scope: "col", class: kind(i) }, name)))),
       element("tbody", {}, ...rows.map((row) => element("tr", {}, ...row.map((cell, i) =>
-        i ? element("td", { class: "number" }, cell) : element("th", { scope: "row" }, cell)))))));
+        i ? element("td", { class: kind(i) }, cell) : element("th", { scope: "row" }, cell)))))));
+  };
 
   // Charts
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -71,7 +74,7 @@
           x: axis(chart.x, chart.kind === "bar" ? {} : { type: "linear" }),
           y: axis(chart.y, chart.unit ? { min: 0, max: 1 } : { beginAtZero: true }),
         },
-        plugins: { legend: { display: chart.series.length > 1, labels: { color: style("--text") } } },
+        plugins: { legend: { display: chart.series.length > 1, labels: { color: style("--text"), usePointStyle: chart.kind === "line", pointStyle: "line" } } },
       },
     }));
     return card;
@@ -119,7 +122,7 @@
     const rows = data.parts.map((part, i) => {
       const [distance, weight, contribution] = hit.contributions[i];
       return [part, seen(query, i), seen(hit, i), number(distance, 4), number(weight, 3), number(contribution, 4)];
-    });
+    }).filter((row, i) => row[0] !== "no shared part" || hit.contributions[i][1] > 0);
     const total = hit.contributions.reduce((sum, one) => sum + one[2], 0);
     rows.push(["sum", "", "", "", "", number(total, 4)]);
     choose(data.mask_parts[0] ?? "");
@@ -205,7 +208,7 @@
       document.getElementById("queries").scrollIntoView();
     };
     const rows = test.groups.map((group) => [element("button", { type: "button", onclick: () => only(group.reason) }, group.reason), String(group.count), percent(group.share), group.explanation]);
-    document.querySelector("#failures .list").replaceChildren(rows.length ? table(`${test.name}: all queries that fail`, ["reason", "queries", "share of failures", "meaning"], rows) : element("p", {}, "No query fails at rank 1."));
+    document.querySelector("#failures .list").replaceChildren(rows.length ? table(`${test.name}: all queries that fail`, ["reason", "queries", "share of failures", "meaning"], rows, 3) : element("p", {}, "No query fails at rank 1."));
   };
   const showTest = (name) => {
     test = data.tests.find((one) => one.name === name);
