@@ -51,6 +51,10 @@ CheckpointOption = Annotated[
     Path,
     typer.Option("--checkpoint", metavar="FILE", help="A checkpoint file, or builtin: the model in this package."),
 ]
+CheckpointArgument = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A checkpoint file, or builtin: the model in this package.")
+]
+SheetOption = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The image file to write.")]
 AgainstOption = Annotated[
     Path | None,
     typer.Option("--against", metavar="RUN", help="Compare with an earlier result: its folder or result.json."),
@@ -124,6 +128,8 @@ EXPECT_COUNTS = setting(
 RULE = setting("matching.rule", metavar="RULE", help="shrunk, mean, sum, query or all (docs/concepts/matching.md).")
 METRIC = setting("matching.metric", metavar="METRIC", help="cosine or euclidean.")
 VISIBILITY = setting("matching.visibility", metavar="KIND", help="hard or soft.")
+FLIP = setting("extract.flip", "--flip/--no-flip", kind=bool, help="Average with the mirror image.")
+BATCH_SIZE = setting("extract.batch_size", kind=int, metavar="N", help="Images per batch.")
 
 
 def device(keys: str) -> Setting:

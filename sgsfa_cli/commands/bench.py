@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.options import command, command_app, device, setting
+from sgsfa_cli.options import BATCH_SIZE, FLIP, CheckpointArgument, command, command_app, device
 from sgsfa_cli.tables import draw_table
 
 if TYPE_CHECKING:
@@ -21,16 +21,10 @@ app = command_app()
     app,
     "sgsfa bench",
     "sgsfa bench model.safetensors --device cuda --batch-size 256",
-    sets=(
-        setting("extract.flip", "--flip/--no-flip", kind=bool, help="Average with the mirror image."),
-        device("extract.device"),
-        setting("extract.batch_size", kind=int, metavar="N", help="Images per batch."),
-    ),
+    sets=(FLIP, device("extract.device"), BATCH_SIZE),
 )
 def bench(
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A checkpoint file, or builtin: the model in this package.")
-    ] = Path("builtin"),
+    checkpoint: CheckpointArgument = Path("builtin"),
     seconds: Annotated[float, typer.Option(min=0, metavar="S", help="Time for each measurement.")] = 3.0,
     *,
     settings: RunConfig,

@@ -11,7 +11,7 @@ import typer
 from sgsfa_cli import console
 from sgsfa_cli.commands import data_synth
 from sgsfa_cli.errors import in_terms_of
-from sgsfa_cli.options import EXPECT_COUNTS_HELP, SplitOption, Switch, command, command_app
+from sgsfa_cli.options import EXPECT_COUNTS_HELP, SheetOption, SplitOption, Switch, command, command_app
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -71,9 +71,7 @@ def list_kinds() -> None:
 @command(app, "sgsfa data preview csv:people.csv", "sgsfa data preview market1501:/data/Market-1501 --ids 12")
 def preview(
     spec: SpecArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The image file to write.")] = Path(
-        "preview.png"
-    ),
+    out: SheetOption = Path("preview.png"),
     ids: Annotated[int, typer.Option("--ids", min=1, max=200, help="Number of identities, one per row.")] = 8,
     split: SplitOption = None,
 ) -> None:

@@ -11,6 +11,7 @@ import typer
 from sgsfa_cli import console
 from sgsfa_cli.options import (
     EXPECT_COUNTS,
+    FLIP,
     METRIC,
     RULE,
     VISIBILITY,
@@ -49,7 +50,7 @@ app = command_app()
         VISIBILITY,
         setting("matching.rerank", "--rerank/--no-rerank", kind=bool, help="k-reciprocal re-ranking."),
         setting("matching.query_expansion", kind=int, metavar="K", help="Average queries with their K nearest."),
-        setting("extract.flip", "--flip/--no-flip", kind=bool, help="Average features with the mirror image."),
+        FLIP,
         setting(
             "matching.average_precision",
             "--trapezoid",

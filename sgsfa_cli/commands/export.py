@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.options import command, command_app
+from sgsfa_cli.options import CheckpointArgument, command, command_app
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,9 +26,7 @@ app = command_app()
 )
 def export(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The ONNX model to write.")],
-    checkpoint: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A checkpoint file, or builtin: the model in this package.")
-    ] = Path("builtin"),
+    checkpoint: CheckpointArgument = Path("builtin"),
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Average with the mirror image.")] = False,
     single_vector: Annotated[
         bool, typer.Option("--single-vector", help="(N, 3, H, W) normalised images to (N, D) vectors, for trackers.")

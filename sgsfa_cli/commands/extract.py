@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.options import SplitOption, amp, command, command_app, device, refuse, run_until, setting
+from sgsfa_cli.options import (
+    BATCH_SIZE,
+    FLIP,
+    SplitOption,
+    amp,
+    command,
+    command_app,
+    device,
+    refuse,
+    run_until,
+)
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -24,12 +34,7 @@ _USAGE = "sgsfa extract [--checkpoint FILE] --data KIND:PATH --out FILE"
     "sgsfa extract --preset demo",
     "sgsfa extract --checkpoint model.safetensors --data market1501:/data/Market-1501 --out features.h5",
     "sgsfa extract --data folder:photos --out photos.npz --format npz",
-    sets=(
-        setting("extract.flip", "--flip/--no-flip", kind=bool, help="Average with the mirror image."),
-        amp("extract.amp"),
-        device("extract.device"),
-        setting("extract.batch_size", kind=int, metavar="N", help="Images per batch."),
-    ),
+    sets=(FLIP, amp("extract.amp"), device("extract.device"), BATCH_SIZE),
 )
 def extract(
     *,

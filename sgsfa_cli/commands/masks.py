@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.options import SplitOption, command, command_app, device, refuse, run_until, setting
+from sgsfa_cli.options import SheetOption, SplitOption, command, command_app, device, refuse, run_until, setting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,7 +31,6 @@ app = command_app(
 log = logging.getLogger("sgsfa.cli")
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A mask file.")]
-SheetOption = Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The image file to write.")]
 
 
 @command(
