@@ -294,7 +294,12 @@ class TrainConfig(Section):
     final_factor: float = Field(0.002, ge=0, le=1, description="Final learning rate of `cosine`, relative to `lr`.")
     flip: Fraction = Field(0.5, description="Probability of a horizontal flip.")
     erase: Fraction = Field(0.5, description="Probability of random erasing, with the mean colour of the image.")
-    pad: int = Field(0, ge=0, description="Pixels padded on each side before a random crop; 0: no crop.")
+    pad: int = Field(
+        0,
+        ge=0,
+        description="Pixels padded on each side before a random crop, for images 256 high; others in proportion. "
+        "0: no crop.",
+    )
     occlude: Fraction = Field(
         0.0,
         description="Probability of pasting a cut-out in front of the person: an object, or another person of the "

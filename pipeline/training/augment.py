@@ -23,6 +23,9 @@ from pipeline.config import TrainConfig
 from pipeline.model.normalise import normalise
 from pipeline.training.tree import tensors_of, with_tensors
 
+PAD_HEIGHT = 256
+"""Image height that `train.pad` refers to, so that a preset crops images of every size alike."""
+
 ERASE_AREA = (0.02, 0.4)
 """Share of the image that is erased (Zhong et al., Random Erasing, 2020)."""
 
@@ -198,6 +201,7 @@ def draw_params(
         share: Factor in [0, 1] of the probabilities of occlusion and truncation, for their gradual introduction.
     """
     dice = _Dice(generator, batch, height, width)
+    pad = round(config.pad * height / PAD_HEIGHT)
 
     def factor() -> Tensor:
         return dice.uniform(1 - config.colour_jitter, 1 + config.colour_jitter)
@@ -206,8 +210,8 @@ def draw_params(
     other = (torch.arange(batch) + 1 + dice.below(torch.full((batch,), max(batch - 2, 0)))) % batch
     return AugmentParams(
         flip=dice.happens(config.flip),
-        dy=dice.shift(config.pad),
-        dx=dice.shift(config.pad),
+        dy=dice.shift(pad),
+        dx=dice.shift(pad),
         kept=_draw_kept(dice, config.truncate * share),
         occluder=_draw_occluder(dice, config.occlude * share),
         tile=dice.below(torch.full((batch,), tiles - 1)),

@@ -189,6 +189,11 @@ def test_draw_params__have_their_probabilities_and_ranges() -> None:
     assert params.tile.max() < len(TILES)
 
 
+def test_draw_params__padding_is_proportional_to_the_height() -> None:
+    shifts = params_of(0, 1024, (128, 64), pad=10).dy
+    assert (shifts.min(), shifts.max()) == (-5, 5)
+
+
 def test_draw_params__share_scales_occlusion_and_truncation() -> None:
     generator = torch.Generator().manual_seed(0)
     none = draw_params(generator, 512, 256, 128, everything(), tiles=5, share=0.0)
