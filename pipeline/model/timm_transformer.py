@@ -23,6 +23,8 @@ _PATCH = 16
 _GRID = (16, 8)
 """Grid of position embeddings: patches of an image of 256 x 128 pixels. Other image sizes interpolate it."""
 
+_DERIVED = ("relative_position_index", "attn_mask")
+
 _SEMANTIC_WEIGHT = 0.2
 """SOLIDER's weight of semantic against appearance information that its authors use for re-identification."""
 
@@ -190,6 +192,8 @@ def _swin(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
         raise ConfigError(f"timm's {name!r} cannot have features at strides 4, 8 and 16", where="model.backbone")
     shifts: dict[int, Tensor] = {}
     if weights is not None:
+        # Tables of indices that follow from the window's size; some files have them.
+        weights = {name: value for name, value in weights.items() if not name.endswith(_DERIVED)}
         weights, shifts = _from_solider(weights)
         load_weights(network, weights, f"timm:{name}")
     for i, layer in enumerate(network.layers):

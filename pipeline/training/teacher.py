@@ -48,14 +48,19 @@ def lessons(context: TrainContext, start: int, stop: int) -> Iterator[Lesson | N
     usable = teacher.masks.has_mask.nonzero()[:, 0].cpu().numpy()
     total = lesson_size(context)
     mine = slice(total * ranks.rank // ranks.world_size, total * (ranks.rank + 1) // ranks.world_size)
-    plans = (_plan(context, step, usable, total, mine) for step in range(start, stop))
+    # Once, because it reads the labels back from the device.
+    per_epoch = context.steps_per_epoch
+    plans = (
+        _plan(context, step, usable, mine, augmentation_share(step, per_epoch, context.config))
+        for step in range(start, stop)
+    )
     for (rows, params), images in teacher.images.batches(plans, lambda plan: plan[0]):
         yield Lesson(images, to_device(rows, device), to_device(params.numpy(), device))
 
 
-def _plan(context: TrainContext, step: int, usable: Rows, total: int, mine: slice) -> tuple[Rows, Tensor]:
+def _plan(context: TrainContext, step: int, usable: Rows, mine: slice, share: float) -> tuple[Rows, Tensor]:
     """Draw rows and packed augmentation for all processes, and take this one's share."""
-    config = context.config
+    config, total = context.config, lesson_size(context)
     rows = rng(config.seed, "mask teacher", step).choice(usable, total, replace=len(usable) < total)
     params = draw_params(
         generator(config.seed, "augment mask teacher", step),
@@ -63,7 +68,7 @@ def _plan(context: TrainContext, step: int, usable: Rows, total: int, mine: slic
         *context.size,
         config,
         tiles=len(occluder_tiles()),
-        share=augmentation_share(step, context.steps_per_epoch, config),
+        share=share,
     )
     # Occluders are objects: an image to cut a person out of may be in another process.
     params = replace(params, donor=torch.full_like(params.donor, -1))
