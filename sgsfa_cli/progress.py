@@ -58,7 +58,10 @@ class OpenTask:
 
     def advance(self, count: int = 1, /, **fields: float | str) -> None:
         """Count `count` more units, and show `fields` beside the bar."""
-        self.bars.update(self.id, advance=count, **({"values": fields} if fields else {}))
+        if fields:
+            self.bars.update(self.id, advance=count, values=fields)
+        else:
+            self.bars.advance(self.id, count)
         if self.bars.disable and time.monotonic() - self.shown >= _LINE_SECONDS:
             self.shown = time.monotonic()
             self.owner.print(f"{self.task.description}: {counts(self.task)}  {details(self.task)}")

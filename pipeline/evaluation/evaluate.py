@@ -287,12 +287,12 @@ def _visible_fraction(sides: _Sides, dataset: Dataset | None) -> tuple[Doubles, 
 def _histogram(sides: _Sides, dataset: Dataset) -> HistogramBaseline:
     """Rank the same images by colour histograms, without those that have no features."""
     gallery = sides.gallery.names if sides.gallery is not None else sides.file.names(sides.gallery_rows)  # type: ignore[union-attr]
-    kept = set(sides.query.names.tolist()), set(gallery.tolist())
-    records = [
-        [record for record in dataset.split(split) if record.path in names]
-        for split, names in zip(("query", "gallery"), kept, strict=True)
-    ]
-    return histogram_baseline(dataset, *records)
+    query_names, gallery_names = set(sides.query.names.tolist()), set(gallery.tolist())
+    return histogram_baseline(
+        dataset,
+        [record for record in dataset.split("query") if record.path in query_names],
+        [record for record in dataset.split("gallery") if record.path in gallery_names],
+    )
 
 
 def _breakdown(

@@ -63,9 +63,10 @@ def histogram_baseline(
     )
     # One minus the Bhattacharyya coefficient.
     distances = np.asarray(1.0 - left @ right.T, np.float32)
-    pids = [np.array([record.pid for record in records], np.int64) for records in sides]
-    camids = [np.array([record.camid for record in records], np.int64) for records in sides]
-    return HistogramBaseline(rank_metrics(distances, *pids, *camids), same_camera_share(distances, *pids, *camids))
+    query_pids, gallery_pids = (np.array([record.pid for record in records], np.int64) for records in sides)
+    query_camids, gallery_camids = (np.array([record.camid for record in records], np.int64) for records in sides)
+    ids = (query_pids, gallery_pids, query_camids, gallery_camids)
+    return HistogramBaseline(rank_metrics(distances, *ids), same_camera_share(distances, *ids))
 
 
 def histogram(image: npt.NDArray[np.uint8]) -> Floats:
