@@ -107,6 +107,7 @@ def test_load_state_dict__unwraps_and_accepts_numpy_numbers(tmp_path: Path) -> N
     [
         {"state_dict_ema": TENSORS, "epoch": 3},
         {"model": {"state_dict": TENSORS}},
+        {"student": {"other": torch.ones(1)}, "teacher": TENSORS},
         {"network": TENSORS, "optimizer": {"state": {0: TENSORS}, "param_groups": []}},
         {name: value.numpy() for name, value in TENSORS.items()},
     ],
@@ -117,8 +118,8 @@ def test_load_state_dict__finds_the_only_network_of_a_checkpoint(tmp_path: Path,
 
 
 def test_load_state_dict__several_networks_with_a_line_that_saves_one(tmp_path: Path) -> None:
-    path = torch_file(tmp_path / "weights.pth", {"student": TENSORS, "teacher": TENSORS})
-    with pytest.raises(WeightsError, match="several networks: student, teacher") as caught:
+    path = torch_file(tmp_path / "weights.pth", {"generator": TENSORS, "critic": TENSORS})
+    with pytest.raises(WeightsError, match="several networks: generator, critic") as caught:
         load_state_dict(path)
     line = (caught.value.hint or "").split('"')[1].replace("'weights.pth'", repr(str(tmp_path / "saved.pth")))
     exec(line, {})

@@ -163,10 +163,10 @@ def test_train__machines_without_a_common_folder_are_reported(
 ) -> None:
     elsewhere = tmp_path / "on-another-machine.h5"
     monkeypatch.setattr(preparation, "broadcast", lambda _: elsewhere)
-    names = sorted(record.path for record in straight.dataset.split("train"))
+    model, config = straight.arguments["model"], straight.arguments["config"]
     with pytest.raises(DataError, match="process 1 of 2") as caught:
-        preparation._decode(
-            tmp_path / "cache", straight.dataset, names, straight.arguments["model"], RankInfo(1, 2), SILENT
+        preparation._open_store(
+            tmp_path / "cache", straight.dataset, model=model, config=config, ranks=RankInfo(1, 2), progress=SILENT
         )
     assert caught.value.where == str(elsewhere)
     assert not (tmp_path / "cache").exists(), "only rank 0 decodes"
