@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.masks.build import MaskReport
     from pipeline.matching.distance import MatchingRule
     from pipeline.stages.run import RunReport
+    from pipeline.training.context import TeacherData
     from pipeline.training.report import TrainReport
 
 S = TypeVar("S", bound=Section)
@@ -143,7 +144,6 @@ def train(
         >>> train("run", "csv:dataset.csv", preset="baseline", settings=settings).identities
         2
     """
-    from pipeline.stages.train import open_teacher
     from pipeline.training.run import train as run_training
 
     config = load_config(preset=preset, settings=settings)
@@ -157,19 +157,22 @@ def train(
         model=config.model,
         loss=config.loss,
         config=config.train,
-        teacher=open_teacher(_teacher_data(config), bars) if config.train.mask_teacher else None,
+        teacher=_open_teacher(config, bars),
         progress=bars,
     )
 
 
-def _teacher_data(config: RunConfig) -> Dataset:
+def _open_teacher(config: RunConfig, bars: Progress) -> TeacherData | None:
     from pipeline.stages.sources import RENDERED
+    from pipeline.stages.train import open_teacher
 
+    if not config.train.mask_teacher or config.model.kind == "baseline":
+        return None
     if config.train.teacher_data == RENDERED:
         raise ConfigError(
             "only a run renders images for a mask teacher", where="train.teacher_data", expected="synthetic:DIR"
         )
-    return open_dataset(config.train.teacher_data)
+    return open_teacher(open_dataset(config.train.teacher_data), config.masks.grouping, bars)
 
 
 def load_model(checkpoint: PathLike = BUILTIN, **settings: Any) -> Embedder:

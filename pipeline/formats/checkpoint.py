@@ -75,6 +75,17 @@ class CheckpointMeta:
         return bool(self.identities) and (self.identities, self.trained_on) == (other.identities, other.trained_on)
 
 
+_NOT_SHAPING = {"weights", "height", "width", "logit_scale"}
+"""Settings of a network that may differ from those of the checkpoint it starts from."""
+
+
+def differing_settings(meta: CheckpointMeta, model: ModelConfig) -> str:
+    """Return how the network of a checkpoint differs from `model`, such as `model.necks = False instead of True`."""
+    old, new = meta.model.model_dump(), model.model_dump()
+    differing = [key for key in new if key not in _NOT_SHAPING and old[key] != new[key]]
+    return ", ".join(f"model.{key} = {old[key]} instead of {new[key]}" for key in differing)
+
+
 def resolve_checkpoint(name: str | Path) -> Path:
     """Return the file of a checkpoint: a path, or `builtin` for the one in this package.
 

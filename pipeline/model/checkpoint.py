@@ -8,12 +8,11 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pipeline.errors import WeightsError
-from pipeline.formats.checkpoint import CheckpointMeta, read_checkpoint, write_checkpoint
+from pipeline.formats.checkpoint import CheckpointMeta, differing_settings, read_checkpoint, write_checkpoint
 from pipeline.model.network import Network, build_model
 from pipeline.model.sgsfa import CENTRES
 
 _CLASSIFIER = ".classify.weight"
-_NOT_SHAPING = {"weights", "height", "width"}
 
 
 def save_checkpoint(path: Path, network: nn.Module, meta: CheckpointMeta) -> None:
@@ -52,14 +51,11 @@ def start_from(path: Path, network: Network, meta: CheckpointMeta) -> Checkpoint
         WeightsError: As `load_checkpoint`, or the checkpoint is of another network.
     """
     state, started_from = read_checkpoint(path)
-    new, old = meta.model.model_dump(), started_from.model.model_dump()
-    shaping = sorted(new.keys() - _NOT_SHAPING)
-    differing = [f"model.{key} = {old[key]}, not {new[key]}" for key in shaping if old[key] != new[key]]
-    if differing:
+    if differing := differing_settings(started_from, meta.model):
         raise WeightsError(
-            f"the checkpoint to start from has another network: {'; '.join(differing)}",
+            f"the checkpoint to start from has another network: {differing}",
             where=path,
-            expected="the same [model] settings; weights, height and width may differ",
+            expected="the same [model] settings; weights, height, width and logit_scale may differ",
         )
     own = network.state_dict()
     kept = {"trained_parts", *CENTRES} & own.keys()

@@ -79,7 +79,7 @@ class LabelMaps:
             FormatError: There is no label map, or it does not fit this label set.
         """
         path = self.find(name)
-        array = _read_array(path) if path.suffix.lower() == ".npy" else _read_picture(path)
+        array = _read_array(path) if path.suffix.lower() == ".npy" else _read_png(path)
         if array.ndim == 3:
             return _soft(array, self.label_set, path)
         return _one_hot(array, self.label_set, path)
@@ -103,14 +103,14 @@ def _candidates(image: PurePosixPath) -> tuple[str, ...]:
     )
 
 
-def _read_picture(path: Path) -> np.ndarray:
+def _read_png(path: Path) -> np.ndarray:
     try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            picture.load()
-            mode = picture.mode
+        with Image.open(path, formats=("PNG",)) as image:
+            image.load()
+            mode = image.mode
             if mode in _INDEXED_MODES or mode.startswith("I;16"):
-                return np.array(picture)
-            channels = np.asarray(picture)
+                return np.array(image)
+            channels = np.asarray(image)
     # Pillow reports damage as any of these.
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         raise FormatError(f"the label map cannot be read: {error}", where=path) from error

@@ -188,7 +188,7 @@ def _work(plan: Plan, entry: PlannedStage, workspace: Workspace, progress: Progr
     if workspace.resumed:
         log.info("%s: resuming an interrupted run", entry.name)
     elif entry.previous is not None:
-        log.info("%s: starts from scratch, not from %s%s", entry.name, entry.path, _why_not(entry))
+        log.info("%s: starting from scratch instead of continuing %s%s", entry.name, entry.path, _why_not(entry))
     if entry.stage.distributed:
         broadcast((entry.name, workspace.path, dict(plan.sources.folders)))
     report = entry.stage.run(workspace.path, progress)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import MasksConfig, ModelConfig
 from pipeline.datasets.records import Dataset, unique_names
-from pipeline.errors import DataError, FormatError, WeightsError
-from pipeline.formats.checkpoint import BUILTIN, read_meta, resolve_checkpoint
+from pipeline.errors import ConfigError, DataError, FormatError, WeightsError
+from pipeline.formats.checkpoint import BUILTIN, differing_settings, read_meta, resolve_checkpoint
 from pipeline.runtime.files import at_home
 from pipeline.runtime.process_group import rank_info
 from pipeline.runtime.progress import Progress
@@ -31,6 +31,7 @@ class Train(Stage):
     """Train the network."""
 
     name = "train"
+    format_version = 2  # train.pad is relative to the image height
     distributed = True
     continue_key = "train.start"
 
@@ -49,6 +50,9 @@ class Train(Stage):
             **section_settings("loss", config.loss),
             **section_settings("train", config.train, "teacher_data"),
         }
+        if self._teacher_data:
+            grouping = config.masks.grouping
+            settings["masks.grouping"] = FILE if grouping.endswith(".toml") else grouping
         if config.train.start is not None:
             settings["train.start"] = FILE
             del settings["model.weights"]  # the checkpoint brings those of the backbone
@@ -90,6 +94,8 @@ class Train(Stage):
             found["teacher images"] = sources.images(spec, "train")
             if spec != RENDERED:
                 found["teacher label maps"] = sources.tree(_label_maps(sources.open(spec)), *LABEL_MAP_SUFFIXES)
+            if config.masks.grouping.endswith(".toml"):
+                found["grouping"] = sources.file(Path(config.masks.grouping), "grouping file", ConfigError)
         if config.train.eval_every:
             found |= sources.test_images()
         return found
@@ -163,7 +169,7 @@ class Train(Stage):
         """Train."""
         from pipeline.training.run import train
 
-        config, sources = self.config, self.sources
+        config, sources, grouping = self.config, self.sources, self.config.masks.grouping
         masks = None
         if config.model.kind != "baseline":
             masks = config.masks.file or sources.folder("masks") / MASKS_FILE
@@ -175,15 +181,15 @@ class Train(Stage):
             loss=config.loss,
             config=config.train,
             tests=[sources.open(test.spec) for test in sources.tests()] if config.train.eval_every else (),
-            teacher=next((open_teacher(sources.open(spec), progress) for spec in self._teacher_data), None),
+            teacher=next((open_teacher(sources.open(spec), grouping, progress) for spec in self._teacher_data), None),
             progress=progress,
         )
         figures = {"images_per_second": report.images_per_second, "train_seconds": report.seconds}
         return StageReport(total=report.images + len(report.failed), rejected=report.failed, figures=figures)
 
 
-def open_teacher(dataset: Dataset, progress: Progress) -> TeacherData:
-    """Return a rendered data set as the teacher of masks, built from its true label maps.
+def open_teacher(dataset: Dataset, grouping: str, progress: Progress) -> TeacherData:
+    """Return a rendered data set as the teacher of masks, built from its true label maps in the grouping of the run.
 
     Raises:
         DataError: It has no training images or no label maps.
@@ -195,7 +201,7 @@ def open_teacher(dataset: Dataset, progress: Progress) -> TeacherData:
         build_masks,
         root=dataset.root,
         names=unique_names(dataset.split("train")),
-        config=MasksConfig(parser=LABEL_MAPS),
+        config=MasksConfig(parser=LABEL_MAPS, grouping=grouping),
         label_maps=_label_maps(dataset),
         progress=progress,
     )
@@ -232,13 +238,10 @@ def _describe_checkpoint(path: Path, model: ModelConfig) -> str:
         WeightsError: It cannot be read, or is of another network.
     """
     meta = read_meta(resolve_checkpoint(path))
-    recorded, current = meta.model.model_dump(), model.model_dump()
-    ignored = ("weights", "height", "width")
-    differing = [key for key in current if key not in ignored and recorded[key] != current[key]]
-    if differing:
+    if differing := differing_settings(meta, model):
         raise WeightsError(
-            "checkpoint to start from is of another network: "
-            + ", ".join(f"model.{key} = {recorded[key]} instead of {current[key]}" for key in differing),
+            f"the checkpoint to start from has another network: {differing}",
             where=path,
+            expected="the same [model] settings; weights, height, width and logit_scale may differ",
         )
     return f"{path.name}, trained on {meta.trained_on}"

@@ -413,14 +413,14 @@ def _upsampling(cells: int, length: int, *, like: Tensor) -> Tensor:
     return (1.0 - (place[:, None] - cell).abs()).clamp_min(0.0)
 
 
-def _premultiplied(pictures: Tensor) -> Tensor:
+def _premultiplied(tiles: Tensor) -> Tensor:
     """(B, 4, H, W) RGBA in 0..255 to colour times opacity in 0..255 and opacity in [0, 1]."""
-    opacity = pictures[:, 3:] / 255
-    return torch.cat([pictures[:, :3] * opacity, opacity], 1)
+    opacity = tiles[:, 3:] / 255
+    return torch.cat([tiles[:, :3] * opacity, opacity], 1)
 
 
-def _sampled(pictures: Tensor, grid: Tensor) -> Tensor:
-    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+def _sampled(tiles: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(tiles, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def _inside(begin: Tensor, end: Tensor, length: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The curves of a training run as one picture."""
+"""The curves of a training run as one figure."""
 
 from __future__ import annotations
 

@@ -124,6 +124,9 @@ def prepare(
             teacher.build_masks(folder / _TEACHER / "masks.h5")
         barrier()
         taught_masks = _load_masks(folder / _TEACHER / "masks.h5", taught_store, model)
+        lost = len(taught_store.rejected) + taught_masks.without_mask
+        if lost:
+            _log.warning("%d images of the mask teacher cannot be read or have no mask and are left out", lost)
         taught = Teacher(Prefetcher(taught_store, device), taught_masks.to(device))
     network, meta = _starting_network(config, meta, targets)
     network = network.to(device)

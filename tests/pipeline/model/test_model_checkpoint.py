@@ -59,6 +59,6 @@ def test_start_from__classifiers_are_copied_for_the_same_identities(
 
 def test_start_from__another_network_is_named(checkpoint: Path) -> None:
     other = SMALL.model_copy(update={"part_dim": 8, "height": 128})
-    with pytest.raises(WeightsError, match=r"model\.part_dim = 16, not 8") as caught:
+    with pytest.raises(WeightsError, match=r"model\.part_dim = 16 instead of 8") as caught:
         start_from(checkpoint, build_model(other, 3), CheckpointMeta(other, 3, ()))
     assert "height" not in caught.value.message

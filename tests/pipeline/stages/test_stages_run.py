@@ -437,7 +437,10 @@ def test_run__other_settings_report_that_a_stage_starts_from_scratch(configure, 
     _, first = run(configure())
     with caplog.at_level(logging.INFO, "sgsfa"):
         run(configure("train.epochs=7"), until="train")
-    assert f"train: starts from scratch, not from {first.stages[1].path} (train.epochs changed from" in caplog.text
+    assert (
+        f"train: starting from scratch instead of continuing {first.stages[1].path} (train.epochs changed from"
+        in caplog.text
+    )
     assert "train.start continues from earlier weights" in caplog.text
 
 

@@ -158,7 +158,7 @@ def test_teacher__needs_label_maps(stage, people):
 
 
 def test_teacher__masks_are_those_of_the_label_maps(tmp_path, rendered):
-    teacher = open_teacher(open_dataset(f"synthetic:{rendered}", expect_counts=False), SILENT)
+    teacher = open_teacher(open_dataset(f"synthetic:{rendered}", expect_counts=False), "spreid", SILENT)
     teacher.build_masks(tmp_path / "masks.h5")
     masks = Masks.open(tmp_path / "masks.h5")
     assert len(masks.names) == 4
