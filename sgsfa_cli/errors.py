@@ -50,9 +50,10 @@ _COMMANDS = {
     "checkpoint not found": "`sgsfa train` writes one",
     "features file not found": "`sgsfa extract` writes one",
     "the disk is full": "`sgsfa artifacts prune` removes artifacts that are no longer used",
+    "the repository exists and is public": "`--public` allows it",
     "another process is building this artifact": "`sgsfa run --wait` waits for it",
 }
-"""Commands that help, by message of the library; added to its hint."""
+"""Commands and options that help, by message of the library; added to its hint."""
 
 _ASSIGNMENT = re.compile(
     r"(?:\bset )?(?<!--set )\b((?:data|synth|masks|model|loss|train|extract|matching)\.[a-z][a-z0-9_]*) ?= ?([^\s,;)]+)"

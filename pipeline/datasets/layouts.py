@@ -242,7 +242,9 @@ def _read_cuhk03(path: Path, variant: str, log: ReadLog) -> Dataset:
     """Read `labeled/` or `detected/`, or `path` itself if the three folders are in it."""
     kind = variant or "labeled"
     name = f"cuhk03-np-{kind}"
-    if raw := folders_with(path, (_CUHK03_RAW,)):
+    wanted = [f"{kind}/{each}" for each in BOXES]
+    direct = all(is_folder(path / each) for each in BOXES)
+    if not direct and not folders_with(path, wanted) and (raw := folders_with(path, (_CUHK03_RAW,))):
         log.fault(
             FaultKind.MISSING,
             f"{_CUHK03_RAW} is the raw data set, without the images of the new protocol",
@@ -252,9 +254,9 @@ def _read_cuhk03(path: Path, variant: str, log: ReadLog) -> Dataset:
         )
         return Dataset("cuhk03-np", name, path, ())
     root = path
-    if not all(is_folder(path / each) for each in BOXES):
+    if not direct:
         # A folder with labeled/ and detected/ fits twice, so the variant is part of the path.
-        root = find_root(path, [f"{kind}/{each}" for each in BOXES], log) / kind
+        root = find_root(path, wanted, log) / kind
     log.note(f"{kind} boxes")
     return Dataset("cuhk03-np", name, root, read_parts(root, boxes(CUHK03_NAME), log))
 

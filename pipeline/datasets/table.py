@@ -205,7 +205,8 @@ def _check_header(header: Sequence[str], path: Path, log: ReadLog) -> bool:
     if doubled:
         log.fault(FaultKind.ROW, f"the column {doubled[0]!r} occurs twice in the header", where)
     if missing:
-        columns = f"the column{'s' if len(missing) > 1 else ''} {', '.join(missing)} missing"
+        number, verb = ("s", "are") if len(missing) > 1 else ("", "is")
+        columns = f"the column{number} {', '.join(missing)} {verb} missing"
         text = f"{columns}; the header has {', '.join(header) or 'no columns'}"
         log.fault(FaultKind.ROW, text, where, expected=expected, hint=_header_hint(header, missing))
     return not missing and not doubled

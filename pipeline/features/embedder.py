@@ -143,7 +143,7 @@ class Embedder:
 
         Args:
             images: Paths, PIL images or uint8 arrays of any size, also mixed.
-            channels: Order of the channels of arrays; OpenCV's are `bgr`. It cannot be told from the pixels.
+            channels: Order of the channels of arrays; OpenCV's are `bgr`. It cannot be determined from the pixels.
 
         Returns:
             Features with paths as names (else `image-1`, ...), ids unknown, split `all`.

@@ -68,13 +68,13 @@ _UNPICKLER = re.compile(r"WeightsUnpickler error: (.+)")
 
 
 def sniff(path: Path) -> Content:
-    """Tell what a file holds from its content; its suffix is not used; raises `OSError` if the file cannot be read."""
+    """Return the content type of a file, from its bytes; raises `OSError` if the file cannot be read."""
     with path.open("rb") as stream:
         return sniff_stream(stream)
 
 
 def sniff_stream(file: BinaryIO) -> Content:
-    """Tell what an open file holds; see `sniff`."""
+    """Return the content type of an open file; see `sniff`."""
     data = file.read(_BEGIN)
     size = file.seek(0, 2)
     if not data:
@@ -226,7 +226,8 @@ def _is_array(value: Any) -> bool:
     import numpy as np
     from torch import Tensor
 
-    return isinstance(value, Tensor | np.ndarray)
+    # Of NumPy's types, torch takes no text and no objects.
+    return isinstance(value, Tensor) or (isinstance(value, np.ndarray) and value.dtype.kind in "biuf")
 
 
 def _load_safetensors(path: Path, title: str) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -248,17 +248,28 @@ def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
     first = counted[0]
     found = sorted(name.removesuffix(first) for name in weights if name.endswith(first))
     fitting = [prefix for prefix in found if fits(prefix)]
-    if not fitting or "" in fitting:
+    if not fitting:
         return weights
+    prefix = choose_prefix(fitting)
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def choose_prefix(prefixes: Sequence[str]) -> str:
+    """Return the prefix of the network to load: the empty one, the only one, or that of the trained encoder.
+
+    Raises:
+        WeightsError: There are several, and none is known for the trained one.
+    """
+    if "" in prefixes:
+        return ""
     # MoCo saves two encoders; only the trained one is the result.
-    known = [prefix for prefix in fitting if prefix.endswith(_TRAINED)]
-    if len(fitting) > 1 and len(known) != 1:
+    known = [prefix for prefix in prefixes if prefix.endswith(_TRAINED)]
+    if len(prefixes) > 1 and len(known) != 1:
         raise WeightsError(
-            f"the file holds several networks of this kind: {', '.join(fitting)}",
+            f"the file holds several networks of this kind: {', '.join(prefixes)}",
             hint="save the entries of one of them as a file",
         )
-    prefix = (known or fitting)[0]
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return (known or prefixes)[0]
 
 
 def _resnet(network: nn.Module) -> Backbone:

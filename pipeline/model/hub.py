@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,19 @@ to make decisions about people without human review. Rankings express similarity
 and are less reliable for people who are hidden, small or unlike the training data."""
 
 
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A repository on the Hub.
+
+    Attributes:
+        address: Its page.
+        private: Whether only its owners see it.
+    """
+
+    address: str
+    private: bool
+
+
 def push(
     repo: str,
     checkpoint: Path | str,
@@ -38,7 +53,7 @@ def push(
     licence: str,
     results: Path | None = None,
     private: bool = True,
-) -> str:
+) -> Repository:
     """Upload a checkpoint with a generated model card; the repository is created if it does not exist.
 
     Args:
@@ -47,16 +62,16 @@ def push(
         training_data: What the training images show, where they are from and on which terms they may be used.
         licence: Licence of the weights by the Hub's identifier, as `apache-2.0`, `cc-by-nc-4.0` or `other`.
         results: `result.json` of an evaluation of this checkpoint, or its folder; None: the one beside it, if any.
-        private: Create a private repository, and refuse a public one.
+        private: Create a private repository, and refuse a public one; False: a new one is public.
 
     Returns:
-        The address of the repository.
+        The repository, which keeps its visibility if it existed.
 
     Raises:
         ConfigError: The client is not installed, there is no token, or an argument is not valid.
         WeightsError: The checkpoint is missing or damaged.
         FormatError: The results are not of this checkpoint.
-        DataError: The Hub cannot be reached or refuses.
+        DataError: The Hub cannot be reached or rejects the request.
     """
     hub = _client()
     if "/" not in repo:
@@ -68,22 +83,19 @@ def push(
     api = hub.HfApi(library_name="sgsfa", library_version=__version__)
     with _hub_errors(repo, "write"):
         address = str(api.create_repo(repo, private=private, exist_ok=True))
-        if private and not api.model_info(repo).private:
-            raise ConfigError(
-                "the repository exists and is public",
-                where=repo,
-                hint="make it private on its page, or allow a public one",
-            )
+        found = Repository(address, private=bool(api.model_info(repo).private))
+        if private and not found.private:
+            raise ConfigError("the repository exists and is public", where=repo, hint="make it private on its page")
         api.create_commit(
             repo,
             [hub.CommitOperationAdd(FILE, str(path)), hub.CommitOperationAdd("README.md", card.encode())],
             commit_message="Add checkpoint and model card",
         )
-    return address
+    return found
 
 
 def pull(repo: str, out: Path, *, revision: str | None = None, file: str = FILE) -> Path:
-    """Download a checkpoint, which is kept if it is one of this program. Nothing is unpickled.
+    """Download a checkpoint and check that it is one of this program; nothing is unpickled.
 
     Args:
         repo: `OWNER/NAME`.
@@ -97,7 +109,7 @@ def pull(repo: str, out: Path, *, revision: str | None = None, file: str = FILE)
     Raises:
         ConfigError: The client is not installed, or an argument is not valid.
         WeightsError: The repository has no such file, or it is not a checkpoint of this program.
-        DataError: The Hub cannot be reached or refuses.
+        DataError: The Hub cannot be reached or rejects the request.
         FormatError: `out` exists.
         ArtifactError: `out` cannot be written.
     """
@@ -152,7 +164,8 @@ def model_card(repo: str, checkpoint: Path, *, training_data: str, licence: str,
         f"# {repo.rpartition('/')[2]}",
         f"{kind} for person re-identification on {model.backbone}. Input: crops of one person, "
         f"{model.height} x {model.width}. SHA-256: `{sha256_file(checkpoint)}`.",
-        f"## Use\n\n```sh\npip install 'sgsfa[hub]'\nsgsfa hub pull {repo} --out {FILE}\n"
+        f"## Use\n\nIn a checkout of the source of sgsfa {meta.version} or later:\n\n```sh\npip install '.[hub]'\n"
+        f"sgsfa hub pull {repo} --out {FILE}\n"
         f"sgsfa search person.jpg --gallery photos --checkpoint {FILE}\n```",
         f"## Training data\n\n{training_data.strip()}",
         _recorded(meta),
@@ -235,20 +248,45 @@ def _hub_errors(repo: str, right: str) -> Iterator[None]:
         raise ConfigError(f"{repo!r} is not a repository", expected="OWNER/NAME", cause=error) from error
     except (errors.RemoteEntryNotFoundError, errors.RevisionNotFoundError) as error:
         raise WeightsError("the repository has no such file or revision", where=repo, cause=error) from error
+    except errors.GatedRepoError as error:
+        raise DataError(
+            "access to this gated repository must be requested on its page",
+            where=repo,
+            hint=_TOKEN.format(right),
+            cause=error,
+        ) from error
     except errors.RepositoryNotFoundError as error:
         raise DataError(
             "the repository does not exist, or it is private", where=repo, hint=_TOKEN.format(right), cause=error
         ) from error
-    # A model card that is refused is a ValueError.
     except (errors.HfHubHTTPError, ValueError) as error:
+        if not isinstance(error, errors.HfHubHTTPError) and not _rejects(error):
+            raise
         status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
         hint = _TOKEN.format(right) if status in (401, 403) else None
-        raise DataError("the Hugging Face Hub refuses", where=repo, hint=hint, cause=error) from error
-    # Before a connection, and, of the upload, during it.
+        raise DataError("the Hugging Face Hub rejected the request", where=repo, hint=hint, cause=error) from error
+    # Before a connection, and, of a transfer, during it.
     except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _breaks_off(error):
+            raise
         raise DataError(
             "the Hugging Face Hub cannot be reached",
             where=repo,
             hint="check the network, HF_ENDPOINT and HF_HUB_OFFLINE",
             cause=error.__cause__ or error,
         ) from error
+
+
+def _rejects(error: ValueError) -> bool:
+    """Whether the Hub rejects a model card or a file; the client has no classes for these."""
+    from huggingface_hub import errors
+
+    return isinstance(error.__cause__, errors.BadRequestError) or str(error).startswith("LFS batch API returned errors")
+
+
+def _breaks_off(error: RuntimeError) -> bool:
+    """Whether a transfer failed: the client's upload with an error of HTTP, or its binary transfer, Xet."""
+    from huggingface_hub import errors
+
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error.__cause__, errors.HTTPError) or "xet" in frames[-1].name

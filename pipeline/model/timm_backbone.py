@@ -8,14 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, UserError
+from pipeline.errors import ConfigError
 from pipeline.model.backbone import Backbone, BackboneInfo, load_weights
-from pipeline.model.timm_transformer import build_transformer
-
-_EXPECTED = (
-    "a ViT, a Swin, or a convolutional network whose stages follow each other, with features at strides 4, 8 and 16 "
-    "(docs/how-to/own-backbone.md)"
-)
+from pipeline.model.timm_transformer import EXPECTED, build_transformer, create_network
 
 
 class _Stage(nn.Module):
@@ -43,30 +38,19 @@ def build_timm(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
         WeightsError: The weights belong to another network.
     """
     try:
-        import timm
+        import timm  # noqa: F401 - tells an absent package from one that fails
     except ImportError:
         raise ConfigError(
-            f"backbone timm:{name} needs the package timm", where="model.backbone", hint="pip install timm"
+            f"backbone timm:{name} needs the package timm", where="model.backbone", hint="pip install 'sgsfa[timm]'"
         ) from None
-    try:
-        if (transformer := build_transformer(name, weights)) is not None:
-            return transformer
-        network: Any = timm.create_model(name, features_only=True, output_stride=16, pretrained=False)
-    except UserError:
-        raise
-    # timm's models fail in many ways that cannot do this.
-    except Exception as error:
-        raise ConfigError(
-            f"timm cannot build {name!r} with features at output stride 16",
-            where="model.backbone",
-            expected=_EXPECTED,
-            cause=error,
-        ) from error
+    if (transformer := build_transformer(name, weights)) is not None:
+        return transformer
+    network = create_network(name, features_only=True, output_stride=16)
     info: Any = network.feature_info
     reductions = list(info.reduction())
     if not {4, 8} <= set(reductions) or reductions[-1] != 16 or not isinstance(network, nn.ModuleDict):
         raise ConfigError(
-            f"timm's {name!r} has features at strides {reductions}", where="model.backbone", expected=_EXPECTED
+            f"timm's {name!r} has features at strides {reductions}", where="model.backbone", expected=EXPECTED
         )
     if weights is not None:
         load_weights(network, _flattened(weights, list(network.keys())), f"timm:{name}")
@@ -94,7 +78,7 @@ def _cut_after(name: str, module: str, children: Sequence[str]) -> int:
     found = next((each for each in (module.replace(".", "_"), module.split(".")[0]) if each in children), None)
     if found is None:
         raise ConfigError(
-            f"timm's {name!r} cannot be cut after its stage {module!r}", where="model.backbone", expected=_EXPECTED
+            f"timm's {name!r} cannot be cut after its stage {module!r}", where="model.backbone", expected=EXPECTED
         )
     return children.index(found) + 1
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,8 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError, WeightsError
-from pipeline.model.backbone import Backbone, BackboneInfo, load_weights
+from pipeline.model.backbone import Backbone, BackboneInfo, choose_prefix, load_weights
+from pipeline.runtime.memory import out_of_memory
 
+EXPECTED = (
+    "a ViT, a Swin, or a convolutional network whose stages follow each other, with features at strides 4, 8 and 16 "
+    "(docs/how-to/own-backbone.md)"
+)
 _PATCH = 16
 _GRID = (16, 8)
 """Grid of position embeddings: patches of an image of 256 x 128 pixels. Other image sizes interpolate it."""
@@ -124,11 +131,42 @@ def build_transformer(name: str, weights: Mapping[str, Tensor] | None) -> Backbo
     return _swin(name, weights) if module == swin_transformer.__name__ else None
 
 
-def _vit(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
+def create_network(name: str, **options: Any) -> Any:
+    """Create a network of timm with random weights.
+
+    Raises:
+        ConfigError: timm has no such network, or none with these options.
+    """
     import timm
 
+    try:
+        return timm.create_model(name, pretrained=False, **options)
+    # timm's models fail in many ways that cannot do this.
+    except Exception as error:
+        if isinstance(error, MemoryError) or out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"timm cannot build {name!r} with features at output stride 16",
+            where="model.backbone",
+            expected=EXPECTED,
+            cause=error,
+        ) from error
+
+
+@contextmanager
+def _converting(name: str) -> Iterator[None]:
+    """Report entries that are missing or have another shape while they are renamed and resampled."""
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        raise WeightsError(f"these weights are damaged or not those of timm:{name}", cause=error) from error
+
+
+def _vit(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
     size = (_GRID[0] * _PATCH, _GRID[1] * _PATCH)
-    network: Any = timm.create_model(
+    network = create_network(
         name, num_classes=0, global_pool="avg", fc_norm=False, class_token=False, reg_tokens=0, img_size=size
     )
     if network.patch_embed.patch_size != (_PATCH, _PATCH) or network.pos_embed is None:
@@ -138,7 +176,9 @@ def _vit(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
             expected=f"a ViT with patches of {_PATCH} pixels and learned positions",
         )
     if weights is not None:
-        load_weights(network, _with_positions(weights), f"timm:{name}")
+        with _converting(name):
+            weights = _with_positions(weights)
+        load_weights(network, weights, f"timm:{name}")
     blocks, channels = list(network.blocks), int(network.embed_dim)
     cuts = [round(len(blocks) * quarter / 4) for quarter in range(5)]
     early, middle, deep, last = (blocks[begin:end] for begin, end in itertools.pairwise(cuts))
@@ -155,12 +195,13 @@ def _with_positions(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a ViT's entries without its prefix, with positions resampled to `_GRID` and without those of extra tokens.
 
     Raises:
-        WeightsError: The number of positions is that of no grid.
+        WeightsError: The number of positions fits no supported grid, or the file has several such networks.
     """
     from timm.layers import resample_abs_pos_embed
 
-    key = next((name for name in weights if name.endswith("pos_embed")), "pos_embed")
-    prefix = key.removesuffix("pos_embed")
+    found = [name.removesuffix("pos_embed") for name in weights if re.search(r"(^|\.)pos_embed$", name)]
+    # Decoders have positions too, but no patches of an image.
+    prefix = choose_prefix([each for each in found if f"{each}patch_embed.proj.weight" in weights] or [""])
     own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     positions = own.get("pos_embed")
     if positions is None or positions.ndim != 3:
@@ -172,7 +213,7 @@ def _with_positions(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             resampled = resample_abs_pos_embed(positions, list(_GRID), list(grid), num_prefix_tokens=count)
             return own | {"pos_embed": resampled[:, count:]}
     raise WeightsError(
-        f"{positions.shape[1]} position embeddings are of no known grid", expected="one of n x n or 2 n x n patches"
+        f"{positions.shape[1]} position embeddings fit no supported grid", expected="one of n x n or 2 n x n patches"
     )
 
 
@@ -184,17 +225,16 @@ def _grid(patches: int) -> tuple[int, int] | None:
 
 
 def _swin(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
-    import timm
-
     # Full windows of padded maps, whatever the size of the images.
-    network: Any = timm.create_model(name, num_classes=0, strict_img_size=False, always_partition=True)
+    network = create_network(name, num_classes=0, strict_img_size=False, always_partition=True)
     if network.patch_embed.patch_size != (4, 4) or len(network.layers) != 4:
         raise ConfigError(f"timm's {name!r} cannot have features at strides 4, 8 and 16", where="model.backbone")
     shifts: dict[int, Tensor] = {}
     if weights is not None:
         # Tables of indices that follow from the window's size; some files have them.
         weights = {name: value for name, value in weights.items() if not name.endswith(_DERIVED)}
-        weights, shifts = _from_solider(weights)
+        with _converting(name):
+            weights, shifts = _from_solider(weights)
         load_weights(network, weights, f"timm:{name}")
     for i, layer in enumerate(network.layers):
         if i > 0:

@@ -53,8 +53,8 @@ def push(
     """Upload a checkpoint with a model card: data, schedule, measured figures, licence, responsible use."""
     from pipeline.model.hub import push as run_push
 
-    address = run_push(repo, checkpoint, training_data=training_data, licence=licence, results=results, private=private)
-    console.emit({"repository": address, "private": private}, lambda: [address])
+    pushed = run_push(repo, checkpoint, training_data=training_data, licence=licence, results=results, private=private)
+    console.emit({"repository": pushed.address, "private": pushed.private}, lambda: [pushed.address])
 
 
 @command(app, "sgsfa hub pull me/reid", "sgsfa hub pull me/reid --revision v1 --out reid.safetensors")

@@ -19,11 +19,15 @@ _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """The stand-in: `repos` holds the files of each repository by name, `private` those that need the token."""
+    """The stand-in: `repos` holds the files of each repository by name.
+
+    `private` repositories need the token; `gated` ones have not been granted to anyone.
+    """
 
     url: str = ""
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
     private: set[str] = field(default_factory=set)
+    gated: set[str] = field(default_factory=set)
     blobs: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
 
@@ -85,6 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo, rest = match[1], match[2] or ""
         if repo not in hub.repos or (repo in hub.private and not known):
             return self._answer(401, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+        if repo in hub.gated:
+            return self._answer(403, {"error": "Access is restricted"}, X_Error_Code="GatedRepo")
         return self._in_repo(repo, rest, body)
 
     def _in_repo(self, repo: str, rest: str, body: bytes) -> None:

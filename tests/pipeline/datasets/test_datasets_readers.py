@@ -490,6 +490,16 @@ def test_cuhk03__raw_archive_names_the_new_protocol(make_tree: MakeTree) -> None
     assert "CUHK03-NP" in text
 
 
+def test_cuhk03__raw_archive_beside_complete_folders_is_ignored(shared_tree: MakeTree) -> None:
+    root = shared_tree(cuhk03_tree())
+    raw = root / "cuhk-03.mat"
+    raw.touch()
+    try:
+        assert open_dataset(f"cuhk03-np:{root}").split("query")
+    finally:
+        raw.unlink()
+
+
 def test_parse_spec__folder_without_kind_is_a_folder_of_images(make_tree: MakeTree) -> None:
     root = make_tree({"": ["a.jpg"], "more": ["b.jpg"]})
     assert open_dataset(str(root)).kind == "folder"

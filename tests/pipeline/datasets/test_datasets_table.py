@@ -138,9 +138,9 @@ def test_an_image_with_two_identities_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "parts"),
     [
-        ("path,camid,split\n", ["column pid missing", "path, camid, split"]),
-        ("path,id,camera,split\n", ["column pid missing", "rename the column 'id' to 'pid'"]),
-        ("Path,PersonID,CamID,Split\n", ["column pid missing", "rename the column 'PersonID' to 'pid'"]),
+        ("path,camid,split\n", ["the column pid is missing", "path, camid, split"]),
+        ("path,id,camera,split\n", ["the column pid is missing", "rename the column 'id' to 'pid'"]),
+        ("Path,PersonID,CamID,Split\n", ["the column pid is missing", "rename the column 'PersonID' to 'pid'"]),
         ("crops/a.jpg,1,1,train\n", ["no header", "crops/a.jpg,1,1,train", "path,pid,camid,split"]),
         ("path;pid;camid;split\n", ["separate the columns by commas, not ';'"]),
         ("path,pid,camid,split,pid\n", ["'pid' occurs twice"]),

@@ -12,6 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.features import bench as bench_module
 from pipeline.features.bench import bench
 from pipeline.runtime.device import has_native_bfloat16
+from pipeline.runtime.progress import SILENT, Task
 from tests.helpers.checkpoints import make_checkpoint
 
 CONFIG = ExtractConfig(device="cpu", batch_size=4)
@@ -29,6 +30,24 @@ def test_bench__without_the_extra_names_it(tmp_path: Path, monkeypatch: pytest.M
     assert min(plain.images_per_second, plain.latency_ms, half.images_per_second, half.latency_ms) > 0
     assert report.missing == ("ONNX Runtime: onnx is not installed (pip install 'sgsfa[onnx]')",)
     assert "64 x 32, batches of 4" in str(report)
+
+
+def test_bench__baseline_without_part_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_arguments: object) -> None:
+        raise ConfigError("onnx is not installed")
+
+    monkeypatch.setattr(bench_module, "export", missing)
+    totals: list[int | None] = []
+
+    class Recorded:
+        def task(self, label: str, *, total: int | None, done: int = 0, unit: str = "images") -> Task:
+            totals.append(total)
+            return SILENT.task(label, total=total, done=done, unit=unit)
+
+    report = bench(make_checkpoint(tmp_path / "m.safetensors", kind="baseline"), CONFIG, seconds=0, progress=Recorded())
+    plain, half = report.timings
+    assert plain.difference == 0 < half.difference < 0.2
+    assert totals == [2]
 
 
 @pytest.mark.slow

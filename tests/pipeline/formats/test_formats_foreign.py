@@ -126,6 +126,14 @@ def test_load_state_dict__several_networks_with_a_line_that_saves_one(tmp_path: 
     assert sorted(load_state_dict(tmp_path / "saved.pth")) == sorted(TENSORS)
 
 
+def test_load_state_dict__arrays_of_text_are_no_tensors(tmp_path: Path) -> None:
+    text = np.array(["person", "bag"])
+    path = torch_file(tmp_path / "weights.pth", {**TENSORS, "classes": text})
+    assert sorted(load_state_dict(path)) == sorted(TENSORS)
+    with pytest.raises(WeightsError, match="no tensors but classes"):
+        load_state_dict(torch_file(path, {"classes": text}))
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_load_state_dict__quantised_or_not_finite_numbers_are_refused(tmp_path: Path) -> None:
     overflown = torch.tensor([1e9]).half()

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from pipeline.errors import ConfigError, DataError, FormatError, UserError, WeightsError
 from pipeline.formats.results import EvaluationResult, Interval, Scores
-from pipeline.model.hub import model_card, pull, push
+from pipeline.model.hub import Repository, model_card, pull, push
 from pipeline.runtime.files import sha256_file
+from sgsfa_cli.main import app
 from tests.helpers.checkpoints import make_checkpoint
 from tests.helpers.hub_server import TOKEN, Hub, hub_server
 
@@ -65,8 +67,8 @@ def offer(hub: Hub, content: bytes, file: str = "model.safetensors", *, private:
 
 
 def test_hub__push_and_pull_give_the_same_file(hub: Hub, checkpoint: Path, tmp_path: Path) -> None:
-    address = push("me/net", checkpoint, training_data=DATA, licence="apache-2.0")
-    assert address == f"{hub.url}/me/net"
+    pushed = push("me/net", checkpoint, training_data=DATA, licence="apache-2.0")
+    assert pushed == Repository(f"{hub.url}/me/net", private=True)
     assert hub.private == {"me/net"}
     out = pull("me/net", tmp_path / "new" / "pulled.safetensors")
     assert sha256_file(out) == sha256_file(checkpoint)
@@ -132,8 +134,54 @@ def test_push__refuses_a_public_repository_unless_allowed(hub: Hub, checkpoint: 
     with pytest.raises(ConfigError, match="public"):
         push("me/net", checkpoint, training_data=DATA, licence="other")
     assert hub.repos["me/net"] == {"model.safetensors": b""}
-    push("me/net", checkpoint, training_data=DATA, licence="other", private=False)
+    assert not push("me/net", checkpoint, training_data=DATA, licence="other", private=False).private
     assert hub.repos["me/net"]["model.safetensors"] == checkpoint.read_bytes()
+
+
+def test_push__an_existing_private_repository_stays_private(hub: Hub, checkpoint: Path) -> None:
+    offer(hub, b"", private=True)
+    assert push("me/net", checkpoint, training_data=DATA, licence="other", private=False).private
+
+
+def test_push__a_public_repository_names_the_option(hub: Hub, checkpoint: Path) -> None:
+    offer(hub, b"")
+    stated = ["--training-data", DATA, "--licence", "other", "--json"]
+    answer = CliRunner().invoke(app, ["hub", "push", "me/net", str(checkpoint), *stated])
+    assert answer.exit_code == 2
+    assert json.loads(answer.stdout)["error"]["hint"] == "make it private on its page; `--public` allows it"
+
+
+@pytest.mark.parametrize("error", [ValueError("defect"), RuntimeError("defect"), NotImplementedError()])
+def test_push__defects_are_no_errors_of_the_hub(
+    hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_commit", fail)
+    with pytest.raises(type(error)) as caught:
+        push("me/net", checkpoint, training_data=DATA, licence="other")
+    assert caught.value is error
+    assert hub.repos["me/net"] == {}
+
+
+def test_push__explains_an_upload_that_breaks_off(hub: Hub, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = pytest.importorskip("huggingface_hub.errors", reason="an extra")
+
+    def fail(**_options: Any) -> None:
+        raise errors.HTTPError("connection reset")
+
+    monkeypatch.setattr("huggingface_hub._commit_api.lfs_upload", fail)
+    with pytest.raises(DataError, match="cannot be reached") as caught:
+        push("me/net", checkpoint, training_data=DATA, licence="other")
+    assert caught.value.cause == "connection reset"
+
+
+def test_pull__explains_a_gated_repository(hub: Hub, tmp_path: Path) -> None:
+    hub.gated.add("me/net")
+    offer(hub, b"")
+    with pytest.raises(DataError, match="must be requested on its page"):
+        pull("me/net", tmp_path / "m.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -147,7 +195,7 @@ def test_push__explains_what_the_hub_refuses(hub: Hub, checkpoint: Path, repo: s
 def test_push__explains_a_missing_token_and_missing_rights(
     hub: Hub, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DataError, match="refuses") as refused:
+    with pytest.raises(DataError, match="rejected the request") as refused:
         push("others/net", checkpoint, training_data=DATA, licence="other")
     assert "HF_TOKEN" in (refused.value.hint or "")
     hub.requests.clear()

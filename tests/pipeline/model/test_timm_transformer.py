@@ -103,6 +103,48 @@ def test_vit__keeps_positions_of_person_shaped_grids(prefix: str) -> None:
         build_backbone(VIT, state)
 
 
+def test_vit__takes_the_encoder_of_a_file_with_a_decoder() -> None:
+    """MAE saves a decoder with positions of its own, in any order."""
+    state = vit_state((16, 8))
+    extra = {"decoder_pos_embed": torch.zeros(1, 129, 32), "decoder.pos_embed": torch.zeros(1, 129, 32)}
+    backbone = build_backbone(VIT, {**extra, **state})
+    torch.testing.assert_close(backbone.early[0].position, state["pos_embed"][0, 1:].reshape(16, 8, -1))
+
+
+def test_vit__two_encoders_are_refused_unless_one_is_the_trained() -> None:
+    trained, average = vit_state((16, 8), "encoder_q."), vit_state((16, 8), "encoder_k.")
+    backbone = build_backbone(VIT, average | trained)
+    expected = trained["encoder_q.pos_embed"][0, 1:].reshape(16, 8, -1)
+    torch.testing.assert_close(backbone.early[0].position, expected)
+    with pytest.raises(WeightsError, match="several networks"):
+        build_backbone(VIT, average | vit_state((16, 8), "student."))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("semantic_embed_w.0.bias", None), ("stages.0.downsample.reduction.weight", torch.zeros(3, 5))]
+)
+def test_swin__damaged_solider_weights_are_no_matter_of_the_backbone(name: str, value: Tensor | None) -> None:
+    state = {key: torch.zeros(shape) for key, shape in solider_shapes().items()}
+    if value is None:
+        del state[name]
+    else:
+        state[name] = value
+    with pytest.raises(WeightsError, match="damaged or not those of timm:swin_tiny"):
+        build_backbone(SWIN, state)
+
+
+def test_build_timm__exhausted_memory_is_no_matter_of_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("timm.create_model", fail)
+    with pytest.raises(MemoryError):
+        build_backbone(VIT, None)
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="cannot build 'no_such_network'"):
+        build_backbone("timm:no_such_network", None)
+
+
 def test_vit__other_patches_are_refused() -> None:
     with pytest.raises(ConfigError, match="stride 16"):
         build_backbone("timm:vit_small_patch32_224")
