@@ -140,8 +140,9 @@ class NonLocal(nn.Module):
         super().__init__()
         hidden = channels // 2
         self.theta, self.phi, self.g = (nn.Conv2d(channels, hidden, 1) for _ in range(3))
-        self.out = nn.Sequential(nn.Conv2d(hidden, channels, 1), nn.BatchNorm2d(channels))
-        nn.init.zeros_(self.out[1].weight)
+        norm = nn.BatchNorm2d(channels)
+        nn.init.zeros_(norm.weight)
+        self.out = nn.Sequential(nn.Conv2d(hidden, channels, 1), norm)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""

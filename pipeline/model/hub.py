@@ -266,7 +266,7 @@ def _hub_errors(repo: str, right: str) -> Iterator[None]:
         hint = _TOKEN.format(right) if status in (401, 403) else None
         raise DataError("the Hugging Face Hub rejected the request", where=repo, hint=hint, cause=error) from error
     # Before a connection, and, of a transfer, during it.
-    except (errors.HTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, RuntimeError) as error:
+    except (_http_error(), errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _breaks_off(error):
             raise
         raise DataError(
@@ -286,7 +286,13 @@ def _rejects(error: ValueError) -> bool:
 
 def _breaks_off(error: RuntimeError) -> bool:
     """Whether a transfer failed: the client's upload with an error of HTTP, or its binary transfer, Xet."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error.__cause__, _http_error()) or "xet" in frames[-1].name
+
+
+def _http_error() -> type[Exception]:
+    """The base of the client's HTTP errors, of whichever HTTP library it uses."""
     from huggingface_hub import errors
 
-    frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error.__cause__, errors.HTTPError) or "xet" in frames[-1].name
+    base: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+    return base

@@ -197,7 +197,7 @@ def _with_positions(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         WeightsError: The number of positions fits no supported grid, or the file has several such networks.
     """
-    from timm.layers import resample_abs_pos_embed
+    from timm.layers.pos_embed import resample_abs_pos_embed
 
     found = [name.removesuffix("pos_embed") for name in weights if re.search(r"(^|\.)pos_embed$", name)]
     # Decoders have positions too, but no patches of an image.
@@ -317,4 +317,4 @@ _SOLIDER_NAMES = {
 def _in_order(value: Tensor) -> Tensor:
     """Reorder the 4 C inputs of a patch merging from (channel, row, column) to timm's (column, row, channel)."""
     channels = value.shape[-1] // 4
-    return value.unflatten(-1, (channels, 2, 2)).transpose(-1, -3).flatten(-3)
+    return value.reshape(*value.shape[:-1], channels, 2, 2).transpose(-1, -3).flatten(-3)
