@@ -78,7 +78,7 @@ def test_failed_images_end_with_3(
         (("build", "people", "--parser", "biultin"), "did you mean 'builtin'?"),
         (("build", "nothing:there"), "unknown kind of data set"),
         (("build", "nowhere"), "the data folder does not exist"),
-        (("build", "list.csv"), "pid, split missing"),
+        (("build", "list.csv"), "pid, split are missing"),
         (("build", "rendered"), "synthetic:rendered"),
         (("build", "--out", "m.h5"), "--out needs images"),
         (("build", "people", "--batch-size", "many"), "masks.batch_size"),
