@@ -140,7 +140,10 @@ def test_start__resumed_run_ends_bit_equal(tmp_path: Path, straight: Straight) -
 
 @pytest.mark.parametrize(
     ("model", "named"),
-    [({"part_dim": 16}, r"model\.part_dim = 8 instead of 16"), ({"kind": "baseline"}, r"model\.kind = sgsfa instead of baseline")],
+    [
+        ({"part_dim": 16}, r"model\.part_dim = 8 instead of 16"),
+        ({"kind": "baseline"}, r"model\.kind = sgsfa instead of baseline"),
+    ],
 )
 def test_start__checkpoint_of_another_network_is_refused(
     tmp_path: Path, straight: Straight, model: dict[str, object], named: str
