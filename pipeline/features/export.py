@@ -33,8 +33,8 @@ METADATA = "sgsfa"
 TOLERANCE = 1e-4
 """Largest difference from the network, as a share of the largest value; other orders of float32 sums cause 1e-6."""
 
-HALF_TOLERANCE = 2e-2
-"""The same for a model in float16."""
+HALF_TOLERANCE = 4e-2
+"""The same for a model in float16, whose rounding moves parts of the built-in network by 2 %."""
 
 _BATCHES = (1, 2, 5)
 

@@ -217,7 +217,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], name: str) -
     if missing or wrong or extra:
         first = (missing or wrong or extra)[0]
         ours = any(key.startswith("backbone.early.") for key in weights)
-        shape = f"has shape {tuple(weights[first].shape)}" if wrong else "is not part of it"
+        shape = f"has shape {tuple(weights[first].shape)}" if first in wrong else "is not part of it"
         raise WeightsError(
             f"these weights are not those of {name}: {first!r} {'is missing' if missing else shape}",
             expected=(f"{tuple(own[first].shape)} for {first!r}, and " if first in own else "")

@@ -63,6 +63,13 @@ def test_load_weights__deeper_network_of_the_family_is_refused() -> None:
         build_model(SMALL.model_copy(update={"backbone": "resnet18"}), 3, backbone_weights=deeper)
 
 
+def test_load_weights__missing_and_misshapen_entries_are_named() -> None:
+    with pytest.raises(WeightsError, match=r"'bn1\.bias' is missing"):
+        build_model(
+            SMALL.model_copy(update={"backbone": "resnet18"}), 3, backbone_weights={"conv1.weight": torch.zeros(3, 3)}
+        )
+
+
 def test_load_weights__checkpoint_of_this_program_is_for_train_start() -> None:
     small = SMALL.model_copy(update={"backbone": "resnet18"})
     with pytest.raises(WeightsError, match="not those of resnet18") as caught:
