@@ -33,8 +33,9 @@ METADATA = "sgsfa"
 TOLERANCE = 1e-4
 """Largest difference from the network, as a share of the largest value; other orders of float32 sums cause 1e-6."""
 
-HALF_TOLERANCE = 4e-2
-"""The same for a model in float16, whose rounding moves parts of the built-in network by 2 %."""
+HALF_TOLERANCE = 0.1
+"""The same for a model in float16. A part that an image hardly shows is a mean with small weights, whose rounding moves
+single values of the built-in network's parts by 6 %."""
 
 _BATCHES = (1, 2, 5)
 
