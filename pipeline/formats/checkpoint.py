@@ -79,11 +79,17 @@ _NOT_SHAPING = {"weights", "height", "width", "logit_scale"}
 """Settings of a network that may differ from those of the checkpoint it starts from."""
 
 
-def differing_settings(meta: CheckpointMeta, model: ModelConfig) -> str:
-    """Return how the network of a checkpoint differs from `model`, such as `model.necks = False instead of True`."""
+def require_same_network(path: Path, meta: CheckpointMeta, model: ModelConfig) -> None:
+    """Check that a training of `model` can start from a checkpoint; raises `WeightsError` with what differs."""
     old, new = meta.model.model_dump(), model.model_dump()
     differing = [key for key in new if key not in _NOT_SHAPING and old[key] != new[key]]
-    return ", ".join(f"model.{key} = {old[key]} instead of {new[key]}" for key in differing)
+    if differing:
+        values = ", ".join(f"model.{key} = {old[key]} instead of {new[key]}" for key in differing)
+        raise WeightsError(
+            f"the checkpoint to start from has another network: {values}",
+            where=path,
+            expected="the same [model] settings; weights, height, width and logit_scale may differ",
+        )
 
 
 def resolve_checkpoint(name: str | Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from pipeline.errors import WeightsError
-from pipeline.formats.checkpoint import CheckpointMeta, differing_settings, read_checkpoint, write_checkpoint
+from pipeline.formats.checkpoint import CheckpointMeta, read_checkpoint, require_same_network, write_checkpoint
 from pipeline.model.network import Network, build_model
 from pipeline.model.sgsfa import CENTRES
 
@@ -51,12 +51,7 @@ def start_from(path: Path, network: Network, meta: CheckpointMeta) -> Checkpoint
         WeightsError: As `load_checkpoint`, or the checkpoint is of another network.
     """
     state, started_from = read_checkpoint(path)
-    if differing := differing_settings(started_from, meta.model):
-        raise WeightsError(
-            f"the checkpoint to start from has another network: {differing}",
-            where=path,
-            expected="the same [model] settings; weights, height, width and logit_scale may differ",
-        )
+    require_same_network(path, started_from, meta.model)
     own = network.state_dict()
     kept = {"trained_parts", *CENTRES} & own.keys()
     if not started_from.same_identities(meta):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import MasksConfig, ModelConfig
 from pipeline.datasets.records import Dataset, unique_names
 from pipeline.errors import ConfigError, DataError, FormatError, WeightsError
-from pipeline.formats.checkpoint import BUILTIN, differing_settings, read_meta, resolve_checkpoint
+from pipeline.formats.checkpoint import BUILTIN, read_meta, require_same_network, resolve_checkpoint
 from pipeline.runtime.files import at_home
 from pipeline.runtime.process_group import rank_info
 from pipeline.runtime.progress import Progress
@@ -238,10 +238,5 @@ def _describe_checkpoint(path: Path, model: ModelConfig) -> str:
         WeightsError: It cannot be read, or is of another network.
     """
     meta = read_meta(resolve_checkpoint(path))
-    if differing := differing_settings(meta, model):
-        raise WeightsError(
-            f"the checkpoint to start from has another network: {differing}",
-            where=path,
-            expected="the same [model] settings; weights, height, width and logit_scale may differ",
-        )
+    require_same_network(path, meta, model)
     return f"{path.name}, trained on {meta.trained_on}"
