@@ -74,7 +74,7 @@ class Suite:
 
     Attributes:
         cells: In the order they run.
-        columns: Heading of each column of the result, with its place in the tests: "market.shrunk.mAP".
+        columns: Heading of each column of the result, with the dotted key of its figure: "market.shrunk.mAP".
         result: Fields of `benchmarks.report.Result` that the file states: question, data, schedule, findings ...
     """
 
@@ -84,8 +84,8 @@ class Suite:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run works.
+class RunOptions:
+    """Data, files and limits of a run.
 
     Attributes:
         data: Data set of each name, KIND:PATH.
@@ -141,19 +141,19 @@ def stages_of(cell: Cell, device: str) -> Iterator[tuple[str, RunConfig]]:
         yield "second", load_config(preset=cell.preset, overrides=(*cell.set, *cell.then, *common))
 
 
-def run_cell(cell: Cell, place: Place) -> dict[str, Any]:
+def run_cell(cell: Cell, options: RunOptions) -> dict[str, Any]:
     """Train and test a cell."""
-    dataset = open_dataset(place.data[cell.train], expect_counts=False)
-    folder = place.work / "cells" / "".join(c if c.isalnum() else "-" for c in cell.key)
+    dataset = open_dataset(options.data[cell.train], expect_counts=False)
+    folder = options.work / "cells" / "".join(c if c.isalnum() else "-" for c in cell.key)
     line: dict[str, Any] = {"key": cell.key, **asdict(cell)}
     checkpoint: Path | None = None
-    for stage, config in stages_of(cell, place.device):
-        begun = time.monotonic()
+    for stage, config in stages_of(cell, options.device):
+        start = time.monotonic()
         training = config.train.model_copy(update={"start": checkpoint})
         report = train(
             folder / stage,
             dataset=dataset,
-            masks=masks_path(place, cell.train),
+            masks=masks_path(options, cell.train),
             model=config.model,
             loss=config.loss,
             config=training,
@@ -161,58 +161,62 @@ def run_cell(cell: Cell, place: Place) -> dict[str, Any]:
         trained = time.monotonic()
         checkpoint = folder / stage / MODEL_FILE
         tested = {
-            name: score(checkpoint, open_dataset(place.data[name], expect_counts=False), resolve_device(place.device))
+            name: score(
+                checkpoint, open_dataset(options.data[name], expect_counts=False), resolve_device(options.device)
+            )
             for name in cell.tests
         }
         line[stage] = {
             "steps": report.steps,
             "images_per_second": report.images_per_second,
-            "train_seconds": round(trained - begun, 1),
+            "train_seconds": round(trained - start, 1),
             "test_seconds": round(time.monotonic() - trained, 1),
-            "thresholds": [round(each, 4) for each in report.thresholds],
+            "thresholds": [round(threshold, 4) for threshold in report.thresholds],
             "training_visibility_auc": {part: round(area, 3) for part, area in report.visibility_auc.items()},
             "tests": tested,
         }
     return line
 
 
-def masks_path(place: Place, name: str) -> Path:
+def masks_path(options: RunOptions, name: str) -> Path:
     """Mask file of a data set's training images."""
-    return place.work / f"masks-{name}.h5"
+    return options.work / f"masks-{name}.h5"
 
 
-def build_all_masks(cells: Sequence[Cell], place: Place) -> None:
+def build_all_masks(cells: Sequence[Cell], options: RunOptions) -> None:
     """Build the missing masks of all training sets, from true label maps where there are any."""
     for name in dict.fromkeys(cell.train for cell in cells):
-        if not masks_path(place, name).is_file():
-            dataset = open_dataset(place.data[name], expect_counts=False)
+        if not masks_path(options, name).is_file():
+            dataset = open_dataset(options.data[name], expect_counts=False)
             names = [record.path for record in dataset.split("train")]
             parser = "builtin" if dataset.label_maps is None else "label-maps"
             build_masks(
-                masks_path(place, name),
+                masks_path(options, name),
                 root=dataset.root,
                 names=names,
-                config=MasksConfig(parser=parser, device=place.device),
+                config=MasksConfig(parser=parser, device=options.device),
                 label_maps=dataset.label_maps,
             )
 
 
-def work(waiting: multiprocessing.Queue[Cell], done: multiprocessing.Queue[dict[str, Any]], place: Place) -> None:
+def run_worker(
+    pending: multiprocessing.Queue[Cell], results: multiprocessing.Queue[dict[str, Any]], options: RunOptions
+) -> None:
     """Run cells until none is left or the time is over."""
-    torch.set_num_threads(1 if place.device == "cpu" else 2)
+    torch.set_num_threads(1 if options.device == "cpu" else 2)
     seconds: list[float] = []
-    while time.time() + max(seconds, default=place.typical) < place.stop:
+    while time.time() + max(seconds, default=options.typical) < options.stop:
         try:
-            cell = waiting.get(timeout=0.5)
+            cell = pending.get(timeout=0.5)
         except queue.Empty:
             break
-        begun = time.time()
+        start = time.time()
         try:
-            line = run_cell(cell, place)
+            line = run_cell(cell, options)
         except Exception as error:  # One cell that fails must not cost the others.
             line = {"key": cell.key, "error": f"{type(error).__name__}: {error}"}
-        seconds.append(time.time() - begun)
-        done.put({**line, "seconds": round(seconds[-1], 1)})
+        seconds.append(time.time() - start)
+        results.put({**line, "seconds": round(seconds[-1], 1)})
 
 
 def finished(path: Path) -> dict[str, dict[str, Any]]:
@@ -223,23 +227,23 @@ def finished(path: Path) -> dict[str, dict[str, Any]]:
     return {line["key"]: line for line in lines if "error" not in line}
 
 
-def run_suite(cells: Sequence[Cell], place: Place, workers: int) -> None:
+def run_suite(cells: Sequence[Cell], options: RunOptions, workers: int) -> None:
     """Run the cells that are not finished, in several processes."""
-    place.work.mkdir(parents=True, exist_ok=True)
-    build_all_masks(cells, place)
+    options.work.mkdir(parents=True, exist_ok=True)
+    build_all_masks(cells, options)
     context = multiprocessing.get_context("spawn")
-    waiting, done = context.Queue(), context.Queue()
-    known = finished(place.lines)
+    pending, results = context.Queue(), context.Queue()
+    already_finished = finished(options.lines)
     for cell in cells:
-        if cell.key not in known:
-            waiting.put(cell)
-    processes = [context.Process(target=work, args=(waiting, done, place)) for _ in range(workers)]
+        if cell.key not in already_finished:
+            pending.put(cell)
+    processes = [context.Process(target=run_worker, args=(pending, results, options)) for _ in range(workers)]
     for process in processes:
         process.start()
-    with place.lines.open("a", encoding="utf-8") as file:
-        while any(process.is_alive() for process in processes) or not done.empty():
+    with options.lines.open("a", encoding="utf-8") as file:
+        while any(process.is_alive() for process in processes) or not results.empty():
             try:
-                line = done.get(timeout=0.5)
+                line = results.get(timeout=0.5)
             except queue.Empty:
                 continue
             file.write(json.dumps(line) + "\n")
@@ -259,13 +263,9 @@ def result_of(suite: Suite, lines: Mapping[str, Mapping[str, Any]], device: str,
     rows = []
     for name, cells in groups.items():
         tests = [lines[cell.key]["second" if cell.then is not None else "first"]["tests"] for cell in cells]
-        found = {place: [at(each, place) for each in tests] for place in suite.columns.values()}
-        rows.append(
-            Row(
-                name=name,
-                values={place: [v for v in values if v is not None] or None for place, values in found.items()},
-            )
-        )
+        figures = {key: [figure_at(seed_tests, key) for seed_tests in tests] for key in suite.columns.values()}
+        values = {key: [v for v in per_seed if v is not None] or None for key, per_seed in figures.items()}
+        rows.append(Row(name=name, values=values))
     return Result(
         **suite.result,
         seeds=sorted({cell.seed for cells in groups.values() for cell in cells}),
@@ -273,37 +273,38 @@ def result_of(suite: Suite, lines: Mapping[str, Mapping[str, Any]], device: str,
         versions=environment(),
         date=time.strftime("%Y-%m"),
         command=command,
-        columns=[Column(key=place, label=label) for label, place in suite.columns.items()],
+        columns=[Column(key=key, label=label) for label, key in suite.columns.items()],
         rows=rows,
     )
 
 
-def at(tests: Mapping[str, Any], place: str) -> float | None:
-    """Return the figure at a dotted place, None where a network has none (visibilities of a baseline)."""
+def figure_at(tests: Mapping[str, Any], dotted_key: str) -> float | None:
+    """Return the figure at a dotted key, None where a network has none (visibilities of a baseline)."""
     value: Any = tests
-    for key in place.split("."):
+    for key in dotted_key.split("."):
         value = value.get(key) if isinstance(value, Mapping) else None
     return None if value is None else round(float(value), 3)
 
 
 def main() -> None:
     arguments = parse()
-    named = Path(arguments.suite)
-    path = named if named.suffix == ".toml" else SUITES / f"{arguments.suite}.toml"
+    path = Path(arguments.suite)
+    if path.suffix != ".toml":
+        path = SUITES / f"{arguments.suite}.toml"
     suite = read_suite(path)
     out: Path = arguments.out or RESULTS / f"{path.stem}.json"
-    place = Place(
-        data=dict(each.split("=", 1) for each in arguments.data),
+    options = RunOptions(
+        data=dict(entry.split("=", 1) for entry in arguments.data),
         work=arguments.work,
         lines=arguments.lines or arguments.work / f"{path.stem}.jsonl",
         device=arguments.device,
         stop=time.time() + arguments.seconds,
         typical=arguments.typical,
     )
-    run_suite(suite.cells[: arguments.first], place, arguments.workers)
-    data = " ".join(f"--data {each.split('=')[0]}=KIND:PATH" for each in arguments.data)
+    run_suite(suite.cells[: arguments.first], options, arguments.workers)
+    data = " ".join(f"--data {entry.split('=')[0]}=KIND:PATH" for entry in arguments.data)
     command = f"python -m benchmarks.protocols --suite {path.stem} {data}"
-    result_of(suite, finished(place.lines), arguments.device, command).save(out)
+    result_of(suite, finished(options.lines), arguments.device, command).save(out)
     print(f"written: {out}")
 
 

@@ -93,12 +93,12 @@ def score(checkpoint: Path, dataset: Dataset, device: torch.device) -> dict[str,
 def _side(network: torch.nn.Module, model: ModelConfig, dataset: Dataset, split: str, device: torch.device) -> Side:
     records: Sequence[Record] = dataset.split(split)
     paths = [dataset.path_of(record) for record in records]
-    found, kept = [], []
-    for batch in decode_batches(paths, model.height, model.width, batch=BATCH, threads=THREADS):
-        images, positions = batch.readable_images()
-        found.append(embed(network, torch.from_numpy(images).to(device)))
+    embedded, kept = [], []
+    for decoded in decode_batches(paths, model.height, model.width, batch=BATCH, threads=THREADS):
+        images, positions = decoded.readable_images()
+        embedded.append(embed(network, torch.from_numpy(images).to(device)))
         kept += [records[i] for i in positions]
-    features = Embedded(*(torch.cat([getattr(each, name) for each in found]) for name in Embedded.__slots__))
+    features = Embedded(*(torch.cat([getattr(batch, name) for batch in embedded]) for name in Embedded.__slots__))
     return Side(
         features,
         np.array([record.pid for record in kept]),
@@ -109,7 +109,7 @@ def _side(network: torch.nn.Module, model: ModelConfig, dataset: Dataset, split:
 
 def _features(side: Side, thresholds: Sequence[float]) -> Features:
     arrays = (side.features.parts, side.features.global_feature, side.features.visibility)
-    return Features.from_arrays(*(each.cpu() for each in arrays), thresholds=thresholds)
+    return Features.from_arrays(*(array.cpu() for array in arrays), thresholds=thresholds)
 
 
 def _ranked(queries: Side, gallery: Side, distances: Tensor | Floats) -> dict[str, float]:
@@ -129,7 +129,7 @@ def _global_distance(queries: Side, gallery: Side) -> Tensor:
 
 
 def _cosine(left: Tensor, right: Tensor) -> Tensor:
-    left, right = (torch.nn.functional.normalize(each, dim=1) for each in (left, right))
+    left, right = (torch.nn.functional.normalize(features, dim=1) for features in (left, right))
     return 1 - left @ right.T
 
 
@@ -162,11 +162,11 @@ def _accuracy(predicted: Bools, visible: Bools) -> dict[str, float]:
 
 def _parts_alone(queries: Side, gallery: Side, visible: Bools) -> dict[str, dict[str, dict[str, float]]]:
     """Each part by itself against galleries that show it, for queries that show it and for those that hide it."""
-    found = {}
+    figures = {}
     for i, part in enumerate(PARTS):
         left, right = (side.features.parts[:, i] for side in (queries, gallery))
         metrics = _metrics(queries, gallery, _cosine(left, right))
         subsets = {"visible": visible[:, i], "hidden": ~visible[:, i]}
-        ranked = {name: metrics.subset(chosen) for name, chosen in subsets.items()}
-        found[part] = {name: _percent(each) for name, each in ranked.items() if each is not None}
-    return found
+        ranked = {name: metrics.subset(selected) for name, selected in subsets.items()}
+        figures[part] = {name: _percent(subset) for name, subset in ranked.items() if subset is not None}
+    return figures

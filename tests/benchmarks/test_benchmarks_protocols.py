@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import occluded_market, protocols
-from benchmarks.protocols import Cell, Place, Suite, finished, read_suite, result_of, stages_of
+from benchmarks.protocols import Cell, RunOptions, Suite, finished, read_suite, result_of, stages_of
 from benchmarks.report import Result
 from pipeline.training.occluders import occluder_tiles, read_tiles
 
@@ -60,25 +60,24 @@ def line_of(value: float) -> dict[str, Any]:
 
 
 def test_result__has_one_value_per_seed_and_only_finished_cells() -> None:
-    cells = (cell(0), cell(1), cell(2))
-    lines = {each.key: {"first": line_of(value)} for each, value in zip(cells, (50.0, 52.0), strict=False)}
-    found = table(cells, lines)
-    assert found.seeds == [0, 1]
-    assert [(row.name, row.values) for row in found.rows] == [
+    lines = {cell(seed).key: {"first": line_of(value)} for seed, value in ((0, 50.0), (1, 52.0))}
+    result = table((cell(0), cell(1), cell(2)), lines)
+    assert result.seeds == [0, 1]
+    assert [(row.name, row.values) for row in result.rows] == [
         ("x", {"c.shrunk.mAP": [50.0, 52.0], "c.visibility_auc.head": None})
     ]
 
 
 def test_result__of_two_stages_shows_the_second() -> None:
     one = cell(0, then=("train.epochs=3",))
-    found = table((one,), {one.key: {"first": line_of(1.0), "second": line_of(2.0)}})
-    assert found.rows[0].values["c.shrunk.mAP"] == [2.0]
+    result = table((one,), {one.key: {"first": line_of(1.0), "second": line_of(2.0)}})
+    assert result.rows[0].values["c.shrunk.mAP"] == [2.0]
 
 
 def test_result__of_several_training_sets_names_them() -> None:
     cells = (cell(0), replace(cell(0), train="b"))
-    found = table(cells, {each.key: {"first": line_of(1.0)} for each in cells})
-    assert [row.name for row in found.rows] == ["x, a", "x, b"]
+    result = table(cells, {member.key: {"first": line_of(1.0)} for member in cells})
+    assert [row.name for row in result.rows] == ["x, a", "x, b"]
 
 
 def test_finished__leaves_out_failed_cells(tmp_path: Path) -> None:
@@ -89,11 +88,11 @@ def test_finished__leaves_out_failed_cells(tmp_path: Path) -> None:
 
 
 def test_run_suite__skips_finished_cells_and_reports_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocols, "build_all_masks", lambda cells, place: None)
+    monkeypatch.setattr(protocols, "build_all_masks", lambda cells, options: None)
     lines = tmp_path / "lines.jsonl"
     lines.write_text(json.dumps({"key": cell(0).key}) + "\n")
-    place = Place({"a": "nowhere:"}, tmp_path, lines, "cpu", stop=float("inf"), typical=1.0)
-    protocols.run_suite((cell(0), cell(1)), place, workers=1)
+    options = RunOptions({"a": "nowhere:"}, tmp_path, lines, "cpu", stop=float("inf"), typical=1.0)
+    protocols.run_suite((cell(0), cell(1)), options, workers=1)
     last = json.loads(lines.read_text().splitlines()[-1])
     assert last["key"] == cell(1).key
     assert "DataError" in last["error"]
