@@ -69,8 +69,8 @@ class BenchReport(Tabular):
     def table(self) -> Table:
         """Return one row per runtime."""
         rows = tuple(
-            (each.runtime, f"{each.images_per_second:,.1f}", f"{each.latency_ms:.1f}", f"{each.difference:.1g}")
-            for each in self.timings
+            (timing.runtime, f"{timing.images_per_second:,.1f}", f"{timing.latency_ms:.1f}", f"{timing.difference:.1g}")
+            for timing in self.timings
         )
         height, width = self.size
         title = f"{self.checkpoint}: {self.backbone}, {height} x {width}, batches of {self.batch_size}, {self.device}"
@@ -98,30 +98,31 @@ def bench(
     """
     config = config or ExtractConfig()
     path = resolve_checkpoint(checkpoint)
-    plain, half = (
+    float32, bfloat16 = (
         Embedder.load(path, config.model_copy(update={"amp": amp, "visibility": "network"})) for amp in ("off", "bf16")
     )
-    images = example_images(config.batch_size, plain.input_size).numpy()
-    ways: dict[str, Forward] = {"torch float32": plain.forward, "torch bfloat16": half.forward}
+    images = example_images(config.batch_size, float32.input_size).numpy()
+    runtimes: dict[str, Forward] = {"torch float32": float32.forward, "torch bfloat16": bfloat16.forward}
     missing: tuple[str, ...] = ()
     with tempfile.TemporaryDirectory() as folder:
         try:
-            ways |= _onnx_runtime(Path(folder) / "model.onnx", path, config.flip, plain.device)
+            runtimes |= _onnx_runtime(Path(folder) / "model.onnx", path, config.flip, float32.device)
         except ConfigError as error:
             missing = (f"ONNX Runtime: {error.message}" + (f" ({error.hint})" if error.hint else ""),)
-        wanted = plain.forward(images)
+        reference = float32.forward(images)
         timings = []
-        with progress.task("bench", total=len(ways), unit="runtimes") as task:
-            for name, forward in ways.items():
-                difference = _largest_difference(forward(images), wanted)
-                rate = len(images) / _median_seconds(forward, images, seconds)
-                timings.append(Timing(name, rate, 1000 * _median_seconds(forward, images[:1], seconds), difference))
+        with progress.task("bench", total=len(runtimes), unit="runtimes") as task:
+            for runtime, forward in runtimes.items():
+                difference = _largest_difference(forward(images), reference)
+                images_per_second = len(images) / _median_seconds(forward, images, seconds)
+                latency_ms = 1000 * _median_seconds(forward, images[:1], seconds)
+                timings.append(Timing(runtime, images_per_second, latency_ms, difference))
                 task.advance(1)
     return BenchReport(
         checkpoint=str(checkpoint),
-        backbone=plain.meta.model.backbone,
-        size=plain.input_size,
-        device=device_label(plain.device),
+        backbone=float32.meta.model.backbone,
+        size=float32.input_size,
+        device=device_label(float32.device),
         batch_size=config.batch_size,
         timings=tuple(timings),
         missing=missing,
@@ -138,31 +139,31 @@ def _onnx_runtime(path: Path, checkpoint: Path, flip: bool, device: torch.device
     session = onnxruntime.InferenceSession(
         path, options, providers=["CUDAExecutionProvider"] * on_gpu + ["CPUExecutionProvider"]
     )
-    place = session.get_providers()[0].removesuffix("ExecutionProvider")
+    provider = session.get_providers()[0].removesuffix("ExecutionProvider")
     return {
-        f"ONNX Runtime float32 ({place})": lambda images: dict(
+        f"ONNX Runtime float32 ({provider})": lambda images: dict(
             zip(outputs, session.run(outputs, {"images": images}), strict=True)
         )
     }
 
 
-def _largest_difference(given: Mapping[str, npt.NDArray[Any]], wanted: Mapping[str, npt.NDArray[Any]]) -> float:
-    """Return the largest difference as a share of the largest value of its kind; 0 without values other than zero."""
-    shares = [0.0]
-    for key, values in given.items():
+def _largest_difference(outputs: Mapping[str, npt.NDArray[Any]], reference: Mapping[str, npt.NDArray[Any]]) -> float:
+    """Return the largest difference of any output, relative to the output's largest value; 0 if all are zero."""
+    differences = [0.0]
+    for key, values in outputs.items():
         # A baseline has no part features, and its visibilities are zero.
-        largest = float(np.abs(wanted[key]).max(initial=0))
+        largest = float(np.abs(reference[key]).max(initial=0))
         if largest > 0:
-            shares.append(float(np.abs(values - wanted[key]).max()) / largest)
-    return max(shares)
+            differences.append(float(np.abs(values - reference[key]).max()) / largest)
+    return max(differences)
 
 
 def _median_seconds(forward: Forward, images: npt.NDArray[np.uint8], seconds: float) -> float:
-    """Return the median duration of a forward pass, over at least three after one that does not count."""
+    """Return the median duration of a forward pass, over at least three after a warm-up."""
     forward(images)
     durations: list[float] = []
     while len(durations) < 3 or sum(durations) < seconds:
-        begin = time.perf_counter()
+        start = time.perf_counter()
         forward(images)
-        durations.append(time.perf_counter() - begin)
+        durations.append(time.perf_counter() - start)
     return statistics.median(durations)

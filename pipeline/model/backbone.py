@@ -251,8 +251,12 @@ def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) ->
     fitting = [prefix for prefix in found if fits(prefix)]
     if not fitting:
         return weights
-    prefix = choose_prefix(fitting)
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    return strip_prefix(weights, choose_prefix(fitting))
+
+
+def strip_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the entries below a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
 
 
 def choose_prefix(prefixes: Sequence[str]) -> str:

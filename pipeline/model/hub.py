@@ -83,15 +83,15 @@ def push(
     api = hub.HfApi(library_name="sgsfa", library_version=__version__)
     with _hub_errors(repo, "write"):
         address = str(api.create_repo(repo, private=private, exist_ok=True))
-        found = Repository(address, private=bool(api.model_info(repo).private))
-        if private and not found.private:
+        repository = Repository(address, private=bool(api.model_info(repo).private))
+        if private and not repository.private:
             raise ConfigError("the repository exists and is public", where=repo, hint="make it private on its page")
         api.create_commit(
             repo,
             [hub.CommitOperationAdd(FILE, str(path)), hub.CommitOperationAdd("README.md", card.encode())],
             commit_message="Add checkpoint and model card",
         )
-    return found
+    return repository
 
 
 def pull(repo: str, out: Path, *, revision: str | None = None, file: str = FILE) -> Path:
@@ -123,14 +123,14 @@ def pull(repo: str, out: Path, *, revision: str | None = None, file: str = FILE)
             with _hub_errors(repo, "read"):
                 # Unlike the download, it does not retry for half a minute without a network.
                 api.model_info(repo, revision=revision)
-                found = api.hf_hub_download(repo, file, revision=revision, local_dir=folder)
+                downloaded = Path(api.hf_hub_download(repo, file, revision=revision, local_dir=folder))
             try:
-                load_checkpoint(Path(found))
+                load_checkpoint(downloaded)
             except WeightsError as error:
                 raise WeightsError(
                     error.message, where=f"{repo}/{file}", expected=error.expected, cause=error.cause
                 ) from error
-            Path(found).replace(partial)
+            downloaded.replace(partial)
     return out
 
 
@@ -168,7 +168,7 @@ def model_card(repo: str, checkpoint: Path, *, training_data: str, licence: str,
         f"sgsfa hub pull {repo} --out {FILE}\n"
         f"sgsfa search person.jpg --gallery photos --checkpoint {FILE}\n```",
         f"## Training data\n\n{training_data.strip()}",
-        _recorded(meta),
+        _training_record(meta),
         "## Schedule\n\n" + _schedule(meta),
         "## Evaluation\n\n" + _evaluation(checkpoint, results),
         f"## Responsible use\n\n{_RESPONSIBLE_USE}",
@@ -177,7 +177,7 @@ def model_card(repo: str, checkpoint: Path, *, training_data: str, licence: str,
     return "\n\n".join(sections) + "\n"
 
 
-def _recorded(meta: CheckpointMeta) -> str:
+def _training_record(meta: CheckpointMeta) -> str:
     start = f", starting from {meta.started_from}" if meta.started_from else f", backbone from `{meta.model.weights}`"
     return f"Recorded in the checkpoint: {meta.trained_on or 'unnamed data'}, {meta.num_classes:,} identities{start}."
 
@@ -195,14 +195,14 @@ def _schedule(meta: CheckpointMeta) -> str:
     return f"{text}\n\n<details><summary>Settings</summary>\n\n{table}\n\n</details>"
 
 
-def _evaluation(checkpoint: Path, given: Path | None) -> str:
-    path = given or checkpoint.parent / RESULT_FILE
-    if given is None and not path.is_file():
+def _evaluation(checkpoint: Path, stated: Path | None) -> str:
+    path = stated or checkpoint.parent / RESULT_FILE
+    if stated is None and not path.is_file():
         return "No evaluation was given."
     results = list(load_results(path / RESULT_FILE if path.is_dir() else path).values())
-    own = sha256_file(checkpoint)
+    sha256 = sha256_file(checkpoint)
     for result in results:
-        if result.provenance.get("checkpoint_sha256") != own:
+        if result.provenance.get("checkpoint_sha256") != sha256:
             raise FormatError(
                 f"the result for {result.test_set} is of another checkpoint",
                 where=path,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError, WeightsError
-from pipeline.model.backbone import Backbone, BackboneInfo, choose_prefix, load_weights
+from pipeline.model.backbone import Backbone, BackboneInfo, choose_prefix, load_weights, strip_prefix
 from pipeline.runtime.memory import out_of_memory
 
 EXPECTED = (
@@ -47,26 +47,26 @@ class _Tokens(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.project(images)
-        down, across = (_linear(*sizes, features) for sizes in zip(features.shape[2:], _GRID, strict=True))
+        rows, columns = (_linear(*sizes, features) for sizes in zip(features.shape[2:], _GRID, strict=True))
         # Products, because interpolation has no deterministic gradient on a GPU.
-        position = torch.einsum("hy,wx,yxc->hwc", down, across, self.position)
+        position = torch.einsum("hy,wx,yxc->hwc", rows, columns, self.position)
         tokens: Tensor = self.norm(features.permute(0, 2, 3, 1) + position)
         return tokens.permute(0, 3, 1, 2)
 
 
 def _linear(length: int, cells: int, like: Tensor) -> Tensor:
     """(length, cells) weights of linear interpolation; the identity where both are equal."""
-    place = (torch.arange(length, device=like.device) + 0.5) * (cells / length) - 0.5
-    distance = place.clamp(0, cells - 1)[:, None] - torch.arange(cells, device=like.device)
+    centres = (torch.arange(length, device=like.device) + 0.5) * (cells / length) - 0.5
+    distance = centres.clamp(0, cells - 1)[:, None] - torch.arange(cells, device=like.device)
     return (1.0 - distance.abs()).clamp_min(0.0)
 
 
 class _Blocks(nn.Module):
     """Transformer blocks on tokens, between maps (B, C, h, w)."""
 
-    def __init__(self, *parts: nn.Module) -> None:
+    def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
-        self.parts = nn.Sequential(*parts)
+        self.parts = nn.Sequential(*blocks)
 
     def forward(self, features: Tensor) -> Tensor:
         tokens: Tensor = self.parts(features.flatten(2).transpose(1, 2))
@@ -76,9 +76,9 @@ class _Blocks(nn.Module):
 class _WindowBlocks(nn.Module):
     """Swin's stages, which keep channels last, between maps (B, C, h, w)."""
 
-    def __init__(self, *parts: nn.Module) -> None:
+    def __init__(self, *blocks: nn.Module) -> None:
         super().__init__()
-        self.parts = nn.Sequential(*parts)
+        self.parts = nn.Sequential(*blocks)
 
     def forward(self, features: Tensor) -> Tensor:
         cells: Tensor = self.parts(features.permute(0, 2, 3, 1))
@@ -102,8 +102,8 @@ class DensePatchMerging(nn.Module):
         cells = torch.cat([cells, cells[:, -1:]], 1)
         cells = torch.cat([cells, cells[:, :, -1:]], 2)
         upper, lower = cells[:, :-1], cells[:, 1:]
-        four = [upper[:, :, :-1], lower[:, :, :-1], upper[:, :, 1:], lower[:, :, 1:]]
-        merged: Tensor = self.reduction(self.norm(torch.cat(four, 3)))
+        neighbours = [upper[:, :, :-1], lower[:, :, :-1], upper[:, :, 1:], lower[:, :, 1:]]
+        merged: Tensor = self.reduction(self.norm(torch.cat(neighbours, 3)))
         return merged
 
 
@@ -199,21 +199,21 @@ def _with_positions(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     from timm.layers.pos_embed import resample_abs_pos_embed
 
-    found = [name.removesuffix("pos_embed") for name in weights if re.search(r"(^|\.)pos_embed$", name)]
+    prefixes = [name.removesuffix("pos_embed") for name in weights if re.search(r"(^|\.)pos_embed$", name)]
     # Decoders have positions too, but no patches of an image.
-    prefix = choose_prefix([each for each in found if f"{each}patch_embed.proj.weight" in weights] or [""])
-    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    positions = own.get("pos_embed")
-    if positions is None or positions.ndim != 3:
-        return own
+    prefix = choose_prefix([prefix for prefix in prefixes if f"{prefix}patch_embed.proj.weight" in weights] or [""])
+    state_dict = strip_prefix(weights, prefix)
+    pos_embed = state_dict.get("pos_embed")
+    if pos_embed is None or pos_embed.ndim != 3:
+        return state_dict
     tokens = ("cls_token", "dist_token", "reg_token")
-    extra = sum(own[name].shape[1] for name in tokens if name in own)
-    for count in (extra, 0):
-        if (grid := _grid(positions.shape[1] - count)) is not None:
-            resampled = resample_abs_pos_embed(positions, list(_GRID), list(grid), num_prefix_tokens=count)
-            return own | {"pos_embed": resampled[:, count:]}
+    prefix_tokens = sum(state_dict[name].shape[1] for name in tokens if name in state_dict)
+    for count in (prefix_tokens, 0):
+        if (grid := _grid(pos_embed.shape[1] - count)) is not None:
+            resampled = resample_abs_pos_embed(pos_embed, list(_GRID), list(grid), num_prefix_tokens=count)
+            return state_dict | {"pos_embed": resampled[:, count:]}
     raise WeightsError(
-        f"{positions.shape[1]} position embeddings fit no supported grid", expected="one of n x n or 2 n x n patches"
+        f"{pos_embed.shape[1]} position embeddings fit no supported grid", expected="one of n x n or 2 n x n patches"
     )
 
 
@@ -229,16 +229,16 @@ def _swin(name: str, weights: Mapping[str, Tensor] | None) -> Backbone:
     network = create_network(name, num_classes=0, strict_img_size=False, always_partition=True)
     if network.patch_embed.patch_size != (4, 4) or len(network.layers) != 4:
         raise ConfigError(f"timm's {name!r} cannot have features at strides 4, 8 and 16", where="model.backbone")
-    shifts: dict[int, Tensor] = {}
+    biases: dict[int, Tensor] = {}
     if weights is not None:
-        # Tables of indices that follow from the window's size; some files have them.
-        weights = {name: value for name, value in weights.items() if not name.endswith(_DERIVED)}
+        # Buffers that follow from the window size; some files have them.
+        weights = {key: value for key, value in weights.items() if not key.endswith(_DERIVED)}
         with _converting(name):
-            weights, shifts = _from_solider(weights)
+            weights, biases = _from_solider(weights)
         load_weights(network, weights, f"timm:{name}")
     for i, layer in enumerate(network.layers):
         if i > 0:
-            _add_bias(layer.downsample, shifts.get(i))
+            _add_bias(layer.downsample, biases.get(i))
     last = network.layers[-1]
     last.downsample = DensePatchMerging(last.downsample.norm, last.downsample.reduction)
     first, second, third, fourth = network.layers
@@ -262,11 +262,11 @@ class _EarlySwin(nn.Module):
 
 def _add_bias(merging: Any, bias: Tensor | None) -> None:
     """Give a patch merging a bias: SOLIDER's, or zeros, with which it computes what it did without."""
-    plain: nn.Linear = merging.reduction
-    merging.reduction = nn.Linear(plain.in_features, plain.out_features)
+    unbiased: nn.Linear = merging.reduction
+    merging.reduction = nn.Linear(unbiased.in_features, unbiased.out_features)
     with torch.no_grad():
-        merging.reduction.weight.copy_(plain.weight)
-        merging.reduction.bias.copy_(torch.zeros(plain.out_features) if bias is None else bias)
+        merging.reduction.weight.copy_(unbiased.weight)
+        merging.reduction.bias.copy_(torch.zeros(unbiased.out_features) if bias is None else bias)
 
 
 def _from_solider(weights: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], dict[int, Tensor]]:
@@ -278,32 +278,33 @@ def _from_solider(weights: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], 
     Returns:
         The entries, unchanged if they are not SOLIDER's, and the bias of the patch mergings by layer.
     """
-    key = next((name for name in weights if name.endswith("stages.0.blocks.0.attn.w_msa.qkv.weight")), None)
+    key = next((name for name in weights if name.endswith(_SOLIDER_KEY)), None)
     if key is None:
         return weights, {}
-    prefix = key.removesuffix("stages.0.blocks.0.attn.w_msa.qkv.weight")
-    own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
-    renamed, shifts = {}, {}
-    for name, value in own.items():
+    state_dict = strip_prefix(weights, key.removesuffix(_SOLIDER_KEY))
+    renamed, biases = {}, {}
+    for name, value in state_dict.items():
         for old, new in _SOLIDER_NAMES.items():
             name = name.replace(old, new)
         if ".downsample." in name:
-            _, number, rest = name.split(".", 2)
-            name, value = f"layers.{int(number) + 1}.{rest}", _in_order(value)
+            _, stage, rest = name.split(".", 2)
+            name, value = f"layers.{int(stage) + 1}.{rest}", _reorder_inputs(value)
         renamed[name] = value
-    given = torch.tensor([_SEMANTIC_WEIGHT, 1 - _SEMANTIC_WEIGHT])
+    semantic = torch.tensor([_SEMANTIC_WEIGHT, 1 - _SEMANTIC_WEIGHT])
     for i in range(3):
-        if f"semantic_embed_w.{i}.weight" not in own:
+        if f"semantic_embed_w.{i}.weight" not in state_dict:
             continue
         scale, shift = (
-            own[f"semantic_embed_{kind}.{i}.weight"] @ given + own[f"semantic_embed_{kind}.{i}.bias"] for kind in "wb"
+            state_dict[f"semantic_embed_{kind}.{i}.weight"] @ semantic + state_dict[f"semantic_embed_{kind}.{i}.bias"]
+            for kind in "wb"
         )
         merging = f"layers.{i + 1}.downsample.reduction.weight"
         renamed[merging] = renamed[merging] * F.softplus(scale)[:, None]
-        shifts[i + 1] = shift
-    return renamed, shifts
+        biases[i + 1] = shift
+    return renamed, biases
 
 
+_SOLIDER_KEY = "stages.0.blocks.0.attn.w_msa.qkv.weight"
 _SOLIDER_NAMES = {
     "stages.": "layers.",
     "attn.w_msa.": "attn.",
@@ -314,7 +315,7 @@ _SOLIDER_NAMES = {
 }
 
 
-def _in_order(value: Tensor) -> Tensor:
+def _reorder_inputs(value: Tensor) -> Tensor:
     """Reorder the 4 C inputs of a patch merging from (channel, row, column) to timm's (column, row, channel)."""
     channels = value.shape[-1] // 4
     return value.reshape(*value.shape[:-1], channels, 2, 2).transpose(-1, -3).flatten(-3)

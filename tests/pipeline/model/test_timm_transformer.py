@@ -20,7 +20,7 @@ from pipeline.model.sgsfa import SGSFA
 timm = pytest.importorskip("timm", reason="backbones of timm need the extra timm")
 from timm.models.swin_transformer import PatchMerging  # noqa: E402
 
-from pipeline.model.timm_transformer import DensePatchMerging, _in_order, _with_positions  # noqa: E402
+from pipeline.model.timm_transformer import DensePatchMerging, _reorder_inputs, _with_positions  # noqa: E402
 
 VIT, SWIN = "timm:test_vit", "timm:swin_tiny_patch4_window7_224"
 
@@ -69,22 +69,24 @@ def test_transformer__takes_any_image_size(backbone: str) -> None:
 
 def test_vit__equals_timm_without_class_token() -> None:
     torch.manual_seed(0)
-    whole = timm.create_model(
+    network = timm.create_model(
         "test_vit", num_classes=0, class_token=False, global_pool="avg", fc_norm=False, img_size=(256, 128)
     ).eval()
-    backbone = build_backbone(VIT, whole.state_dict()).eval()
+    backbone = build_backbone(VIT, network.state_dict()).eval()
     images = torch.randn(2, 3, 256, 128)
     with torch.no_grad():
-        wanted = whole.forward_features(images).transpose(1, 2).reshape(2, -1, 16, 8)
-        torch.testing.assert_close(backbone(images).last, wanted, rtol=1e-4, atol=1e-4)
+        expected = network.forward_features(images).transpose(1, 2).reshape(2, -1, 16, 8)
+        torch.testing.assert_close(backbone(images).last, expected, rtol=1e-4, atol=1e-4)
 
 
 def vit_state(grid: tuple[int, int], prefix: str = "") -> dict[str, Tensor]:
     """Entries of a published ViT: those of timm, with a class token and positions of its own grid."""
-    own = timm.create_model("test_vit", num_classes=10, img_size=(grid[0] * 16, grid[1] * 16)).state_dict()
-    assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"} <= set(own)
-    assert own["pos_embed"].shape[1] == 1 + grid[0] * grid[1]
-    return {prefix + name: torch.randn_like(value) for name, value in own.items()}
+    state = timm.create_model("test_vit", num_classes=10, img_size=(grid[0] * 16, grid[1] * 16)).state_dict()
+    assert {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "norm.weight"} <= set(
+        state
+    )
+    assert state["pos_embed"].shape[1] == 1 + grid[0] * grid[1]
+    return {prefix + name: torch.randn_like(value) for name, value in state.items()}
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone."])
@@ -155,9 +157,9 @@ def test_dense_merging__has_the_cells_of_the_plain_one_among_its_own() -> None:
     plain = PatchMerging(6)
     dense = DensePatchMerging(plain.norm, plain.reduction)
     cells = torch.randn(2, 8, 4, 6)
-    found = dense(cells)
-    assert found.shape == (2, 8, 4, 12)
-    torch.testing.assert_close(found[:, ::2, ::2], plain(cells))
+    merged = dense(cells)
+    assert merged.shape == (2, 8, 4, 12)
+    torch.testing.assert_close(merged[:, ::2, ::2], plain(cells))
 
 
 def solider_shapes(dim: int = 96, depths: tuple[int, ...] = (2, 2, 6, 2)) -> dict[str, tuple[int, ...]]:
@@ -198,9 +200,9 @@ def test_swin__takes_solider(tmp_path: Path) -> None:
     torch.save({"teacher": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "checkpoint.pth")
     backbone = build_backbone(SWIN, load_state_dict(tmp_path / "checkpoint.pth"))
     last = backbone.last.parts[0].downsample
-    given = torch.tensor([0.2, 0.8])
+    semantic = torch.tensor([0.2, 0.8])
     scale, shift = (
-        state[f"backbone.semantic_embed_{kind}.2.weight"] @ given + state[f"backbone.semantic_embed_{kind}.2.bias"]
+        state[f"backbone.semantic_embed_{kind}.2.weight"] @ semantic + state[f"backbone.semantic_embed_{kind}.2.bias"]
         for kind in "wb"
     )
     # mmdetection's patch merging unfolds (channel, row, column); the scale and shift follow the reduction.
@@ -209,8 +211,8 @@ def test_swin__takes_solider(tmp_path: Path) -> None:
     norm = {kind: state[f"backbone.stages.2.downsample.norm.{kind}"] for kind in ("weight", "bias")}
     normal = nn.functional.layer_norm(unfolded, (1536,), norm["weight"], norm["bias"])
     merged = normal @ state["backbone.stages.2.downsample.reduction.weight"].T
-    wanted = merged * nn.functional.softplus(scale) + shift
-    torch.testing.assert_close(last(cells)[:, ::2, ::2].flatten(1, 2), wanted, rtol=1e-4, atol=1e-4)
+    expected = merged * nn.functional.softplus(scale) + shift
+    torch.testing.assert_close(last(cells)[:, ::2, ::2].flatten(1, 2), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(backbone.last.parts[1].weight, state["backbone.norm3.weight"])
     fc1 = backbone.deep.parts[0].blocks[5].mlp.fc1.weight
     torch.testing.assert_close(fc1, state["backbone.stages.2.blocks.5.ffn.layers.0.0.weight"])
@@ -219,7 +221,7 @@ def test_swin__takes_solider(tmp_path: Path) -> None:
         build_backbone(SWIN, state)
 
 
-def test_in_order__channel_row_column_to_column_row_channel() -> None:
+def test_reorder_inputs__channel_row_column_to_column_row_channel() -> None:
     channels, rows, columns = torch.meshgrid(torch.arange(3), torch.arange(2), torch.arange(2), indexing="ij")
-    found = _in_order((channels * 100 + rows * 10 + columns).flatten())
-    assert found.tolist() == [c * 100 + r * 10 + w for w in range(2) for r in range(2) for c in range(3)]
+    reordered = _reorder_inputs((channels * 100 + rows * 10 + columns).flatten())
+    assert reordered.tolist() == [c * 100 + r * 10 + w for w in range(2) for r in range(2) for c in range(3)]
