@@ -112,7 +112,7 @@ class Embedder:
     @property
     def thresholds(self) -> Floats:
         """(7,) thresholds above which a visibility counts as visible."""
-        own = self.meta.threshold_array()
+        own = np.asarray(self.meta.thresholds, np.float32)
         return own if self._visibility is None else np.full_like(own, THRESHOLD)
 
     @property

@@ -142,7 +142,7 @@ class _Exported(nn.Module):
             self.names = ("vector",)
         else:
             self.names = ("parts", "global_feature", "visibility", "visible") if self.has_parts else ("global_feature",)
-        self.register_buffer("thresholds", torch.from_numpy(meta.threshold_array()))
+        self.register_buffer("thresholds", torch.tensor(meta.thresholds, dtype=torch.float32))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         found = self._embed(images)

@@ -14,9 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import safetensors
-from numpy.typing import NDArray
 
 from pipeline.config import ModelConfig
 from pipeline.errors import WeightsError
@@ -65,10 +63,6 @@ class CheckpointMeta:
     provenance: Provenance = field(default_factory=lambda: Provenance({}))
     figures: Mapping[str, Any] = field(default_factory=dict)
     version: str = __version__
-
-    def threshold_array(self) -> NDArray[np.float32]:
-        """Return the thresholds as a (7,) float32 array."""
-        return np.asarray(self.thresholds, dtype=np.float32)
 
     def same_identities(self, other: CheckpointMeta) -> bool:
         """Return whether both were trained on the same images of the same identities."""

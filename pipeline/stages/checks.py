@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,6 +56,8 @@ def find_imagenet(backbone: str) -> str:
     Raises:
         WeightsError: Neither.
     """
+    import urllib.request
+
     import torch
     import torchvision
 

@@ -78,7 +78,7 @@ def test_export__returns_what_extraction_writes(tmp_path: Path, changes: dict[st
             continue
         np.testing.assert_allclose(given["parts"], parts, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(given["visibility"], visibility, rtol=1e-4, atol=1e-6)
-        np.testing.assert_array_equal(given["visible"], visibility > network.meta.threshold_array())
+        np.testing.assert_array_equal(given["visible"], visibility > np.float32(network.meta.thresholds))
     described = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
     assert (described["height"], described["width"], described["flip"], described["parts"]) == (
         HEIGHT,
