@@ -130,7 +130,7 @@ def extract(
     Raises:
         DataError: There are no images, or none can be read.
         WeightsError: The checkpoint is missing or damaged, or the training diverged.
-        FormatError: The existing file was built for other images or with other settings, or is damaged.
+        FormatError: The existing file was created for other images or with other settings, or is damaged.
         DeviceError: The device does not exist or its memory is exhausted.
         ArtifactError: The file cannot be written.
     """

@@ -141,7 +141,7 @@ def open_mask_writer(
     its own: sums round differently in other batches. Label maps may be added, but those recorded must be the same.
 
     Raises:
-        FormatError: The file there is damaged, or was built for other images or with other settings.
+        FormatError: The file there is damaged, or was created for other images or with other settings.
         ArtifactError: The file cannot be written.
     """
     if any("\n" in name for name in names):

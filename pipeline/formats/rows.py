@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ArtifactError, FormatError
 from pipeline.formats.foreign import describe, sniff
 from pipeline.formats.provenance import Difference, Provenance, canonical_json
+from pipeline.formats.resume import START_OVER, conflict
 from pipeline.runtime.files import atomic_write, error_number, is_no_space, reserve, sha256_bytes
 from pipeline.version import __version__
 
@@ -182,7 +183,7 @@ def open_or_create(
         path: The file, in an existing folder.
         layout: What is fixed.
         provenance: The record of what decides the rows.
-        incidental: Whether a resumed file may differ in this from `provenance` (the device); None: in nothing.
+        incidental: What a resumed file may differ in from `provenance` (`resume.conflict`).
         published: An earlier, finished file. Where `path` does not exist, its rows are taken over, so that failed ones
             can be tried again.
 
@@ -195,9 +196,11 @@ def open_or_create(
         _create(path, layout, provenance)
         earlier = path
     with reading(earlier, layout.format) as file:
+        _require_same_rows(file, earlier, layout)
         recorded = read_provenance(file, earlier, layout.format)
-        differences = [each for each in recorded.diff(provenance) if incidental is None or not incidental(each)]
-        _require_same(file, earlier, layout, differences)
+        if error := conflict(layout.format.title, earlier, recorded, provenance, incidental=incidental):
+            raise error
+        check_datasets(file, earlier, layout.format, layout.count, layout.columns)
         status: Status = file[STATUS][...]
         if layout.format.checksums and status.any():
             columns = {name: file[name][...] for name in layout.columns}
@@ -429,16 +432,11 @@ def _has_rows(path: Path, kind: RowFormat) -> bool:
         return bool((file[STATUS][...] == OK).any())
 
 
-def _require_same(file: h5py.File, path: Path, layout: Layout, differences: Sequence[Difference]) -> None:
-    title, again = layout.format.title, "delete the file to build it from scratch, or choose another name"
+def _require_same_rows(file: h5py.File, path: Path, layout: Layout) -> None:
     if file.attrs["fixed_sha256"] != _fixed_hash(layout.fixed):
         names = _names_differ(file, layout)
-        raise FormatError(f"the {title} was built for other images{names}", where=path, hint=again)
+        raise FormatError(f"the {layout.format.title} was created for other images{names}", where=path, hint=START_OVER)
     check_fixed(file, path, layout.format, {name: file[name][...] for name in layout.fixed})
-    if differences:
-        listed = "; ".join(map(str, differences))
-        raise FormatError(f"the {title} was built with other settings: {listed}", where=path, hint=again)
-    check_datasets(file, path, layout.format, layout.count, layout.columns)
 
 
 def _names_differ(file: h5py.File, layout: Layout) -> str:

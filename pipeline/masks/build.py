@@ -101,7 +101,7 @@ def build_masks(
     Raises:
         ConfigError: The parser, label set or grouping is not valid.
         DataError: There are no images, or none of them could be parsed.
-        FormatError: The existing file was built for other images or with other settings, or is damaged.
+        FormatError: The existing file was created for other images or with other settings, or is damaged.
         WeightsError: The parser's weights cannot be used.
         DeviceError: The device does not exist, or its memory is too small for the batch.
     """

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.formats.provenance import Provenance
+from pipeline.formats.resume import conflict
 from pipeline.runtime.files import fsync_path, is_temporary, read_json, write_json
 from pipeline.store.manifest import Manifest, describe_files, git_state, versions
 
@@ -83,14 +84,15 @@ def begin_session(folder: Path, provenance: Provenance, built_from: Mapping[str,
     if resume:
         with contextlib.suppress(OSError, ValueError):
             record = read_json(folder / RECORD)
-    wanted = {"provenance": dict(provenance.values), "built_from": dict(built_from)}
-    if isinstance(record, dict) and {key: record.get(key) for key in wanted} == wanted:
+    begun_from = {"provenance": dict(provenance.values), "built_from": dict(built_from)}
+    recorded = Provenance.flatten({key: record[key] for key in begun_from}) if record else None
+    if recorded and not conflict("artifact", folder, recorded, Provenance.flatten(begun_from)):
         workspace = Workspace(folder, started=str(record["started"]), sessions=int(record["sessions"]) + 1)
     else:
         discard(folder)
         folder.mkdir()
         workspace = Workspace(folder)
-    write_json(folder / RECORD, {**wanted, "started": workspace.started, "sessions": workspace.sessions})
+    write_json(folder / RECORD, {**begun_from, "started": workspace.started, "sessions": workspace.sessions})
     return workspace
 
 

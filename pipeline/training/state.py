@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from pipeline.errors import ArtifactError, WeightsError
 from pipeline.formats.provenance import Provenance
+from pipeline.formats.resume import START_OVER, conflict
 from pipeline.runtime.files import atomic_write
 from pipeline.training.ema import ModelEma
 
 _FORMAT = 1
 _KEY = "sgsfa-training"
-_DELETE = "delete it to train from the start"
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,12 @@ def load_state(
         The part of the state that is not a tensor.
 
     Raises:
-        WeightsError: The file is damaged, not a training state, or of another training.
+        FormatError: It was created with other settings or data.
+        WeightsError: The file is damaged, or not a training state.
     """
     state = read_state(path)
-    if differences := state.provenance.diff(provenance):
-        raise WeightsError(
-            f"training state is of another training: {'; '.join(map(str, differences))}",
-            where=path,
-            expected="the configuration and data of the saved state",
-            hint=_DELETE,
-        )
+    if error := conflict("training state", path, state.provenance, provenance):
+        raise error
     tensors = safetensors.torch.load_file(path)
     _fill(path, network.state_dict(), _under(tensors, "network."))
     if ema is not None:
@@ -128,7 +124,7 @@ def read_state(path: Path) -> TrainState:
         header["best"] = None if header["best"] is None else tuple(header["best"])
         return TrainState(**header)
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"not a training state: {error}", where=path, hint=_DELETE) from error
+        raise WeightsError(f"not a training state: {error}", where=path, hint=START_OVER) from error
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -138,7 +134,9 @@ def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _fill(path: Path, own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     different = sorted(own.keys() ^ stored.keys()) or sorted(n for n in own if own[n].shape != stored[n].shape)
     if different:
-        raise WeightsError(f"training state is of another network: {different[0]!r} differs", where=path, hint=_DELETE)
+        raise WeightsError(
+            f"training state is of another network: {different[0]!r} differs", where=path, hint=START_OVER
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(stored[name])

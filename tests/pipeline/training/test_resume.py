@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from pipeline.config import LossConfig
-from pipeline.errors import DataError, DeviceError, WeightsError
+from pipeline.errors import DataError, DeviceError, FormatError, WeightsError
 from pipeline.runtime.process_group import RankInfo
 from pipeline.training import calibrate as calibrate_module
 from pipeline.training import evaluator as evaluator_module
@@ -172,7 +172,7 @@ def test_resume__state_of_another_training_is_refused(
     tmp_path: Path, straight: Straight, change: dict[str, Any], named: str
 ) -> None:
     train_until(tmp_path, 1, interrupt, straight.arguments)
-    with pytest.raises(WeightsError, match=named) as caught:
+    with pytest.raises(FormatError, match=named) as caught:
         train(tmp_path, **straight.changed(**change))
     assert caught.value.where == str(tmp_path / "state" / STATE_FILE)
 
