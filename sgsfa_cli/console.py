@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger("sgsfa")
 
+_OPTIONS = {
+    ("masks.allow_failed", "true"): "--allow-failed",
+    ("data.expect_counts", "false"): "--expect-counts off",
+    ("extract.amp", "bf16"): "--amp bf16",
+}
+"""Options of some commands for values of the configuration; all other values are set by `--set`."""
+
+_ASSIGNMENT = re.compile(
+    r"(?:\bset )?(?<!--set )\b((?:data|synth|masks|model|loss|train|extract|matching)\.[a-z][a-z0-9_]*) ?= ?([^\s,;)]+)"
+)
+
 
 class _Log(logging.Handler):
     """Prints the library's notes and warnings through the console that draws the bars, so that neither breaks."""
@@ -31,8 +43,6 @@ class _Log(logging.Handler):
         self.warnings: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        from sgsfa_cli.errors import in_terms_of
-
         text, style = in_terms_of(record.getMessage(), set(self.meta.get("options", ()))), None
         if record.levelno >= logging.WARNING:
             self.warnings.append(text)
@@ -186,3 +196,28 @@ def progress() -> Progress:
     from sgsfa_cli.progress import Bars
 
     return Bars(err() if _command.log is None else _command.log.console)
+
+
+def in_terms_of(text: str, options: set[str]) -> str:
+    """Return a message of the library with assignments of configuration keys as options of the current command.
+
+    `masks.allow_failed=true` becomes `--set masks.allow_failed=true`, or `--allow-failed` where that exists.
+
+    Args:
+        text: The message.
+        options: Options of the command.
+    """
+
+    def option(match: re.Match[str]) -> str:
+        own = _OPTIONS.get((match[1], match[2]))
+        if own is not None and own.split()[0] in options:
+            return own
+        return f"--set {match[1]}={match[2]}" if "--set" in options else match[0]
+
+    return _ASSIGNMENT.sub(option, text)
+
+
+def error_as_json(message: str, details: Sequence[tuple[str, str]], code: int) -> dict[str, Any]:
+    """Return an error as it is printed with `--json`."""
+    fields = {"where": None, "expected": None, "hint": None, **dict(details)}
+    return {"error": {"message": message, **fields, "exit_code": code}}

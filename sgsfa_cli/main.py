@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sgsfa_cli import console, errors, torchrun
+from sgsfa_cli import console, exit_codes, torchrun
 from sgsfa_cli.options import examples
 
 
@@ -89,7 +89,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; errors become a message and an exit code."""
-        with errors.guard(ctx):
+        with exit_codes.guard(ctx):
             return super().invoke(ctx)
 
 
@@ -160,7 +160,7 @@ def run() -> None:
             torchrun.leave(stop.code or 0)
         raise
     except KeyboardInterrupt:
-        torchrun.leave(errors.EXIT_INTERRUPTED)
+        torchrun.leave(exit_codes.EXIT_INTERRUPTED)
         raise
     except Exception as error:
         torchrun.record_error(error)
@@ -168,6 +168,6 @@ def run() -> None:
         message = f"internal error: {type(error).__name__}: {error}"
         sys.stderr.write(f"\n{message}\nPlease report it with the lines above.\n")
         if console.wants_json():
-            console.print_json(errors.as_json(message, [], errors.EXIT_INTERNAL))
-        torchrun.leave(errors.EXIT_INTERNAL)
-        sys.exit(errors.EXIT_INTERNAL)
+            console.print_json(console.error_as_json(message, [], exit_codes.EXIT_INTERNAL))
+        torchrun.leave(exit_codes.EXIT_INTERNAL)
+        sys.exit(exit_codes.EXIT_INTERNAL)

@@ -10,7 +10,6 @@ import typer
 
 from sgsfa_cli import console
 from sgsfa_cli.commands import data_synth
-from sgsfa_cli.errors import in_terms_of
 from sgsfa_cli.options import EXPECT_COUNTS_HELP, SheetOption, SplitOption, Switch, command, command_app
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def _draw_report(report: DatasetReport, shown: int | None) -> Sequence[Renderabl
         title += f", the first {len(faults)} (--all lists them all)"
     hints = dict.fromkeys(fault.hint for fault in faults if fault.hint)
     options = {"--expect-counts"}
-    lines = [f"hint: {in_terms_of(hint, options)}" for hint in hints]
+    lines = [f"hint: {console.in_terms_of(hint, options)}" for hint in hints]
     return [*parts, console.table("Fault", "Where", "What", rows=rows, title=title), *lines]
 
 

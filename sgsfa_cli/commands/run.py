@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sgsfa_cli import console, errors
+from sgsfa_cli import console
 from sgsfa_cli.options import command, command_app, run_until, warn_of_defaults
 from sgsfa_cli.tables import draw_table
 
@@ -85,7 +85,7 @@ def _plan_as_data(plan: Plan, checks: Sequence[CheckResult], error: UserError | 
             {"stage": check.stage, "check": check.what, "ok": check.error is None, "result": _result(check)}
             for check in checks
         ],
-    } | ({} if error is None else errors.as_json(error.message, error.details(), error.exit_code))
+    } | ({} if error is None else console.error_as_json(error.message, error.details(), error.exit_code))
 
 
 def _result(check: CheckResult) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from pipeline.errors import WeightsError
 from pipeline.runtime.process_group import barrier, broadcast, process_group, same_on_all_ranks
-from sgsfa_cli import errors, torchrun
+from sgsfa_cli import exit_codes, torchrun
 
 
 def collectives() -> None:
@@ -36,7 +36,7 @@ def fail() -> None:
 
 def main() -> None:
     try:
-        with errors.guard():
+        with exit_codes.guard():
             {"collectives": collectives, "fail": fail}[sys.argv[1]]()
     except typer.Exit as stop:
         torchrun.leave(stop.exit_code)

@@ -9,8 +9,8 @@ import typer
 
 import pipeline.runtime.memory  # noqa: F401  recognises exhausted memory
 from pipeline.errors import ConfigError, DataError, Rejected, RejectedInputs, SgsfaError
-from sgsfa_cli import console, errors
-from sgsfa_cli.errors import in_terms_of
+from sgsfa_cli import console, exit_codes
+from sgsfa_cli.console import in_terms_of
 
 
 class Context:
@@ -22,7 +22,7 @@ class Context:
 
 def code_of(error, *, json=False, options=()):
     console.begin(json=json)
-    with pytest.raises(typer.Exit) as caught, errors.guard(Context(options)):
+    with pytest.raises(typer.Exit) as caught, exit_codes.guard(Context(options)):
         raise error
     return caught.value.exit_code
 
@@ -106,7 +106,7 @@ def test_other_library_errors__keep_their_code(capsys):
 
 @pytest.mark.parametrize("error", [ValueError("x"), BrokenPipeError(), typer.Exit(5)])
 def test_internal_errors_and_exits__pass(error):
-    with pytest.raises(type(error)), errors.guard():
+    with pytest.raises(type(error)), exit_codes.guard():
         raise error
 
 

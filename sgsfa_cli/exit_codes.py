@@ -1,15 +1,14 @@
-"""Errors: one panel on standard error, or JSON on standard output, and the exit code."""
+"""The exit code of an error, and its report: one panel on standard error, or JSON on standard output."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -37,13 +36,6 @@ _EXTERNAL = frozenset(
 )  # fmt: skip
 """System errors whose cause lies outside the program."""
 
-_OPTIONS = {
-    ("masks.allow_failed", "true"): "--allow-failed",
-    ("data.expect_counts", "false"): "--expect-counts off",
-    ("extract.amp", "bf16"): "--amp bf16",
-}
-"""Options of some commands for values of the configuration; all other values are set by `--set`."""
-
 _COMMANDS = {
     "configuration file not found": "`sgsfa init` writes one",
     "mask file not found": "`sgsfa masks build` writes one",
@@ -54,10 +46,6 @@ _COMMANDS = {
     "another process is building this artifact": "`sgsfa run --wait` waits for it",
 }
 """Commands and options that help, by message of the library; added to its hint."""
-
-_ASSIGNMENT = re.compile(
-    r"(?:\bset )?(?<!--set )\b((?:data|synth|masks|model|loss|train|extract|matching)\.[a-z][a-z0-9_]*) ?= ?([^\s,;)]+)"
-)
 
 
 @contextlib.contextmanager
@@ -97,14 +85,14 @@ def _translate(error: Exception, options: set[str]) -> None:
     # If the module was never loaded, no error is from it; help must not load the library.
     errors = sys.modules.get("pipeline.errors")
     if errors is not None and isinstance(error, errors.UserError):
-        details = {label: in_terms_of(text, options) for label, text in error.details()}
+        details = {label: console.in_terms_of(text, options) for label, text in error.details()}
         if error.message in _COMMANDS:
             details["hint"] = "; ".join(filter(None, (error.hint, _COMMANDS[error.message])))
-        _fail(in_terms_of(error.message, options), list(details.items()), error.exit_code, error)
+        _fail(console.in_terms_of(error.message, options), list(details.items()), error.exit_code, error)
     if errors is not None and isinstance(error, errors.RejectedInputs):
         # The result, which was printed before, lists them as well; standard output stays one JSON object.
         if torchrun.record_error(error):
-            hint = [("hint", in_terms_of(error.hint, options))] if error.hint else []
+            hint = [("hint", console.in_terms_of(error.hint, options))] if error.hint else []
             _panel(str(error), [*_rejected(error), *hint])
         raise typer.Exit(error.exit_code) from error
     if errors is not None and isinstance(error, errors.SgsfaError):
@@ -133,35 +121,10 @@ def _silence_h5py_destructors() -> None:
     sys.unraisablehook = unraisable
 
 
-def in_terms_of(text: str, options: set[str]) -> str:
-    """Return a message of the library with assignments of configuration keys as options of the current command.
-
-    `masks.allow_failed=true` becomes `--set masks.allow_failed=true`, or `--allow-failed` where that exists.
-
-    Args:
-        text: The message.
-        options: Options of the command.
-    """
-
-    def option(match: re.Match[str]) -> str:
-        own = _OPTIONS.get((match[1], match[2]))
-        if own is not None and own.split()[0] in options:
-            return own
-        return f"--set {match[1]}={match[2]}" if "--set" in options else match[0]
-
-    return _ASSIGNMENT.sub(option, text)
-
-
-def as_json(message: str, details: Sequence[tuple[str, str]], code: int) -> dict[str, Any]:
-    """Return an error as it is printed with `--json`."""
-    fields = {"where": None, "expected": None, "hint": None, **dict(details)}
-    return {"error": {"message": message, **fields, "exit_code": code}}
-
-
 def _fail(message: str, details: Sequence[tuple[str, str]], code: int, error: BaseException | None = None) -> NoReturn:
     if torchrun.is_main() if error is None else torchrun.record_error(error):
         if console.wants_json():
-            console.print_json(as_json(message, details, code))
+            console.print_json(console.error_as_json(message, details, code))
         else:
             _panel(message, details, title="Stopped" if code == EXIT_INTERRUPTED else "Error")
     raise typer.Exit(code) from error
