@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, DataError, FormatError, WeightsError
+from pipeline.errors import ConfigError, DataError, FormatError, UserError, WeightsError
 from pipeline.formats.checkpoint import CheckpointMeta, read_meta, resolve_checkpoint
 from pipeline.formats.results import RESULT_FILE, EvaluationResult, intervals_table, load_results, results_table
 from pipeline.formats.table import Table
@@ -240,54 +240,60 @@ def _client() -> Any:
 @contextmanager
 def _hub_errors(repo: str, right: str) -> Iterator[None]:
     """Explain the errors of the Hub's client; `right` is what a token must allow: read or write."""
-    from huggingface_hub import errors
-
     try:
         yield
-    except errors.HFValidationError as error:
-        raise ConfigError(f"{repo!r} is not a repository", expected="OWNER/NAME", cause=error) from error
-    except (errors.RemoteEntryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise WeightsError("the repository has no such file or revision", where=repo, cause=error) from error
-    except errors.GatedRepoError as error:
-        raise DataError(
-            "access to this gated repository must be requested on its page",
+    except Exception as error:
+        explained = _explain(error, repo, _TOKEN.format(right))
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explain(error: Exception, repo: str, log_in: str) -> UserError | None:
+    """Return the error to report for one of the client; None for an internal error."""
+    from huggingface_hub import errors
+
+    # The client wraps the response to an upload in a RuntimeError, and that to a model card in a ValueError.
+    wrapped = error.__cause__
+    response = wrapped if isinstance(wrapped, errors.HfHubHTTPError) else error
+    if isinstance(error, errors.HFValidationError):
+        return ConfigError(f"{repo!r} is not a repository", expected="OWNER/NAME", cause=error)
+    if isinstance(response, errors.RemoteEntryNotFoundError | errors.RevisionNotFoundError):
+        return WeightsError("the repository has no such file or revision", where=repo, cause=response)
+    if isinstance(response, errors.GatedRepoError):
+        message = "access to this gated repository must be requested on its page"
+        return DataError(message, where=repo, hint=log_in, cause=response)
+    if isinstance(response, errors.RepositoryNotFoundError):
+        return DataError("the repository does not exist, or it is private", where=repo, hint=log_in, cause=response)
+    if isinstance(response, errors.HfHubHTTPError):
+        status = response.response.status_code
+        return DataError(
+            f"the Hugging Face Hub rejected the request (HTTP {status})",
             where=repo,
-            hint=_TOKEN.format(right),
-            cause=error,
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise DataError(
-            "the repository does not exist, or it is private", where=repo, hint=_TOKEN.format(right), cause=error
-        ) from error
-    except (errors.HfHubHTTPError, ValueError) as error:
-        if not isinstance(error, errors.HfHubHTTPError) and not _rejects(error):
-            raise
-        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-        hint = _TOKEN.format(right) if status in (401, 403) else None
-        raise DataError("the Hugging Face Hub rejected the request", where=repo, hint=hint, cause=error) from error
-    # Before a connection, and, of a transfer, during it.
-    except (_http_error(), errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _breaks_off(error):
-            raise
-        raise DataError(
+            hint=log_in if status in (401, 403) else None,
+            cause=error if isinstance(error, ValueError) else response,
+        )
+    # The client has no class for these.
+    if isinstance(error, ValueError) and str(error).startswith("LFS batch API returned errors"):
+        return DataError("the Hugging Face Hub rejected the request", where=repo, cause=error)
+    if _is_unreachable(error):
+        return DataError(
             "the Hugging Face Hub cannot be reached",
             where=repo,
             hint="check the network, HF_ENDPOINT and HF_HUB_OFFLINE",
-            cause=error.__cause__ or error,
-        ) from error
+            cause=wrapped or error,
+        )
+    return None
 
 
-def _rejects(error: ValueError) -> bool:
-    """Whether the Hub rejects a model card or a file; the client has no classes for these."""
+def _is_unreachable(error: Exception) -> bool:
+    """Whether no connection was made, or a transfer was cut off: the client's own upload, or Xet, its binary one."""
     from huggingface_hub import errors
 
-    return isinstance(error.__cause__, errors.BadRequestError) or str(error).startswith("LFS batch API returned errors")
-
-
-def _breaks_off(error: RuntimeError) -> bool:
-    """Whether a transfer failed: the client's upload with an error of HTTP, or its binary transfer, Xet."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error.__cause__, _http_error()) or "xet" in frames[-1].name
+    if isinstance(error, RuntimeError):
+        frames = traceback.extract_tb(error.__traceback__)
+        return isinstance(error.__cause__, _http_error()) or "xet" in frames[-1].name
+    return isinstance(error, (_http_error(), errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError))
 
 
 def _http_error() -> type[Exception]:

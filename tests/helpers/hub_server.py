@@ -21,7 +21,8 @@ _COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """The stand-in: `repos` holds the files of each repository by name.
 
-    `private` repositories need the token; `gated` ones have not been granted to anyone.
+    `private` repositories need the token; `gated` ones have not been granted to anyone. `upload_error` is the status
+    and the message with which uploads of large files fail.
     """
 
     url: str = ""
@@ -30,6 +31,7 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     blobs: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    upload_error: tuple[int, str] | None = None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -65,6 +67,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append(f"{self.command} {path}")
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if match := re.fullmatch(r"/lfs/(\w+)", path):
+            if hub.upload_error is not None:
+                return self._answer(hub.upload_error[0], {"error": hub.upload_error[1]})
             hub.blobs[match[1]] = body
             assert hashlib.sha256(body).hexdigest() == match[1]
             return self._answer(200)

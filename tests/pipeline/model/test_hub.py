@@ -177,6 +177,18 @@ def test_push__explains_an_upload_that_breaks_off(hub: Hub, checkpoint: Path, mo
     assert caught.value.cause == "connection reset"
 
 
+@pytest.mark.parametrize(("status", "hint"), [(403, "HF_TOKEN"), (413, "")])
+def test_push__reports_status_and_message_of_a_refused_upload(
+    hub: Hub, checkpoint: Path, status: int, hint: str
+) -> None:
+    hub.upload_error = (status, "storage limit exceeded")
+    with pytest.raises(DataError, match=rf"rejected the request \(HTTP {status}\)") as caught:
+        push("me/net", checkpoint, training_data=DATA, licence="other")
+    assert "storage limit exceeded" in (caught.value.cause or "")
+    assert hint in (caught.value.hint or "")
+    assert hub.repos["me/net"] == {}
+
+
 def test_pull__explains_a_gated_repository(hub: Hub, tmp_path: Path) -> None:
     hub.gated.add("me/net")
     offer(hub, b"")
