@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from pipeline.config import MasksConfig
-from pipeline.formats.masks import Masks
+from pipeline.formats.masks import MaskFile
 from pipeline.masks.build import build_masks
 from pipeline.parsing.parser import Parser, load_parser
 from pipeline.parsing.schp import SchpNet
@@ -91,7 +91,7 @@ def measure(root: Path, names: list[str], spec: str, device: str, rounds: int) -
             marks.append(time.process_time())
             report = build_masks(out, root=root, names=chosen, config=config)
             marks.append(time.process_time())
-            batch = int(Masks.open(out).provenance.values["batch_size"])
+            batch = int(MaskFile.open(out).provenance.values["batch_size"])
             clock, busy = run_bare(parser, batch, len(chosen))
             if turn:
                 built.append(report.images_per_second)

@@ -25,7 +25,7 @@ from pipeline.config import MasksConfig, TrainConfig
 from pipeline.datasets.images import decode_batches
 from pipeline.datasets.records import Dataset
 from pipeline.datasets.registry import open_dataset
-from pipeline.formats.masks import Masks
+from pipeline.formats.masks import MaskFile
 from pipeline.masks.build import build_masks
 from pipeline.model.normalise import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.runtime.seeds import generator, rng
@@ -120,7 +120,7 @@ def build(dataset: Dataset, out: Path, device: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     masks, names = out / "masks.h5", [record.path for record in dataset.split("query")]
     build_masks(masks, root=dataset.root, names=names, config=MasksConfig(device=device))
-    stored = Masks.open(masks)
+    stored = MaskFile.open(masks)
     row_of = {name: row for row, name in enumerate(stored.names)}
     queries = sorted(dataset.split("query"), key=lambda record: record.path)
     rows = np.array([row_of[record.path] for record in queries])

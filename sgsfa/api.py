@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.features.export import ExportReport
     from pipeline.features.extract import ExtractReport
     from pipeline.formats.features import Features
-    from pipeline.formats.masks import Masks
+    from pipeline.formats.masks import MaskFile
     from pipeline.masks.build import MaskReport
     from pipeline.matching.distance import MatchingRule
     from pipeline.stages.run import RunReport
@@ -100,7 +100,7 @@ def build_masks(out: PathLike, dataset: Dataset | PathLike, *, progress: bool = 
     )
 
 
-def read_masks(path: PathLike) -> Masks:
+def read_masks(path: PathLike) -> MaskFile:
     """Read a mask file: arrays `parts` (N, 4, 16, 8) and `body` (N, 64, 32), uint8, and their image names.
 
     Raises:
@@ -111,9 +111,9 @@ def read_masks(path: PathLike) -> Masks:
         >>> masks.parts.shape, masks.body.shape
         ((6, 4, 16, 8), (6, 64, 32))
     """
-    from pipeline.formats.masks import Masks
+    from pipeline.formats.masks import MaskFile
 
-    return Masks.open(Path(path))
+    return MaskFile.open(Path(path))
 
 
 def train(

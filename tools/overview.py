@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.formats.masks import Masks
+from pipeline.formats.masks import MaskFile
 from pipeline.masks.preview import mask_sheet, spread_names
 
 WIDTH = 1400
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images/overview.png"))
     arguments = parser.parse_args()
 
-    file = Masks.open(arguments.masks / "masks.h5")
+    file = MaskFile.open(arguments.masks / "masks.h5")
     root = next(path.parent for path in arguments.synth.rglob("dataset.csv"))
     masks = Image.fromarray(mask_sheet(file, root, spread_names(file, 10, seed=3), columns=5))
     rankings = Image.open(next(arguments.eval.rglob("ranking-1.png"))).convert("RGB")

@@ -22,7 +22,7 @@ from pipeline.formats.provenance import Difference, Provenance
 from pipeline.formats.rows import FAILED, OK, PENDING, Column, Layout, RowFormat, RowWriter
 from pipeline.parts import SEMANTIC
 
-__all__ = ["FAILED", "OK", "PENDING", "Masks", "absent_text", "open_mask_writer"]
+__all__ = ["FAILED", "OK", "PENDING", "MaskFile", "absent_text", "open_mask_writer"]
 
 FORMAT = RowFormat("sgsfa-masks", version=1, title="mask file", checksums=True)
 
@@ -49,8 +49,8 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Masks:
-    """A mask file in memory, checked. Returned by `Masks.open`.
+class MaskFile:
+    """A mask file in memory, checked. Returned by `MaskFile.open`.
 
     Attributes:
         path: The file.

@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.config import suggestion
 from pipeline.errors import ConfigError, FormatError
-from pipeline.formats.masks import OK, PART_NAMES, Masks
+from pipeline.formats.masks import OK, PART_NAMES, MaskFile
 from pipeline.runtime.files import atomic_write
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.store.output import new_folder
@@ -43,7 +43,7 @@ class ExportReport:
     left_out: int
 
 
-def export_masks(masks: Masks, out: Path, layout: str, *, progress: Progress = SILENT) -> ExportReport:
+def export_masks(masks: MaskFile, out: Path, layout: str, *, progress: Progress = SILENT) -> ExportReport:
     """Write the masks of a file for another program.
 
     Args:
@@ -82,7 +82,7 @@ def export_masks(masks: Masks, out: Path, layout: str, *, progress: Progress = S
     return ExportReport(layout, out, len(good), len(masks) - len(good))
 
 
-def _write_npz(masks: Masks, out: Path) -> None:
+def _write_npz(masks: MaskFile, out: Path) -> None:
     if out.suffix != ".npz":
         raise ConfigError(
             f"the name of the archive ends in {out.suffix or 'no suffix'!r}",
@@ -103,7 +103,7 @@ def _write_npz(masks: Masks, out: Path) -> None:
         )
 
 
-def _png(masks: Masks, folder: Path) -> Callable[[int], None]:
+def _png(masks: MaskFile, folder: Path) -> Callable[[int], None]:
     present = [part for part, name in enumerate(PART_NAMES) if name not in masks.absent_parts]
 
     def write(row: int) -> None:
@@ -117,7 +117,7 @@ def _png(masks: Masks, folder: Path) -> Callable[[int], None]:
     return write
 
 
-def _bpbreid(masks: Masks, folder: Path) -> Callable[[int], None]:
+def _bpbreid(masks: MaskFile, folder: Path) -> Callable[[int], None]:
     taken: dict[Path, str] = {}
 
     def write(row: int) -> None:

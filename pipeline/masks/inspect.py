@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.config import suggestion
 from pipeline.errors import FormatError
-from pipeline.formats.masks import FAILED, OK, PART_NAMES, PENDING, Masks
+from pipeline.formats.masks import FAILED, OK, PART_NAMES, PENDING, MaskFile
 from pipeline.formats.provenance import JsonScalar
 from pipeline.masks.occupancy import body_area, centroid_rows, part_area, plausible_order
 
@@ -103,7 +103,7 @@ class ImageDescription:
 
 def describe_file(path: Path) -> FileDescription:
     """Describe a mask file, complete or not; raises `FormatError` if it is not a valid mask file."""
-    masks = Masks.open(path, allow_incomplete=True)
+    masks = MaskFile.open(path, allow_incomplete=True)
     good = masks.quality[masks.status == OK]
     low, middle, high = np.quantile(good, (0.1, 0.5, 0.9)).tolist() if len(good) else (0.0, 0.0, 0.0)
     return FileDescription(
@@ -125,7 +125,7 @@ def describe_image(path: Path, name: str) -> ImageDescription:
     Raises:
         FormatError: The file is not valid, or the name is unknown or ambiguous.
     """
-    masks = Masks.open(path, allow_incomplete=True)
+    masks = MaskFile.open(path, allow_incomplete=True)
     full = resolve_name(masks, name)
     row = masks.index(full)
     parts, body = masks.parts[row : row + 1], masks.body[row : row + 1]
@@ -145,7 +145,7 @@ def describe_image(path: Path, name: str) -> ImageDescription:
     )
 
 
-def resolve_name(masks: Masks, name: str) -> str:
+def resolve_name(masks: MaskFile, name: str) -> str:
     """Return the full name of an image of which `name` may be the end.
 
     Raises:

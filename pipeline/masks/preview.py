@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.datasets.images import RgbImage, read_image, resize
 from pipeline.errors import DataError, ImageError
-from pipeline.formats.masks import OK, PART_NAMES, Masks
+from pipeline.formats.masks import OK, PART_NAMES, MaskFile
 from pipeline.runtime.text import draw_text
 
 HEIGHT, WIDTH = 192, 96
@@ -29,7 +29,7 @@ _OPACITY = 0.65
 _MOST_IMAGES = 400
 
 
-def mask_sheet(masks: Masks, root: Path, names: Sequence[str], *, columns: int = 5) -> RgbImage:
+def mask_sheet(masks: MaskFile, root: Path, names: Sequence[str], *, columns: int = 5) -> RgbImage:
     """Draw some images in this order, `columns` per row: the image below `root`, its body mask, its parts over it.
 
     Raises:
@@ -58,7 +58,7 @@ def mask_sheet(masks: Masks, root: Path, names: Sequence[str], *, columns: int =
     return np.array(sheet, dtype=np.uint8)
 
 
-def spread_names(masks: Masks, count: int, *, seed: int | None = None) -> tuple[str, ...]:
+def spread_names(masks: MaskFile, count: int, *, seed: int | None = None) -> tuple[str, ...]:
     """Return some images with masks, evenly spread or drawn at random with a seed; in file order."""
     good = np.flatnonzero(masks.status == OK)
     if len(good) > count:
@@ -84,7 +84,7 @@ def overlay(image: RgbImage, parts: NDArray[np.uint8]) -> RgbImage:
     return np.asarray(np.clip(np.rint(mixed), 0, 255), dtype=np.uint8)
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, masks: Masks) -> None:
+def _draw_legend(draw: ImageDraw.ImageDraw, masks: MaskFile) -> None:
     left = _GAP
     font = ImageFont.load_default(13)
     for name in PART_NAMES:
@@ -95,7 +95,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, masks: Masks) -> None:
 
 
 def _draw_cell(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, masks: Masks, row: int, path: Path, corner: tuple[int, int]
+    sheet: Image.Image, draw: ImageDraw.ImageDraw, masks: MaskFile, row: int, path: Path, corner: tuple[int, int]
 ) -> None:
     left, top = corner
     small = ImageFont.load_default(11)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.formats.masks import BODY_SIZE, FAILED, OK, PART_NAMES, PENDING, Masks
+from pipeline.formats.masks import BODY_SIZE, FAILED, OK, PART_NAMES, PENDING, MaskFile
 from pipeline.masks.occupancy import PLAUSIBLE_AREA, body_area, centroid_rows, part_area, plausible_order
 
 WORST = 50
@@ -67,7 +67,7 @@ class MaskStats:
     worst: tuple[str, ...]
 
 
-def mask_stats(masks: Masks, *, worst: int = WORST) -> MaskStats:
+def mask_stats(masks: MaskFile, *, worst: int = WORST) -> MaskStats:
     """Compute the statistics of a mask file; `worst` of the images of the lowest quality are listed."""
     good = np.flatnonzero(masks.status == OK)
     parts, body, quality = masks.parts[good], masks.body[good], masks.quality[good]
@@ -103,7 +103,7 @@ def mask_stats(masks: Masks, *, worst: int = WORST) -> MaskStats:
     )
 
 
-def worst_names(masks: Masks, count: int) -> tuple[str, ...]:
+def worst_names(masks: MaskFile, count: int) -> tuple[str, ...]:
     """Return the images of the lowest quality, the worst first; failed images are left out."""
     good = np.flatnonzero(masks.status == OK)
     order = good[np.argsort(masks.quality[good], kind="stable")]

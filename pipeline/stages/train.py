@@ -140,10 +140,10 @@ class Train(Stage):
         return f"{train.identities} identities with {train.instances} images each"
 
     def _check_mask_file(self) -> str:
-        from pipeline.formats.masks import Masks
+        from pipeline.formats.masks import MaskFile
 
         assert self.config.masks.file is not None
-        masks = Masks.open(self.config.masks.file)
+        masks = MaskFile.open(self.config.masks.file)
         names = {record.path for record in self.sources.training().split("train")}
         covered = sum(name in masks for name in names)
         if not covered:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import DataError
-from pipeline.formats.masks import OK, PART_NAMES, Masks
+from pipeline.formats.masks import OK, PART_NAMES, MaskFile
 from pipeline.model.mask_targets import MaskTargets
 
 
@@ -41,7 +41,7 @@ def load_masks(path: Path | None, names: Sequence[str], *, height: int, width: i
     has_mask = np.zeros(count, np.bool_)
     supervised = np.ones(len(PART_NAMES), np.bool_)
     if path is not None:
-        stored = Masks.open(path)
+        stored = MaskFile.open(path)
         supervised = np.array([name not in stored.absent_parts for name in PART_NAMES])
         if not supervised.any():
             raise DataError(

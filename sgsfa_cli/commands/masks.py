@@ -176,12 +176,12 @@ def preview(
     """Draw a contact sheet: each image, its body mask, and its four parts as an overlay."""
     from pipeline.datasets.images import write_image
     from pipeline.datasets.registry import open_dataset
-    from pipeline.formats.masks import Masks
+    from pipeline.formats.masks import MaskFile
     from pipeline.masks.inspect import resolve_name
     from pipeline.masks.preview import mask_sheet, spread_names
     from pipeline.masks.stats import worst_names
 
-    masks = Masks.open(file, allow_incomplete=True)
+    masks = MaskFile.open(file, allow_incomplete=True)
     names: tuple[str, ...]
     if images:
         names = tuple(resolve_name(masks, image) for image in images)
@@ -208,11 +208,11 @@ def stats(
     from pipeline.datasets.images import write_image
     from pipeline.datasets.registry import open_dataset
     from pipeline.errors import ConfigError
-    from pipeline.formats.masks import Masks
+    from pipeline.formats.masks import MaskFile
     from pipeline.masks.preview import mask_sheet
     from pipeline.masks.stats import mask_stats
 
-    masks = Masks.open(file, allow_incomplete=True)
+    masks = MaskFile.open(file, allow_incomplete=True)
     measured = mask_stats(masks, worst=worst)
     if sheet is not None:
         if data is None:
@@ -232,10 +232,10 @@ def export(
     layout: Annotated[str, typer.Option(metavar="LAYOUT", help="png, npz or bpbreid.")] = "png",
 ) -> None:
     """Export masks for another program: grey PNGs, one NumPy archive, or BPBreID's folders."""
-    from pipeline.formats.masks import Masks
+    from pipeline.formats.masks import MaskFile
     from pipeline.masks.export import export_masks
 
-    report = export_masks(Masks.open(file), out, layout, progress=console.progress())
+    report = export_masks(MaskFile.open(file), out, layout, progress=console.progress())
     left_out = f", {report.left_out} without masks left out" if report.left_out else ""
     console.emit(report, lambda: [f"{report.out}: masks of {report.images} images ({report.layout}){left_out}"])
 

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.errors import ArtifactError, FormatError, UserError
 from pipeline.formats import rows
-from pipeline.formats.masks import FAILED, OK, PENDING, Masks, open_mask_writer
+from pipeline.formats.masks import FAILED, OK, PENDING, MaskFile, open_mask_writer
 from pipeline.formats.provenance import Provenance
 from pipeline.formats.rows import RowWriter
 from pipeline.runtime.files import reserve
@@ -66,7 +66,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_is_written_comes_back(path: Path) -> None:
-    file = Masks.open(path)
+    file = MaskFile.open(path)
     masks = file
     for key, expected in arrays().items():
         np.testing.assert_array_equal(getattr(masks, key), expected)
@@ -111,15 +111,15 @@ def test_an_unfinished_file_is_refused_and_can_be_resumed(tmp_path: Path) -> Non
         with pytest.raises(ValueError, match="still pending"):
             writer.finish()
     with pytest.raises(FormatError, match="3 of 6"):
-        Masks.open(path)
-    assert not Masks.open(path, allow_incomplete=True).complete
+        MaskFile.open(path)
+    assert not MaskFile.open(path, allow_incomplete=True).complete
     elsewhere = Provenance({**VALUES, "batch_size": 64, "backend": "other", "precision": "bfloat16"})
     with open_mask_writer(path, NAMES, elsewhere) as writer:
         assert writer.status.tolist() == [OK, OK, FAILED, PENDING, PENDING, PENDING]
         assert writer.provenance.values["batch_size"] == 4
         write_rows(writer, 3, 6)
         writer.finish()
-    np.testing.assert_array_equal(Masks.open(path).parts, arrays()["parts"])
+    np.testing.assert_array_equal(MaskFile.open(path).parts, arrays()["parts"])
 
 
 def test_rows_that_were_not_finished_are_pending_again(tmp_path: Path) -> None:
@@ -169,12 +169,12 @@ def test_a_flipped_byte_in_any_array_is_noticed(path: Path) -> None:
             damaged[offset + position] ^= 1 << int(rng.integers(8))
             path.write_bytes(damaged)
             with pytest.raises(FormatError) as caught:
-                Masks.open(path)
+                MaskFile.open(path)
             assert any(word in caught.value.message for word in ("damaged", "incomplete")), key
 
 
 def test_a_flipped_byte_anywhere_is_noticed_or_harmless(path: Path) -> None:
-    intact = Masks.open(path)
+    intact = MaskFile.open(path)
     content = path.read_bytes()
     rng = np.random.default_rng(2)
     refused = 0
@@ -183,7 +183,7 @@ def test_a_flipped_byte_anywhere_is_noticed_or_harmless(path: Path) -> None:
         damaged[position] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
         try:
-            read = Masks.open(path)
+            read = MaskFile.open(path)
         except UserError:
             refused += 1
             continue
@@ -200,7 +200,7 @@ def test_a_truncated_file_is_refused(path: Path) -> None:
     for size in (0, 7, 100, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:size])
         with pytest.raises(FormatError):
-            Masks.open(path)
+            MaskFile.open(path)
 
 
 @pytest.mark.parametrize("key", [*KEYS, "crc", "names"])
@@ -208,7 +208,7 @@ def test_a_missing_dataset_is_refused(path: Path, key: str) -> None:
     with h5py.File(path, "r+") as file:
         del file[key]
     with pytest.raises(FormatError, match=f"lacks the dataset /{key}"):
-        Masks.open(path)
+        MaskFile.open(path)
 
 
 def test_datasets_of_other_shapes_are_refused(path: Path) -> None:
@@ -216,14 +216,14 @@ def test_datasets_of_other_shapes_are_refused(path: Path) -> None:
         del file["body"]
         file["body"] = np.zeros((6, 32, 16), np.uint8)
     with pytest.raises(FormatError, match=r"/body has shape \(6, 32, 16\)"):
-        Masks.open(path)
+        MaskFile.open(path)
 
 
 def test_a_newer_format_is_refused(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = 2
     with pytest.raises(FormatError, match="format version 2") as caught:
-        Masks.open(path)
+        MaskFile.open(path)
     assert "newer" in (caught.value.hint or "")
 
 
@@ -231,23 +231,23 @@ def test_changed_and_missing_attributes_are_refused(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file.attrs["part_names"] = "shoes"
     with pytest.raises(FormatError, match="attributes do not match"):
-        Masks.open(path)
+        MaskFile.open(path)
     with h5py.File(path, "r+") as file:
         del file.attrs["provenance"]
     with pytest.raises(FormatError, match="lacks provenance"):
-        Masks.open(path)
+        MaskFile.open(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="not found"):
-        Masks.open(tmp_path / "missing.h5")
+        MaskFile.open(tmp_path / "missing.h5")
     (tmp_path / "text.h5").write_text("text")
     with pytest.raises(FormatError, match="text file"):
-        Masks.open(tmp_path / "text.h5")
+        MaskFile.open(tmp_path / "text.h5")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["parts"] = np.zeros(3)
     with pytest.raises(FormatError, match="not a mask file"):
-        Masks.open(tmp_path / "other.h5")
+        MaskFile.open(tmp_path / "other.h5")
 
 
 def test_names_must_be_storable(tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> N
     path = tmp_path / "masks.h5"
     open_mask_writer(path, [name], RECORD).close()
     with pytest.raises(FormatError, match="names the image"):
-        Masks.open(path, allow_incomplete=True)
+        MaskFile.open(path, allow_incomplete=True)
 
 
 def test_open__file_of_another_kind_is_named(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ def test_open__file_of_another_kind_is_named(tmp_path: Path) -> None:
     )
     rows.open_or_create(tmp_path / "features.h5", layout, RECORD).close()
     with pytest.raises(FormatError, match="sgsfa-features"):
-        Masks.open(tmp_path / "features.h5")
+        MaskFile.open(tmp_path / "features.h5")
     (tmp_path / "page.h5").write_text("<html><title>Sign in</title></html>")
     with pytest.raises(FormatError, match="web page"):
-        Masks.open(tmp_path / "page.h5")
+        MaskFile.open(tmp_path / "page.h5")

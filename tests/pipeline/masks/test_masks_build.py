@@ -21,7 +21,7 @@ from pipeline.config import MasksConfig
 from pipeline.datasets.images import read_resized
 from pipeline.errors import ArtifactError, ConfigError, DataError, DeviceError, FormatError, LockedError
 from pipeline.formats import rows
-from pipeline.formats.masks import FAILED, OK, Masks
+from pipeline.formats.masks import FAILED, OK, MaskFile
 from pipeline.masks import build, source
 from pipeline.masks.build import MaskReport, build_mask_file, build_masks
 from pipeline.masks.compute import Recipe
@@ -47,11 +47,11 @@ def partial_path(out: Path) -> Path:
 
 
 def value(out: Path, key: str) -> object:
-    return Masks.open(out).provenance.values.get(key)
+    return MaskFile.open(out).provenance.values.get(key)
 
 
 def same_arrays(first: Path, second: Path) -> bool:
-    one, other = Masks.open(first), Masks.open(second)
+    one, other = MaskFile.open(first), MaskFile.open(second)
     return one.names == other.names and all(np.array_equal(getattr(one, key), getattr(other, key)) for key in KEYS)
 
 
@@ -73,7 +73,7 @@ def test_masks_equal_those_made_by_hand(
     root, names = people
     assert (report.total, report.done, report.failed, report.resumed) == (40, 40, (), 0)
     assert report.images_per_second > 0
-    file = Masks.open(tmp_path / "masks.h5")
+    file = MaskFile.open(tmp_path / "masks.h5")
     values = file.provenance.values
     assert (values["flip"], values["hard"], values["batch_size"], values["parser"]) == (flip, hard, 7, "onnx")
     masks, parser, lip = file, load_parser(tiny_parser, device="cpu"), load_label_set("lip-20")
@@ -106,7 +106,7 @@ def test_square_parsers_see_own_proportions(tmp_path: Path) -> None:
     names = write_people(tmp_path / "wide", 3, size=(40, 60)) + write_people(tmp_path / "tall", 3, size=(60, 20))
     people = (tmp_path, [f"{kind}/{name}" for kind in ("wide", "tall") for name in sorted(set(names))])
     assert run(tmp_path / "masks.h5", people, f"onnx:{model}").done == 6
-    file = Masks.open(tmp_path / "masks.h5")
+    file = MaskFile.open(tmp_path / "masks.h5")
     masks, lip = file, load_label_set("lip-20")
     parser = load_parser(f"onnx:{model}", device="cpu")
     for name in people[1]:
@@ -168,7 +168,7 @@ def test_bad_images_are_listed_and_disturb_no_other(tmp_path: Path, people: Peop
     assert set(failed) == {*reasons, "cam1/missing.jpg"}
     for name, word in reasons.items():
         assert word in failed[name]
-    file = Masks.open(tmp_path / "masks.h5")
+    file = MaskFile.open(tmp_path / "masks.h5")
     masks = file
     for name in names:
         row = file.index(name)
@@ -176,7 +176,7 @@ def test_bad_images_are_listed_and_disturb_no_other(tmp_path: Path, people: Peop
         assert name not in failed or not masks.parts[row].any()
     # The same images without the bad ones between them, in other batches.
     run(tmp_path / "alone.h5", (root, good), tiny_parser, batch_size=4)
-    alone = Masks.open(tmp_path / "alone.h5")
+    alone = MaskFile.open(tmp_path / "alone.h5")
     for name in good:
         mine, other = masks.body[file.index(name)], alone.body[alone.index(name)]
         assert np.abs(mine.astype(int) - other).max() <= 1
@@ -225,7 +225,7 @@ def test_label_maps(tmp_path: Path, people: People) -> None:
     write_maps(tmp_path / "maps", names)
     report = run(tmp_path / "masks.h5", people, f"label-maps:{tmp_path / 'maps'}")
     assert (report.done, report.failed) == (40, ())
-    file = Masks.open(tmp_path / "masks.h5")
+    file = MaskFile.open(tmp_path / "masks.h5")
     row = file.index(names[7])
     ids = np.array(Image.open((tmp_path / "maps" / names[7]).with_suffix(".png")))
     np.testing.assert_array_equal(file.body[row], np.where(ids > 0, 255, 0))
@@ -364,7 +364,7 @@ def test_label_maps_of_an_own_set_in_own_parts(tmp_path: Path, people: People) -
     (tmp_path / "armed.toml").write_text('lower = ["sword", "suit"]\nbody = ["helmet", "suit"]\n')
     own = {"label_set": str(tmp_path / "uniform.toml"), "grouping": str(tmp_path / "armed.toml")}
     run(tmp_path / "masks.h5", (people[0], names[:4]), f"label-maps:{tmp_path / 'maps'}", **own)
-    file = Masks.open(tmp_path / "masks.h5")
+    file = MaskFile.open(tmp_path / "masks.h5")
     assert (file.provenance.values["label_set"], file.provenance.values["grouping"]) == ("uniform", "armed")
     masks = file
     assert masks.absent_parts == ("head", "upper", "shoes")
@@ -501,7 +501,7 @@ def kill_and_resume(folder: Path, people: People, parser: str, undisturbed: Path
         builder.join()
         finished = unfinished_rows = 0
         if partial_path(out).exists():
-            status = Masks.open(partial_path(out), allow_incomplete=True).status
+            status = MaskFile.open(partial_path(out), allow_incomplete=True).status
             finished, unfinished_rows = int((status == OK).sum()), int((status != OK).sum())
         elif out.exists():
             finished = len(people[1])
@@ -546,7 +546,7 @@ def test_a_build_killed_again_and_again_ends_in_the_same_arrays(
             here.recv()
         builder.kill()
         builder.join()
-        status = Masks.open(partial_path(out), allow_incomplete=True).status
+        status = MaskFile.open(partial_path(out), allow_incomplete=True).status
         seen.append(int((status == OK).sum()))
     assert seen == sorted(seen)
     assert 0 < seen[-1] < 40

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.config import MasksConfig
-from pipeline.formats.masks import Masks
+from pipeline.formats.masks import MaskFile
 from pipeline.masks.build import build_masks
 from pipeline.parsing import parser as parser_module
 from pipeline.parsing.labels import load_grouping, load_label_set
@@ -59,7 +59,7 @@ def test_the_parser_of_ones_own_builds_masks(
     root, names = people
     report = build_masks(tmp_path / "masks.h5", root=root, names=names, config=config)
     assert (report.done, report.failed) == (40, ())
-    values = Masks.open(tmp_path / "masks.h5").provenance.values
+    values = MaskFile.open(tmp_path / "masks.h5").provenance.values
     assert [values[key] for key in ("parser", "parser_version", "label_set", "flip")] == ["mine", "1", "lip-20", True]
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigError, DataError, FormatError
-from pipeline.formats.masks import FAILED, OK, Masks, open_mask_writer
+from pipeline.formats.masks import FAILED, OK, MaskFile, open_mask_writer
 from pipeline.formats.provenance import Provenance
 from pipeline.formats.rows import RowWriter
 from pipeline.masks.export import BPBREID_CHANNELS, export_masks
@@ -37,25 +37,25 @@ def draw(spans: tuple[tuple[int, int], ...]) -> tuple[np.ndarray, np.ndarray]:
     return parts, np.kron(parts.max(axis=0), np.ones((4, 4), np.uint8))
 
 
-def write(path: Path, absent: str | None = None) -> Masks:
+def write(path: Path, absent: str | None = None) -> MaskFile:
     drawn = [draw(spans) for spans in (UPRIGHT, UPSIDE_DOWN, LEGS_ONLY, ((0, 0),) * 4)]
     parts, body = (np.stack([pair[index] for pair in drawn]) for index in (0, 1))
     with writer_of(path, NAMES, absent) as writer:
         columns = {"parts": parts, "body": body, "quality": np.array([0.9, 0.2, 0.5, 0], np.float32)}
         writer.write(0, columns, np.array([OK, OK, OK, FAILED], np.uint8), {3: "the file is empty"})
         writer.finish()
-    return Masks.open(path)
+    return MaskFile.open(path)
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Masks:
+def file(tmp_path: Path) -> MaskFile:
     return write(tmp_path / "masks.h5")
 
 
 # stats ------------------------------------------------------------------------------------------------------------
 
 
-def test_stats(file: Masks) -> None:
+def test_stats(file: MaskFile) -> None:
     stats = mask_stats(file)
     assert (stats.images, stats.failed) == (4, 1)
     head, _, lower, _ = stats.parts
@@ -77,7 +77,7 @@ def test_stats_of_nothing(tmp_path: Path) -> None:
         blank = {"parts": np.zeros((1, 4, 16, 8)), "body": np.zeros((1, 64, 32)), "quality": np.zeros(1)}
         writer.write(0, blank, np.array([FAILED], np.uint8))
         writer.finish()
-    stats = mask_stats(Masks.open(path))
+    stats = mask_stats(MaskFile.open(path))
     assert (stats.failed, stats.area_mean, stats.implausible, stats.worst) == (1, 0, 0, ())
     assert [part.absent for part in stats.parts] == [False, False, False, True]
 
@@ -98,7 +98,7 @@ def test_a_file_in_words(tmp_path: Path) -> None:
 
 def test_statistics_of_an_unfinished_file_tell_what_is_to_do(tmp_path: Path) -> None:
     writer_of(tmp_path / "masks.h5", NAMES).close()
-    stats = mask_stats(Masks.open(tmp_path / "masks.h5", allow_incomplete=True))
+    stats = mask_stats(MaskFile.open(tmp_path / "masks.h5", allow_incomplete=True))
     assert (stats.images, stats.done, stats.pending, stats.failed) == (4, 0, 4, 0)
 
 
@@ -109,7 +109,7 @@ def test_an_unfinished_file_in_words(tmp_path: Path) -> None:
     assert "4 pending" in description.lines()[0]
 
 
-def test_an_image_in_words(file: Masks) -> None:
+def test_an_image_in_words(file: MaskFile) -> None:
     upright = describe_image(file.path, "0000.jpg")
     assert (upright.name, upright.state, upright.ordered) == ("cam0/0000.jpg", "ok", True)
     assert upright.area == pytest.approx(60 / 128)
@@ -127,7 +127,7 @@ def test_an_image_in_words(file: Masks) -> None:
 def test_names_that_are_unknown_or_not_clear(tmp_path: Path) -> None:
     path = tmp_path / "masks.h5"
     writer_of(path, ["a/1.jpg", "b/1.jpg"]).close()
-    file = Masks.open(path, allow_incomplete=True)
+    file = MaskFile.open(path, allow_incomplete=True)
     assert resolve_name(file, "a/1.jpg") == "a/1.jpg"
     with pytest.raises(FormatError, match="2 images match"):
         resolve_name(file, "1.jpg")
@@ -149,7 +149,7 @@ def test_overlay_tints_by_occupancy() -> None:
     np.testing.assert_array_equal(tinted[31, 15], image[31, 15])
 
 
-def test_the_sheet_shows_image_mask_and_parts(tmp_path: Path, file: Masks) -> None:
+def test_the_sheet_shows_image_mask_and_parts(tmp_path: Path, file: MaskFile) -> None:
     write_people(tmp_path, 4)
     (tmp_path / "cam0" / "0002.jpg").unlink()
     sheet = mask_sheet(file, tmp_path, NAMES, columns=3)
@@ -160,14 +160,14 @@ def test_the_sheet_shows_image_mask_and_parts(tmp_path: Path, file: Masks) -> No
     np.testing.assert_array_equal(body[:, :, 0], np.array(expected))
 
 
-def test_sheets_that_cannot_be_drawn(tmp_path: Path, file: Masks) -> None:
+def test_sheets_that_cannot_be_drawn(tmp_path: Path, file: MaskFile) -> None:
     with pytest.raises(DataError, match="0 images to draw"):
         mask_sheet(file, tmp_path, [])
     with pytest.raises(DataError, match="none of the 4 images"):
         mask_sheet(file, tmp_path / "elsewhere", NAMES)
 
 
-def test_choosing_images(file: Masks) -> None:
+def test_choosing_images(file: MaskFile) -> None:
     assert spread_names(file, 10) == tuple(NAMES[:3])
     assert spread_names(file, 2) == (NAMES[0], NAMES[1])
     drawn = spread_names(file, 2, seed=1)
@@ -187,7 +187,7 @@ def test_png_export(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "out/lower/cam1/0001.jpg.png")), file.parts[2, 2])
 
 
-def test_npz_export(tmp_path: Path, file: Masks) -> None:
+def test_npz_export(tmp_path: Path, file: MaskFile) -> None:
     export_masks(file, tmp_path / "masks.npz", "npz")
     with np.load(tmp_path / "masks.npz") as archive:
         assert archive["names"].tolist() == NAMES
@@ -205,7 +205,7 @@ FOUR_V = {
 }
 
 
-def test_bpbreid_export_gives_our_parts_under_its_grouping(tmp_path: Path, file: Masks) -> None:
+def test_bpbreid_export_gives_our_parts_under_its_grouping(tmp_path: Path, file: MaskFile) -> None:
     export_masks(file, tmp_path / "masks", "bpbreid")
     for row, name in enumerate(NAMES[:3]):
         folder, stem = name.removesuffix(".jpg").split("/")
@@ -218,7 +218,7 @@ def test_bpbreid_export_gives_our_parts_under_its_grouping(tmp_path: Path, file:
     ]
 
 
-def test_exports_that_cannot_be_made(tmp_path: Path, file: Masks) -> None:
+def test_exports_that_cannot_be_made(tmp_path: Path, file: MaskFile) -> None:
     with pytest.raises(ConfigError, match="'pgn'") as caught:
         export_masks(file, tmp_path / "out", "pgn")
     assert caught.value.hint == "did you mean 'png'?"
@@ -231,7 +231,7 @@ def test_exports_that_cannot_be_made(tmp_path: Path, file: Masks) -> None:
         export_masks(file, tmp_path / "masks.npz", "npz")
 
 
-def test_an_export_that_fails_leaves_nothing(tmp_path: Path, file: Masks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path, file: MaskFile, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -250,5 +250,5 @@ def test_bpbreid_cannot_tell_some_images_apart(tmp_path: Path) -> None:
         writer.write(0, columns, np.ones(2, np.uint8))
         writer.finish()
     with pytest.raises(FormatError, match="one file for two images"):
-        export_masks(Masks.open(path), tmp_path / "masks", "bpbreid")
+        export_masks(MaskFile.open(path), tmp_path / "masks", "bpbreid")
     assert not (tmp_path / "masks" / "pifpaf_maskrcnn_filtering").exists()

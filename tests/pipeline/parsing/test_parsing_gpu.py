@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config import MasksConfig
 from pipeline.datasets.images import write_image
-from pipeline.formats.masks import Masks
+from pipeline.formats.masks import MaskFile
 from pipeline.masks.build import build_masks
 from pipeline.parsing.builtin import load_builtin
 from pipeline.parsing.schp import SchpNet
@@ -48,6 +48,6 @@ def test_a_mask_file_is_that_of_the_cpu(tmp_path: Path) -> None:
     for device in ("cpu", "cuda"):
         report = build_masks(tmp_path / f"{device}.h5", root=tmp_path, names=names, config=MasksConfig(device=device))
         assert report.done == 40
-    one, two = (Masks.open(tmp_path / f"{device}.h5") for device in ("cpu", "cuda"))
+    one, two = (MaskFile.open(tmp_path / f"{device}.h5") for device in ("cpu", "cuda"))
     assert np.abs(one.body.astype(int) - two.body).mean() < 3
     assert np.abs(one.parts.astype(int) - two.parts).mean() < 3

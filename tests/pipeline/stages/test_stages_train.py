@@ -8,7 +8,7 @@ from pipeline.datasets.images import write_image
 from pipeline.datasets.registry import open_dataset
 from pipeline.errors import ConfigError, DataError, FormatError, UserError, WeightsError
 from pipeline.formats.checkpoint import CheckpointMeta
-from pipeline.formats.masks import Masks
+from pipeline.formats.masks import MaskFile
 from pipeline.model.checkpoint import save_checkpoint
 from pipeline.model.network import build_model
 from pipeline.runtime.progress import SILENT
@@ -160,7 +160,7 @@ def test_teacher__needs_label_maps(stage, people):
 def test_teacher__masks_are_those_of_the_label_maps(tmp_path, rendered):
     teacher = open_teacher(open_dataset(f"synthetic:{rendered}", expect_counts=False), "spreid", SILENT)
     teacher.build_masks(tmp_path / "masks.h5")
-    masks = Masks.open(tmp_path / "masks.h5")
+    masks = MaskFile.open(tmp_path / "masks.h5")
     assert len(masks.names) == 4
     assert masks.parts[:, 0, 2].all(), "heads"
     assert not masks.parts[:, 2:].any(), "neither legs nor shoes"
