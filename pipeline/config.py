@@ -104,8 +104,8 @@ class MasksConfig(Section):
     file: UserPath | None = Field(None, description="Mask file to use instead of building one.")
     parser: str = Field(
         "builtin",
-        description="builtin | schp:FILE | onnx:FILE | torchscript:FILE | label-maps:DIR | label-maps (those of the "
-        "data set) | an installed parser's name.",
+        description="builtin | schp:FILE | onnx:FILE | label-maps:DIR | label-maps (those of the data set) | an "
+        "installed parser's name.",
     )
     label_set: UserText | None = Field(
         None,

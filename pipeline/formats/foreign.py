@@ -1,6 +1,6 @@
 """Files of other programs: recognised by their content, and weights read without running code.
 
-Everyone who reads a file that users download or copy (weights, checkpoints, ONNX and TorchScript models) calls
+Everyone who reads a file that users download or copy (weights, checkpoints, ONNX models) calls
 `check_file` first: a web page saved as `model.pth`, an empty file or a broken download is reported as that.
 """
 

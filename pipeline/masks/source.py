@@ -99,7 +99,7 @@ def open_source(config: MasksConfig, root: Path, names: tuple[str, ...], own_map
     info = parser.info
     recipe = _recipe(config, info.label_set)
     device = compute_device(parser)
-    sidecar = sidecar_path(at_home(argument)) if kind in ("onnx", "torchscript") else None
+    sidecar = sidecar_path(at_home(argument)) if kind == "onnx" else None
     own: dict[str, JsonScalar] = {
         "parser": info.name,
         "parser_version": info.version,

@@ -1,7 +1,7 @@
 """What identifies a parser: all files that are read when it is loaded, and the versions of those in this package.
 
-Separate from the back ends, because the fingerprint of masks must not import PyTorch. ONNX and TorchScript models have
-their version in the TOML file beside them; parsers of other packages state their own.
+Separate from the back ends, because the fingerprint of masks must not import PyTorch. ONNX models have their
+version in the TOML file beside them; parsers of other packages state their own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])")
 
 
 def sidecar_path(model: Path) -> Path:
-    """Return the path of the description of an ONNX or TorchScript model."""
+    """Return the path of the description of an ONNX model."""
     return model.with_name(model.name + ".toml")
 
 

@@ -64,7 +64,7 @@ class OnnxParser:
         return to_soft(self._run(images), self._sidecar, self.info.label_set, self._path)
 
     def _run(self, images: Tensor | np.ndarray) -> Tensor:
-        values = to_input(images, self._sidecar, torch.device("cpu")).numpy().astype(self._type, copy=False)
+        values = to_input(images, self._sidecar).numpy().astype(self._type, copy=False)
         step = self._batch or len(values)
         missing = -len(values) % step
         padded = np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)]) if missing else values

@@ -1,7 +1,7 @@
 """Load human parsers by name; `pipeline.parsing.interface` defines what a parser is.
 
-A parser is named `KIND` or `KIND:FILE` (`builtin`, `schp:model.pth`, `onnx:model.onnx`, `torchscript:model.pt`), or by
-the name that an installed package registers in the entry-point group `sgsfa.parsers`.
+A parser is named `KIND` or `KIND:FILE` (`builtin`, `schp:model.pth`, `onnx:model.onnx`), or by the name that an
+installed package registers in the entry-point group `sgsfa.parsers`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
     """Load a parser by its name.
 
     Args:
-        spec: `builtin`, `schp:FILE`, `onnx:FILE`, `torchscript:FILE`, or an installed parser's `NAME[:ARGUMENT]`.
+        spec: `builtin`, `schp:FILE`, `onnx:FILE`, or an installed parser's `NAME[:ARGUMENT]`.
         label_set: Label set of its output, if the parser does not state one: a name or a TOML file.
         device: As in the configuration.
 
@@ -49,19 +49,17 @@ def load_parser(spec: str, *, label_set: str | None = None, device: str = "auto"
                 hint="leave it out",
             )
         return load_builtin(resolve_device(device))
-    if kind in ("schp", "onnx", "torchscript"):
+    if kind in ("schp", "onnx"):
         from pipeline.parsing.onnx import load_onnx
         from pipeline.parsing.schp import load_schp
-        from pipeline.parsing.torchscript import load_torchscript
 
         if not argument:
             raise ConfigError(f"the parser {kind!r} needs a file", expected=f"{kind}:FILE")
-        loaders: dict[str, Callable[..., Parser]]
-        loaders = {"schp": load_schp, "onnx": load_onnx, "torchscript": load_torchscript}
-        return loaders[kind](at_home(argument), label_set=label_set, device=device)
+        load: Callable[..., Parser] = load_schp if kind == "schp" else load_onnx
+        return load(at_home(argument), label_set=label_set, device=device)
     installed = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if kind not in installed:
-        written = ("builtin", "schp:FILE", "onnx:FILE", "torchscript:FILE", "label-maps:DIR", *sorted(installed))
+        written = ("builtin", "schp:FILE", "onnx:FILE", "label-maps:DIR", *sorted(installed))
         known = [each.partition(":")[0] for each in written]
         raise ConfigError(
             f"unknown parser {spec!r}",

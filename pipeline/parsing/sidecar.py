@@ -1,4 +1,4 @@
-"""The description of an ONNX or TorchScript model: a TOML file beside it.
+"""The description of an ONNX model: a TOML file beside it.
 
 `model.onnx.toml` describes `model.onnx`. Every key has a default except the label set, which is stated here or in the
 configuration (`masks.label_set`).
@@ -40,11 +40,10 @@ class Sidecar(BaseModel):
     scale: float = Field(255.0, gt=0, description="Pixel values are divided by this first.")
     mean: Triple = Field((0.485, 0.456, 0.406), description="Then this is subtracted, in the order R, G, B.")
     std: Triple = Field((0.229, 0.224, 0.225), description="Then they are divided by this, in the order R, G, B.")
-    output: str | None = Field(None, description="Name of the output to use; by default the first one (ONNX only).")
+    output: str | None = Field(None, description="Name of the output to use; by default the first one.")
     activation: Literal["softmax", "sigmoid", "none"] = Field(
         "softmax", description="Turns scores into probabilities; none: they are probabilities. Unused for label ids."
     )
-    trust: bool = Field(False, description="TorchScript only: allow the program in this file to run.")
 
 
 def read_sidecar(model: Path) -> Sidecar:
@@ -109,10 +108,10 @@ def input_size_of(sidecar: Sidecar, model: Path, fixed: tuple[int | None, int | 
     return sizes[0], sizes[1]
 
 
-def to_input(images: Tensor | np.ndarray, sidecar: Sidecar, device: torch.device) -> Tensor:
-    """Convert uint8 RGB (B, H, W, 3) to the model's input layout, as normalised float32."""
-    values = torch.as_tensor(images).to(device).float() / sidecar.scale
-    values = (values - torch.tensor(sidecar.mean, device=device)) / torch.tensor(sidecar.std, device=device)
+def to_input(images: Tensor | np.ndarray, sidecar: Sidecar) -> Tensor:
+    """Convert uint8 RGB (B, H, W, 3) to the model's input layout, as normalised float32 on the CPU."""
+    values = torch.as_tensor(images).cpu().float() / sidecar.scale
+    values = (values - torch.tensor(sidecar.mean)) / torch.tensor(sidecar.std)
     if sidecar.colour == "bgr":
         values = values.flip(3)
     if sidecar.layout == "nchw":

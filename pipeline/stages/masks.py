@@ -73,7 +73,7 @@ class Masks(Stage):
             return {} if folder is None else {"label maps": sources.tree(folder, *LABEL_MAP_SUFFIXES)}
         found = {}
         path = at_home(argument)
-        if argument and (path.is_file() or self._kind in ("schp", "onnx", "torchscript")):
+        if argument and (path.is_file() or self._kind in ("schp", "onnx")):
             for what, file in parser_files(path).items():
                 found[what] = sources.file(file, what if file != path else "file of the parser", WeightsError)
         elif argument:

@@ -42,7 +42,7 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A mask file.
         setting(
             "masks.parser",
             metavar="PARSER",
-            help="builtin, schp:FILE, onnx:FILE, torchscript:FILE, label-maps:DIR, or an installed parser's name.",
+            help="builtin, schp:FILE, onnx:FILE, label-maps:DIR, or an installed parser's name.",
         ),
         setting("masks.label_set", metavar="SET", help="Label set of the parser: a name, or a TOML file."),
         setting("masks.grouping", metavar="NAME", help="Grouping of labels into parts: spreid, ssp, or a TOML file."),

@@ -68,12 +68,12 @@ def test_faulty_parsers_of_other_packages(monkeypatch: pytest.MonkeyPatch) -> No
 def test_unknown_parsers_are_refused_with_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, mine=f"{__name__}:make")
     with pytest.raises(ConfigError) as caught:
-        load_parser("torchscrpt:model.pt")
-    assert caught.value.hint == "did you mean 'torchscript:model.pt'?"
+        load_parser("onxx:model.onnx")
+    assert caught.value.hint == "did you mean 'onnx:model.onnx'?"
     assert "mine" in (caught.value.expected or "")
 
 
-@pytest.mark.parametrize("kind", ["schp", "onnx", "torchscript"])
+@pytest.mark.parametrize("kind", ["schp", "onnx"])
 def test_parsers_from_files_need_one(kind: str) -> None:
     with pytest.raises(ConfigError, match="needs a file"):
         load_parser(kind)
