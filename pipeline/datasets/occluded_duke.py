@@ -1,7 +1,7 @@
 """Occluded-DukeMTMC (Miao et al., ICCV 2019): DukeMTMC-reID in another split, in which every query is occluded.
 
 Its authors publish name lists and a script that copies the images into new folders. Both forms are read: the lists
-beside, inside or above a DukeMTMC-reID tree, or the folders of the script (`occluded_duke_zip` creates them too).
+beside, inside or above a DukeMTMC-reID tree, or the folders of the script.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from pipeline.datasets.layouts import DUKE_GALLERY, DUKE_NAME, WITHDRAWN, boxes,
 from pipeline.datasets.records import Dataset, Record, Split
 from pipeline.runtime.names import NameIndex
 
-LISTS: dict[Split, str] = {"train": "train.list", "query": "query.list", "gallery": "gallery.list"}
+_LISTS: dict[Split, str] = {"train": "train.list", "query": "query.list", "gallery": "gallery.list"}
 
 # Most queries were gallery images of DukeMTMC-reID, so a list's image may lie in another folder than its split's.
-FOLDERS: dict[Split, tuple[str, ...]] = {
+_FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("bounding_box_train",),
     "query": ("query", "bounding_box_test"),
     "gallery": ("bounding_box_test",),
@@ -40,7 +40,7 @@ FOLDERS: dict[Split, tuple[str, ...]] = {
 
 def read(path: Path, _variant: str, log: ReadLog) -> Dataset:
     """Read by the name lists if there are any, else the folders."""
-    lists = folders_with(path, tuple(LISTS.values())) if path.is_dir() else []
+    lists = folders_with(path, tuple(_LISTS.values())) if path.is_dir() else []
     if lists:
         folder = choose_root(lists, path, log)
         root = _tree(folder, log)
@@ -67,14 +67,11 @@ def _tree(lists: Path, log: ReadLog) -> Path:
     for folder in itertools.chain([lists], subfolders(lists), [above], subfolders(above)):
         if all(is_folder(folder / name) for name in BOXES):
             return folder
-    packed = [file for folder in (lists, above) for file in sorted(folder.glob("*.zip"))]
     log.fault(
         FaultKind.MISSING,
         f"the name lists are here, but no folder with {', '.join(BOXES)} in, below or beside this folder",
         lists,
-        hint=f"`data occluded-duke` extracts the listed images from {packed[0]}, if that is DukeMTMC-reID"
-        if packed
-        else "copy train.list, query.list and gallery.list into the DukeMTMC-reID folder",
+        hint="unzip DukeMTMC-reID and put train.list, query.list and gallery.list beside its folder",
     )
     return lists
 
@@ -84,12 +81,12 @@ def _read_lists(lists: Path, root: Path, log: ReadLog) -> Sequence[Record]:
     if not present:
         return ()
     records: list[Record] = []
-    for split, name in LISTS.items():
+    for split, name in _LISTS.items():
         log.folders[split] = lists / name
-        folders = [folder for folder in FOLDERS[split] if folder in present]
+        folders = [folder for folder in _FOLDERS[split] if folder in present]
         found: list[Record] = []
         missing: list[tuple[str, int]] = []
-        for number, image, pid, camid in read_names(lists / name, log):
+        for number, image, pid, camid in _read_names(lists / name, log):
             matches = ((folder, present[folder].find(image)) for folder in folders)
             path = next((f"{folder}/{match}" for folder, match in matches if match), None)
             if path is None:
@@ -103,7 +100,7 @@ def _read_lists(lists: Path, root: Path, log: ReadLog) -> Sequence[Record]:
     return records
 
 
-def read_names(file: Path, log: ReadLog) -> Iterator[tuple[int, str, int, int]]:
+def _read_names(file: Path, log: ReadLog) -> Iterator[tuple[int, str, int, int]]:
     """Yield line number, name, pid and camid of the images of a name list, each once; faulty lines are logged."""
     seen: set[str] = set()
     for number, line in read_lines(file, log):
@@ -125,12 +122,12 @@ INFO = KindInfo(
     name="occluded-duke",
     summary="Occluded-DukeMTMC",
     layout="bounding_box_train/ query/ bounding_box_test/, or train.list query.list gallery.list with a DukeMTMC-reID "
-    "tree beside, above or below them (from an archive: `data occluded-duke`)",
+    "tree beside, above or below them",
     cameras="8, from the name (c2)",
     source="name lists: Miao et al., 'Pose-Guided Feature Alignment for Occluded Person Re-Identification', ICCV 2019; "
     f"images: DukeMTMC, {WITHDRAWN}",
     read=read,
-    entries=(*BOXES, LISTS["train"]),
+    entries=(*BOXES, _LISTS["train"]),
     counts={"": {"train": Count(15_618, 702), "query": Count(2_210, 519), "gallery": DUKE_GALLERY}},
     comparable="single query",
 )

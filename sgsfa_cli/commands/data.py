@@ -86,34 +86,6 @@ def preview(
     console.emit({"file": out, "height": height, "width": width}, lambda: [f"{out}  ({width}x{height} pixels)"])
 
 
-@command(
-    app, "sgsfa data occluded-duke DukeMTMC-reID.zip --lists Occluded_Duke --out Occluded-Duke", name="occluded-duke"
-)
-def occluded_duke(
-    archive: Annotated[Path, typer.Argument(metavar="ZIP", help="DukeMTMC-reID.zip, which you must already have.")],
-    lists: Annotated[
-        Path, typer.Option("--lists", metavar="FOLDER", help="Folder with train.list, query.list and gallery.list.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The folder to create.")],
-) -> None:
-    """Create Occluded-DukeMTMC from the zip file of DukeMTMC-reID and the name lists of its authors.
-
-    If DukeMTMC-reID is already unpacked, no copy is needed: occluded-duke:FOLDER reads the lists beside it. Nothing is
-    downloaded. The result is read as occluded-duke:FOLDER.
-    """
-    from pipeline.datasets.occluded_duke_zip import extract_occluded_duke
-
-    created = extract_occluded_duke(archive, lists, out, progress=console.progress())
-    counts = ", ".join(f"{folder} {count:,}" for folder, count in created.images.items())
-    console.emit(
-        created,
-        lambda: [
-            f"{counts}\nqueries that are gallery files too: {created.double:,}",
-            f"read it as occluded-duke:{created.root}; `sgsfa data check` compares the counts with the published ones",
-        ],
-    )
-
-
 data_synth.register(app)
 
 

@@ -1,6 +1,5 @@
 import json
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -116,32 +115,6 @@ def test_preview_writes_a_picture(
     assert run(monkeypatch, "data", "preview", spec, "--out", str(out), "--split", "querry") == 2
     assert "did you mean 'query'?" in capsys.readouterr().err
     assert run(monkeypatch, "data", "preview", spec, "--out", str(tmp_path / "people.xyz")) == 2
-
-
-def test_occluded_duke_from_an_archive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Image.new("RGB", (16, 32)).save(tmp_path / "one.jpg")
-    names = {"train": "0001_c2_f0046182.jpg", "query": "0005_c1_f0046985.jpg", "gallery": "0005_c1_f0046985.jpg"}
-    with zipfile.ZipFile(tmp_path / "duke.zip", "w") as archive:
-        for folder, name in (("bounding_box_train", names["train"]), ("bounding_box_test", names["gallery"])):
-            archive.write(tmp_path / "one.jpg", f"DukeMTMC-reID/{folder}/{name}")
-        archive.writestr("DukeMTMC-reID/query/0005_c2_f0046985.jpg", b"")
-    for split, name in names.items():
-        (tmp_path / f"{split}.list").write_text(f"{name}\n")
-    assert run(monkeypatch, "data", "check", f"occluded-duke:{tmp_path}") == 2
-    assert "hint: `data occluded-duke` extracts" in capsys.readouterr().out.replace("\n", " ")
-    command = ("data", "occluded-duke", str(tmp_path / "duke.zip"), "--lists", str(tmp_path), "--out")
-    assert run(monkeypatch, *command, str(tmp_path / "out"), "-q") == 0
-    assert "queries that are gallery files too: 1" in capsys.readouterr().out
-    assert run(monkeypatch, *command, str(tmp_path / "again"), "--json", "-q") == 0
-    assert json.loads(capsys.readouterr().out)["images"] == {
-        "bounding_box_train": 1,
-        "query": 1,
-        "bounding_box_test": 1,
-    }
-    assert run(monkeypatch, *command, str(tmp_path / "out"), "-q") == 2
-    assert "folder exists" in capsys.readouterr().err
 
 
 def test_counts_can_be_overruled(

@@ -292,6 +292,18 @@ def test_occluded_duke_lists_in_this_folder_find_the_tree_beside_it(
     assert sizes(open_dataset(f"occluded-duke:{link}", expect_counts=False)) == {"train": 2, "query": 2, "gallery": 3}
 
 
+def test_occluded_duke_lists_without_images_ask_for_the_unpacked_data_set(small_occluded_duke: Path) -> None:
+    shutil.rmtree(small_occluded_duke / "DukeMTMC-reID")
+    with pytest.raises(DataError) as caught:
+        open_dataset(f"occluded-duke:{small_occluded_duke}", expect_counts=False)
+    assert caught.value.where == str(small_occluded_duke / "Occluded_Duke")
+    assert "unzip DukeMTMC-reID" in (caught.value.hint or "")
+    archive = small_occluded_duke / "DukeMTMC-reID.zip"
+    archive.touch()
+    with pytest.raises(DataError, match="unpack the archive"):
+        open_dataset(f"dukemtmc:{archive}")
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may look everywhere")
 def test_a_closed_folder_beside_the_data_is_passed_over(make_tree: MakeTree) -> None:
     root = make_tree({folder: ["0001_c1s1_000151_01.jpg"] for folder in BOXES})
