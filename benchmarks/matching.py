@@ -250,9 +250,9 @@ def write_gallery(path: Path, rows: int, dim: int, *, spread: float) -> None:
     """A features file of made-up people, ten images each."""
     import numpy as np
 
-    from pipeline.formats.feature_file import feature_layout, open_feature_writer
+    from pipeline.formats.feature_file import feature_layout
     from pipeline.formats.provenance import Provenance
-    from pipeline.formats.rows import OK
+    from pipeline.formats.rows import OK, open_or_create
 
     rng = np.random.default_rng(0)
     layout = feature_layout(
@@ -264,7 +264,7 @@ def write_gallery(path: Path, rows: int, dim: int, *, spread: float) -> None:
         global_dim=dim,
         thresholds=np.full(7, 0.1),
     )
-    with open_feature_writer(path, layout, Provenance({})) as writer:
+    with open_or_create(path, layout, Provenance({})) as writer:
         for start in range(0, rows, 20_000):
             count = min(20_000, rows - start)
             people = np.random.default_rng(start).standard_normal((-(-count // 10), 7, dim), dtype=np.float32)

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import ImageError
-from pipeline.formats.foreign import describe, sniff_stream
+from pipeline.formats.foreign import DESCRIPTIONS, sniff_stream
 from pipeline.runtime.files import atomic_write
 
 RgbImage = npt.NDArray[np.uint8]
@@ -296,4 +296,4 @@ def _describe(data: bytes) -> str:
     if data[4:8] == b"ftyp":
         return f"an ISO media file of brand {data[8:12].decode('latin-1')!r} (HEIC, AVIF or a video)"
     content = sniff_stream(io.BytesIO(data))
-    return "unknown format" if content == "unknown" else describe(content)
+    return "unknown format" if content == "unknown" else DESCRIPTIONS[content]

@@ -15,7 +15,7 @@ from pipeline.datasets.images import SUFFIXES
 from pipeline.datasets.kind import KindInfo
 from pipeline.datasets.layout import find_root, log_missing
 from pipeline.datasets.records import DISTRACTOR_PID, UNKNOWN, Dataset, Record, Split, short_name
-from pipeline.formats.foreign import HINTS, describe, sniff
+from pipeline.formats.foreign import DESCRIPTIONS, HINTS, sniff
 from pipeline.runtime.names import NameIndex
 
 _HIGHEST = 2**62
@@ -78,7 +78,7 @@ def _read_table(path: Path, log: ReadLog) -> _TableReader:
         content = sniff(path)
         if content not in ("text", "unknown"):
             cure = _EXPORT if content == "zip" else HINTS.get(content)  # XLSX files are zip archives
-            log.fault(FaultKind.UNREADABLE, f"the CSV file is {describe(content)}", path, hint=cure)
+            log.fault(FaultKind.UNREADABLE, f"the CSV file is {DESCRIPTIONS[content]}", path, hint=cure)
             return reader
         # A spreadsheet program may have put a byte order mark in front.
         with path.open(encoding="utf-8-sig", newline="") as stream:

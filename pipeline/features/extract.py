@@ -22,13 +22,12 @@ from pipeline.formats.feature_file import (
     ARRAYS,
     FeatureFile,
     feature_layout,
-    open_feature_writer,
     open_features,
     write_npz,
 )
 from pipeline.formats.features import Features
 from pipeline.formats.provenance import Provenance
-from pipeline.formats.rows import FAILED, OK, PENDING, RowWriter
+from pipeline.formats.rows import FAILED, OK, PENDING, RowWriter, open_or_create
 from pipeline.runtime.device import device_label, has_native_bfloat16
 from pipeline.runtime.memory import memory_advice
 from pipeline.runtime.process_group import RankInfo, broadcast, gather, process_group
@@ -155,7 +154,7 @@ def extract(
                 "this CPU computes bfloat16 natively: extract.amp=bf16 may be faster (1.4 to 1.7 times as fast for "
                 "the built-in network on one core); features then differ by some per cent"
             )
-        with open_feature_writer(path, layout, _provenance(dataset, embedder), published=published) as writer:
+        with open_or_create(path, layout, _provenance(dataset, embedder), published=published) as writer:
             resumed = work.write(writer, progress)
             failed = tuple(Rejected(records[row].path, reason) for row, reason in writer.reasons().items())
         _warn_of_unreadable(failed, len(records), dataset)

@@ -31,6 +31,7 @@ BUILTIN = "builtin"
 """Name of the checkpoint in this package."""
 
 _KEY = "sgsfa"
+_EXPECTED = "a model.safetensors of a training"
 _BACKBONE = "weights of other programs start the backbone of a training: set model.weights to them"
 
 
@@ -96,7 +97,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
     if str(name) == BUILTIN:
         path = Path(str(resources.files("pipeline.model"))) / "reid" / "builtin.safetensors"
     if not path.is_file():
-        raise WeightsError("checkpoint not found", where=path, expected="a model.safetensors of a training")
+        raise WeightsError("checkpoint not found", where=path, expected=_EXPECTED)
     return path
 
 
@@ -127,13 +128,12 @@ def read_meta(path: Path) -> CheckpointMeta:
     Raises:
         WeightsError: The file is missing, damaged, not a checkpoint, or of another format.
     """
-    check_file(path, ["safetensors"], title="checkpoint", expected="a model.safetensors of a training", hint=_BACKBONE)
-    wanted = "a model.safetensors of a training"
+    check_file(path, ["safetensors"], title="checkpoint", expected=_EXPECTED, hint=_BACKBONE)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
         if _KEY not in metadata:
-            raise WeightsError("not a checkpoint of this program", where=path, expected=wanted, hint=_BACKBONE)
+            raise WeightsError("not a checkpoint of this program", where=path, expected=_EXPECTED, hint=_BACKBONE)
         header: dict[str, Any] = dict(json.loads(metadata[_KEY]))
         if (found := header.pop("format", 0)) != CHECKPOINT_FORMAT:
             raise WeightsError(
@@ -147,4 +147,4 @@ def read_meta(path: Path) -> CheckpointMeta:
         header["thresholds"] = tuple(header["thresholds"])
         return CheckpointMeta(**header)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsError("the checkpoint is damaged", where=path, expected=wanted, cause=error) from error
+        raise WeightsError("the checkpoint is damaged", where=path, expected=_EXPECTED, cause=error) from error

@@ -21,7 +21,7 @@ from pipeline.errors import FormatError, Rejected
 from pipeline.formats import rows as row_file
 from pipeline.formats.features import Features, as_slice
 from pipeline.formats.provenance import Provenance
-from pipeline.formats.rows import OK, PENDING, Column, Layout, RowFormat, RowWriter
+from pipeline.formats.rows import OK, PENDING, Column, Layout, RowFormat
 from pipeline.parts import NUM_PARTS, PARTS
 from pipeline.runtime.files import atomic_write
 
@@ -32,8 +32,6 @@ SPLITS = ("train", "query", "gallery", "all")
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-
-_FIXED = ("names", "pids", "camids", "splits", "thresholds")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +84,7 @@ class FeatureFile:
                 raise FormatError("/thresholds contains numbers that are not finite", where=path)
             return cls(
                 path=path,
-                provenance=row_file.read_provenance(file, path, FORMAT),
+                provenance=Provenance.from_json(file.attrs["provenance"]),
                 notes=tuple(json.loads(file.attrs["notes"])),
                 part_dim=part_dim,
                 global_dim=global_dim,
@@ -197,13 +195,6 @@ class FeatureFile:
         return decoded[inverse.reshape(np.shape(rows))]
 
 
-def open_feature_writer(
-    path: Path, layout: Layout, provenance: Provenance, *, published: Path | None = None
-) -> RowWriter:
-    """Create a features file, or resume the one at `path`. See `rows.open_or_create`."""
-    return row_file.open_or_create(path, layout, provenance, published=published)
-
-
 def feature_layout(
     *,
     names: Sequence[str],
@@ -236,8 +227,6 @@ def feature_layout(
     }
     if fixed["thresholds"].shape != (NUM_PARTS,) or not np.isfinite(fixed["thresholds"]).all():
         raise ValueError(f"thresholds must be {NUM_PARTS} finite numbers, not {thresholds!r}")
-    if len({len(fixed[name]) for name in _FIXED[:4]}) > 1:
-        raise ValueError("names, pids, camids and splits differ in length")
     if unknown := set(splits) - set(SPLITS):
         raise ValueError(f"unknown splits {sorted(unknown)}")
     if part_dim < 0 or global_dim < 0 or part_dim + global_dim == 0:
@@ -263,7 +252,7 @@ def write_features(path: Path, features: Features) -> None:
         global_dim=features.global_dim,
     )
     arrays = features.to_numpy()
-    with atomic_write(path) as temporary, open_feature_writer(temporary, layout, features.provenance) as writer:
+    with atomic_write(path) as temporary, row_file.open_or_create(temporary, layout, features.provenance) as writer:
         writer.write(0, {name: arrays[name] for name in ARRAYS}, np.full(len(features), OK, np.uint8))
         writer.finish()
 

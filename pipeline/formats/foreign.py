@@ -27,7 +27,7 @@ Content = Literal[
 STATE_DICT: tuple[Content, ...] = ("safetensors", "torch")
 """Contents that `load_state_dict` reads."""
 
-_DESCRIPTIONS: dict[Content, str] = {
+DESCRIPTIONS: dict[Content, str] = {
     "safetensors": "a safetensors file",
     "torch": "a PyTorch checkpoint",
     "torchscript": "a TorchScript program",
@@ -43,7 +43,10 @@ _DESCRIPTIONS: dict[Content, str] = {
     "empty": "empty (0 bytes)",
     "zeros": "filled with zero bytes",
     "truncated": "truncated",
+    "unknown": "of an unknown format",
 }
+"""What a content is, for messages: the file is `a web page`."""
+
 HINTS: dict[Content, str] = {
     "html": "the link led to a page, for example a login or a virus-scan warning; download the file in a browser",
     "lfs": "git lfs pull fetches the file itself",
@@ -129,11 +132,6 @@ def _sniff_text(data: bytes) -> Content:
     return "lfs" if begin.startswith("version https://git-lfs") else "text"
 
 
-def describe(content: Content) -> str:
-    """Return what a content is, for messages: `a web page`."""
-    return _DESCRIPTIONS.get(content, "of an unknown format")
-
-
 def check_file(
     path: Path, accepted: Collection[Content], *, title: str, expected: str | None = None, hint: str | None = None
 ) -> Content:
@@ -145,7 +143,7 @@ def check_file(
     Raises:
         WeightsError: The file is missing, unreadable, or holds something else.
     """
-    wanted = expected or " or ".join(_DESCRIPTIONS[each] for each in accepted)
+    wanted = expected or " or ".join(DESCRIPTIONS[each] for each in accepted)
     if path.is_dir():
         raise WeightsError(f"the {title} is a folder", where=path, expected=wanted)
     if not path.exists():
@@ -161,7 +159,7 @@ def check_file(
     shown = f", it begins with {begin.decode('utf-8', 'replace')!r}" if begin else ""
     cure = HINTS.get(content, hint)
     raise WeightsError(
-        f"the {title} is {_DESCRIPTIONS[content]}{shown}",
+        f"the {title} is {DESCRIPTIONS[content]}{shown}",
         where=path,
         expected=wanted,
         hint=cure.replace("{file}", repr(str(path))) if cure else None,

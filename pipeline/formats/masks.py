@@ -80,7 +80,7 @@ class MaskFile:
             FormatError: The file is missing, not a mask file of this format version, damaged or incomplete.
         """
         with rows.reading(path, FORMAT) as file:
-            provenance = rows.read_provenance(file, path, FORMAT)
+            provenance = Provenance.from_json(file.attrs["provenance"])
             count = len(file["names"]) if getattr(file.get("names"), "ndim", 0) else 0
             columns = {"names": Column((), "S"), **COLUMNS}
             rows.check_datasets(file, path, FORMAT, count, columns)

@@ -59,14 +59,8 @@ class Provenance:
 
     @classmethod
     def from_json(cls, text: str) -> Provenance:
-        """Read a record that `to_json` wrote; raises `ValueError` if the text is not a JSON object of scalars."""
-        table = json.loads(text)
-        if not isinstance(table, dict):
-            raise ValueError("not a JSON object")
-        try:
-            return cls(table)
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+        """Read a record that `to_json` wrote; raises `TypeError` or `ValueError` if it is none."""
+        return cls(dict(json.loads(text)))
 
     def to_json(self) -> str:
         """Return the record as canonical JSON: equal records give equal text."""

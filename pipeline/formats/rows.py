@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ArtifactError, FormatError
-from pipeline.formats.foreign import describe, sniff
+from pipeline.formats.foreign import DESCRIPTIONS, sniff
 from pipeline.formats.provenance import Difference, Provenance, canonical_json
 from pipeline.formats.resume import START_OVER, conflict
 from pipeline.runtime.files import atomic_write, error_number, is_no_space, reserve, sha256_bytes
@@ -197,7 +197,7 @@ def open_or_create(
         earlier = path
     with reading(earlier, layout.format) as file:
         _require_same_rows(file, earlier, layout)
-        recorded = read_provenance(file, earlier, layout.format)
+        recorded = Provenance.from_json(file.attrs["provenance"])
         if error := conflict(layout.format.title, earlier, recorded, provenance, incidental=incidental):
             raise error
         check_datasets(file, earlier, layout.format, layout.count, layout.columns)
@@ -226,16 +226,10 @@ def reading(path: Path, kind: RowFormat) -> Iterator[h5py.File]:
     with translated(path, kind):
         content = sniff(path)
         if content != "hdf5":
-            raise FormatError(f"the {kind.title} is {describe(content)}", where=path, expected="an HDF5 file")
+            raise FormatError(f"the {kind.title} is {DESCRIPTIONS[content]}", where=path, expected="an HDF5 file")
         with h5py.File(path, "r", locking=False) as file:
             _check_attributes(file, path, kind)
             yield file
-
-
-def read_provenance(file: h5py.File, path: Path, kind: RowFormat) -> Provenance:
-    """Read the record of an open file; raises `FormatError` if it is damaged."""
-    with translated(path, kind):
-        return Provenance.from_json(file.attrs["provenance"])
 
 
 def read_reasons(file: h5py.File, status: Status) -> dict[int, str]:
@@ -314,8 +308,8 @@ def encode_texts(texts: Sequence[str], most: int | None = None) -> NDArray[np.by
 
 
 def decode_texts(raw: NDArray[Any]) -> list[str]:
-    """Return the texts of a dataset, whether of fixed or variable length."""
-    return [text.decode("utf-8") if isinstance(text, bytes) else str(text) for text in raw.tolist()]
+    """Return the texts of a dataset of `encode_texts`."""
+    return [text.decode("utf-8") for text in raw.tolist()]
 
 
 @contextlib.contextmanager
@@ -418,13 +412,8 @@ def _check_attributes(file: h5py.File, path: Path, kind: RowFormat) -> None:
             expected=f"format version {kind.version}",
             hint="update sgsfa: a newer version wrote this file" if version > kind.version else None,
         )
-    missing = [name for name in ("provenance", "fixed_sha256", "attributes_sha256") if name not in attributes]
-    if missing or _attributes_hash(attributes) != attributes["attributes_sha256"]:
-        raise FormatError(
-            f"the {kind.title} is damaged: "
-            + (f"it lacks {', '.join(missing)}" if missing else "its attributes do not match their checksum"),
-            where=path,
-        )
+    if _attributes_hash(attributes) != attributes.get("attributes_sha256"):
+        raise FormatError(f"the {kind.title} is damaged: its attributes do not match their checksum", where=path)
 
 
 def _has_rows(path: Path, kind: RowFormat) -> bool:
@@ -441,8 +430,6 @@ def _require_same_rows(file: h5py.File, path: Path, layout: Layout) -> None:
 
 def _names_differ(file: h5py.File, layout: Layout) -> str:
     """How the image names differ, in brackets; nothing where they are equal (ids or roles differ)."""
-    if "names" not in layout.fixed or not isinstance(file.get("names"), h5py.Dataset):
-        return ""
     recorded, current = set(decode_texts(file["names"][...])), set(decode_texts(layout.fixed["names"]))
     missing, unexpected = current - recorded, recorded - current
     if not missing and not unexpected:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.datasets.records import Dataset
-from pipeline.formats.feature_file import feature_layout, open_feature_writer
+from pipeline.formats.feature_file import feature_layout
 from pipeline.formats.provenance import Provenance
-from pipeline.formats.rows import FAILED, OK
+from pipeline.formats.rows import FAILED, OK, open_or_create
 
 NUM_IDS, NUM_QUERY, NUM_GALLERY = 12, 24, 96
 
@@ -51,7 +51,7 @@ def write_features(
     arrays = {"parts": parts, "global_feature": parts.mean(axis=1), "visibility": visibility}
     status = np.full(len(rows), OK, np.uint8)
     status[list(failed)] = FAILED
-    with open_feature_writer(path, layout, Provenance(record)) as writer:
+    with open_or_create(path, layout, Provenance(record)) as writer:
         writer.write(0, arrays, status, dict.fromkeys(failed, "truncated"))
         writer.finish()
     return path
