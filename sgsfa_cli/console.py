@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from pipeline.runtime.progress import Progress
 
+    Drawn = Sequence[RenderableType]
+
 _LOGGER = logging.getLogger("sgsfa")
 
 _OPTIONS = {
@@ -101,7 +103,7 @@ def err() -> Console:
     return Console(stderr=True, highlight=False, markup=False)
 
 
-def emit(obj: Mapping[str, object] | DataclassInstance, draw: Callable[[], Sequence[RenderableType]]) -> None:
+def emit(obj: Mapping[str, object] | DataclassInstance, draw: Callable[[], Drawn]) -> None:
     """Print a result: with --json as one object and nothing else, otherwise as `draw` returns it.
 
     Args:

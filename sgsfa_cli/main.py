@@ -33,11 +33,6 @@ class Entry:
     summary: str
     group: bool = False
 
-    @property
-    def module(self) -> str:
-        """The module whose `app` holds the command."""
-        return f"sgsfa_cli.commands.{self.name}"
-
 
 ENTRIES = (
     Entry("init", "Whole runs", "Write a commented sgsfa.toml."),
@@ -95,7 +90,7 @@ class Commands(TyperGroup):
 
 def load_command(entry: Entry) -> Any:
     """Import a command's module and build its parser."""
-    app = importlib.import_module(entry.module).app
+    app = importlib.import_module(f"sgsfa_cli.commands.{entry.name}").app
     return _tidy(typer.main.get_group(app) if entry.group else typer.main.get_command(app))
 
 

@@ -101,12 +101,11 @@ def setting(
     convert: Callable[[Any], Any] = lambda value: value,
 ) -> Setting:
     """Return an option that sets `keys` (separated by blanks), by default called like the first one."""
-    names = keys.split()
+    names = tuple(keys.split())
     name = names[0].rpartition(".")[2]
-    flags = flags or (f"--{name.replace('_', '-')}",)
-    return Setting(
-        name, tuple(names), Annotated[kind | None, typer.Option(*flags, metavar=metavar, help=help)], convert
-    )
+    # Typer derives the flags from the parameter's name.
+    hint = Annotated[kind | None, typer.Option(*flags, metavar=metavar, help=help)]
+    return Setting(name, names, hint, convert)
 
 
 class Switch(StrEnum):
@@ -128,7 +127,7 @@ EXPECT_COUNTS = setting(
 RULE = setting("matching.rule", metavar="RULE", help="shrunk, mean, sum, query or all (docs/concepts/matching.md).")
 METRIC = setting("matching.metric", metavar="METRIC", help="cosine or euclidean.")
 VISIBILITY = setting("matching.visibility", metavar="KIND", help="hard or soft.")
-FLIP = setting("extract.flip", "--flip/--no-flip", kind=bool, help="Average with the mirror image.")
+FLIP = setting("extract.flip", kind=bool, help="Average with the mirror image.")
 BATCH_SIZE = setting("extract.batch_size", kind=int, metavar="N", help="Images per batch.")
 
 
@@ -237,17 +236,24 @@ def warn_of_defaults(settings: RunConfig) -> None:
         )
 
 
-def run_until(settings: RunConfig, until: str | None, **selection: Any) -> tuple[RunReport, RejectedInputs | None]:
+def run_until(
+    settings: RunConfig, until: str | None, *, allow_stopped: bool = False, **selection: Any
+) -> tuple[RunReport, RejectedInputs | None]:
     """Bring the configured run up to date to a stage; returns the error to end with if inputs were skipped.
 
     Raises:
-        StoppedRun: A stage before it rejected inputs that are not allowed.
+        StoppedRun: A stage rejected inputs that are not allowed; returned as the error with `allow_stopped`.
     """
     from pipeline.errors import RejectedInputs
-    from pipeline.stages.run import run_stages
+    from pipeline.stages.run import StoppedRun, run_stages
 
     warn_of_defaults(settings)
-    report = run_stages(settings, until=until, progress=console.progress(), **selection)
+    try:
+        report = run_stages(settings, until=until, progress=console.progress(), **selection)
+    except StoppedRun as stopped:
+        if not allow_stopped:
+            raise
+        return stopped.report, stopped
     rejected = RejectedInputs(until or "run", report.rejected, total=report.total) if report.rejected else None
     return report, rejected
 

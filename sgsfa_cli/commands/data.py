@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.commands import data_synth
+from sgsfa_cli.commands.data_synth import synth
 from sgsfa_cli.options import EXPECT_COUNTS_HELP, SheetOption, SplitOption, Switch, command, command_app
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from pipeline.datasets.check import DatasetReport, SplitReport
-    from pipeline.datasets.kind import Count, KindInfo
-    from pipeline.datasets.records import Split
+    from pipeline.datasets.kind import KindInfo
 
 app = command_app(
     "Check, list, preview and render data sets.", "sgsfa data check market1501:/data/Market-1501", "sgsfa data list"
@@ -37,7 +36,7 @@ SpecArgument = Annotated[
 def check(
     spec: SpecArgument,
     decode: Annotated[bool, typer.Option("--decode/--no-decode", help="Also read and decode every image.")] = True,
-    expect_counts: Annotated[Switch, typer.Option("--expect-counts", help=EXPECT_COUNTS_HELP)] = Switch.ON,
+    expect_counts: Annotated[Switch, typer.Option(help=EXPECT_COUNTS_HELP)] = Switch.ON,
     everything: Annotated[bool, typer.Option("--all", help=f"List all faults, not only the first {_SHOWN}.")] = False,
 ) -> Exception | None:
     """Count the images of a data set and list all its faults.
@@ -71,7 +70,7 @@ def list_kinds() -> None:
 def preview(
     spec: SpecArgument,
     out: SheetOption = Path("preview.png"),
-    ids: Annotated[int, typer.Option("--ids", min=1, max=200, help="Number of identities, one per row.")] = 8,
+    ids: Annotated[int, typer.Option(min=1, max=200, help="Number of identities, one per row.")] = 8,
     split: SplitOption = None,
 ) -> None:
     """Draw a contact sheet of some identities, with their label maps if there are any."""
@@ -86,10 +85,16 @@ def preview(
     console.emit({"file": out, "height": height, "width": width}, lambda: [f"{out}  ({width}x{height} pixels)"])
 
 
-data_synth.register(app)
+command(
+    app,
+    "sgsfa data synth people --preset tiny",
+    "sgsfa data synth people --ids 200 --cameras 6 --shots 3 --jobs -1",
+    "sgsfa data synth people --preset transfer",
+    "sgsfa data preview synthetic:people",
+)(synth)
 
 
-def _draw_report(report: DatasetReport, shown: int | None) -> Sequence[RenderableType]:
+def _draw_report(report: DatasetReport, shown: int | None) -> console.Drawn:
     columns: tuple[str, ...] = ("Split", "Images>", "Published>", "Identities>", "Published>", "Cameras>", "")
     rows: list[tuple[str, ...]] = [_split_row(split) for split in report.splits]
     if not any(split.expected for split in report.splits):
@@ -106,19 +111,14 @@ def _draw_report(report: DatasetReport, shown: int | None) -> Sequence[Renderabl
         return [*parts, "no faults" if report.decoded else "no faults; the images were not decoded"]
     faults = report.faults[:shown]
     rows = [
-        (
-            fault.kind.value,
-            fault.where,
-            f"{fault.message}; expected: {fault.expected}" if fault.expected else fault.message,
-        )
+        (fault.kind.value, fault.where, "; expected: ".join(filter(None, (fault.message, fault.expected))))
         for fault in faults
     ]
     title = f"{len(report.faults):,} fault{'s' if len(report.faults) > 1 else ''}"
     if len(faults) < len(report.faults):
         title += f", the first {len(faults)} (--all lists them all)"
     hints = dict.fromkeys(fault.hint for fault in faults if fault.hint)
-    options = {"--expect-counts"}
-    lines = [f"hint: {console.in_terms_of(hint, options)}" for hint in hints]
+    lines = [f"hint: {console.in_terms_of(hint, {'--expect-counts'})}" for hint in hints]
     return [*parts, console.table("Fault", "Where", "What", rows=rows, title=title), *lines]
 
 
@@ -137,7 +137,7 @@ def _split_row(split: SplitReport) -> tuple[str, ...]:
     )
 
 
-def _draw_kinds(infos: Sequence[KindInfo]) -> Sequence[RenderableType]:
+def _draw_kinds(infos: Sequence[KindInfo]) -> console.Drawn:
     from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
@@ -151,20 +151,11 @@ def _draw_kinds(infos: Sequence[KindInfo]) -> Sequence[RenderableType]:
         for name, meaning in info.variants.items():
             if name:
                 grid.add_row("variant", f"{info.name}/{name}  {meaning}")
-        for variant, counts in _distinct(info).items():
-            grid.add_row("counts", _counts(counts, variant))
+        for variant, counts in info.counts.items():
+            if not variant or counts != info.counts.get(""):
+                text = ",  ".join(f"{split} {count.images:,} / {count.ids:,}" for split, count in counts.items())
+                grid.add_row("counts", f"{text}  ({variant})" if variant else text)
         grid.add_row("cameras", info.cameras)
         grid.add_row("from", info.source)
         parts += [Text.assemble((f"{info.name}:PATH", "bold"), f"  {info.summary}"), Padding(grid, (0, 0, 1, 2))]
     return [*parts, "Counts are images / identities, without junk. A variant is selected by KIND/VARIANT:PATH."]
-
-
-def _distinct(info: KindInfo) -> dict[str, Mapping[Split, Count]]:
-    """Return the counts by variant, without variants that equal the default."""
-    default = info.counts.get("", {})
-    return {name: counts for name, counts in info.counts.items() if not name or counts != default}
-
-
-def _counts(counts: Mapping[Split, Count], variant: str) -> str:
-    text = ",  ".join(f"{split} {count.images:,} / {count.ids:,}" for split, count in counts.items())
-    return f"{text}  ({variant})" if variant else text

@@ -9,26 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.options import command
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rich.console import RenderableType
-
     from pipeline.config import SynthConfig
     from sgsfa_synth.dataset import DatasetSummary
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the group `sgsfa data`."""
-    command(
-        app,
-        "sgsfa data synth people --preset tiny",
-        "sgsfa data synth people --ids 200 --cameras 6 --shots 3 --jobs -1",
-        "sgsfa data synth people --preset transfer",
-        "sgsfa data preview synthetic:people",
-    )(synth)
 
 
 def synth(
@@ -37,19 +21,15 @@ def synth(
     preset: Annotated[
         str, typer.Option("--preset", "-p", metavar="NAME", help="tiny, demo, benchmark or transfer.")
     ] = "demo",
-    ids: Annotated[int | None, typer.Option("--ids", help="Identities, train and test, without distractors.")] = None,
-    cameras: Annotated[int | None, typer.Option("--cameras", help="Cameras; each sees every identity.")] = None,
-    shots: Annotated[int | None, typer.Option("--shots", help="Images per identity and camera.")] = None,
-    occlusion: Annotated[
-        float | None, typer.Option("--occlusion", help="Share of occluded training images, 0 to 1.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Random seed.")] = None,
-    size: Annotated[
-        str | None, typer.Option("--size", metavar="HxW", help="Image size in pixels, as in 256x128.")
-    ] = None,
-    tone: Annotated[float | None, typer.Option("--tone", help="Strength of colour casts, 0 to 1.")] = None,
+    ids: Annotated[int | None, typer.Option(help="Identities, train and test, without distractors.")] = None,
+    cameras: Annotated[int | None, typer.Option(help="Cameras; each sees every identity.")] = None,
+    shots: Annotated[int | None, typer.Option(help="Images per identity and camera.")] = None,
+    occlusion: Annotated[float | None, typer.Option(help="Share of occluded training images, 0 to 1.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Image size in pixels, as in 256x128.")] = None,
+    tone: Annotated[float | None, typer.Option(help="Strength of colour casts, 0 to 1.")] = None,
     backdrop: Annotated[
-        float | None, typer.Option("--backdrop", help="Share of images with the camera's own background, 0 to 1.")
+        float | None, typer.Option(help="Share of images with the camera's own background, 0 to 1.")
     ] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Worker processes; -1: one per core.")] = None,
 ) -> None:
@@ -63,16 +43,8 @@ def synth(
     from pipeline.store.output import storage_errors
     from sgsfa_synth.dataset import render_dataset
 
-    given = {
-        "ids": ids,
-        "cameras": cameras,
-        "shots": shots,
-        "occlusion": occlusion,
-        "seed": seed,
-        "tone": tone,
-        "backdrop": backdrop,
-        "jobs": jobs,
-    }
+    given: dict[str, Any] = {"ids": ids, "cameras": cameras, "shots": shots, "occlusion": occlusion, "seed": seed}
+    given |= {"tone": tone, "backdrop": backdrop, "jobs": jobs}
     if size is not None:
         given["height"], given["width"] = _size(size)
     config = _config(preset, {name: value for name, value in given.items() if value is not None})
@@ -116,7 +88,7 @@ def _config(preset: str, given: dict[str, Any]) -> SynthConfig:
         raise ConfigError(f"{name} = {first['input']!r}: {first['msg']}", where=option) from error
 
 
-def _draw(summary: DatasetSummary) -> Sequence[RenderableType]:
+def _draw(summary: DatasetSummary) -> console.Drawn:
     rows = []
     for name, split in summary.statistics["splits"].items():
         visible = split["visible share of the occluded"]

@@ -25,8 +25,6 @@ from sgsfa_cli.options import (
 from sgsfa_cli.tables import draw_results, draw_table
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from pipeline.config import RunConfig
     from pipeline.datasets.records import Dataset
     from pipeline.errors import RejectedInputs
@@ -48,7 +46,7 @@ app = command_app()
         RULE,
         METRIC,
         VISIBILITY,
-        setting("matching.rerank", "--rerank/--no-rerank", kind=bool, help="k-reciprocal re-ranking."),
+        setting("matching.rerank", kind=bool, help="k-reciprocal re-ranking."),
         setting("matching.query_expansion", kind=int, metavar="K", help="Average queries with their K nearest."),
         FLIP,
         setting(
@@ -59,18 +57,10 @@ app = command_app()
             convert=lambda _: "trapezoid",
         ),
         setting(
-            "matching.verification",
-            "--verification/--no-verification",
-            kind=bool,
-            help="Also compute true positive rates at low false positive rates.",
+            "matching.verification", kind=bool, help="Also compute true positive rates at low false positive rates."
         ),
         setting("matching.bootstrap", kind=int, metavar="N", help="Resamplings of the queries for 95 % intervals."),
-        setting(
-            "matching.breakdown",
-            "--breakdown/--no-breakdown",
-            kind=bool,
-            help="Also report metrics by visible fraction, part and camera pair.",
-        ),
+        setting("matching.breakdown", kind=bool, help="Also report metrics by visible fraction, part and camera pair."),
         EXPECT_COUNTS,
     ),
 )
@@ -173,7 +163,7 @@ def _check_flip(features: Sequence[Path], flip: bool | None) -> None:
             )
 
 
-def _draw(results: Sequence[EvaluationResult], comparisons: Sequence[Comparison]) -> Sequence[RenderableType]:
+def _draw(results: Sequence[EvaluationResult], comparisons: Sequence[Comparison]) -> console.Drawn:
     parts = draw_results(results)
     parts += [draw_table(comparison.table()) for comparison in comparisons]
     missing = sorted({result.test_set for result in results} - {comparison.test_set for comparison in comparisons})

@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sgsfa_cli import console
-from sgsfa_cli.options import (
-    BATCH_SIZE,
-    FLIP,
-    SplitOption,
-    amp,
-    command,
-    command_app,
-    device,
-    refuse,
-    run_until,
-)
+from sgsfa_cli.options import BATCH_SIZE, FLIP, SplitOption, amp, command, command_app, device, refuse, run_until
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -44,7 +34,6 @@ def extract(
     checkpoint: Annotated[
         Path | None,
         typer.Option(
-            "--checkpoint",
             metavar="FILE",
             help="A checkpoint file; with --data by default builtin, the model in this package.",
         ),
@@ -102,12 +91,7 @@ def _extract_run(settings: RunConfig) -> RejectedInputs | None:
     report, rejected = run_until(settings, "extract")
     outcome = report.stages[-1]
     counts = [(path, len(FeatureFile.open(path).rows)) for path in sorted(outcome.path.glob("*/*.h5"))]
-    console.emit(
-        {
-            "action": outcome.action,
-            "folder": outcome.path,
-            "files": [{"path": path, "images": images} for path, images in counts],
-        },
-        lambda: [console.table("Features", "Images>", rows=counts)],
-    )
+    files = [{"path": path, "images": images} for path, images in counts]
+    result = {"action": outcome.action, "folder": outcome.path, "files": files}
+    console.emit(result, lambda: [console.table("Features", "Images>", rows=counts)])
     return rejected

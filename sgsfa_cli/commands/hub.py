@@ -30,18 +30,15 @@ def push(
     checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="The checkpoint, or builtin.")],
     training_data: Annotated[
         str,
-        typer.Option(
-            "--training-data", metavar="TEXT", help="What the training images show, their source and terms of use."
-        ),
+        typer.Option(metavar="TEXT", help="What the training images show, their source and terms of use."),
     ],
     licence: Annotated[
         str,
-        typer.Option("--licence", metavar="ID", help="Licence of the weights: apache-2.0, cc-by-nc-4.0, other, ..."),
+        typer.Option(metavar="ID", help="Licence of the weights: apache-2.0, cc-by-nc-4.0, other, ..."),
     ],
     results: Annotated[
         Path | None,
         typer.Option(
-            "--results",
             metavar="FILE",
             help="result.json of an evaluation, or its folder. Default: beside the checkpoint.",
         ),
@@ -64,10 +61,8 @@ def pull(
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")] = Path(
         "model.safetensors"
     ),
-    revision: Annotated[
-        str | None, typer.Option("--revision", metavar="REVISION", help="A branch, tag or commit.")
-    ] = None,
-    file: Annotated[str, typer.Option("--file", metavar="NAME", help="Name in the repository.")] = "model.safetensors",
+    revision: Annotated[str | None, typer.Option(metavar="REVISION", help="A branch, tag or commit.")] = None,
+    file: Annotated[str, typer.Option(metavar="NAME", help="Name in the repository.")] = "model.safetensors",
 ) -> None:
     """Download a checkpoint; other files are refused, and nothing is unpickled."""
     from pipeline.model.hub import pull as run_pull

@@ -13,8 +13,6 @@ from sgsfa_cli import console
 from sgsfa_cli.options import SheetOption, SplitOption, command, command_app, device, refuse, run_until, setting
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from pipeline.config import RunConfig
     from pipeline.errors import RejectedInputs
     from pipeline.masks.build import MaskReport
@@ -46,7 +44,7 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="A mask file.
         ),
         setting("masks.label_set", metavar="SET", help="Label set of the parser: a name, or a TOML file."),
         setting("masks.grouping", metavar="NAME", help="Grouping of labels into parts: spreid, ssp, or a TOML file."),
-        setting("masks.flip", "--flip/--no-flip", kind=bool, help="Average over the image and its mirror image."),
+        setting("masks.flip", kind=bool, help="Average over the image and its mirror image."),
         setting("masks.hard", "--hard/--soft", kind=bool, help="Reduce each pixel to its most likely label."),
         device("masks.device"),
         setting(
@@ -119,13 +117,8 @@ def build(
 
 def _build_of_run(settings: RunConfig) -> RejectedInputs | None:
     from pipeline.stages.masks import MASKS_FILE
-    from pipeline.stages.run import StoppedRun
 
-    rejected: RejectedInputs | None
-    try:
-        report, rejected = run_until(settings, "masks")
-    except StoppedRun as stopped:
-        report, rejected = stopped.report, stopped
+    report, rejected = run_until(settings, "masks", allow_stopped=True)
     file = report.stages[-1].path / MASKS_FILE
     console.emit({"file": file, **console.plain(report)}, lambda: [str(file)])
     return rejected
@@ -182,13 +175,9 @@ def preview(
     from pipeline.masks.stats import worst_names
 
     masks = MaskFile.open(file, allow_incomplete=True)
-    names: tuple[str, ...]
+    names = worst_names(masks, count) if worst else spread_names(masks, count, seed=seed)
     if images:
         names = tuple(resolve_name(masks, image) for image in images)
-    elif worst:
-        names = worst_names(masks, count)
-    else:
-        names = spread_names(masks, count, seed=seed)
     write_image(out, mask_sheet(masks, open_dataset(data, expect_counts=False).root, names, columns=columns))
     console.emit({"file": out, "images": names}, lambda: [f"{out}  ({len(names)} images)"])
 
@@ -286,16 +275,11 @@ def _image_lines(description: ImageDescription) -> list[str]:
     return [*description.lines(), "", *rows, "", "H head, U upper, L lower, S shoes"]
 
 
-def _draw_stats(stats: MaskStats, sheet: Path | None) -> Sequence[RenderableType]:
-    rows = [
-        (
-            part.name,
-            "not in the labels" if part.absent else f"{part.present:.1%}",
-            f"{part.area:.1%}",
-            f"{part.height:.0%}",
-        )
-        for part in stats.parts
-    ]
+def _draw_stats(stats: MaskStats, sheet: Path | None) -> console.Drawn:
+    rows = []
+    for part in stats.parts:
+        present = "not in the labels" if part.absent else f"{part.present:.1%}"
+        rows.append((part.name, present, f"{part.area:.1%}", f"{part.height:.0%}"))
     pending = f", {stats.pending:,} pending" if stats.pending else ""
     counts = f"{stats.done:,} images with masks, {stats.failed:,} failed{pending}"
     return [
@@ -309,23 +293,18 @@ def _draw_stats(stats: MaskStats, sheet: Path | None) -> Sequence[RenderableType
     ]
 
 
-def _draw_sets(sets: Sequence[LabelSet]) -> Sequence[RenderableType]:
+def _draw_sets(sets: Sequence[LabelSet]) -> console.Drawn:
     from pipeline.parsing.labels import grouping_names
 
-    rows = [
-        (
-            each.name,
-            each.count,
-            *("-" if ids is None else len(ids) for ids in each.parts),
-            ", ".join(grouping_names(each)),
-        )
-        for each in sets
-    ]
+    rows: list[tuple[object, ...]] = []
+    for each in sets:
+        counts = ("-" if ids is None else len(ids) for ids in each.parts)
+        rows.append((each.name, each.count, *counts, ", ".join(grouping_names(each))))
     columns = ("Set", "Labels>", "Head>", "Upper>", "Lower>", "Shoes>", "Groupings")
     return [console.table(*columns, rows=rows, title="Labels per part; `sgsfa masks labels SET` lists them")]
 
 
-def _draw_labels(label_set: LabelSet, grouping: Grouping) -> Sequence[RenderableType]:
+def _draw_labels(label_set: LabelSet, grouping: Grouping) -> console.Drawn:
     from pipeline.parsing.labels import PART_NAMES
 
     def parts_of(index: int) -> str:

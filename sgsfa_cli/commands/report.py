@@ -37,15 +37,13 @@ def report(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option("--checkpoint", metavar="FILE", help="The network of a features file, for part masks."),
+        typer.Option(metavar="FILE", help="The network of a features file, for part masks."),
     ] = None,
     against: AgainstOption = None,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The page.")] = Path("report.html"),
     queries: Annotated[
         int | None,
-        typer.Option(
-            "--queries", min=1, metavar="N", help="Queries to store: the worst and a spread of the rest; default 200."
-        ),
+        typer.Option(min=1, metavar="N", help="Queries to store: the worst and a spread of the rest; default 200."),
     ] = None,
     images: Annotated[
         bool, typer.Option("--images/--no-images", help="Store thumbnails of the images in the page.")
@@ -66,11 +64,8 @@ def report(
 
     options = ReportOptions(against, queries or QUERIES, images)
     if source is None or source.is_dir():
-        refuse(
-            {"--data": data, "--checkpoint": checkpoint},
-            "a features file",
-            hint="a run names its own data and checkpoint",
-        )
+        given = {"--data": data, "--checkpoint": checkpoint}
+        refuse(given, "a features file", hint="a run names its own data and checkpoint")
         if source is None:
             warn_of_defaults(settings)
         else:

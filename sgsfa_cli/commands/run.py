@@ -13,8 +13,6 @@ from sgsfa_cli.tables import draw_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.console import RenderableType
-
     from pipeline.config import RunConfig
     from pipeline.errors import RejectedInputs, UserError
     from pipeline.stages.plan import Plan
@@ -39,7 +37,7 @@ def run(
         str | None,
         typer.Option("--from", metavar="STAGE", help="Start at this stage; those before it must be up to date."),
     ] = None,
-    until: Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run the stages even if they are up to date.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show which stages would run and the result of every check; run nothing.")
@@ -57,7 +55,6 @@ def run(
     first stage starts.
     """
     from pipeline.stages.plan import failures, make_plan
-    from pipeline.stages.run import StoppedRun
 
     if dry_run:
         warn_of_defaults(settings)
@@ -66,11 +63,7 @@ def run(
         error = failures(checks)
         console.emit(_plan_as_data(plan, checks, error), lambda: _draw_plan(plan, checks))
         return error
-    rejected: RejectedInputs | None
-    try:
-        report, rejected = run_until(settings, until, from_stage=from_stage, force=force, wait=wait)
-    except StoppedRun as stopped:
-        report, rejected = stopped.report, stopped
+    report, rejected = run_until(settings, until, allow_stopped=True, from_stage=from_stage, force=force, wait=wait)
     console.emit({"idle": report.idle, **console.plain(report)}, lambda: _draw(report))
     return rejected
 
@@ -92,7 +85,7 @@ def _result(check: CheckResult) -> str:
     return check.detail if check.error is None else check.error.message
 
 
-def _draw_plan(plan: Plan, checks: Sequence[CheckResult]) -> Sequence[RenderableType]:
+def _draw_plan(plan: Plan, checks: Sequence[CheckResult]) -> console.Drawn:
     stages = [
         (entry.name, "would run" if entry.will_run else "-", entry.state, "; ".join(entry.reasons), entry.path)
         for entry in plan.stages
@@ -102,7 +95,7 @@ def _draw_plan(plan: Plan, checks: Sequence[CheckResult]) -> Sequence[Renderable
     return [console.table("Stage", "Plan", "State", "Why", "Path", rows=stages), *found]
 
 
-def _draw(report: RunReport) -> Sequence[RenderableType]:
+def _draw(report: RunReport) -> console.Drawn:
     from pipeline.formats.results import parse_results, results_table
 
     rows = [
@@ -115,7 +108,7 @@ def _draw(report: RunReport) -> Sequence[RenderableType]:
         )
         for outcome in report.stages
     ]
-    parts: list[RenderableType] = [console.table("Stage", "State", "Time>", "Rejected>", "Path", rows=rows)]
+    parts = [console.table("Stage", "State", "Time>", "Rejected>", "Path", rows=rows)]
     if report.results is not None:
         parts.append(draw_table(results_table(list(parse_results(report.results).values()))))
     took = console.duration(report.seconds)

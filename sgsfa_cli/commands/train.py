@@ -10,10 +10,7 @@ from sgsfa_cli import console
 from sgsfa_cli.options import amp, command, command_app, device, run_until, setting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
-
-    from rich.console import RenderableType
 
     from pipeline.config import RunConfig
     from pipeline.errors import RejectedInputs
@@ -84,23 +81,21 @@ def train(
     return rejected
 
 
-def _draw(action: str, folder: Path, result: dict[str, Any]) -> Sequence[RenderableType]:
+def _draw(action: str, folder: Path, result: dict[str, Any]) -> console.Drawn:
     from pipeline.parts import PARTS
 
     masks = f"{result['without_mask']} without mask" if result["without_mask"] else "all with masks"
     rows = [
         ("images", f"{result['images']} of {result['identities']} identities, {masks}"),
-        ("left out", f"{len(result['failed'])} unreadable images"),
+        *([("left out", f"{len(result['failed'])} unreadable images")] if result["failed"] else []),
         ("epochs, steps", f"{result['epochs']}, {result['steps']}"),
         ("time", f"{console.duration(result['seconds'])}, {result['images_per_second']:.1f} images/s"),
         ("device", result["device"]),
     ]
-    if not result["failed"]:
-        del rows[1]
     if result["best"] is not None:
         epoch, precision = result["best"]
         rows.append(("best in training", f"mAP {100 * precision:.1f} % after epoch {epoch}: best.safetensors"))
-    parts: list[RenderableType] = [console.table("Training", "", rows=rows)]
+    parts = [console.table("Training", "", rows=rows)]
     if result["visibility_accuracy"]:
         accuracy, auc = result["visibility_accuracy"], result["visibility_auc"]
         visibility = [
