@@ -33,6 +33,9 @@ from pipeline.config_file import load_config
 from pipeline.datasets.registry import open_dataset
 from pipeline.masks.build import build_masks
 from pipeline.runtime.device import device_label, resolve_device
+from pipeline.runtime.progress import SILENT
+from pipeline.stages.train import open_teacher
+from pipeline.training.context import TeacherData
 from pipeline.training.report import MODEL_FILE
 from pipeline.training.run import train
 
@@ -157,6 +160,7 @@ def run_cell(cell: Cell, options: RunOptions) -> dict[str, Any]:
             model=config.model,
             loss=config.loss,
             config=training,
+            teacher=mask_teacher(config, options),
         )
         trained = time.monotonic()
         checkpoint = folder / stage / MODEL_FILE
@@ -176,6 +180,14 @@ def run_cell(cell: Cell, options: RunOptions) -> dict[str, Any]:
             "tests": tested,
         }
     return line
+
+
+def mask_teacher(config: RunConfig, options: RunOptions) -> TeacherData | None:
+    """Rendered images that teach masks; `train.teacher_data` may be a name of `--data`."""
+    if not config.train.mask_teacher:
+        return None
+    spec = options.data.get(config.train.teacher_data, config.train.teacher_data)
+    return open_teacher(open_dataset(spec, expect_counts=False), config.masks.grouping, SILENT)
 
 
 def masks_path(options: RunOptions, name: str) -> Path:

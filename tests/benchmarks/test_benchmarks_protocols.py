@@ -15,6 +15,8 @@ import torch
 from benchmarks import occluded_market, protocols
 from benchmarks.protocols import Cell, RunOptions, Suite, finished, read_suite, result_of, stages_of
 from benchmarks.report import Result
+from pipeline.config_file import load_config
+from pipeline.datasets.records import Dataset, Record
 from pipeline.training.occluders import occluder_tiles, read_tiles
 
 
@@ -96,6 +98,20 @@ def test_run_suite__skips_finished_cells_and_reports_failures(tmp_path: Path, mo
     last = json.loads(lines.read_text().splitlines()[-1])
     assert last["key"] == cell(1).key
     assert "DataError" in last["error"]
+
+
+def test_mask_teacher__is_a_data_set_of_the_command_line_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people = Dataset("synthetic", "people", tmp_path, (Record("a.jpg", 1, 1, "train"),), label_maps=tmp_path / "labels")
+    opened = {"synthetic:people": people}
+    monkeypatch.setattr(protocols, "open_dataset", lambda spec, **_: opened[spec])
+    options = RunOptions({"people": "synthetic:people"}, tmp_path, tmp_path / "x", "cpu", stop=0, typical=1)
+    taught = load_config(overrides=["train.mask_teacher=0.25", "train.teacher_data=people"])
+    teacher = protocols.mask_teacher(taught, options)
+    assert teacher is not None
+    assert teacher.dataset is people
+    assert protocols.mask_teacher(load_config(), options) is None
 
 
 def test_occluded_market__truncates_every_third_query_and_occludes_the_others() -> None:
