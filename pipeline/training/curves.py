@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -17,12 +18,7 @@ _LOSSES = ("loss", "triplet", "masks", "identity", "global_feature", "mask_teach
 
 
 def draw_curves(metrics: Path, out: Path) -> None:
-    """Draw losses, learning rate, part-visibility accuracy and evaluations over the epochs.
-
-    Args:
-        metrics: A metrics.jsonl.
-        out: The PNG to write.
-    """
+    """Draw losses, learning rate, part-visibility accuracy and evaluations over the epochs as a PNG."""
     lines = list(read_metrics(metrics))
     epochs = [line for line in lines if line["kind"] == "epoch"]
     tests = [line for line in lines if line["kind"] == "evaluation"]
@@ -44,7 +40,7 @@ def draw_curves(metrics: Path, out: Path) -> None:
     for part in (part for part in PARTS if part in known):
         visibility.plot(
             [line["epoch"] for line in epochs],
-            [_number(line.get("visibility_accuracy", {}).get(part)) for line in epochs],
+            [line.get("visibility_accuracy", {}).get(part) for line in epochs],
             label=part,
         )
     visibility.set(title="part visibility, agreement with the masks", ylim=(None, 1.0))
@@ -64,15 +60,11 @@ def draw_curves(metrics: Path, out: Path) -> None:
 
 
 def _plot(axes: Axes, lines: list[dict[str, Any]], name: str, marker: str | None = None) -> None:
-    axes.plot([line["epoch"] for line in lines], [_number(line.get(name)) for line in lines], label=name, marker=marker)
+    values = np.array([line.get(name) for line in lines], np.float64)  # None is NaN, a gap
+    axes.plot([line["epoch"] for line in lines], values, label=name, marker=marker)
 
 
 def _explain_if_empty(axes: Axes, why: str) -> None:
     if not axes.lines:
         axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color="0.4")
         axes.set(xticks=[], yticks=[])
-
-
-def _number(value: float | None) -> float:
-    """A gap in the curve where there is no number."""
-    return float("nan") if value is None else value

@@ -51,16 +51,10 @@ class ImageStore:
 def cached_images(
     dataset: Dataset, names: Sequence[str], *, height: int, width: int, cache: Path, progress: Progress
 ) -> Path:
-    """Return an HDF5 file of decoded and resized images; write it if the folder has none of these images.
+    """Return an HDF5 file of decoded and resized images; write it if the folder `cache` has none of these images.
 
-    Args:
-        dataset: The data set of the images.
-        names: Names of the images, each once.
-        height: New height in pixels.
-        width: New width in pixels.
-        cache: Folder of the file. Its name holds a hash of the size and of the names, file sizes and modification
-            times of the images; other files of this kind in the folder are removed.
-        progress: Receives a progress bar.
+    Its name holds a hash of the size and of the names, file sizes and modification times of the images; other files of
+    this kind in the folder are removed.
 
     Raises:
         DataError: No image can be read.
@@ -129,12 +123,7 @@ def _decode_into(
 
 
 def open_images(path: Path, budget_gb: float) -> ImageStore:
-    """Open a file of `cached_images`.
-
-    Args:
-        path: The file.
-        budget_gb: Up to this size the images are read into memory, above it mapped; the values are the same.
-    """
+    """Open a file of `cached_images`: read into memory up to a size of `budget_gb`, else mapped."""
     with h5py.File(path, "r", locking=False) as file:
         contents = json.loads(file["contents"][()].tobytes())
         count = len(contents["names"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import TracebackType
 from typing import Any, Self
 
 # Ctrl-C, a scheduler's end, a closed terminal, and SLURM's notice before a time limit (--signal=USR1@60).
@@ -33,8 +32,6 @@ class Interrupts:
             self._before = {number: signal.signal(number, self._handle) for number in heeded}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)

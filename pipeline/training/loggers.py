@@ -28,13 +28,7 @@ class Logger(Protocol):
 
 
 def open_logger(name: str, folder: Path, step: int, settings: Settings) -> Logger:
-    """Open a logger in `folder / name`, or reopen the one of an earlier run of the same training.
-
-    Args:
-        name: `tensorboard`, `wandb` or `mlflow`.
-        folder: Folder of the training.
-        step: Steps done so far.
-        settings: Configuration of the training, by key.
+    """Open a logger in `folder / name`, or reopen the one of the first `step` steps of the same training.
 
     Raises:
         ConfigError: The package is not installed.

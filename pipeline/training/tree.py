@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -21,10 +21,14 @@ def tensors_of(tree: Any) -> list[Tensor]:
     return []
 
 
-def with_tensors(tree: T, tensors: Sequence[Tensor]) -> T:
+def with_tensors(tree: T, tensors: Iterable[Tensor]) -> T:
     """Return a tree with other tensors in the places of its own."""
     rest = iter(tensors)
-    return _mapped(tree, lambda _: next(rest))
+    if isinstance(tree, Tensor):
+        return next(rest)  # type: ignore[return-value]
+    if is_dataclass(tree) and not isinstance(tree, type):
+        return replace(tree, **{item.name: with_tensors(getattr(tree, item.name), rest) for item in fields(tree)})
+    return tree
 
 
 def joined(trees: Sequence[T]) -> T:
@@ -33,11 +37,3 @@ def joined(trees: Sequence[T]) -> T:
         return trees[0]
     columns = zip(*(tensors_of(tree) for tree in trees), strict=True)
     return with_tensors(trees[0], [torch.cat(column) for column in columns])
-
-
-def _mapped(tree: T, change: Callable[[Tensor], Tensor]) -> T:
-    if isinstance(tree, Tensor):
-        return change(tree)  # type: ignore[return-value]
-    if is_dataclass(tree) and not isinstance(tree, type):
-        return replace(tree, **{item.name: _mapped(getattr(tree, item.name), change) for item in fields(tree)})
-    return tree
