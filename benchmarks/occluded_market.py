@@ -27,6 +27,7 @@ from pipeline.datasets.records import Dataset
 from pipeline.datasets.registry import open_dataset
 from pipeline.formats.masks import MaskFile
 from pipeline.masks.build import build_masks
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.normalise import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.runtime.seeds import generator, rng
 from pipeline.training.augment import AugmentParams, Rectangles, augment, draw_params
@@ -108,10 +109,11 @@ def occlude(images: Tensor, parts: Tensor, body: Tensor) -> tuple[Tensor, Tensor
     for start in range(0, len(images), CHUNK):
         rows = slice(start, start + CHUNK)
         donors = params.donor[rows].clamp_min(0)
-        sources = (torch.cat([each[rows], each[donors]]) for each in (images, body))
-        normal, left, _ = augment(next(sources), parts[rows], next(sources), params.take(rows), tiles)
+        sources, *targets = (torch.cat([each[rows], each[donors]]) for each in (images, parts, body))
+        masks = MaskTargets(*targets, torch.ones(len(sources), dtype=torch.bool), torch.ones(4, dtype=torch.bool))
+        normal, left = augment(sources, masks, params.take(rows), tiles)
         pixels = ((normal * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        found.append((pixels.permute(0, 2, 3, 1), (left * 255).round().to(torch.uint8)))
+        found.append((pixels.permute(0, 2, 3, 1), (left.parts * 255).round().to(torch.uint8)))
     return torch.cat([pixels for pixels, _ in found]), torch.cat([left for _, left in found])
 
 

@@ -121,7 +121,7 @@ class Bare:
         self.forward: nn.Module = self.model
         self.total_loss: LossFunction = total_loss
         if run.train.compile:
-            self.forward = compile_network(self.model, lambda: self.images, self.precision)
+            self.forward = compile_network(self.model, self.images, self.precision)
             self.total_loss = Compiled(total_loss, "the losses")
         self.work: Callable[[Nothing], Total] = self.gradient
         if device.type == "cuda" and run.train.cuda_graph:

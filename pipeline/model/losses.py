@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config import LossConfig
-from pipeline.model.mask_targets import MaskTargets
+from pipeline.model.mask_targets import MaskTargets, resized
 from pipeline.model.output import NetworkOutput
 from pipeline.model.visibility import visible_semantic
 
@@ -94,19 +94,12 @@ def mask_loss(body_mask_logits: Tensor | None, part_logits: Tensor, targets: Mas
 
     def term(logits: Tensor, target: Tensor) -> Tensor:
         """(C,) mean of each mask's cross-entropy over the images that have masks."""
-        target = _match_size(target.float(), logits)
+        target = resized(target.float(), logits.shape[2:])
         pixels = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
         return (pixels.mean((2, 3)) * weight.unsqueeze(1)).sum(0) / count
 
     loss = (term(part_logits, targets.parts) * targets.supervised_parts).sum()
     return loss if body_mask_logits is None else loss + term(body_mask_logits, targets.body).sum()
-
-
-def _match_size(target: Tensor, logits: Tensor) -> Tensor:
-    """Masks are stored for 256x128 images; other input sizes have other maps."""
-    if target.shape[-2:] == logits.shape[-2:]:
-        return target
-    return F.interpolate(target, size=logits.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
 
 
 def smoothed_cross_entropy(logits: Tensor, pids: Tensor, chosen: Tensor, smoothing: float) -> Tensor:

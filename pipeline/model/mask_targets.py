@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from pipeline.formats.masks import PART_NAMES
 
@@ -31,15 +33,27 @@ class MaskTargets:
         """Number of images without a mask."""
         return int((~self.has_mask).sum())
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> MaskTargets:
+        """Return the masks with a change of the images, applied to each tensor that has a row for each of them."""
+        return MaskTargets(change(self.parts), change(self.body), change(self.has_mask), self.supervised_parts)
+
+    def rows(self, rows: Tensor) -> MaskTargets:
+        """Return the masks of some images."""
+        return self.mapped(lambda tensor: tensor[rows])
+
     def to(self, device: torch.device) -> MaskTargets:
         """Return the masks on a device."""
-        return MaskTargets(*(each.to(device) for each in self._tensors))
+        return replace(self.mapped(lambda tensor: tensor.to(device)), supervised_parts=self.supervised_parts.to(device))
 
     def never_shown(self) -> list[str]:
         """Return the supervised parts that no mask shows."""
         shown = self.parts.any(dim=3).any(dim=2).any(dim=0) | ~self.supervised_parts
         return [name for name, each in zip(PART_NAMES, shown.tolist(), strict=True) if not each]
 
-    @property
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.parts, self.body, self.has_mask, self.supervised_parts
+
+def resized(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Return masks (N, C, h, w) at another size: files hold those of 256 x 128 pixels, and networks have other maps."""
+    if masks.shape[2:] == tuple(size):
+        return masks
+    values = F.interpolate(masks.float(), size=tuple(size), mode="bilinear", antialias=True, align_corners=False)
+    return values if masks.is_floating_point() else values.round().clamp(0, 255).to(masks.dtype)

@@ -12,14 +12,17 @@ upper, lower and shoes are symmetric.
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config import TrainConfig
+from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.normalise import normalise
 from pipeline.training.tree import tensors_of, with_tensors
 
@@ -41,6 +44,9 @@ _TRUNCATED_BELOW = 0.75
 
 _PLACES = (0.45, 0.3, 0.12, 0.13)
 """Shares of occluders that rise from below, reach in from a side, hang from above, or are anywhere."""
+
+_TYPES = {"flip": torch.bool, "mirrored": torch.bool} | dict.fromkeys(("dy", "dx", "tile", "donor"), torch.int64)
+"""Of the fields of `AugmentParams` that are not float32."""
 
 _TRIES = 10
 _GREY = (0.299, 0.587, 0.114)
@@ -120,40 +126,15 @@ class AugmentParams:
 
     @staticmethod
     def unpacked(numbers: Tensor, used: frozenset[str]) -> AugmentParams:
-        """What `packed` packed.
-
-        Args:
-            numbers: (23, B) float32.
-            used: As the field of that name.
-        """
+        """Return the parameters that `packed` packed; `used` is not among them."""
         rows = iter(numbers.unbind())
-
-        def integers() -> Tensor:
-            return next(rows).to(torch.int64)
-
-        def booleans() -> Tensor:
-            return next(rows).to(torch.bool)
-
-        def rectangles() -> Rectangles:
-            return Rectangles(top=next(rows), bottom=next(rows), left=next(rows), right=next(rows))
-
-        # In the order of the fields.
-        return AugmentParams(
-            flip=booleans(),
-            dy=integers(),
-            dx=integers(),
-            kept=rectangles(),
-            occluder=rectangles(),
-            tile=integers(),
-            mirrored=booleans(),
-            shade=next(rows),
-            donor=integers(),
-            brightness=next(rows),
-            contrast=next(rows),
-            saturation=next(rows),
-            erase=rectangles(),
-            used=used,
-        )
+        values: dict[str, Any] = {}
+        for item in fields(AugmentParams):
+            if item.name in ("kept", "occluder", "erase"):
+                values[item.name] = Rectangles(*itertools.islice(rows, 4))
+            elif item.name != "used":
+                values[item.name] = next(rows).to(_TYPES.get(item.name, torch.float32))
+        return AugmentParams(**values, used=used)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,31 +258,27 @@ def _draw_erased(dice: _Dice, probability: float) -> Rectangles:
 
 def used_augmentations(config: TrainConfig) -> frozenset[str]:
     """Which of `crop`, `truncate`, `occlude`, `jitter` and `erase` can occur at all."""
-    possible = {
-        "crop": config.pad > 0,
-        "truncate": config.truncate > 0,
-        "occlude": config.occlude > 0,
-        "jitter": config.colour_jitter > 0,
-        "erase": config.erase > 0,
+    strengths = {
+        "crop": config.pad,
+        "truncate": config.truncate,
+        "occlude": config.occlude,
+        "jitter": config.colour_jitter,
+        "erase": config.erase,
     }
-    return frozenset(name for name, can in possible.items() if can)
+    return frozenset(name for name, strength in strengths.items() if strength > 0)
 
 
-def augment(
-    images: Tensor, parts: Tensor, body: Tensor, params: AugmentParams, tiles: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def augment(images: Tensor, masks: MaskTargets, params: AugmentParams, tiles: Tensor) -> tuple[Tensor, MaskTargets]:
     """Apply `params` to a batch.
 
     Args:
         images: (N, H, W, 3) uint8 RGB; the first B are the batch, any others serve as donors only.
-        parts: (B, 4, h, w) uint8 part masks, 255 for a cell that shows nothing but the part.
-        body: (N, 1, h', w') uint8 mask of the whole body, also of donors.
+        masks: Of the N images, as stored.
         params: For B images, on the same device.
         tiles: (T, 4, th, tw) uint8 RGBA cut-outs.
 
     Returns:
-        Normalised images (B, 3, H, W) float32 in channels-last memory; the masks (B, 4, h, w) and (B, 1, h', w')
-        float32 in [0, 1].
+        Normalised images (B, 3, H, W) float32 in channels-last memory, and their masks, float32 in [0, 1].
     """
     height, width = images.shape[1:3]
     batch = len(params.flip)
@@ -310,7 +287,7 @@ def augment(
         values = _stretch(values, params.kept)
     uncovered: Tensor | None = None
     if "occlude" in params.used:
-        colour, opacity = _occluders(images, body, params, tiles)
+        colour, opacity = _occluders(images, masks.body, params, tiles)
         values = values * (1.0 - opacity) + colour * opacity
         uncovered = 1.0 - opacity[..., 0]
     if "erase" in params.used:
@@ -320,11 +297,9 @@ def augment(
         values = torch.where(erased.unsqueeze(-1), mean, values)
     if "jitter" in params.used:
         values = _jitter(values, params)
-    return (
-        normalise(values.permute(0, 3, 1, 2)),
-        _move_mask(parts, params, (height, width), uncovered),
-        _move_mask(body[:batch], params, (height, width), uncovered),
-    )
+    parts, body = [_move_mask(each[:batch], params, (height, width), uncovered) for each in (masks.parts, masks.body)]
+    moved = MaskTargets(parts, body, masks.has_mask[:batch], masks.supervised_parts)
+    return normalise(values.permute(0, 3, 1, 2)), moved
 
 
 def overlap(cells: int, length: int, shift: Tensor, kept: Tensor) -> Tensor:
@@ -447,11 +422,7 @@ def _grey(values: Tensor) -> Tensor:
 def _move_mask(mask: Tensor, params: AugmentParams, size: tuple[int, int], uncovered: Tensor | None) -> Tensor:
     """Move masks (B, C, h, w) uint8 with their pixels; float32 in [0, 1], less what is covered or erased.
 
-    Args:
-        mask: The masks.
-        params: How the pixels moved, and what is erased.
-        size: Height and width of the images.
-        uncovered: (B, H, W) share of each pixel that no occluder covers; None: all of it.
+    `uncovered` is the share of each pixel (B, H, W) that no occluder covers; None: all of it.
     """
     values = mask.to(torch.float32) / 255.0
     values = torch.where(params.flip[:, None, None, None], values.flip(3), values)

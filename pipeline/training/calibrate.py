@@ -10,7 +10,7 @@ The centre of a part is the mean of its feature over the unmodified images that 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,8 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from pipeline.config import ModelConfig, Precision, TrainConfig
+from pipeline.config import TrainConfig
+from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.model.embed import embed
 from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.output import NetworkOutput
@@ -26,11 +27,13 @@ from pipeline.model.sgsfa import SGSFA
 from pipeline.model.visibility import visible_parts
 from pipeline.parts import NUM_PARTS, PARTS
 from pipeline.runtime.device import autocast
-from pipeline.runtime.progress import SILENT, Progress
 from pipeline.runtime.seeds import generator
 from pipeline.training.augment import AugmentParams, augment, draw_params
+from pipeline.training.context import TrainContext
 from pipeline.training.occluders import occluder_tiles
-from pipeline.training.prefetch import Prefetcher
+
+Pause = Callable[[], None]
+"""Called before each batch; an exception that it raises ends the work."""
 
 MOST_IMAGES = 2048
 """Thresholds need no more; they are spread evenly over the training set."""
@@ -57,87 +60,66 @@ class Calibration:
         accuracy: Balanced accuracy of `visibility > tau` on occluded images by part; without parts that no true mask
             shows, and empty without masks.
         auc: Area under the ROC curve of visibility, by part; without parts that are always or never visible.
-        images: Images that were used.
     """
 
     thresholds: tuple[float, ...]
     accuracy: dict[str, float]
     auc: dict[str, float]
-    images: int
 
     @property
     def weak(self) -> dict[str, float]:
         """Parts whose visibility is predicted poorly, with their area under the curve."""
         return {part: area for part, area in self.auc.items() if area < LEAST_AUC}
 
+    def complete(self, meta: CheckpointMeta, epochs: int) -> CheckpointMeta:
+        """Return the header of a checkpoint after so many epochs, with these thresholds."""
+        return replace(meta, epochs=epochs, thresholds=self.thresholds, figures={"visibility_auc": self.auc})
 
-UNCALIBRATED = Calibration((0.0,) * NUM_PARTS, {}, {}, 0)
+
+UNCALIBRATED = Calibration((0.0,) * NUM_PARTS, {}, {})
 """Of a network without parts, or data without masks: every part counts as visible."""
 
 
-def calibrate(
-    model: nn.Module,
-    prefetcher: Prefetcher,
-    targets: MaskTargets,
-    config: ModelConfig,
-    *,
-    batch: int,
-    device: torch.device,
-    amp: Precision = "off",
-    progress: Progress = SILENT,
-    pause: Callable[[], None] = lambda: None,
-) -> Calibration:
-    """Calibrate on training images: return thresholds, and set the network's centres.
-
-    Args:
-        model: The trained network, in evaluation mode on `device`.
-        prefetcher: Its training images.
-        targets: Their masks.
-        config: The network's configuration.
-        batch: Images per batch.
-        device: Where the network is.
-        amp: Precision of the forward pass.
-        progress: Where to report.
-        pause: Called before each batch; an exception of it ends the calibration.
-    """
-    if not isinstance(model, SGSFA):
+def calibrate(network: nn.Module, context: TrainContext, pause: Pause = lambda: None) -> Calibration:
+    """Calibrate a trained network on the training images: return thresholds, and set the centres of its features."""
+    network.eval()
+    if not isinstance(network, SGSFA):
         return UNCALIBRATED
+    targets, device, amp = context.masks, context.device, context.config.amp
     masked = bool(targets.has_mask.any())
     usable = (targets.has_mask if masked else torch.ones_like(targets.has_mask)).nonzero()[:, 0].cpu()
     chosen = usable[torch.linspace(0, len(usable) - 1, min(len(usable), MOST_IMAGES)).round().long()]
     predicted, true = [], []
     centres = _Means(device)
-    model.reset_centres()
+    network.reset_centres()
+    batch = context.batch_size // context.config.accumulate
     pieces = [chosen[start : start + batch].numpy() for start in range(0, len(chosen), batch)]
-    with progress.task("calibrate", total=len(chosen)) as task:
-        for rows, images in prefetcher.batches(pieces, lambda rows: rows):
+    with context.progress.task("calibrate", total=len(chosen)) as task:
+        for rows, images in context.images.batches(pieces, lambda rows: rows):
             pause()
-            found = embed(model, images, amp=amp)
+            found = embed(network, images, amp=amp)
             shown = torch.ones_like(found.visibility, dtype=torch.bool)
             if masked:
-                place = torch.from_numpy(rows).to(targets.parts.device)
-                parts, body = targets.parts[place].to(device), targets.body[place].to(device)
-                shown = visible_parts(parts.float() / 255, config)
-                hidden, left = _occluded(images, parts, body, seed=int(rows[0]))
+                masks = targets.rows(torch.from_numpy(rows).to(device))
+                shown = visible_parts(masks.parts.float() / 255, context.model)
+                hidden, left = _occluded(images, masks, seed=int(rows[0]))
                 with torch.inference_mode(), autocast(device, amp):
-                    output: NetworkOutput = model(hidden)
+                    output: NetworkOutput = network(hidden)
                 predicted += [found.visibility, output.visibility.float()]
-                true += [shown, visible_parts(left, config)]
+                true += [shown, visible_parts(left.parts, context.model)]
             # What the network takes for empty is zero, whatever the masks show.
             centres.add(found.parts, found.global_feature, shown & found.parts.any(2))
             task.advance(len(rows))
-    model.set_centres(*centres.result())
+    network.set_centres(*centres.result())
     return from_samples(torch.cat(predicted), torch.cat(true)) if masked else UNCALIBRATED
 
 
-def _occluded(images: Tensor, parts: Tensor, body: Tensor, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Images with cut-outs in front or truncated, normalised, and what is left of their part masks."""
+def _occluded(images: Tensor, masks: MaskTargets, *, seed: int) -> tuple[Tensor, MaskTargets]:
+    """Images with cut-outs in front or truncated, normalised, and what is left of their masks."""
     tiles = occluder_tiles().to(images.device)
     stream = generator(0, "calibrate", seed)
     params = draw_params(stream, len(images), images.shape[1], images.shape[2], OCCLUDED, tiles=len(tiles))
-    on_device = AugmentParams.unpacked(params.packed().to(images.device), params.used)
-    hidden, left, _ = augment(images, parts, body, on_device, tiles)
-    return hidden, left
+    return augment(images, masks, AugmentParams.unpacked(params.packed().to(images.device), params.used), tiles)
 
 
 class _Means:
@@ -174,7 +156,7 @@ def from_samples(predicted: Tensor, true: Tensor) -> Calibration:
             accuracy[part] = balanced
         if 0 < shown[:, i].sum() < len(shown):
             auc[part] = roc_auc(means[:, i], shown[:, i])
-    return Calibration(tuple(thresholds), accuracy, auc, len(means))
+    return Calibration(tuple(thresholds), accuracy, auc)
 
 
 def best_threshold(means: npt.NDArray[np.float32], shown: npt.NDArray[np.bool_]) -> tuple[float, float]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Generic, ParamSpec, TypeVar, cast
 
 import torch
@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 def compile_network(
-    network: nn.Module, example: Callable[[], Tensor], precision: Context = nullcontext, *, pieces: int = 1
+    network: nn.Module, example: Tensor, precision: Context = nullcontext, *, pieces: int = 1
 ) -> nn.Module:
     """Return the compiled network, or the network itself, with a warning, where compiling fails.
 
@@ -33,32 +33,27 @@ def compile_network(
 
     Args:
         network: In training mode.
-        example: Returns images of the steps' size.
+        example: Images of the steps' size.
         precision: Context of the steps' forward passes. In another one the network would be compiled again.
         pieces: Forward passes per batch; more than one are preceded by passes without gradients, which are compiled
             separately.
     """
     before = {name: value.clone() for name, value in network.named_buffers()}
-    compiled = network
-    try:
+    chosen = network
+    with _failure_only_warns("the network"):
         compiled = cast(nn.Module, _compile(network))
         with precision():
-            output: NetworkOutput = compiled(example())
+            output: NetworkOutput = compiled(example)
         output.global_feature.float().sum().backward()  # type: ignore[no-untyped-call]
         if pieces > 1:
             with torch.no_grad(), running_statistics_kept(compiled), precision():
-                compiled(example())
-    except Exception as error:
-        # The network works without the compiler, whatever failed in it; without memory the steps would fail, too.
-        if out_of_memory(error):
-            raise
-        _warn(error, "the network")
-        compiled = network
+                compiled(example)
+        chosen = compiled
     with torch.no_grad():
         for name, value in network.named_buffers():
             value.copy_(before[name])
     network.zero_grad(set_to_none=True)
-    return compiled
+    return chosen
 
 
 class Compiled(Generic[P, R]):
@@ -76,23 +71,19 @@ class Compiled(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function."""
         if self._function is None:
-            self._function = self._try(*args, **kwargs)
+            self._function = self._eager
+            with _failure_only_warns(self._what):
+                self._function = self._compiled(*args, **kwargs)
         return self._function(*args, **kwargs)
 
-    def _try(self, *args: P.args, **kwargs: P.kwargs) -> Callable[P, R]:
-        """Return the compiled function if its forward and backward pass work, else the eager one."""
-        try:
-            compiled = cast(Callable[P, R], _compile(self._eager))
-            results = [each for each in tensors_of(compiled(*args, **kwargs)) if each.requires_grad]
-            inputs = [each for value in (*args, *kwargs.values()) for each in tensors_of(value) if each.requires_grad]
-            if results:
-                # Unlike `backward`, this leaves the gradients of the parameters alone.
-                torch.autograd.grad(results, inputs, [torch.ones_like(each) for each in results], allow_unused=True)
-        except Exception as error:
-            if out_of_memory(error):
-                raise
-            _warn(error, self._what)
-            return self._eager
+    def _compiled(self, *args: P.args, **kwargs: P.kwargs) -> Callable[P, R]:
+        """Return the compiled function after a forward and a backward pass of it."""
+        compiled = cast(Callable[P, R], _compile(self._eager))
+        results = [each for each in tensors_of(compiled(*args, **kwargs)) if each.requires_grad]
+        inputs = [each for value in (*args, *kwargs.values()) for each in tensors_of(value) if each.requires_grad]
+        if results:
+            # Unlike `backward`, this leaves the gradients of the parameters alone.
+            torch.autograd.grad(results, inputs, [torch.ones_like(each) for each in results], allow_unused=True)
         return compiled
 
 
@@ -104,5 +95,12 @@ def _compile(what: Callable[..., object]) -> Callable[..., object]:
     return torch.compile(what, dynamic=False)
 
 
-def _warn(error: Exception, what: str) -> None:
-    _log.warning("torch.compile failed for %s, continuing without it: %s", what, library_message(error))
+@contextmanager
+def _failure_only_warns(what: str) -> Iterator[None]:
+    """Continue without the compiler, whatever failed in it; without memory the steps would fail, too."""
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        _log.warning("torch.compile failed for %s, continuing without it: %s", what, library_message(error))

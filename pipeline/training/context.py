@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -89,7 +90,8 @@ class TrainContext:
         """Images per step, over all processes."""
         return self.config.identities * self.config.instances
 
-    @property
+    @cached_property
     def steps_per_epoch(self) -> int:
         """Batches per epoch."""
+        # Cached, because it reads the labels back from the device.
         return steps_per_epoch(self.labels.tolist(), self.config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,31 +13,14 @@ from pipeline.errors import DataError
 from pipeline.formats.features import Features
 from pipeline.matching.distance import distance_blocks
 from pipeline.matching.metrics import RankStream
+from pipeline.model.checkpoint import save_checkpoint
 from pipeline.model.embed import embed
 from pipeline.runtime.parallel import worker_count
 from pipeline.runtime.progress import Task
-from pipeline.training.calibrate import Calibration, calibrate
+from pipeline.training.calibrate import UNCALIBRATED, Pause, calibrate
 from pipeline.training.context import TrainContext
 
 _BATCH = 64
-
-Pause = Callable[[], None]
-"""Called every few seconds; an exception that it raises ends the work."""
-
-
-def calibrate_network(network: nn.Module, context: TrainContext, pause: Pause = lambda: None) -> Calibration:
-    """Find visibility thresholds on the training images, and set the centres of the network's features."""
-    return calibrate(
-        network.eval(),
-        context.images,
-        context.masks,
-        context.model,
-        batch=context.batch_size // context.config.accumulate,
-        device=context.device,
-        amp=context.config.amp,
-        progress=context.progress,
-        pause=pause,
-    )
 
 
 class Evaluator:
@@ -46,16 +29,14 @@ class Evaluator:
     Args:
         dataset: The test set.
         context: The training.
-        keep: Saves the network of the best epoch so far, with its calibration.
+        best: File of the network of the best epoch so far.
 
     Raises:
         DataError: There are no queries or no gallery.
     """
 
-    def __init__(
-        self, dataset: Dataset, context: TrainContext, keep: Callable[[nn.Module, int, Calibration], None]
-    ) -> None:
-        self._dataset, self._context, self._keep = dataset, context, keep
+    def __init__(self, dataset: Dataset, context: TrainContext, best: Path) -> None:
+        self._dataset, self._context, self._best = dataset, context, best
         self._query, self._gallery = dataset.split("query"), dataset.split("gallery")
         if not (self._query and self._gallery):
             raise DataError(
@@ -63,11 +44,11 @@ class Evaluator:
                 where=dataset.root,
                 hint="set data.tests to a test set, or train.eval_every=0",
             )
-        self._calibration: Calibration | None = None
+        self._calibration = UNCALIBRATED
 
     def evaluate(self, network: nn.Module, pause: Pause) -> dict[str, float]:
         """Return rank-1, mAP and mINP as fractions; images that cannot be read are left out."""
-        self._calibration = calibrate_network(network, self._context, pause)
+        self._calibration = calibrate(network, self._context, pause)
         total = len(self._query) + len(self._gallery)
         with self._context.progress.task("test", total=total) as task:
             query = self._embed(network, self._query, task, pause)
@@ -81,11 +62,9 @@ class Evaluator:
 
     def keep_best(self, network: nn.Module, epoch: int) -> None:
         """Save the network that was evaluated last."""
-        assert self._calibration is not None, "evaluate comes first"
-        self._keep(network, epoch, self._calibration)
+        save_checkpoint(self._best, network, self._calibration.complete(self._context.meta, epoch))
 
     def _embed(self, network: nn.Module, records: tuple[Record, ...], task: Task, pause: Pause) -> Features:
-        assert self._calibration is not None
         paths = [self._dataset.path_of(record) for record in records]
         height, width = self._context.size
         outputs, kept = [], []

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -25,31 +24,17 @@ from pipeline.model.losses import LossParts, total_loss
 from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.output import NetworkOutput
 from pipeline.runtime.device import Context
-from pipeline.training.distributed import gather_rows, unsynchronised
 from pipeline.training.tree import joined, tensors_of, with_tensors
 
 LossFunction = Callable[[NetworkOutput, Tensor, MaskTargets, LossConfig], LossParts]
 """`total_loss`, eager or compiled."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A batch on the device, augmented.
-
-    Attributes:
-        images: (B, 3, H, W) normalised float32.
-        labels: (B,) int64 classes.
-        masks: Their masks, float32.
-    """
-
-    images: Tensor
-    labels: Tensor
-    masks: MaskTargets
-
-
 def backward(
     model: nn.Module,
-    batch: Batch,
+    images: Tensor,
+    labels: Tensor,
+    masks: MaskTargets,
     loss: LossConfig,
     *,
     loss_function: LossFunction = total_loss,
@@ -61,8 +46,10 @@ def backward(
     """Add the gradient of a batch's loss to the parameters' `grad`.
 
     Args:
-        model: In training mode; replicated (`distributed.replicate`) where there are several processes.
-        batch: This process's images.
+        model: In training mode; replicated where there are several processes.
+        images: (B, 3, H, W) normalised float32, this process's images.
+        labels: (B,) int64, their classes.
+        masks: Their masks, augmented.
         loss: Configuration of the loss.
         loss_function: Computes it.
         precision: Returns the context of a forward pass (autocast).
@@ -74,30 +61,33 @@ def backward(
     Returns:
         The unscaled loss, and the outputs for this process's images without graph.
     """
-    chunks = batch.images.chunk(pieces)
+    chunks = images.chunk(pieces)
+    output: NetworkOutput
     if pieces == 1:
         with precision():
-            attached = model(batch.images)
-        output = attached
+            output = model(images)
     else:
         with torch.no_grad(), running_statistics_kept(model), precision():
             output = joined([_bare(model)(chunk) for chunk in chunks])
-    output = cast(NetworkOutput, output)
     # In float32: the loss is computed outside of autocast.
     leaves = [_leaf(tensor) for tensor in tensors_of(output)]
-    detached = with_tensors(output, leaves)
-    parts = _loss(detached, batch, loss, loss_function, gather)
+    seen = with_tensors(output, leaves)
+    if gather:
+        seen = with_tensors(seen, [gather_rows(tensor) for tensor in leaves])
+        labels, masks = gather_rows(labels), masks.mapped(gather_rows)
+    parts = loss_function(seen, labels, masks, loss)
     total = parts.total * dist.get_world_size() if gather else parts.total
     (total if scale is None else scale(total)).backward()  # type: ignore[no-untyped-call]
     # An output that the loss does not use propagates zeros: every parameter has a gradient in every process.
     gradients = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
     if pieces == 1:
-        _propagate(tensors_of(attached), gradients)
+        _propagate(tensors_of(output), gradients)
     else:
         slices = list(zip(*(gradient.chunk(pieces) for gradient in gradients), strict=True))
         for number, (chunk, own) in enumerate(zip(chunks, slices, strict=True)):
-            last = number == pieces - 1
-            with nullcontext() if last else unsynchronised(model):
+            # The last piece exchanges the sum of the gradients.
+            early = number < pieces - 1
+            with model.no_sync() if early and isinstance(model, DistributedDataParallel) else nullcontext():
                 with precision():
                     again = model(chunk)
                 _propagate(tensors_of(again), own)
@@ -109,14 +99,12 @@ def _leaf(tensor: Tensor) -> Tensor:
     return tensor.float().requires_grad_() if tensor.is_floating_point() else tensor
 
 
-def _loss(output: NetworkOutput, batch: Batch, loss: LossConfig, function: LossFunction, gather: bool) -> LossParts:
-    if gather:
-        output = with_tensors(output, [gather_rows(tensor) for tensor in tensors_of(output)])
-        masks = batch.masks
-        parts, body, has_mask = (gather_rows(each) for each in (masks.parts, masks.body, masks.has_mask))
-        masks = MaskTargets(parts, body, has_mask, masks.supervised_parts)
-        batch = Batch(batch.images, gather_rows(batch.labels), masks)
-    return function(output, batch.labels, batch.masks, loss)
+def gather_rows(mine: Tensor) -> Tensor:
+    """Return the rows of all processes by rank; only those of this process carry a gradient."""
+    pieces = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(pieces, mine.detach().contiguous())
+    pieces[dist.get_rank()] = mine
+    return torch.cat(pieces)
 
 
 def _propagate(outputs: list[Tensor], gradients: list[Tensor] | tuple[Tensor, ...]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import nn
 
@@ -16,11 +14,11 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, ob
     Parameters with fewer than two dimensions scale or shift channels and do not decay: that would shrink features
     without making the function simpler. `lr_heads` is the factor of all that is not the backbone.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in named:
-        scale = 1.0 if name.startswith("backbone.") else config.lr_heads
-        groups.setdefault((config.weight_decay if parameter.ndim >= 2 else 0.0, scale), []).append(parameter)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = 1.0 if name.startswith("backbone.") else config.lr_heads
+            groups.setdefault((config.weight_decay if parameter.ndim >= 2 else 0.0, scale), []).append(parameter)
     return [{"params": each, "weight_decay": decay, "scale": scale} for (decay, scale), each in groups.items()]
 
 
@@ -33,8 +31,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of each group to `rate` times its scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
-
-
-def parameters_of(optimizer: torch.optim.Optimizer) -> Iterable[torch.Tensor]:
-    """Return all parameters of the optimiser, in its order."""
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.training.image_store import ImageStore
+from pipeline.training.sampler import Rows
 
-Rows = npt.NDArray[np.int64]
 T = TypeVar("T")
 
 _AHEAD = 2

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import Rejected
-from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.files import read_json
 
 MODEL_FILE = "model.safetensors"
 BEST_FILE = "best.safetensors"
@@ -56,11 +56,6 @@ class TrainReport:
     visibility_auc: Mapping[str, float]
     best: tuple[int, float] | None
     peak_memory_gb: float | None
-
-
-def write_report(workdir: Path, report: TrainReport) -> None:
-    """Write the report as JSON."""
-    write_json(workdir / REPORT_FILE, asdict(report))
 
 
 def finished_report(workdir: Path) -> TrainReport | None:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.datasets.records import Dataset
 from pipeline.errors import DataError
-from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.model.checkpoint import save_checkpoint
 from pipeline.runtime.allocator import tune_allocator
 from pipeline.runtime.device import device_label
+from pipeline.runtime.files import write_json
 from pipeline.runtime.memory import memory_advice
 from pipeline.runtime.process_group import broadcast, process_group, same_on_all_ranks
 from pipeline.runtime.progress import SILENT, Progress
 from pipeline.runtime.seeds import set_deterministic
-from pipeline.training.calibrate import LEAST_AUC, UNCALIBRATED, Calibration
+from pipeline.training.calibrate import LEAST_AUC, UNCALIBRATED, Calibration, calibrate
 from pipeline.training.context import TeacherData, TrainContext
 from pipeline.training.curves import draw_curves
-from pipeline.training.evaluator import Evaluator, calibrate_network
+from pipeline.training.evaluator import Evaluator
 from pipeline.training.loggers import open_logger
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.report import (
@@ -33,10 +32,10 @@ from pipeline.training.report import (
     CURVES_FILE,
     METRICS_FILE,
     MODEL_FILE,
+    REPORT_FILE,
     STATE_FOLDER,
     TrainReport,
     finished_report,
-    write_report,
 )
 from pipeline.training.setup import SHARED_FOLDER, prepare
 from pipeline.training.trainer import Trainer
@@ -116,20 +115,16 @@ def train(
 
 def _train_and_keep(workdir: Path, trainer: Trainer, context: TrainContext, tests: Sequence[Dataset]) -> TrainReport:
     """Train in the main process, and write what the training leaves."""
-
-    def keep_best(network: nn.Module, epoch: int, calibration: Calibration) -> None:
-        save_checkpoint(workdir / BEST_FILE, network, _header(context, calibration, epoch))
-
-    evaluator = Evaluator(tests[0], context, keep_best) if tests and context.config.eval_every else None
-    settings = context.meta.provenance.values
-    loggers = [open_logger(name, workdir, trainer.step, settings) for name in context.config.loggers]
+    config, settings = context.config, context.meta.provenance.values
+    evaluator = Evaluator(tests[0], context, workdir / BEST_FILE) if tests and config.eval_every else None
+    loggers = [open_logger(name, workdir, trainer.step, settings) for name in config.loggers]
     with MetricsLog(
         workdir / METRICS_FILE, step=trainer.step, evaluation_due=trainer.evaluation_due, loggers=loggers
     ) as log:
         trainer.run(log, evaluator)
         # From here on nothing is trained again, whatever fails.
         trainer.save()
-        calibration = calibrate_network(trainer.stepper.trained, context)
+        calibration = calibrate(trainer.stepper.trained, context)
         if weak := ", ".join(f"{part} {area:.2f}" for part, area in calibration.weak.items()):
             _log.warning("visibility is predicted poorly (ROC AUC below %s): %s", LEAST_AUC, weak)
         values = {
@@ -137,21 +132,16 @@ def _train_and_keep(workdir: Path, trainer: Trainer, context: TrainContext, test
             "visibility_accuracy": calibration.accuracy,
             "visibility_auc": calibration.auc,
         }
-        log.write("calibration", step=trainer.step, epoch=context.config.epochs, values=values)
-    meta = _header(context, calibration, context.config.epochs)
+        log.write("calibration", step=trainer.step, epoch=config.epochs, values=values)
+    meta = calibration.complete(context.meta, config.epochs)
     save_checkpoint(workdir / MODEL_FILE, trainer.stepper.trained, meta)
     draw_curves(workdir / METRICS_FILE, workdir / CURVES_FILE)
     report = _report(trainer, context, calibration)
-    write_report(workdir, report)
+    write_json(workdir / REPORT_FILE, asdict(report))
     # By one rename, so that a kill leaves either a state to resume or a finished training.
     context.folder.rename(workdir / _DISCARDED)
     shutil.rmtree(workdir / _DISCARDED)
     return report
-
-
-def _header(context: TrainContext, calibration: Calibration, epochs: int) -> CheckpointMeta:
-    figures = {"visibility_auc": calibration.auc}
-    return dataclasses.replace(context.meta, epochs=epochs, thresholds=calibration.thresholds, figures=figures)
 
 
 def _report(trainer: Trainer, context: TrainContext, calibration: Calibration) -> TrainReport:

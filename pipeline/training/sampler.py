@@ -105,6 +105,5 @@ def epoch_batches(labels: Sequence[int], config: TrainConfig, epoch: int) -> Row
 
 
 def shard(size: int, *, rank: int, processes: int) -> slice:
-    """Return the places in a batch of `size` images that process `rank` takes: whole identities."""
-    share = size // processes
-    return slice(rank * share, (rank + 1) * share)
+    """Return the places in a batch of `size` images that process `rank` takes; of a P x K batch, whole identities."""
+    return slice(size * rank // processes, size * (rank + 1) // processes)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline.config import LossConfig, ModelConfig, TrainConfig
@@ -30,7 +31,7 @@ from pipeline.training.context import Teacher, TeacherData, TrainContext
 from pipeline.training.image_store import ImageStore, cached_images, open_images
 from pipeline.training.prefetch import Prefetcher
 from pipeline.training.sampler import check_batches
-from pipeline.training.targets import identity_classes, load_masks
+from pipeline.training.targets import load_masks
 
 SHARED_FOLDER = "machines that train together need this folder on a disk that they share, under the same path"
 
@@ -98,8 +99,9 @@ def prepare(
         raise DataError(f"{dataset.name} has no images of the split `train`", where=dataset.root)
     open_store = functools.partial(_open_store, model=model, config=config, ranks=ranks, progress=progress)
     store = open_store(folder / _IMAGES, dataset)
-    labels = identity_classes([pids[name] for name in store.names])
-    targets = _load_masks(masks, store, model)
+    # Classes are numbered in the order of the person ids.
+    labels = torch.from_numpy(np.unique([pids[name] for name in store.names], return_inverse=True)[1])
+    targets = load_masks(masks, store.names, model)
     check_batches(labels.tolist(), config, processes=ranks.world_size)
     classes = int(labels.max()) + 1
     where = device_label(device) + (f", {ranks.world_size} processes" if ranks.world_size > 1 else "")
@@ -123,7 +125,7 @@ def prepare(
         if ranks.is_main:
             teacher.build_masks(folder / _TEACHER / "masks.h5")
         barrier()
-        taught_masks = _load_masks(folder / _TEACHER / "masks.h5", taught_store, model)
+        taught_masks = load_masks(folder / _TEACHER / "masks.h5", taught_store.names, model)
         lost = len(taught_store.rejected) + taught_masks.without_mask
         if lost:
             _log.warning("%d images of the mask teacher cannot be read or have no mask and are left out", lost)
@@ -136,11 +138,6 @@ def prepare(
         meta, loss, config, store, Prefetcher(store, device), labels.to(device), targets.to(device), device, ranks,
         folder, progress, taught,
     )  # fmt: skip
-
-
-def _load_masks(path: Path | None, store: ImageStore, model: ModelConfig) -> MaskTargets:
-    stride = 8 if model.fine_masks else 16
-    return load_masks(path, store.names, height=model.height, width=model.width, stride=stride)
 
 
 def _open_store(

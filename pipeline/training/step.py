@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.model.losses import LOSS_NAMES, mask_loss, total_loss
 from pipeline.model.mask_targets import MaskTargets
@@ -18,37 +20,35 @@ from pipeline.training.augment import AugmentParams, augment, used_augmentations
 from pipeline.training.compilation import Compiled, compile_network
 from pipeline.training.context import TrainContext
 from pipeline.training.cuda_graph import GraphedStep
-from pipeline.training.distributed import mean_over_processes, replicate
 from pipeline.training.ema import ModelEma
-from pipeline.training.gradient import Batch, LossFunction, backward, running_statistics_kept
+from pipeline.training.gradient import LossFunction, backward, running_statistics_kept
 from pipeline.training.occluders import occluder_tiles
-from pipeline.training.optim import build_optimizer, parameters_of, set_learning_rate
+from pipeline.training.optim import build_optimizer, set_learning_rate
 from pipeline.training.plan import StepPlan
 from pipeline.training.prefetch import to_device
 from pipeline.training.schedule import learning_rate
-from pipeline.training.teacher import Lesson
 
-Augmentation = Callable[[Tensor, Tensor, Tensor, AugmentParams, Tensor], tuple[Tensor, Tensor, Tensor]]
+Augmentation = Callable[[Tensor, MaskTargets, AugmentParams, Tensor], tuple[Tensor, MaskTargets]]
 """`augment`, eager or compiled."""
 
 _log = logging.getLogger("sgsfa.training")
 
 
 @dataclass(frozen=True, slots=True)
-class StepInputs:
-    """Inputs of the work that a step does on the device.
+class Batch:
+    """Images of one step in one process, on the device, and what is done with them.
 
     Attributes:
-        images: (N, H, W, 3) uint8, the images of the plan's rows.
-        rows: (N,) int64, these rows; the first B are the batch, the others donors.
-        params: Augmentation parameters of the batch, packed.
+        images: (N, H, W, 3) uint8; the first B are the batch, the others donors.
+        rows: (N,) int64, their rows in the masks.
+        params: (23, B) augmentation parameters, packed.
         lesson: Rendered images for the mask losses, if the training has a teacher.
     """
 
     images: Tensor
     rows: Tensor
     params: Tensor
-    lesson: Lesson | None = None
+    lesson: Batch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +110,14 @@ class TrainStep:
         # With fp16 an infinite gradient is not an error: the scaler skips that step.
         taught = ("mask_teacher",) if context.teacher is not None else ()
         self.loss_names = (*LOSS_NAMES, *taught, *(() if config.amp == "fp16" else ("gradient",)))
-        self.graph: GraphedStep[StepInputs, StepOutputs] | None = None
-        self._per_epoch = context.steps_per_epoch
+        self.graph: GraphedStep[Batch, StepOutputs] | None = None
         self._precision = functools.partial(autocast, context.device, config.amp)
         self._used = used_augmentations(config)
         self._tiles = occluder_tiles().to(context.device)
         self._augment: Augmentation = augment
         self._loss_function: LossFunction = total_loss
         self._forward = network
-        self._work: Callable[[StepInputs], StepOutputs] = self._compute_gradients
+        self._work: Callable[[Batch], StepOutputs] = self._compute_gradients
 
     @property
     def trained(self) -> nn.Module:
@@ -127,21 +126,23 @@ class TrainStep:
 
     def prepare(self) -> None:
         """Compile, replicate and graph the work of a step, as configured; call it once before the first step."""
-        config, device, ranks = self._context.config, self._context.device, self._context.ranks
+        context, config, device = self._context, self._context.config, self._context.device
         self.network.train()
         if config.compile:
-            self._forward = compile_network(
-                self.network, self._example, precision=self._precision, pieces=config.accumulate
-            )
+            shape = (context.batch_size // context.ranks.world_size // config.accumulate, 3, *context.size)
+            example = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
+            self._forward = compile_network(self.network, example, self._precision, pieces=config.accumulate)
             if self._forward is not self.network:
                 self._augment = Compiled(augment, "the augmentation")
                 self._loss_function = Compiled(total_loss, "the losses")
-        if ranks.world_size > 1:
-            self._forward = replicate(self._forward, device)
+        if context.ranks.world_size > 1:
+            # Every parameter has a gradient in every backward pass (`gradient`): no search for unused ones.
+            ids = [device] if device.type == "cuda" else None
+            self._forward = DistributedDataParallel(self._forward, device_ids=ids, gradient_as_bucket_view=True)
         elif device.type == "cuda" and config.cuda_graph:
             self._work = self.graph = GraphedStep(self._compute_gradients, device)
 
-    def __call__(self, plan: StepPlan, images: Tensor, lesson: Lesson | None = None) -> StepResult:
+    def __call__(self, plan: StepPlan, images: Tensor, lesson: Batch | None = None) -> StepResult:
         """Take one step.
 
         Args:
@@ -152,19 +153,20 @@ class TrainStep:
         Raises:
             DeviceError: The step cannot be captured as a CUDA graph.
         """
-        rate, device = learning_rate(plan.step, self._per_epoch, self._context.config), self._context.device
+        context, device = self._context, self._context.device
+        rate = learning_rate(plan.step, context.steps_per_epoch, context.config)
         set_learning_rate(self.optimizer, rate)
         # Random numbers that a network draws by itself (stochastic depth) depend on the step alone.
         torch.manual_seed(plan.seed)
         rows, params = to_device(plan.rows, device), to_device(plan.params.packed().numpy(), device)
-        outputs = self._work(StepInputs(images, rows, params, lesson))
+        outputs = self._work(Batch(images, rows, params, lesson))
         norm = self._clip_gradients()
         losses = outputs.losses if norm is None else torch.cat([outputs.losses, norm.float().unsqueeze(0)])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(plan.step)
-        if self._context.ranks.world_size > 1:
+        if context.ranks.world_size > 1:
             losses = mean_over_processes(losses)
         return StepResult(plan, rate, losses, outputs)
 
@@ -175,34 +177,37 @@ class TrainStep:
             return None
         if limit:
             self.scaler.unscale_(self.optimizer)
-        parameters = list(parameters_of(self.optimizer))
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.get_total_norm([each.grad for each in parameters if each.grad is not None])
         if limit:
             nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return norm if wanted else None
 
-    def _compute_gradients(self, inputs: StepInputs) -> StepOutputs:
-        batch = self._prepare_batch(inputs)
+    def _compute_gradients(self, batch: Batch) -> StepOutputs:
+        context = self._context
         self.optimizer.zero_grad(set_to_none=True)
         # First, because with several processes the last backward pass exchanges the sum of the gradients.
-        taught = None if inputs.lesson is None else self._teach(inputs.lesson)
+        taught = None if batch.lesson is None else self._teach(batch.lesson)
+        params = AugmentParams.unpacked(batch.params, self._used)
+        images, masks = self._augment(batch.images, context.masks.rows(batch.rows), params, self._tiles)
         parts, output = backward(
             self._forward,
-            batch,
-            self._context.loss,
+            images if context.config.channels_last else images.contiguous(),
+            context.labels[batch.rows[: len(images)]],
+            masks,
+            context.loss,
             loss_function=self._loss_function,
             precision=self._precision,
-            pieces=self._context.config.accumulate,
-            gather=self._context.config.gather and self._context.ranks.world_size > 1,
+            pieces=context.config.accumulate,
+            gather=context.config.gather and context.ranks.world_size > 1,
             scale=self.scaler.scale,
         )
         losses = parts.stacked()
         if taught is not None:
             losses = torch.cat([losses[:1] + taught, losses[1:], taught])
-        true_parts = (batch.masks.parts * 255).to(torch.uint8)
-        return StepOutputs(losses, output.visibility, true_parts, batch.masks.has_mask)
+        return StepOutputs(losses, output.visibility, (masks.parts * 255).to(torch.uint8), masks.has_mask)
 
-    def _teach(self, lesson: Lesson) -> Tensor:
+    def _teach(self, lesson: Batch) -> Tensor:
         """Add the gradient of the mask losses of rendered images, each of which weighs as much as one of the batch.
 
         They are normalised by their own batch statistics and leave the running ones alone, which normalise real images
@@ -215,31 +220,17 @@ class TrainStep:
         assert teacher is not None
         assert isinstance(self.network, SGSFA)
         params = AugmentParams.unpacked(lesson.params, self._used)
-        parts, body = teacher.masks.parts[lesson.rows], teacher.masks.body[lesson.rows]
-        images, parts, body = augment(lesson.images, parts, body, params, self._tiles)
+        images, masks = augment(lesson.images, teacher.masks.rows(lesson.rows), params, self._tiles)
         with running_statistics_kept(self.network), self._precision():
             _, body_logits, part_logits = self.network.predict(images)
-        has_mask = teacher.masks.has_mask[lesson.rows]
-        loss = mask_loss(body_logits, part_logits, MaskTargets(parts, body, has_mask, teacher.masks.supervised_parts))
         share = len(images) * context.ranks.world_size / context.batch_size
-        loss = context.loss.balance * context.loss.mask_weight * share * loss
+        weight = context.loss.balance * context.loss.mask_weight * share
+        loss = weight * mask_loss(body_logits, part_logits, masks)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach().unsqueeze(0)
 
-    def _prepare_batch(self, inputs: StepInputs) -> Batch:
-        masks = self._context.masks
-        params = AugmentParams.unpacked(inputs.params, self._used)
-        rows = inputs.rows[: inputs.params.shape[1]]
-        images, parts, body = self._augment(
-            inputs.images, masks.parts[rows], masks.body[inputs.rows], params, self._tiles
-        )
-        if not self._context.config.channels_last:
-            images = images.contiguous()
-        augmented = MaskTargets(parts, body, masks.has_mask[rows], masks.supervised_parts)
-        return Batch(images, self._context.labels[rows], augmented)
 
-    def _example(self) -> Tensor:
-        context = self._context
-        images = context.batch_size // context.ranks.world_size // context.config.accumulate
-        shape = (images, 3, *context.size)
-        return torch.zeros(shape, device=self._context.device).to(memory_format=torch.channels_last)
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Return the mean of `values` over all processes."""
+    dist.all_reduce(values)
+    return values / dist.get_world_size()

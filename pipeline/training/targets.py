@@ -1,4 +1,4 @@
-"""What training images teach: part masks and identity classes."""
+"""The masks of training images."""
 
 from __future__ import annotations
 
@@ -7,38 +7,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
+from pipeline.config import ModelConfig
 from pipeline.errors import DataError
-from pipeline.formats.masks import OK, PART_NAMES, MaskFile
-from pipeline.model.mask_targets import MaskTargets
+from pipeline.formats.masks import BODY_SIZE, OK, PART_NAMES, PARTS_SIZE, MaskFile
+from pipeline.model.mask_targets import MaskTargets, resized
 
 
-def identity_classes(pids: Sequence[int]) -> Tensor:
-    """Return the class of each image: (N,) int64, numbered from 0 in the order of the person ids."""
-    classes = {pid: label for label, pid in enumerate(sorted(set(pids)))}
-    return torch.tensor([classes[pid] for pid in pids])
-
-
-def load_masks(path: Path | None, names: Sequence[str], *, height: int, width: int, stride: int = 16) -> MaskTargets:
-    """Read the masks of images by name.
+def load_masks(path: Path | None, names: Sequence[str], model: ModelConfig) -> MaskTargets:
+    """Read the masks of images by name, averaged to the maps of a network.
 
     Args:
         path: A mask file; None: no image has a mask.
         names: Names of the images.
-        height: Height of the network's input in pixels; masks are averaged to its maps.
-        width: Width likewise.
-        stride: Pixels per cell of part masks.
+        model: The network.
 
     Raises:
         FormatError: The mask file is damaged or of another kind.
         DataError: The file holds masks of fewer than half of these images, of no part at all, or empty ones only.
     """
-    count = len(names)
-    parts = np.zeros((count, 4, 16, 8), np.uint8)
-    body = np.zeros((count, 1, 64, 32), np.uint8)
-    has_mask = np.zeros(count, np.bool_)
+    parts = np.zeros((len(names), 4, *PARTS_SIZE), np.uint8)
+    body = np.zeros((len(names), 1, *BODY_SIZE), np.uint8)
+    has_mask = np.zeros(len(names), np.bool_)
     supervised = np.ones(len(PART_NAMES), np.bool_)
     if path is not None:
         stored = MaskFile.open(path)
@@ -60,9 +50,10 @@ def load_masks(path: Path | None, names: Sequence[str], *, height: int, width: i
             )
         parts[has_mask] = stored.parts[taken]
         body[has_mask, 0] = stored.body[taken]
+    stride = 8 if model.fine_masks else 16
     return MaskTargets(
-        _resize(torch.from_numpy(parts), height // stride, width // stride),
-        _resize(torch.from_numpy(body), height // 4, width // 4),
+        resized(torch.from_numpy(parts), (model.height // stride, model.width // stride)),
+        resized(torch.from_numpy(body), (model.height // 4, model.width // 4)),
         torch.from_numpy(has_mask),
         torch.from_numpy(supervised),
     )
@@ -81,11 +72,3 @@ def _rows(path: Path, names: Sequence[str], row_of: Mapping[str, int]) -> np.nda
             hint="it was built for another data set",
         )
     return rows
-
-
-def _resize(masks: Tensor, rows: int, columns: int) -> Tensor:
-    """Masks are stored for inputs of 256 x 128 pixels; other inputs have other maps."""
-    if masks.shape[2:] == (rows, columns):
-        return masks
-    resized = F.interpolate(masks.float(), size=(rows, columns), mode="bilinear", antialias=True, align_corners=False)
-    return resized.round().clamp(0, 255).to(torch.uint8)

@@ -19,8 +19,8 @@ from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.plan import StepPlan, plan_steps
 from pipeline.training.schedule import learning_rate
 from pipeline.training.state import TrainState, load_state, save_state
-from pipeline.training.step import TrainStep
-from pipeline.training.teacher import Lesson, lessons
+from pipeline.training.step import Batch, TrainStep
+from pipeline.training.teacher import lessons
 
 STATE_FILE = "state.safetensors"
 
@@ -101,11 +101,9 @@ class Trainer:
 
     def plans(self) -> Iterator[StepPlan]:
         """Yield the plans of all steps that are left."""
-        context = self._context
-        labels = context.labels.tolist()
-        return plan_steps(labels, context.config, context.size, start=self.step, stop=self.total, ranks=context.ranks)
+        return plan_steps(self._context, self.step, self.total)
 
-    def advance(self, plan: StepPlan, images: Tensor, lesson: Lesson | None = None) -> None:
+    def advance(self, plan: StepPlan, images: Tensor, lesson: Batch | None = None) -> None:
         """Take one step; `images` are those of `plan.rows`, on the device."""
         result = self.stepper(plan, images, lesson)
         self.losses.add(result)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.config import TrainConfig
-from pipeline.training.augment import AugmentParams, draw_params
+from pipeline.model.mask_targets import MaskTargets
+from pipeline.training.augment import AugmentParams, augment, draw_params
 
 HEIGHT, WIDTH = 32, 16
 TILES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 4, 12, 8), dtype=np.uint8))
@@ -27,3 +29,12 @@ def batch_of(seed: int, count: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndar
     parts = stream.integers(0, 256, (count, 4, HEIGHT // 16, WIDTH // 16), dtype=np.uint8)
     body = stream.integers(0, 256, (count, 1, HEIGHT // 4, WIDTH // 4), dtype=np.uint8)
     return images, parts, body
+
+
+def augmented(images: Tensor, parts: Tensor, body: Tensor, params: AugmentParams) -> tuple[Tensor, Tensor, Tensor]:
+    """Augmented images, part masks and body masks."""
+    has_mask, supervised = (torch.ones(n, dtype=torch.bool, device=images.device) for n in (len(images), 4))
+    masks = MaskTargets(parts, body, has_mask, supervised)
+    images, masks = augment(images, masks, params, TILES.to(images.device))
+    assert len(images) == len(masks.has_mask)
+    return images, masks.parts, masks.body

@@ -8,7 +8,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.network import build_model
-from pipeline.training.gradient import Batch
 from tests.helpers.training import HEIGHT, WIDTH, small_model
 
 CLASSES, BATCH = 5, 8
@@ -19,12 +18,13 @@ def make_model(**changes: object) -> nn.Module:
     return build_model(small_model(**changes), CLASSES).train()
 
 
-def make_batch(*, masks: bool = True, has_mask: bool = True) -> Batch:
+def make_batch(*, masks: bool = True, has_mask: bool = True) -> tuple[Tensor, Tensor, MaskTargets]:
+    """Images, classes and masks."""
     torch.manual_seed(1)
-    return Batch(
-        images=torch.randn(BATCH, 3, HEIGHT, WIDTH).to(memory_format=torch.channels_last),
-        labels=torch.arange(4).repeat_interleave(2),
-        masks=MaskTargets(
+    return (
+        torch.randn(BATCH, 3, HEIGHT, WIDTH).to(memory_format=torch.channels_last),
+        torch.arange(4).repeat_interleave(2),
+        MaskTargets(
             parts=torch.rand(BATCH, 4, HEIGHT // 16, WIDTH // 16) * masks,
             body=torch.rand(BATCH, 1, HEIGHT // 4, WIDTH // 4) * masks,
             has_mask=torch.full((BATCH,), has_mask),

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.model.normalise import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.training.augment import KEPT_HEIGHT, AugmentParams, Rectangles, augment, draw_params, overlap
+from pipeline.training.augment import KEPT_HEIGHT, AugmentParams, Rectangles, draw_params, overlap
 from pipeline.training.occluders import TILE_HEIGHT, TILE_WIDTH, occluder_tiles, read_tiles
 from pipeline.training.tree import tensors_of
-from tests.helpers.augmentation import HEIGHT, TILES, WIDTH, batch_of, everything, params_of
+from tests.helpers.augmentation import HEIGHT, TILES, WIDTH, augmented, batch_of, everything, params_of
 
 
 def interpolated(picture: np.ndarray, y: float, x: float) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_augment__equals_a_pixel_by_pixel_version(seed: int, off: tuple[str, ...
     # Without a mask a person cannot be cut out; an object stands there instead.
     body[1] = 0
     params = params_of(seed, 3, **dict.fromkeys(off, 0))
-    got = augment(*(torch.from_numpy(each) for each in (images, parts, body)), params, TILES)
+    got = augmented(*(torch.from_numpy(each) for each in (images, parts, body)), params)
     for i in range(len(images)):
         image, (part, whole) = literal(images, parts, body, params, i)
         np.testing.assert_allclose(got[0][i].numpy(), image, atol=2e-3)
@@ -131,7 +131,7 @@ def test_augment__equals_a_pixel_by_pixel_version(seed: int, off: tuple[str, ...
 
 def test_augment__is_channels_last_and_float32() -> None:
     images, parts, body = (torch.from_numpy(a) for a in batch_of(1))
-    got = augment(images, parts, body, params_of(1), TILES)[0]
+    got = augmented(images, parts, body, params_of(1))[0]
     assert got.dtype == torch.float32
     assert got.is_contiguous(memory_format=torch.channels_last)
 
@@ -139,15 +139,14 @@ def test_augment__is_channels_last_and_float32() -> None:
 def test_augment__share_of_a_batch_with_appended_donors_gives_the_same() -> None:
     images, parts, body = (torch.from_numpy(a) for a in batch_of(2))
     params = params_of(2, occlude=1.0, occlude_people=0.7)
-    together = augment(images, parts, body, params, TILES)
+    together = augmented(images, parts, body, params)
     mine = slice(2, 4)
     donors = params.donor[mine].clamp_min(0)
-    share = augment(
+    share = augmented(
         torch.cat([images[mine], images[donors]]),
         parts[mine],
         torch.cat([body[mine], body[donors]]),
         params.take(mine),
-        TILES,
     )
     for a, b in zip(together, share, strict=True):
         torch.testing.assert_close(a[mine], b, rtol=0, atol=1e-6)
@@ -204,7 +203,7 @@ def test_draw_params__share_scales_occlusion_and_truncation() -> None:
 def test_augment__nothing_on_is_only_normalisation() -> None:
     images, parts, body = (torch.from_numpy(a) for a in batch_of(3))
     params = params_of(0, flip=0, erase=0, pad=0, occlude=0, truncate=0, colour_jitter=0)
-    got, part, whole = augment(images, parts, body, params, TILES)
+    got, part, whole = augmented(images, parts, body, params)
     back = got * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
     torch.testing.assert_close(back.permute(0, 2, 3, 1) * 255, images.float(), rtol=0, atol=1e-3)
     torch.testing.assert_close(part, parts / 255)
@@ -216,9 +215,7 @@ def test_augment__images_that_are_not_truncated_stay_exact() -> None:
     params = params_of(0, flip=0, erase=0, pad=0, occlude=0, truncate=1, colour_jitter=0)
     whole = replace(params, kept=params_of(0, truncate=0).kept)
     plain = params_of(0, flip=0, erase=0, pad=0, occlude=0, truncate=0, colour_jitter=0)
-    for a, b in zip(
-        augment(images, parts, body, whole, TILES), augment(images, parts, body, plain, TILES), strict=True
-    ):
+    for a, b in zip(augmented(images, parts, body, whole), augmented(images, parts, body, plain), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
 
 
@@ -231,7 +228,7 @@ def test_augment__erased_area_takes_the_mean_colour_of_the_image_itself() -> Non
     zero, half = torch.zeros(2), torch.full((2,), HEIGHT / 2)
     lower = Rectangles(top=half, bottom=half * 2, left=zero, right=zero + WIDTH)
     params = replace(params, dy=half.long(), dx=zero.long(), erase=lower)
-    got = augment(images, parts, body, params, TILES)[0]
+    got = augmented(images, parts, body, params)[0]
     back = got * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
     for image, own in zip(back * 255, (200.0, 10.0), strict=True):
         erased = image[:, HEIGHT // 2 :]

@@ -56,7 +56,7 @@ def test_thresholds__of_parts_that_are_always_visible() -> None:
 
 
 def test_calibration__names_parts_with_a_poor_auc() -> None:
-    assert Calibration((0.0,) * 7, {}, {"head": 0.95, "shoes": 0.4}, 10).weak == {"shoes": 0.4}
+    assert Calibration((0.0,) * 7, {}, {"head": 0.95, "shoes": 0.4}).weak == {"shoes": 0.4}
 
 
 def person(head: bool, feet: bool) -> torch.Tensor:

@@ -86,8 +86,8 @@ def test_losses__have_the_gradients_of_the_eager_ones(caplog: pytest.LogCaptureF
     plain, compiled = (make_model(necks=True, global_dim=8) for _ in range(2))
     function = Compiled(total_loss, "the losses")
     for step in range(2):
-        one, _ = backward(plain, batch, loss)
-        two, _ = backward(compiled, batch, loss, loss_function=function)
+        one, _ = backward(plain, *batch, loss)
+        two, _ = backward(compiled, *batch, loss, loss_function=function)
         torch.testing.assert_close(two.stacked(), one.stacked(), rtol=1e-5, atol=1e-5)
         # Twice the first step's: the trial adds nothing.
         assert_same_gradients(gradients(compiled), gradients(plain))

@@ -26,7 +26,7 @@ from pipeline.runtime.seeds import set_deterministic
 from pipeline.training import run as run_module
 from pipeline.training import setup as preparation
 from pipeline.training import step as step_module
-from pipeline.training.augment import AugmentParams, augment
+from pipeline.training.augment import AugmentParams
 from pipeline.training.context import Teacher, TeacherData, TrainContext
 from pipeline.training.cuda_graph import GraphedStep
 from pipeline.training.image_store import ImageStore
@@ -34,7 +34,7 @@ from pipeline.training.prefetch import Prefetcher
 from pipeline.training.run import train
 from pipeline.training.teacher import lessons
 from pipeline.training.trainer import Trainer
-from tests.helpers.augmentation import TILES, batch_of, params_of
+from tests.helpers.augmentation import augmented, batch_of, params_of
 from tests.helpers.training import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
 from tests.helpers.training_runs import assert_equal_weights, at_step, interrupt, metrics, train_until
 
@@ -81,8 +81,8 @@ def test_augment__equals_the_cpu(seed: int) -> None:
     images, parts, body = (torch.from_numpy(each) for each in batch_of(seed, 16))
     params = params_of(seed, 16)
     there = AugmentParams.unpacked(params.packed().cuda(), params.used)
-    wanted = augment(images, parts, body, params, TILES)
-    got = augment(images.cuda(), parts.cuda(), body.cuda(), there, TILES.cuda())
+    wanted = augmented(images, parts, body, params)
+    got = augmented(images.cuda(), parts.cuda(), body.cuda(), there)
     assert got[0].is_contiguous(memory_format=torch.channels_last)
     for one, two in zip(wanted, got, strict=True):
         torch.testing.assert_close(two.cpu(), one, rtol=0, atol=5e-5)

@@ -16,11 +16,11 @@ from tests.helpers.gradients import BATCH, assert_same_gradients, freeze_norms, 
 
 @pytest.mark.parametrize("preset", [{}, {"necks": True, "global_dim": 8}, {"kind": "baseline"}])
 def test_backward__equals_plain_autograd(preset: dict[str, object]) -> None:
-    batch, loss = make_batch(), LossConfig(triplet_on="parts" if "necks" in preset else "semantic")
+    (images, labels, masks), loss = make_batch(), LossConfig(triplet_on="parts" if "necks" in preset else "semantic")
     model, plain = make_model(**preset), make_model(**preset)
-    parts, output = backward(model, batch, loss)
-    direct = plain(batch.images)
-    expected = total_loss(direct, batch.labels, batch.masks, loss)
+    parts, output = backward(model, images, labels, masks, loss)
+    direct = plain(images)
+    expected = total_loss(direct, labels, masks, loss)
     expected.total.backward()
     torch.testing.assert_close(parts.total, expected.total)
     torch.testing.assert_close(output.global_feature, direct.global_feature.detach())
@@ -31,17 +31,17 @@ def test_backward__equals_plain_autograd(preset: dict[str, object]) -> None:
 
 def test_backward__every_trained_parameter_has_a_gradient() -> None:
     model = make_model(necks=True, global_dim=8)
-    backward(model, make_batch(masks=False, has_mask=False), LossConfig())
+    backward(model, *make_batch(masks=False, has_mask=False), LossConfig())
     missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not missing
 
 
 @pytest.mark.parametrize("pieces", [2, 4])
 def test_backward__pieces_mine_over_the_whole_batch(pieces: int) -> None:
-    batch, loss = make_batch(), LossConfig()
+    (images, labels, masks), loss = make_batch(), LossConfig()
     body, split = (freeze_norms(make_model(necks=True, global_dim=8)) for _ in range(2))
-    one, _ = backward(body, batch, loss)
-    several, output = backward(split, batch, loss, pieces=pieces)
+    one, _ = backward(body, images, labels, masks, loss)
+    several, output = backward(split, images, labels, masks, loss, pieces=pieces)
     assert output.global_feature.shape[0] == BATCH
     torch.testing.assert_close(one.total, several.total, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(one.triplet, several.triplet, rtol=1e-5, atol=1e-6)
@@ -50,10 +50,10 @@ def test_backward__pieces_mine_over_the_whole_batch(pieces: int) -> None:
 
 def test_backward__pieces_count_running_statistics_once() -> None:
     model, reference = make_model(), make_model()
-    batch = make_batch()
-    backward(model, batch, LossConfig(), pieces=2)
+    images, labels, masks = make_batch()
+    backward(model, images, labels, masks, LossConfig(), pieces=2)
     with torch.no_grad():
-        for piece in batch.images.chunk(2):
+        for piece in images.chunk(2):
             reference(piece)
     stored = dict(reference.named_buffers())
     for name, value in model.named_buffers():
@@ -65,7 +65,7 @@ def test_backward__pieces_count_running_statistics_once() -> None:
 @pytest.mark.parametrize("has_mask", [True, False])
 def test_backward__empty_masks_give_finite_gradients(has_mask: bool) -> None:
     model = make_model(necks=True, global_dim=8)
-    parts, _ = backward(model, make_batch(masks=False, has_mask=has_mask), LossConfig(triplet_on="parts"))
+    parts, _ = backward(model, *make_batch(masks=False, has_mask=has_mask), LossConfig(triplet_on="parts"))
     assert torch.isfinite(parts.stacked()).all()
     assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
     if not has_mask:
@@ -75,8 +75,8 @@ def test_backward__empty_masks_give_finite_gradients(has_mask: bool) -> None:
 def test_backward__scale_applies_to_gradients_only() -> None:
     model = freeze_norms(make_model())
     scaled = copy.deepcopy(model)
-    batch, loss = make_batch(), LossConfig()
-    one, _ = backward(model, batch, loss)
-    other, _ = backward(scaled, batch, loss, scale=lambda value: value * 64)
+    (images, labels, masks), loss = make_batch(), LossConfig()
+    one, _ = backward(model, images, labels, masks, loss)
+    other, _ = backward(scaled, images, labels, masks, loss, scale=lambda value: value * 64)
     assert one.total == other.total
     assert_same_gradients({name: value / 64 for name, value in gradients(scaled).items()}, gradients(model))

@@ -288,7 +288,7 @@ def test_resume__failed_calibration_repeats_no_step(
 ) -> None:
     arguments = straight.changed(tests=())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "calibrate_network", out_of_memory)
+        patch.setattr(run_module, "calibrate", out_of_memory)
         with pytest.raises(DeviceError):
             train(tmp_path, **arguments)
     monkeypatch.setattr(Trainer, "advance", out_of_memory)
