@@ -24,10 +24,6 @@ _GPU_READ_SECONDS = 0.5
 class LossMeter:
     """Reads back the losses of steps and checks that they are finite.
 
-    Args:
-        context: The training.
-        names: Names of the losses.
-
     Attributes:
         seconds: Time spent in steps.
         images_per_second: Speed between the last two readings.
@@ -110,11 +106,9 @@ class VisibilityMeter:
         """Collect the predicted and true visibility of a step."""
         self._samples.append(outputs)
 
-    def end_epoch(self) -> dict[str, float] | None:
-        """Return the accuracy by part and start the next epoch; None without samples."""
+    def end_epoch(self) -> dict[str, float]:
+        """Return the accuracy by part and start the next epoch; empty without masks."""
         samples, self._samples = self._samples, []
-        if not samples:
-            return None
         known = torch.cat([each.has_mask for each in samples])
         if not known.any():
             return {}

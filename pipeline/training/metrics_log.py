@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 from pipeline.runtime.files import atomic_write
@@ -34,7 +33,7 @@ class MetricsLog:
             kept = [line for line in kept if line["kind"] != "evaluation" or line["step"] < step]
         with atomic_write(path) as temporary:
             temporary.write_text("".join(_line(line) for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", buffering=1)
         self._loggers = loggers
 
     def write(self, kind: Kind, *, step: int, epoch: int, values: Mapping[str, Any]) -> None:
@@ -44,16 +43,10 @@ class MetricsLog:
         for logger in self._loggers:
             logger.log(numbers, step)
 
-    def flush(self) -> None:
-        """Pass written lines to the system."""
-        self._file.flush()
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         for logger in self._loggers:
             logger.close()

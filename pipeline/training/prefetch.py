@@ -23,22 +23,12 @@ _SHARE_OF_DEVICE = 0.3
 
 
 class Prefetcher:
-    """Copies rows of an image store to a device.
-
-    Args:
-        store: The images.
-        device: Target of the batches.
-    """
+    """Copies rows of an image store to a device."""
 
     def __init__(self, store: ImageStore, device: torch.device) -> None:
         self._store = store
         self._device = device
         self._resident = torch.from_numpy(store.images).to(device) if _fits(store, device) else None
-
-    @property
-    def resident(self) -> bool:
-        """Whether all images are held on the device."""
-        return self._resident is not None
 
     def batches(self, plans: Iterable[T], rows: Callable[[T], Rows]) -> Iterator[tuple[T, Tensor]]:
         """Yield each plan with its images, (B, H, W, 3) uint8, in order.

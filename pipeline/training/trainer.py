@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,10 +32,6 @@ _log = logging.getLogger("sgsfa.training")
 class Trainer:
     """Trains a network from step 0, or from the saved state, to the end.
 
-    Args:
-        network: On the device, in the memory layout it trains in.
-        context: Data, configuration, folder.
-
     Attributes:
         stepper: Takes the steps.
         step: Steps done.
@@ -52,21 +47,17 @@ class Trainer:
         self.losses = LossMeter(context, self.stepper.loss_names)
         self._visibility = VisibilityMeter(context.model)
         self._measures_visibility = context.model.kind != "baseline" and context.ranks.is_main
-        self._per_epoch = context.steps_per_epoch
-        self.total = context.config.epochs * self._per_epoch
+        self.total = context.config.epochs * context.steps_per_epoch
         self.step = 0
         self.best: tuple[int, float] | None = None
         self.evaluation_due = False
         self._metrics: MetricsLog | None = None
         self._evaluator: Evaluator | None = None
+        self._interrupts = Interrupts()
+        self._state_file = context.folder / STATE_FILE
         self._saved = time.monotonic()
-        if self.state_file.is_file():
+        if self._state_file.is_file():
             self._resume()
-
-    @property
-    def state_file(self) -> Path:
-        """Where the resumable state is saved."""
-        return self._context.folder / STATE_FILE
 
     def run(self, log: MetricsLog | None = None, evaluator: Evaluator | None = None) -> None:
         """Train to the end.
@@ -80,24 +71,24 @@ class Trainer:
             DataError: A loss or a gradient is not finite; a file beside the state names the batch.
         """
         self._metrics, self._evaluator = log, evaluator
-        with Interrupts() as interrupts:
-            self._evaluate_if_due(interrupts)
-            self._stop_if_requested(interrupts)
+        with Interrupts() as self._interrupts:
+            self._evaluate_if_due()
+            self._stop_if_requested()
         if self.step >= self.total:
             return
         self.stepper.prepare()
         batch = self._context.batch_size
         with (
-            Interrupts() as interrupts,
+            Interrupts() as self._interrupts,
             self._context.progress.task("train", total=self.total * batch, done=self.step * batch) as task,
         ):
             self.losses.restart_clock()
             batches = self._context.images.batches(self.plans(), lambda plan: plan.rows)
             for (plan, images), lesson in zip(batches, lessons(self._context, self.step, self.total), strict=True):
                 self.advance(plan, images, lesson)
-                self._after_step(task, interrupts)
+                self._after_step(task)
             # A signal that came after the last check.
-            self._stop_if_requested(interrupts)
+            self._stop_if_requested()
 
     def plans(self) -> Iterator[StepPlan]:
         """Yield the plans of all steps that are left."""
@@ -125,23 +116,21 @@ class Trainer:
                 evaluation_due=self.evaluation_due,
             )
             stepper = self.stepper
-            save_state(self.state_file, stepper.network, stepper.optimizer, stepper.ema, state)
+            save_state(self._state_file, stepper.network, stepper.optimizer, stepper.ema, state)
 
     def _resume(self) -> None:
         stepper = self.stepper
-        state = load_state(
-            self.state_file, stepper.network, stepper.optimizer, stepper.ema, self._context.meta.provenance
-        )
+        provenance = self._context.meta.provenance
+        state = load_state(self._state_file, stepper.network, stepper.optimizer, stepper.ema, provenance)
         self.step, self.best, self.evaluation_due = state.step, state.best, state.evaluation_due
         self.losses.seconds = state.seconds
         if state.scaler:
             stepper.scaler.load_state_dict(state.scaler)
         _log.info("resuming training at step %s of %s", f"{self.step:,}", f"{self.total:,}")
 
-    def _after_step(self, task: Task, interrupts: Interrupts) -> None:
-        ends_epoch = self.step % self._per_epoch == 0
-        # Other processes continue until they miss the main one, which alone knows that the state is saved.
-        stopping = self._stop_requested(interrupts)
+    def _after_step(self, task: Task) -> None:
+        ends_epoch = self.step % self._context.steps_per_epoch == 0
+        stopping = self._stop_requested
         saving = stopping or self._save_is_due(ends_epoch)
         # Before a state is saved, so that no saved state follows a loss that is not finite.
         if ends_epoch or saving or self.losses.due():
@@ -149,19 +138,21 @@ class Trainer:
         if ends_epoch:
             self._end_epoch()
         if self.evaluation_due and not stopping:
-            self._evaluate_if_due(interrupts)
+            self._evaluate_if_due()
             # The evaluation has saved the state, but a signal may have come since its last pause.
-            stopping = saving = self._stop_requested(interrupts)
+            stopping = saving = self._stop_requested
         if saving:
             self.save()
         if stopping:
             raise KeyboardInterrupt
 
-    def _stop_requested(self, interrupts: Interrupts) -> bool:
-        return interrupts.requested and self._context.ranks.is_main
+    @property
+    def _stop_requested(self) -> bool:
+        # Other processes continue until they miss the main one, which alone knows that the state is saved.
+        return self._interrupts.requested and self._context.ranks.is_main
 
-    def _stop_if_requested(self, interrupts: Interrupts) -> None:
-        if self._stop_requested(interrupts):
+    def _stop_if_requested(self) -> None:
+        if self._stop_requested:
             self.save()
             raise KeyboardInterrupt
 
@@ -177,7 +168,6 @@ class Trainer:
             for result, losses in read:
                 values = {"lr": result.rate, **losses, "images_per_second": self.losses.images_per_second}
                 self._metrics.write("step", step=result.plan.step + 1, epoch=result.plan.epoch + 1, values=values)
-            self._metrics.flush()
         if read and task is not None:
             result, losses = read[-1]
             shown: dict[str, float | str] = {k: v for k, v in losses.items() if k != "gradient"}
@@ -185,23 +175,18 @@ class Trainer:
             task.advance(len(read) * self._context.batch_size, **shown, lr=result.rate, epoch=epoch)
 
     def _end_epoch(self) -> None:
-        steps = self.losses.end_epoch()
-        visibility = self._visibility.end_epoch()
+        config, per_epoch = self._context.config, self._context.steps_per_epoch
+        values: dict[str, Any] = self.losses.end_epoch()
+        values |= {"lr": learning_rate(self.step - 1, per_epoch, config), "seconds": self.losses.seconds}
+        if self._measures_visibility:
+            values["visibility_accuracy"] = self._visibility.end_epoch()
         if self._metrics is not None:
-            values: dict[str, Any] = {
-                **steps,
-                "lr": learning_rate(self.step - 1, self._per_epoch, self._context.config),
-                "seconds": self.losses.seconds,
-            }
-            if visibility is not None:
-                values["visibility_accuracy"] = visibility
-            self._metrics.write("epoch", step=self.step, epoch=self.step // self._per_epoch, values=values)
-            self._metrics.flush()
-        every = self._context.config.eval_every * self._per_epoch
+            self._metrics.write("epoch", step=self.step, epoch=self.step // per_epoch, values=values)
+        every = config.eval_every * per_epoch
         self.evaluation_due = self._evaluator is not None and every > 0 and self.step % every == 0
         self.losses.restart_clock()
 
-    def _evaluate_if_due(self, interrupts: Interrupts) -> None:
+    def _evaluate_if_due(self) -> None:
         """Make the evaluation that is due, in the main process, and keep the network if it is the best so far.
 
         Raises:
@@ -211,15 +196,14 @@ class Trainer:
             return
 
         def pause() -> None:
-            if interrupts.requested:
+            if self._interrupts.requested:
                 raise KeyboardInterrupt
 
-        epoch = self.step // self._per_epoch
+        epoch = self.step // self._context.steps_per_epoch
         # Before the evaluation, so that neither a signal nor a failure loses the steps before it.
         self.save()
         metrics = self._evaluator.evaluate(self.stepper.trained, pause)
         self._metrics.write("evaluation", step=self.step, epoch=epoch, values=metrics)
-        self._metrics.flush()
         _log.info("epoch %d: rank-1 %.1f %%, mAP %.1f %%", epoch, 100 * metrics["rank1"], 100 * metrics["mAP"])
         if self.best is None or metrics["mAP"] > self.best[1]:
             self.best = (epoch, metrics["mAP"])

@@ -143,7 +143,7 @@ def test_step__never_waits_for_the_gpu(tmp_path: Path, preset: str, amp: str, ma
     trainer, images = make_trainer(
         tmp_path, small_model(**model), LossConfig.model_validate(loss), config, mapped=mapped
     )
-    assert images.resident is not mapped
+    assert (images._resident is None) is mapped
     trainer.stepper.prepare()
     batches = images.batches(trainer.plans(), lambda plan: plan.rows)
     for (plan, batch), lesson in zip(batches, lessons(trainer._context, 0, 8), strict=False):
