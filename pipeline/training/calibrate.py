@@ -162,10 +162,7 @@ def from_samples(predicted: Tensor, true: Tensor) -> Calibration:
 def best_threshold(means: npt.NDArray[np.float32], shown: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """Return the threshold t that makes `mean > t` the best predictor of visibility, and its balanced accuracy.
 
-    Args:
-        means: (N,) predicted mask means.
-        shown: (N,) whether the part is visible. If it never is, the threshold is `NEVER`; if it always is, a quantile
-            of the means.
+    If the part is never visible, the threshold is `NEVER`; if it always is, a quantile of the means.
     """
     if not shown.any():
         return NEVER, 1.0
@@ -184,11 +181,9 @@ def best_threshold(means: npt.NDArray[np.float32], shown: npt.NDArray[np.bool_])
 
 
 def roc_auc(scores: npt.NDArray[np.float32], labels: npt.NDArray[np.bool_]) -> float:
-    """Return the area under the ROC curve: the share of pairs of a true and a false sample in the right order.
+    """Return the area under the ROC curve of samples of both kinds.
 
-    Args:
-        scores: (N,).
-        labels: (N,) with samples of both kinds; ties count one half.
+    It is the share of pairs of a true and a false sample in the right order; ties count one half.
     """
     ranks = rankdata(scores)
     positives = int(labels.sum())

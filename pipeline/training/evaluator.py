@@ -26,10 +26,7 @@ _BATCH = 64
 class Evaluator:
     """Embeds and ranks the query and gallery of a test set with the default matching rule.
 
-    Args:
-        dataset: The test set.
-        context: The training.
-        best: File of the network of the best epoch so far.
+    The network of the best epoch so far is kept in the file `best`.
 
     Raises:
         DataError: There are no queries or no gallery.

@@ -37,6 +37,14 @@ class StepPlan:
     seed: int
 
 
+def params_of_step(context: TrainContext, stream: str, step: int, count: int) -> AugmentParams:
+    """Draw the augmentation of `count` images in a step; streams of random numbers are independent."""
+    config = context.config
+    share = augmentation_share(step, context.steps_per_epoch, config)
+    numbers, tiles = generator(config.seed, stream, step), len(occluder_tiles())
+    return draw_params(numbers, count, *context.size, config, tiles=tiles, share=share)
+
+
 def plan_steps(context: TrainContext, start: int, stop: int) -> Iterator[StepPlan]:
     """Yield the plans of steps `start` to `stop` (exclusive).
 
@@ -50,14 +58,7 @@ def plan_steps(context: TrainContext, start: int, stop: int) -> Iterator[StepPla
         if batches is None or number == 0:
             batches = epoch_batches(labels, config, epoch)
         batch = batches[number]
-        params = draw_params(
-            generator(config.seed, "augment", step),
-            len(batch),
-            *context.size,
-            config,
-            tiles=len(occluder_tiles()),
-            share=augmentation_share(step, context.steps_per_epoch, config),
-        )
+        params = params_of_step(context, "augment", step, len(batch))
         rows = batch
         if ranks.world_size > 1:
             donors = params.donor[mine].numpy()

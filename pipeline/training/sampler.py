@@ -78,18 +78,10 @@ def steps_per_epoch(labels: Sequence[int], config: TrainConfig) -> int:
 
 
 def epoch_batches(labels: Sequence[int], config: TrainConfig, epoch: int) -> Rows:
-    """Return all batches of an epoch, which depend on the seed and the epoch alone.
+    """Return all batches of an epoch, (steps, P * K) rows, which depend on the seed and the epoch alone.
 
     Identities are drawn from a shuffled cycle, and so are the images of each; identities with fewer than K images
-    repeat some.
-
-    Args:
-        labels: Identity of each row of the store.
-        config: P, K, the length of an epoch and the seed.
-        epoch: Counted from 0.
-
-    Returns:
-        (steps, P * K) rows; the K images of an identity are consecutive.
+    repeat some. The K images of an identity are consecutive.
     """
     stream = rng(config.seed, "batches", epoch)
     rows_of: dict[int, list[int]] = {}

@@ -42,11 +42,7 @@ _log = logging.getLogger("sgsfa.training")
 
 
 def check_network(model: ModelConfig, *, from_weights: bool = True) -> None:
-    """Check that a network can be built, and that `model.weights` are those of its backbone.
-
-    Args:
-        model: Configuration of the network.
-        from_weights: Training starts from `model.weights`, not from a checkpoint.
+    """Check that a network can be built, and, if it starts `from_weights`, that these are of its backbone.
 
     Raises:
         ConfigError: The backbone is unknown or has no features of the needed strides.
@@ -71,27 +67,10 @@ def prepare(
     ranks: RankInfo,
     progress: Progress,
 ) -> tuple[Network, TrainContext]:
-    """Decode the images, load masks and starting weights.
-
-    Args:
-        folder: Folder of the state; decoded images are cached in it.
-        dataset: Its split `train` is trained on.
-        masks: The mask file; None trains without masks.
-        model: The network.
-        loss: The losses.
-        config: The training.
-        teacher: Rendered images with true masks; None: none.
-        ranks: Which process this is.
-        progress: Shows progress bars.
+    """Decode the images into `folder`, load masks and starting weights; the errors are those of `run.train`.
 
     Returns:
         The network on the device, and what it trains on.
-
-    Raises:
-        DataError: There are no training images or too few identities.
-        FormatError: The mask file is damaged.
-        WeightsError: The starting weights do not fit.
-        DeviceError: The device is not available.
     """
     device = ranks.select_device(config.device)
     pids = {record.path: record.pid for record in dataset.split("train")}
@@ -121,16 +100,15 @@ def prepare(
     )
     taught: Teacher | None = None
     if teacher is not None:
-        taught_store = open_store(folder / _TEACHER, teacher.dataset)
+        taught_store, mask_file = open_store(folder / _TEACHER, teacher.dataset), folder / _TEACHER / "masks.h5"
         if ranks.is_main:
-            teacher.build_masks(folder / _TEACHER / "masks.h5")
+            teacher.build_masks(mask_file)
         barrier()
-        taught_masks = load_masks(folder / _TEACHER / "masks.h5", taught_store.names, model)
-        lost = len(taught_store.rejected) + taught_masks.without_mask
-        if lost:
+        taught_masks = load_masks(mask_file, taught_store.names, model)
+        if lost := len(taught_store.rejected) + taught_masks.without_mask:
             _log.warning("%d images of the mask teacher cannot be read or have no mask and are left out", lost)
         taught = Teacher(Prefetcher(taught_store, device), taught_masks.to(device))
-    network, meta = _starting_network(config, meta, targets)
+    network, meta = _starting_network(config, meta, targets.supervised_parts)
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
@@ -165,8 +143,7 @@ def _warnings(
     if store.rejected:
         shown = "; ".join(f"{each.path}: {each.reason}" for each in store.rejected[:5])
         yield f"{len(store.rejected):,} training images cannot be read and are left out: {shown}"
-    single = int((torch.bincount(labels) == 1).sum())
-    if single:
+    if single := int((torch.bincount(labels) == 1).sum()):
         yield f"{single:,} identities have a single image, which is repeated in their batches"
     if model.kind == "baseline":
         return
@@ -175,24 +152,23 @@ def _warnings(
     supervised = loss.balance * loss.mask_weight > 0 and bool(masks.has_mask.any())
     if model.body_attention and not supervised:
         yield "the body mask is not supervised (no masks, or L_se has no weight) and keeps its initial weights"
-    absent = [name for name, given in zip(PART_NAMES, masks.supervised_parts.tolist(), strict=True) if not given]
-    if absent:
+    if absent := [name for name, given in zip(PART_NAMES, masks.supervised_parts.tolist(), strict=True) if not given]:
         stripes = "; without a head there are no spatial parts either" if "head" in absent else ""
         yield f"the label set of the masks lacks {', '.join(absent)}: left out of training and matching{stripes}"
     if masks.has_mask.any() and (never := masks.never_shown()):
         yield f"no mask shows {', '.join(never)}, although the label set has it: is masks.label_set correct?"
 
 
-def _starting_network(config: TrainConfig, meta: CheckpointMeta, masks: MaskTargets) -> tuple[Network, CheckpointMeta]:
+def _starting_network(
+    config: TrainConfig, meta: CheckpointMeta, supervised_parts: torch.Tensor
+) -> tuple[Network, CheckpointMeta]:
     """Return the network with its starting weights, the same in every process, and the completed header."""
     model = meta.model
     weights = load_backbone_weights(model.weights, model.backbone) if config.start is None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "weights"))
         try:
-            network = build_model(
-                model, meta.num_classes, backbone_weights=weights, supervised_parts=masks.supervised_parts
-            )
+            network = build_model(model, meta.num_classes, backbone_weights=weights, supervised_parts=supervised_parts)
         except WeightsError as error:
             # The network sees tensors; the user needs the name of their file.
             where = error.where or model.weights

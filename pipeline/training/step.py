@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,8 +30,6 @@ from pipeline.training.schedule import learning_rate
 Augmentation = Callable[[Tensor, MaskTargets, AugmentParams, Tensor], tuple[Tensor, MaskTargets]]
 """`augment`, eager or compiled."""
 
-_log = logging.getLogger("sgsfa.training")
-
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -53,7 +50,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class StepOutputs:
-    """Outputs of the work that a step does on the device, besides gradients.
+    """What a step computes on the device, besides gradients.
 
     Attributes:
         losses: (5,) float32 in the order of `LOSS_NAMES`; with a teacher (6,), its mask loss last.
@@ -86,15 +83,9 @@ class StepResult:
 
 
 class TrainStep:
-    """Takes training steps with a network.
-
-    Args:
-        network: On the device, in the memory layout it trains in.
-        context: Data and configuration.
+    """Takes training steps with a network, which is on the device in the memory layout that it trains in.
 
     Attributes:
-        network: The network.
-        optimizer: Over its parameters.
         scaler: Scales losses with fp16.
         ema: The averaged network, if the configuration asks for one.
         loss_names: Names of `StepResult.losses`.
@@ -143,12 +134,7 @@ class TrainStep:
             self._work = self.graph = GraphedStep(self._compute_gradients, device)
 
     def __call__(self, plan: StepPlan, images: Tensor, lesson: Batch | None = None) -> StepResult:
-        """Take one step.
-
-        Args:
-            plan: The step's plan.
-            images: (N, H, W, 3) uint8 images of `plan.rows` on the device.
-            lesson: Of the same step, if the training has a teacher.
+        """Take one step with the images (N, H, W, 3) uint8 of `plan.rows`, on the device, and the lesson of that step.
 
         Raises:
             DeviceError: The step cannot be captured as a CUDA graph.

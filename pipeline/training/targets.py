@@ -15,12 +15,7 @@ from pipeline.model.mask_targets import MaskTargets, resized
 
 
 def load_masks(path: Path | None, names: Sequence[str], model: ModelConfig) -> MaskTargets:
-    """Read the masks of images by name, averaged to the maps of a network.
-
-    Args:
-        path: A mask file; None: no image has a mask.
-        names: Names of the images.
-        model: The network.
+    """Read the masks of images by name, averaged to the maps of a network; without a file no image has one.
 
     Raises:
         FormatError: The mask file is damaged or of another kind.

@@ -8,13 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pipeline.runtime.seeds import generator, rng
-from pipeline.training.augment import draw_params
+from pipeline.runtime.seeds import rng
 from pipeline.training.context import TrainContext
-from pipeline.training.occluders import occluder_tiles
+from pipeline.training.plan import params_of_step
 from pipeline.training.prefetch import to_device
 from pipeline.training.sampler import Rows, shard
-from pipeline.training.schedule import augmentation_share
 from pipeline.training.step import Batch
 
 
@@ -39,14 +37,7 @@ def _plan(context: TrainContext, step: int, usable: Rows) -> tuple[Rows, Tensor]
     # At least one for each process.
     total = max(round(config.mask_teacher * context.batch_size), ranks.world_size)
     rows = rng(config.seed, "mask teacher", step).choice(usable, total, replace=len(usable) < total)
-    params = draw_params(
-        generator(config.seed, "augment mask teacher", step),
-        total,
-        *context.size,
-        config,
-        tiles=len(occluder_tiles()),
-        share=augmentation_share(step, context.steps_per_epoch, config),
-    )
+    params = params_of_step(context, "augment mask teacher", step, total)
     # Occluders are objects: an image to cut a person out of may be in another process.
     params = replace(params, donor=torch.full_like(params.donor, -1))
     mine = shard(total, rank=ranks.rank, processes=ranks.world_size)
