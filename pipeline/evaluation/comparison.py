@@ -20,14 +20,7 @@ from pipeline.runtime.files import write_json
 
 @dataclass(frozen=True, slots=True)
 class MetricDifference:
-    """One metric in two runs, over the queries that have a match in both.
-
-    Attributes:
-        metric: `mAP`, `mINP`, `rank1` and so on.
-        before: Value of the earlier run.
-        now: Value of this run.
-        interval: Mean and paired bootstrap interval of now - before.
-    """
+    """One metric in two runs, over the queries that have a match in both, with the interval of now - before."""
 
     metric: str
     before: float
@@ -42,15 +35,7 @@ class MetricDifference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison(Tabular):
-    """Two runs on one test set.
-
-    Attributes:
-        test_set: Its name.
-        queries: Queries with a match in both runs.
-        only_now: Queries with a match in this run alone.
-        only_before: Queries with a match in the earlier run alone.
-        differences: One for each metric.
-    """
+    """Two runs on one test set: how many queries have a match in both runs or in one alone, and the metrics."""
 
     test_set: str
     queries: int
@@ -60,21 +45,14 @@ class Comparison(Tabular):
 
     def table(self) -> Table:
         """Return one row per metric."""
-        rows = tuple(
-            (
-                one.metric,
-                one.before,
-                one.now,
-                one.interval.mean,
-                one.interval.low,
-                one.interval.high,
-                "yes" if one.significant else "no",
-            )
-            for one in self.differences
-        )
+        rows = []
+        for one in self.differences:
+            change = one.interval
+            significant = "yes" if one.significant else "no"
+            rows.append((one.metric, one.before, one.now, change.mean, change.low, change.high, significant))
         columns = ("Metric", "Before", "Now", "Difference", "Low", "High", "Significant")
         title = f"{self.test_set}: difference in % over {self.queries} queries, with its 95 % interval"
-        return Table(columns, rows, title, columns[1:6])
+        return Table(columns, tuple(rows), title, columns[1:6])
 
     def save(self, path: Path) -> None:
         """Write the comparison as JSON, whole or not at all."""
@@ -82,13 +60,7 @@ class Comparison(Tabular):
 
 
 def compare_runs(test_set: str, now: QueryTable, before: QueryTable, *, samples: int = 2000) -> Comparison:
-    """Compare two runs query by query.
-
-    Args:
-        test_set: Name for the report.
-        now: This run's queries.
-        before: The earlier run's queries.
-        samples: Resamplings of the paired differences.
+    """Compare two runs query by query, with `samples` resamplings of the paired differences.
 
     Raises:
         DataError: The runs share no query with a match.
@@ -101,21 +73,22 @@ def compare_runs(test_set: str, now: QueryTable, before: QueryTable, *, samples:
             f"the two runs have no query of {test_set} in common: now {_first(rows_now)}, before {_first(rows_before)}",
             expected="results of the same test set; image name and camera identify a query",
         )
-    a = np.array([rows_now[key] for key in common])
-    b = np.array([rows_before[key] for key in common])
-    values: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]] = {
-        f"rank{rank}": ((now.first_hit[a] <= rank).astype(float), (before.first_hit[b] <= rank).astype(float))
-        for rank in RANKS
-    }
-    values["mAP"] = now.ap[a], before.ap[b]
-    values["mINP"] = now.inp[a], before.inp[b]
+    values_now = _values(now, [rows_now[key] for key in common])
+    values_before = _values(before, [rows_before[key] for key in common])
     differences = []
-    for metric, (new, old) in values.items():
+    for metric, new in values_now.items():
+        old = values_before[metric]
         interval = bootstrap_mean(new - old, samples=samples)
         assert interval is not None  # common is not empty
         differences.append(MetricDifference(metric, float(old.mean()), float(new.mean()), interval))
     only = len(rows_now) - len(common), len(rows_before) - len(common)
     return Comparison(test_set, len(common), *only, tuple(differences))
+
+
+def _values(table: QueryTable, rows: list[int]) -> dict[str, npt.NDArray[np.float64]]:
+    """Return the metrics of some queries by name."""
+    ranks = {f"rank{rank}": (table.first_hit[rows] <= rank).astype(float) for rank in RANKS}
+    return ranks | {"mAP": table.ap[rows], "mINP": table.inp[rows]}
 
 
 def load_queries(run: Path) -> Mapping[str, QueryTable]:

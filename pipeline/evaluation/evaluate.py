@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,12 +89,11 @@ class Evaluation(Tabular):
 
 
 @dataclass(frozen=True, slots=True)
-class _Sides:
-    """Query and gallery of a test set; `gallery` is None where it is streamed from the file.
+class _TestSet:
+    """Query and gallery of a test set, and how they are evaluated.
 
     Attributes:
-        query: Features of the queries.
-        gallery: Features of the gallery.
+        gallery: None where it is streamed from the file.
         ids: Query and gallery identities, query and gallery cameras.
         file: The features file, None for features in memory.
         gallery_rows: (G,) rows of the gallery in the file.
@@ -108,11 +106,19 @@ class _Sides:
     file: FeatureFile | None
     gallery_rows: Ints
     dropped: int
+    dataset: Dataset | None
+    config: MatchingConfig
+    rule: MatchingRule
+    device: torch.device
+    progress: Progress
 
-    @property
-    def provenance(self) -> Mapping[str, JsonScalar]:
-        """What decided the features."""
-        return dict(self.query.provenance.values)
+    def stream(self, title: str, query: Features, gallery: Features, *streams: RankStream | VerificationStream) -> None:
+        """Feed the distances of all pairs to `streams`."""
+        with self.progress.task(title, total=len(query), unit="queries") as task:
+            for block in distance_blocks(query, gallery, rule=self.rule, device=self.device):
+                for stream in streams:
+                    stream.update(block)
+                task.advance(len(block))
 
 
 def evaluate(
@@ -139,53 +145,53 @@ def evaluate(
     """
     config = config or MatchingConfig()
     with memory_advice("evaluate", config):
-        return _evaluate(_read(features), dataset, config, progress)
+        return _evaluate(_read(features, dataset, config, progress))
 
 
-def _evaluate(sides: _Sides, dataset: Dataset | None, config: MatchingConfig, progress: Progress) -> Evaluation:
-    rule, device = MatchingRule.from_config(config), resolve_device(config.device)
-    if sides.gallery is None:
+def _evaluate(test: _TestSet) -> Evaluation:
+    config = test.config
+    if test.gallery is None:
         refuse_in_streaming(config)
     elif config.query_expansion:
-        expanded = expand_queries(sides.query, sides.gallery, rule=rule, device=device, k=config.query_expansion)
-        sides = replace(sides, query=expanded)
-    ranking, verification = _rank(sides, rule, device, config, progress)
+        k = config.query_expansion
+        test = replace(test, query=expand_queries(test.query, test.gallery, rule=test.rule, device=test.device, k=k))
+    ranking, verification = _rank(test)
     plain = metrics = ranking.metrics(config.max_rank, config.average_precision)
-    reranked = _rerank(sides, rule, device, config) if config.rerank else None
+    reranked = _rerank(test) if config.rerank else None
     if reranked is not None:
-        stream = RankStream(*sides.ids)
+        stream = RankStream(*test.ids)
         stream.update(reranked)
         ranking = stream.ranking()
         metrics = ranking.metrics(config.max_rank, config.average_precision)
-    fraction, fraction_source = _visible_fraction(sides, dataset)
-    ignored = _without_visibility(sides, rule, device, config, progress) if config.breakdown else None
-    histogram = _histogram(sides, dataset) if config.histogram and dataset is not None else None
+    fraction, fraction_source = _visible_fraction(test)
+    ignored = _without_visibility(test) if config.breakdown else None
+    histogram = _histogram(test) if config.histogram else None
+    provenance = dict(test.query.provenance.values)
     result = EvaluationResult(
-        test_set=_name(sides, dataset),
+        test_set=_name(test),
         metrics=_scores(metrics),
         protocol=_protocol(config)
         | {
-            "flip": bool(sides.provenance.get("flip", False)),
+            "flip": bool(provenance.get("flip", False)),
             "visible_fraction": fraction_source,
             "sgsfa": __version__,
             "torch": torch.__version__,
         },
-        counts=_counts(sides),
-        provenance=sides.provenance,
-        notes=_notes(sides, dataset, ranking.coincident()),
+        counts=_counts(test),
+        provenance=provenance,
+        notes=_notes(test, ranking.coincident()),
         before_rerank=_scores(plain) if reranked is not None else None,
         intervals=_intervals(metrics, config.bootstrap),
         verification=verification,
         gain=None if ignored is None else breakdown.gain(plain, ignored),
         histogram=None if histogram is None else _scores(histogram.metrics),
         histogram_same_camera=None if histogram is None else histogram.same_camera,
-        breakdown=_breakdown(ranking, metrics, sides, fraction, config) if config.breakdown else (),
+        breakdown=_breakdown(test, ranking, metrics, fraction) if config.breakdown else (),
     )
-    rankings = _rankings(sides, rule, metrics, reranked, config.figures) if dataset is not None else ()
-    return Evaluation(result, _query_table(sides, metrics, fraction, ignored), rankings)
+    return Evaluation(result, _query_table(test, metrics, fraction, ignored), _rankings(test, metrics, reranked))
 
 
-def _read(features: Path | Features) -> _Sides:
+def _read(features: Path | Features, dataset: Dataset | None, config: MatchingConfig, progress: Progress) -> _TestSet:
     source = features if isinstance(features, Features) else open_features(features)
     file = source if isinstance(source, FeatureFile) else None
     pids, camids = source.pids, source.camids
@@ -202,41 +208,37 @@ def _read(features: Path | Features) -> _Sides:
     query, gallery = with_identity["query"], with_identity["gallery"]
     in_memory = file is None or len(gallery) * 4 * (len(PARTS) * file.part_dim + file.global_dim) <= MEMORY_BYTES
     pick = source.select if isinstance(source, Features) else source.load
-    return _Sides(
+    return _TestSet(
         query=pick(query),
         gallery=pick(gallery) if in_memory else None,
         ids=(pids[query], pids[gallery], camids[query], camids[gallery]),
         file=file,
         gallery_rows=gallery,
         dropped=sum(map(len, split_rows.values())) - len(query) - len(gallery),
+        dataset=dataset,
+        config=config,
+        rule=MatchingRule.from_config(config),
+        device=resolve_device(config.device),
+        progress=progress,
     )
 
 
-def _rank(
-    sides: _Sides, rule: MatchingRule, device: torch.device, config: MatchingConfig, progress: Progress
-) -> tuple[Ranking, Verification | None]:
-    if sides.gallery is None:
-        assert sides.file is not None
-        rows = sides.gallery_rows
-        return rank_on_disk(sides.query, sides.file, rule=rule, device=device, rows=rows, progress=progress), None
-    stream = RankStream(*sides.ids)
-    verification = VerificationStream(PositivesAndJunk.of(*sides.ids)) if config.verification else None
-    with progress.task("rank", total=len(sides.query), unit="queries") as task:
-        for block in distance_blocks(sides.query, sides.gallery, rule=rule, device=device):
-            stream.update(block)
-            if verification is not None:
-                verification.update(block)
-            task.advance(len(block))
-    return stream.ranking(), None if verification is None else verification.compute()
+def _rank(test: _TestSet) -> tuple[Ranking, Verification | None]:
+    if test.gallery is None:
+        assert test.file is not None
+        rows, rule, device, progress = test.gallery_rows, test.rule, test.device, test.progress
+        return rank_on_disk(test.query, test.file, rule=rule, device=device, rows=rows, progress=progress), None
+    stream = RankStream(*test.ids)
+    verification = [VerificationStream(PositivesAndJunk.of(*test.ids))] if test.config.verification else []
+    test.stream("rank", test.query, test.gallery, stream, *verification)
+    return stream.ranking(), verification[0].compute() if verification else None
 
 
-def _rerank(sides: _Sides, rule: MatchingRule, device: torch.device, config: MatchingConfig) -> npt.NDArray[np.float32]:
-    assert sides.gallery is not None
+def _rerank(test: _TestSet) -> npt.NDArray[np.float32]:
+    assert test.gallery is not None
     gc.collect()
-    sizes = {"k1": config.rerank_k1, "k2": config.rerank_k2}
-    return k_reciprocal(
-        sides.query, sides.gallery, rule=rule, device=device, **sizes, lambda_value=config.rerank_lambda
-    )
+    sizes = {"k1": test.config.rerank_k1, "k2": test.config.rerank_k2, "lambda_value": test.config.rerank_lambda}
+    return k_reciprocal(test.query, test.gallery, rule=test.rule, device=test.device, **sizes)
 
 
 def refuse_in_streaming(config: MatchingConfig) -> None:
@@ -257,52 +259,46 @@ def refuse_in_streaming(config: MatchingConfig) -> None:
         )
 
 
-def _without_visibility(
-    sides: _Sides, rule: MatchingRule, device: torch.device, config: MatchingConfig, progress: Progress
-) -> RankMetrics | None:
+def _without_visibility(test: _TestSet) -> RankMetrics | None:
     """Compute the metrics of the same rule with every part visible; None where that changes nothing."""
-    if rule.name == "all" or sides.query.part_dim == 0 or sides.gallery is None:
+    if test.rule.name == "all" or test.query.part_dim == 0 or test.gallery is None:
         return None
-    stream = RankStream(*sides.ids, config.max_rank, config.average_precision)
-    query, gallery = sides.query.all_visible(), sides.gallery.all_visible()
-    with progress.task("rank, visibility ignored", total=len(query), unit="queries") as task:
-        for block in distance_blocks(query, gallery, rule=rule, device=device):
-            stream.update(block)
-            task.advance(len(block))
+    stream = RankStream(*test.ids, test.config.max_rank, test.config.average_precision)
+    test.stream("rank, visibility ignored", test.query.all_visible(), test.gallery.all_visible(), stream)
     return stream.compute()
 
 
-def _visible_fraction(sides: _Sides, dataset: Dataset | None) -> tuple[Doubles, str]:
+def _visible_fraction(test: _TestSet) -> tuple[Doubles, str]:
     """Return the visible fraction of each query's person, and its source."""
-    names = [str(name) for name in sides.query.names]
-    if dataset is not None and dataset.extra:
-        recorded = [dataset.extra.get(name, {}).get("visible") for name in names]
+    names = [str(name) for name in test.query.names]
+    if test.dataset is not None:
+        recorded = [test.dataset.extra.get(name, {}).get("visible") for name in names]
         if any(recorded):
             return np.array([float(value) if value else np.nan for value in recorded]), "data set"
-    if sides.query.part_dim == 0:
+    if test.query.part_dim == 0:
         return np.full(len(names), np.nan), "unknown"
-    return sides.query.visible.mean(axis=1), "predicted parts"
+    return test.query.visible.mean(axis=1), "predicted parts"
 
 
-def _histogram(sides: _Sides, dataset: Dataset) -> HistogramBaseline:
+def _histogram(test: _TestSet) -> HistogramBaseline | None:
     """Rank the same images by colour histograms, without those that have no features."""
-    gallery = sides.gallery.names if sides.gallery is not None else sides.file.names(sides.gallery_rows)  # type: ignore[union-attr]
-    query_names, gallery_names = set(sides.query.names.tolist()), set(gallery.tolist())
+    if test.dataset is None:
+        return None
+    gallery = test.gallery.names if test.gallery is not None else test.file.names(test.gallery_rows)  # type: ignore[union-attr]
+    query_names, gallery_names = set(test.query.names.tolist()), set(gallery.tolist())
     return histogram_baseline(
-        dataset,
-        [record for record in dataset.split("query") if record.path in query_names],
-        [record for record in dataset.split("gallery") if record.path in gallery_names],
+        test.dataset,
+        [record for record in test.dataset.split("query") if record.path in query_names],
+        [record for record in test.dataset.split("gallery") if record.path in gallery_names],
     )
 
 
-def _breakdown(
-    ranking: Ranking, metrics: RankMetrics, sides: _Sides, fraction: Doubles, config: MatchingConfig
-) -> tuple[Group, ...]:
+def _breakdown(test: _TestSet, ranking: Ranking, metrics: RankMetrics, fraction: Doubles) -> tuple[Group, ...]:
     groups = breakdown.by_fraction(metrics, fraction)
-    if sides.query.part_dim:
-        groups += breakdown.by_part(metrics, sides.query.visible)
-        groups += breakdown.by_visible_set(metrics, sides.query.visible)
-    groups += breakdown.by_camera_pair(ranking, *sides.ids[2:], config.average_precision)
+    if test.query.part_dim:
+        groups += breakdown.by_part(metrics, test.query.visible)
+        groups += breakdown.by_visible_set(metrics, test.query.visible)
+    groups += breakdown.by_camera_pair(ranking, *test.ids[2:], test.config.average_precision)
     return tuple(groups)
 
 
@@ -333,44 +329,45 @@ def _protocol(config: MatchingConfig) -> dict[str, JsonScalar]:
     return {name: table[name] for name in config.decisive_fields() if name not in left_out}
 
 
-def _notes(sides: _Sides, dataset: Dataset | None, coincident: int) -> tuple[str, ...]:
-    notes = list(dataset.notes) if dataset is not None else list(sides.file.notes) if sides.file else []
-    if sides.dropped:
-        notes.append(f"{sides.dropped} images without an identity (-1) left out")
+def _notes(test: _TestSet, coincident: int) -> tuple[str, ...]:
+    source = test.dataset or test.file
+    notes = list(source.notes) if source is not None else []
+    if test.dropped:
+        notes.append(f"{test.dropped} images without an identity (-1) left out")
     if coincident:
         notes.append(
-            f"{coincident:,} of {len(sides.query):,} queries have a match at distance 0: the same image is query and "
+            f"{coincident:,} of {len(test.query):,} queries have a match at distance 0: the same image is query and "
             "gallery, or the network returns one feature for all images"
         )
-    failed = sides.file.failed if sides.file else ()
+    failed = test.file.failed if test.file else ()
     if failed:
         listed = ", ".join(each.path for each in failed[:_LISTED]) + (", ..." if len(failed) > _LISTED else "")
         notes.append(f"{len(failed):,} images have no features because they could not be read: {listed}")
     return tuple(notes)
 
 
-def _counts(sides: _Sides) -> dict[str, int]:
-    query_pids, gallery_pids, query_camids, gallery_camids = sides.ids
+def _counts(test: _TestSet) -> dict[str, int]:
+    query_pids, gallery_pids, query_camids, gallery_camids = test.ids
     return {
         "query_images": len(query_pids),
         "query_identities": len(np.unique(query_pids)),
         "gallery_images": len(gallery_pids),
         "gallery_identities": len(np.unique(gallery_pids)),
         "cameras": len(np.union1d(query_camids, gallery_camids)),
-        "dropped_images": sides.dropped,
-        "unreadable_images": len(sides.file.failed) if sides.file else 0,
+        "dropped_images": test.dropped,
+        "unreadable_images": len(test.file.failed) if test.file else 0,
     }
 
 
-def _name(sides: _Sides, dataset: Dataset | None) -> str:
-    if dataset is not None:
-        return dataset.name
-    recorded = str(sides.provenance.get("data", "")).partition(":")[2]
-    return recorded or (sides.file.path.stem if sides.file else "features")
+def _name(test: _TestSet) -> str:
+    if test.dataset is not None:
+        return test.dataset.name
+    recorded = str(test.query.provenance.values.get("data", "")).partition(":")[2]
+    return recorded or (test.file.path.stem if test.file else "features")
 
 
-def _query_table(sides: _Sides, metrics: RankMetrics, fraction: Doubles, ignored: RankMetrics | None) -> QueryTable:
-    query = sides.query
+def _query_table(test: _TestSet, metrics: RankMetrics, fraction: Doubles, ignored: RankMetrics | None) -> QueryTable:
+    query = test.query
     return QueryTable(
         names=tuple(query.names.tolist()),
         pids=query.pids,
@@ -389,20 +386,21 @@ def _part_names(visible: Bools) -> str:
 
 
 def _rankings(
-    sides: _Sides, rule: MatchingRule, metrics: RankMetrics, reranked: npt.NDArray[np.float32] | None, count: int
+    test: _TestSet, metrics: RankMetrics, reranked: npt.NDArray[np.float32] | None
 ) -> tuple[RankedQuery, ...]:
     """Choose rankings to draw, spread evenly from the worst AP to the best; none of a gallery that is streamed."""
-    if sides.gallery is None or not count:
+    count = test.config.figures
+    if test.gallery is None or test.dataset is None or not count:
         return ()
     order = np.argsort(metrics.per_query_ap, kind="stable")[: metrics.num_valid_queries]
     chosen = order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]
-    query = sides.query.select(chosen)
+    query = test.query.select(chosen)
     if reranked is None:
-        matrix = distance_matrix(prepare(query, rule, is_query=True), sides.gallery, rule=rule)
+        matrix = distance_matrix(prepare(query, test.rule, is_query=True), test.gallery, rule=test.rule)
     else:
         matrix = reranked[chosen]
     ap = metrics.per_query_ap[chosen]
-    return tuple(_ranked(query, sides.gallery, row, line, ap[row]) for row, line in enumerate(matrix))
+    return tuple(_ranked(query, test.gallery, row, line, ap[row]) for row, line in enumerate(matrix))
 
 
 def _ranked(query: Features, gallery: Features, row: int, line: npt.NDArray[np.float32], ap: float) -> RankedQuery:

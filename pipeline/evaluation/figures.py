@@ -25,16 +25,12 @@ _CORRECT, _WRONG, _QUERY, _INK = (0, 140, 60), (200, 30, 40), (90, 90, 90), (30,
 
 @dataclass(frozen=True, slots=True)
 class RankedQuery:
-    """A query and its nearest gallery images.
+    """A query and its nearest gallery images; names are relative to the data set's root.
 
     Attributes:
-        name: Image name of the query, relative to the data set's root.
         title: Identity, camera and AP.
         parts: Names of its visible parts, separated by blanks.
-        gallery: Names of the nearest gallery images.
-        captions: A line for each of them.
-        distances: Their distances.
-        correct: Whether each shows the query's identity.
+        captions: A line for each gallery image.
     """
 
     name: str

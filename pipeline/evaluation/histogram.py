@@ -85,11 +85,7 @@ def histogram(image: npt.NDArray[np.uint8]) -> Floats:
 
 
 def same_camera_share(
-    distances: npt.NDArray[np.floating],
-    query_pids: Ints,
-    gallery_pids: Ints,
-    query_camids: Ints,
-    gallery_camids: Ints,
+    distances: npt.NDArray[np.floating], query_pids: Ints, gallery_pids: Ints, query_camids: Ints, gallery_camids: Ints
 ) -> float:
     """Return the share of queries whose nearest entry, junk removed, is of their own camera."""
     same_camera = query_camids[:, None] == gallery_camids[None]

@@ -22,33 +22,37 @@ _FEWEST_EPOCHS = 2
 
 def result_charts(result: EvaluationResult, histogram: Histogram) -> Iterator[Chart | Matrix]:
     """Yield the charts of a test set, without those that the result has no figures for."""
-    cmc = result.metrics.cmc
-    yield Chart(
-        title="CMC",
-        kind="line",
-        x="rank",
-        y="share of queries",
-        series=[Series("CMC", cmc, list(range(1, len(cmc) + 1)))],
-        note="Share of queries with a match among the first k images.",
-        unit=True,
-    )
+    cmc = Series("CMC", result.metrics.cmc, list(range(1, len(result.metrics.cmc) + 1)))
+    note = "Share of queries with a match among the first k images."
+    yield Chart("CMC", "line", "rank", "share of queries", [cmc], note, unit=True)
     yield distance_chart(histogram)
-    fractions = [group for group in result.breakdown if group.by == "visible fraction"]
-    if fractions:
-        yield fraction_chart(fractions, str(result.protocol["visible_fraction"]))
-    parts = [group for group in result.breakdown if group.by in PARTS]
-    if parts:
-        yield part_chart(parts)
-    cameras = [group for group in result.breakdown if group.by == "cameras"]
-    if cameras:
-        yield camera_matrix(cameras)
+    if fractions := [group for group in result.breakdown if group.by == "visible fraction"]:
+        yield Chart(
+            "Metrics by visible fraction",
+            "bar",
+            "visible fraction",
+            "share",
+            [Series("rank-1", [each.rank1 for each in fractions]), Series("mAP", [each.mAP for each in fractions])],
+            f"Visible fraction by: {result.protocol['visible_fraction']}. Number of queries in brackets.",
+            labels=[f"{group.value} ({group.queries})" for group in fractions],
+            unit=True,
+        )
+    if found := {(group.by, group.value): group.mAP for group in result.breakdown if group.by in PARTS}:
+        series = [
+            Series(f"{value} in the query", [found.get((part, value)) for part in PARTS])
+            for value in ("visible", "hidden")
+        ]
+        note = "Queries in which the part is visible, and those in which it is hidden."
+        yield Chart("mAP by visible part", "bar", "part", "mAP", series, note, labels=PARTS, unit=True)
+    if cameras := [group for group in result.breakdown if group.by == "cameras"]:
+        yield _camera_matrix(cameras)
 
 
 def distance_chart(histogram: Histogram) -> Chart:
     """Return the densities of genuine and impostor distances, with the thresholds at chosen false positive rates."""
     counts = np.stack([histogram.genuine, histogram.impostor]).reshape(2, _SHOWN_BINS, BINS // _SHOWN_BINS).sum(2)
     used = int(np.flatnonzero(counts.sum(0)).max(initial=0)) + 1
-    density = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    density = (counts / np.maximum(counts.sum(1, keepdims=True), 1))[:, :used].tolist()
     centres = ((np.arange(_SHOWN_BINS) + 0.5) * histogram.upper / _SHOWN_BINS)[:used].tolist()
     thresholds = [(rate, histogram.threshold(rate)) for rate in FALSE_POSITIVE_RATES]
     note = "; ".join(
@@ -56,32 +60,16 @@ def distance_chart(histogram: Histogram) -> Chart:
         f"{100 * histogram.true_positive_rate(threshold):.1f} % of the genuine pairs lie"
         for rate, threshold in thresholds
     )
-    return Chart(
-        title="Distances",
-        kind="line",
-        x="distance",
-        y="share of pairs",
-        series=[
-            Series("genuine pairs", density[0, :used].tolist(), centres),
-            Series("impostor pairs", density[1, :used].tolist(), centres),
-        ],
-        note=f"{note}.",
-    )
+    series = [Series(name, y, centres) for name, y in zip(("genuine pairs", "impostor pairs"), density, strict=True)]
+    return Chart("Distances", "line", "distance", "share of pairs", series, f"{note}.")
 
 
-def camera_matrix(groups: Sequence[Group]) -> Matrix:
-    """Return the mAP by camera of the query (rows) and of the match (columns)."""
+def _camera_matrix(groups: Sequence[Group]) -> Matrix:
     pairs = {tuple(group.value.split(" to ")): group.mAP for group in groups}
     rows, columns = (sorted({pair[side] for pair in pairs}, key=int) for side in (0, 1))
     values = [[pairs.get((row, column)) for column in columns] for row in rows]
-    return Matrix(
-        title="mAP by camera",
-        corner="query",
-        rows=rows,
-        columns=columns,
-        values=values,
-        note="Rows: camera of the query; columns: camera of the match.",
-    )
+    note = "Rows: camera of the query; columns: camera of the match."
+    return Matrix("mAP by camera", "query", rows, columns, values, note)
 
 
 def visibility_chart(figures: Mapping[str, Mapping[str, float]]) -> Chart:
@@ -90,16 +78,9 @@ def visibility_chart(figures: Mapping[str, Mapping[str, float]]) -> Chart:
     Args:
         figures: Values in [0, 1] by part, for each figure's name (`ROC AUC`, `accuracy`).
     """
-    return Chart(
-        title="Visibility by part",
-        kind="bar",
-        x="part",
-        y=", ".join(figures),
-        labels=PARTS,
-        series=[Series(name, [values.get(part) for part in PARTS]) for name, values in figures.items()],
-        note="Measured on occluded training images when the checkpoint was calibrated.",
-        unit=True,
-    )
+    series = [Series(name, [values.get(part) for part in PARTS]) for name, values in figures.items()]
+    note = "Measured on occluded training images when the checkpoint was calibrated."
+    return Chart("Visibility by part", "bar", "part", ", ".join(figures), series, note, labels=PARTS, unit=True)
 
 
 def training_chart(metrics: Path) -> Chart | None:
@@ -107,53 +88,9 @@ def training_chart(metrics: Path) -> Chart | None:
     with metrics.open(encoding="utf-8") as lines:
         entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
     epochs = [entry for entry in entries if entry.get("kind") == "epoch"]
-    names = [
-        name for name in ("loss", "triplet", "masks", "identity", "global_feature") if epochs and name in epochs[0]
-    ]
-    if len(epochs) < _FEWEST_EPOCHS or not names:
+    if len(epochs) < _FEWEST_EPOCHS:
         return None
+    names = [name for name in ("loss", "triplet", "masks", "identity", "global_feature") if name in epochs[0]]
     x = [float(entry["epoch"]) for entry in epochs]
-    return Chart(
-        title="Training",
-        kind="line",
-        x="epoch",
-        y="loss",
-        series=[Series(name, [entry.get(name) for entry in epochs], x) for name in names],
-        note="Mean losses of each epoch.",
-        points=True,
-    )
-
-
-def part_chart(groups: Sequence[Group]) -> Chart:
-    """Return the mAP of queries in which each part is visible, and of those in which it is hidden."""
-    found = {(group.by, group.value): group.mAP for group in groups}
-    return Chart(
-        title="mAP by visible part",
-        kind="bar",
-        x="part",
-        y="mAP",
-        labels=PARTS,
-        series=[
-            Series(f"{value} in the query", [found.get((part, value)) for part in PARTS])
-            for value in ("visible", "hidden")
-        ],
-        note="Queries in which the part is visible, and those in which it is hidden.",
-        unit=True,
-    )
-
-
-def fraction_chart(groups: Sequence[Group], source: str) -> Chart:
-    """Return rank-1 and mAP by visible fraction of the query, which `source` gives."""
-    return Chart(
-        title="Metrics by visible fraction",
-        kind="bar",
-        x="visible fraction",
-        y="share",
-        labels=[f"{group.value} ({group.queries})" for group in groups],
-        series=[
-            Series("rank-1", [group.rank1 for group in groups]),
-            Series("mAP", [group.mAP for group in groups]),
-        ],
-        note=f"Visible fraction by: {source}. Number of queries in brackets.",
-        unit=True,
-    )
+    series = [Series(name, [entry.get(name) for entry in epochs], x) for name in names]
+    return Chart("Training", "line", "epoch", "loss", series, "Mean losses of each epoch.", points=True)

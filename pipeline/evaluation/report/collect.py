@@ -38,9 +38,6 @@ class ReportInput:
     """One evaluated test set and what is known besides.
 
     Attributes:
-        evaluation: The evaluation, with its single queries.
-        features: Query and gallery features that it is about.
-        rule: Its matching rule.
         dataset: The images; None: no thumbnails.
         visibility: Figures of the checkpoint's visibilities, by figure and part.
         training: `metrics.jsonl` of the training.
@@ -73,8 +70,8 @@ def collect(
     Args:
         inputs: The evaluated test sets.
         title: Heading of the page.
-        queries: Queries to store for each test set: the worst half by AP, the rest spread over all others.
-        images: Store thumbnails and masks; off for places where people must not be shown.
+        queries: Queries to store for each test set (`choose_queries`).
+        images: Store thumbnails and masks.
         masks: Part masks of images by the network; None: no heat maps.
         notices: Warnings of the run, shown first.
         progress: Shows the work.
@@ -166,13 +163,7 @@ def _query(one: ReportInput, query: Features, found: Features, reason: str, i: i
 
 
 def explained_hits(query: Features, found: Features, rule: MatchingRule) -> list[Hit]:
-    """Return ranked images with the terms of their distances.
-
-    Args:
-        query: (K) the query, once for each image.
-        found: (K) the images, nearest first.
-        rule: The matching rule.
-    """
+    """Return ranked images, the nearest first, with the terms of their distances to a query, repeated for each."""
     terms = contributions(query, found, rule)
     columns = np.stack([terms.distances, terms.weights, terms.distances * terms.weights], axis=2).round(_DIGITS)
     shared, totals = shared_parts(terms), terms.totals

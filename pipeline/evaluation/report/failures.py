@@ -47,8 +47,8 @@ def failure_reasons(query: Features, gallery: Features, rankings: Rankings, rule
     match = contributions(query, gallery.select(np.maximum(rankings.best_match, 0)), rule)
     conditions = {
         NO_MATCH: ~matched,
-        NOTHING_SHARED: ~_shares_part(wrong),
-        MATCH_HIDDEN: ~_shares_part(match),
+        NOTHING_SHARED: ~(wrong.weights[:, : len(PARTS)] > 0).any(1),
+        MATCH_HIDDEN: ~(match.weights[:, : len(PARTS)] > 0).any(1),
         SAME_CAMERA: gallery.camids[first] == query.camids,
         ONE_PART: _largest_lead(wrong, match) >= DOMINANT,
         LOOK_ALIKE: np.ones(len(query), np.bool_),
@@ -67,10 +67,6 @@ def shared_parts(terms: Contributions) -> Sequence[str]:
     """Return, for each pair, the names of the parts that count, separated by spaces."""
     counting = terms.weights[:, : len(PARTS)] > 0
     return [" ".join(np.array(PARTS)[row]) for row in counting]
-
-
-def _shares_part(terms: Contributions) -> npt.NDArray[np.bool_]:
-    return np.asarray((terms.weights[:, : len(PARTS)] > 0).any(axis=1))
 
 
 def _largest_lead(wrong: Contributions, match: Contributions) -> npt.NDArray[np.float64]:

@@ -23,11 +23,8 @@ class Chart:
     """A line or bar chart.
 
     Attributes:
-        title: Heading.
-        kind: `line` or `bar`.
         x: Title of the horizontal axis.
         y: Title of the vertical axis.
-        series: What is drawn.
         note: One sentence that says how to read it.
         labels: Names of the bars.
         unit: The vertical axis runs from 0 to 1.
@@ -64,8 +61,6 @@ class Entry:
 
     Attributes:
         name: Name inside the data set.
-        pid: Person id.
-        camid: Camera id.
         visibility: Mean of the predicted mask of each part, in [0, 1].
         visible: Whether it exceeds the part's threshold.
         image: Place of its thumbnail in `Report.images` and of its masks in `Report.masks`, None without one.
@@ -144,12 +139,10 @@ class Report:
     """Everything on the page.
 
     Attributes:
-        title: Heading.
         version: Version of the program.
         notices: What a reader must know first: warnings of the run, what the page lacks and why.
         tables: The summary.
         facts: Model, data, schedule and versions, by name.
-        tests: The test sets.
         parts: Names of the terms in `Hit.contributions`: the parts, then the global feature.
         mask_parts: Names of the part masks, empty without masks.
         mask_size: Rows and columns of a part mask.

@@ -27,14 +27,7 @@ HEIGHT, WIDTH = 256, 128
 def pair_report(
     paths: Sequence[Path], images: Features, rule: MatchingRule, masks: npt.NDArray[np.uint8] | None
 ) -> Report:
-    """Build a page of one pair.
-
-    Args:
-        paths: The two image files.
-        images: Their features.
-        rule: The matching rule.
-        masks: (2, 4, h, w) their part masks by the network; None: no heat maps.
-    """
+    """Build a page of two image files from their features and part masks (2, 4, h, w); None: no heat maps."""
     store = ImageStore(None if masks is None else lambda new: masks[[list(paths).index(path) for path in new]])
     first, second = images.select(slice(0, 1)), images.select(slice(1, 2))
     places = store.add(paths)
@@ -57,12 +50,6 @@ def pair_report(
 
 def draw_pair(path: Path, paths: Sequence[Path], pair: PairExplanation, masks: npt.NDArray[np.uint8] | None) -> None:
     """Draw a pair as a PNG: both images, their part masks, and the contribution of each part to the distance.
-
-    Args:
-        path: The figure.
-        paths: The two image files.
-        pair: Their explanation.
-        masks: (2, 4, h, w) their part masks by the network; None: images only.
 
     Raises:
         ImageError: An image cannot be read.

@@ -57,15 +57,7 @@ class Rankings:
 def rankings(
     query: Features, gallery: Features, rule: MatchingRule, *, device: torch.device | str = "cpu", k: int = 10
 ) -> Rankings:
-    """Rank the gallery for every query.
-
-    Args:
-        query: (Q) features with identities.
-        gallery: (G) features with identities.
-        rule: The matching rule.
-        device: Device of the products.
-        k: Nearest images to keep.
-    """
+    """Rank the gallery for every query, both with identities, and keep the `k` nearest images."""
     k = min(k, len(gallery))
     upper = 2.0 * len(query.thresholds) if rule.name in ("sum", "query") else NOTHING_SHARED + 1.0
     gallery_pids, gallery_camids = torch.from_numpy(gallery.pids), torch.from_numpy(gallery.camids)
