@@ -114,4 +114,5 @@ class VisibilityMeter:
             return {}
         predicted = torch.cat([each.visibility for each in samples])[known]
         parts = torch.cat([each.parts for each in samples])[known].float() / 255
-        return from_samples(predicted, visible_parts(parts, self._model, training=True)).accuracy
+        true = visible_parts(parts, self._model, training=True)
+        return from_samples(predicted, true, unmodified=len(true)).accuracy
