@@ -237,8 +237,11 @@ def _rank(test: _TestSet) -> tuple[Ranking, Verification | None]:
 def _rerank(test: _TestSet) -> npt.NDArray[np.float32]:
     assert test.gallery is not None
     gc.collect()
-    sizes = {"k1": test.config.rerank_k1, "k2": test.config.rerank_k2, "lambda_value": test.config.rerank_lambda}
-    return k_reciprocal(test.query, test.gallery, rule=test.rule, device=test.device, **sizes)
+    config = test.config
+    sizes = {"k1": config.rerank_k1, "k2": config.rerank_k2}
+    return k_reciprocal(
+        test.query, test.gallery, rule=test.rule, device=test.device, **sizes, lambda_value=config.rerank_lambda
+    )
 
 
 def refuse_in_streaming(config: MatchingConfig) -> None:
