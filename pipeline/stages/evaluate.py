@@ -56,14 +56,14 @@ class Evaluate(Stage):
         """
         if self.config.matching.features is None:
             return self.sources.tests()
-        specs = self.config.data.tests or (self.config.data.source,)
+        specs = self.sources.test_specs
         return self.sources.tests() if len(specs) == 1 and specs[0] != RENDERED else ()
 
     def checks(self) -> Iterator[Check]:
         """Yield the device, queries that can match, and a features file."""
         yield Check("device", lambda: check_device(self.config.matching.device))
-        if self.config.matching.features is not None:
-            yield Check("features file", self._check_features)
+        if (features := self.config.matching.features) is not None:
+            yield Check("features file", partial(self._check_features, features))
             return
         for test in self._tests():
             yield Check(f"matches {test.name}", partial(self.sources.describe_test, test, matches=True))
@@ -77,20 +77,15 @@ class Evaluate(Stage):
             refuse_in_streaming(self.config.matching)
         return f"rule {self.config.matching.rule}, {self.config.matching.metric} distance"
 
-    def _check_features(self) -> str:
+    def _check_features(self, path: Path) -> str:
         from pipeline.formats.feature_file import open_features
 
-        path = self.config.matching.features
-        assert path is not None
         file = open_features(path)
         counts = {split: len(file.split_rows(split)) for split in ("query", "gallery")}
         for split, count in counts.items():
             if not count:
-                raise DataError(
-                    f"features file has no {split} images",
-                    where=self.config.matching.features,
-                    expected="features of a query and a gallery",
-                )
+                expected = "features of a query and a gallery"
+                raise DataError(f"features file has no {split} images", where=path, expected=expected)
         return f"{counts['query']:,} queries, {counts['gallery']:,} gallery images"
 
     def run(self, folder: Path, progress: Progress) -> StageReport:

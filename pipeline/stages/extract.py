@@ -29,10 +29,8 @@ class Extract(Stage):
 
     def requires(self) -> tuple[str, ...]:
         """Return `train`, unless a checkpoint is given, and `synth` for rendered images."""
-        config = self.config
-        rendered = RENDERED in (config.data.tests or (config.data.source,))
-        trained = config.extract.checkpoint is None
-        return (*(("synth",) if rendered else ()), *(("train",) if trained else ()))
+        synth = ("synth",) if RENDERED in self.sources.test_specs else ()
+        return synth + (("train",) if self.config.extract.checkpoint is None else ())
 
     def settings(self) -> Mapping[str, Any]:
         """Return the section `extract`."""
@@ -41,12 +39,9 @@ class Extract(Stage):
     def inputs(self) -> Mapping[str, str]:
         """Return the fingerprints of the checkpoint and the test images."""
         sources, checkpoint = self.sources, self._given()
-        network = (
-            sources.fingerprints["train"]
-            if checkpoint is None
-            else sources.file(checkpoint, "checkpoint", WeightsError)
-        )
-        return {"checkpoint": network, **sources.test_images()}
+        if checkpoint is None:
+            return {"checkpoint": sources.fingerprints["train"], **sources.test_images()}
+        return {"checkpoint": sources.file(checkpoint, "checkpoint", WeightsError), **sources.test_images()}
 
     def _given(self) -> Path | None:
         """Return the checkpoint that the configuration names."""
@@ -60,12 +55,11 @@ class Extract(Stage):
             yield Check(f"test images {test.name}", partial(self.sources.describe_test, test))
         yield Check("device", lambda: check_device(extract.device, extract.amp, distributed=True))
         if extract.checkpoint is not None:
-            yield Check("checkpoint", self._check_checkpoint)
+            yield Check("checkpoint", partial(self._check_checkpoint, extract.checkpoint))
 
-    def _check_checkpoint(self) -> str:
-        checkpoint = self._given()
-        assert checkpoint is not None
-        meta = read_meta(checkpoint)
+    @staticmethod
+    def _check_checkpoint(checkpoint: Path) -> str:
+        meta = read_meta(resolve_checkpoint(checkpoint))
         return f"{meta.model.kind}, {meta.model.backbone}, trained on {meta.trained_on}"
 
     def disk_bytes(self) -> int:
@@ -81,8 +75,7 @@ class Extract(Stage):
         config, sources = self.config, self.sources
         checkpoint = self._given() or sources.folder("train") / CHECKPOINT
         rejected: list[Rejected] = []
-        total = 0
-        rates = {}
+        total, rates = 0, {}
         tests = sources.tests()
         for test in tests:
             if rank_info().is_main:

@@ -49,10 +49,8 @@ class Masks(Stage):
     def inputs(self) -> Mapping[str, str]:
         """Return the fingerprints of the images, regardless of identities and cameras, and of the parser."""
         config, sources = self.config, self.sources
-        found = {
-            "training images": sources.images(config.data.source, "train", identities=False),
-            **self._parser_input(),
-        }
+        images = sources.images(config.data.source, "train", identities=False)
+        found = {"training images": images, **self._parser_input()}
         if (version := VERSIONS.get(self._kind)) is not None:
             found["parser version"] = version
         for what, value in (("label set", config.masks.label_set), ("grouping", config.masks.grouping)):
@@ -106,10 +104,10 @@ class Masks(Stage):
             dataset = self.sources.training()
             names = tuple(unique_names(dataset.split("train")))
             source = open_source(masks, dataset.root, names, dataset.label_maps)
-        elif self._kind != LABEL_MAPS:
-            source = open_source(masks, Path(), (), None)
-        else:
+        elif self._kind == LABEL_MAPS:
             return "those of the rendered images"
+        else:
+            source = open_source(masks, Path(), (), None)
         return f"{masks.parser}, labels {source.label_set}"
 
     def disk_bytes(self) -> int:

@@ -129,13 +129,22 @@ def make_plan(
     """
     sources = Sources(config, progress)
     wanted = required_stages([kind(config, sources) for kind in stages])
-    start, stop = _range([stage.name for stage in wanted], from_stage, until)
+    names = [stage.name for stage in wanted]
+    start = 0 if from_stage is None else _position(names, from_stage)
+    stop = len(names) if until is None else _position(names, until) + 1
+    if stop <= start:
+        raise ConfigError(f"stage {until} comes before {from_stage}", expected=" -> ".join(names))
     planned: list[PlannedStage] = []
     store = ArtifactStore(config.artifacts)
     for number, stage in enumerate(wanted):
         entry = _planned(stage, store, planned, selected=start <= number < stop, force=force in (True, stage.name))
         if number < start and entry.state != "up to date":
-            raise _too_early(entry, str(from_stage))
+            reasons = f" ({'; '.join(entry.reasons)})" if entry.reasons else ""
+            raise ArtifactError(
+                f"cannot start at {from_stage}: {entry.name} is {entry.state}{reasons}",
+                where=entry.path,
+                hint="run from the first stage; only what is needed runs",
+            )
         planned.append(entry)
     return Plan(config, sources, tuple(planned), wanted[stop - 1].name)
 
@@ -187,8 +196,7 @@ def _state(artifact: Artifact, upstream: Sequence[PlannedStage]) -> tuple[StageS
 def _previous(artifact: Artifact, store: ArtifactStore) -> Artifact | None:
     """Return the latest finished artifact of the same stage and run."""
     found = [other for other in store.list() if (other.stage, other.name) == (artifact.stage, artifact.name)]
-    finished = [other for other in found if other.manifest is not None]
-    return finished[-1] if finished else None
+    return next((other for other in reversed(found) if other.manifest is not None), None)
 
 
 def _changed(manifest: Manifest, upstream: Sequence[PlannedStage]) -> Iterator[str]:
@@ -220,25 +228,8 @@ def _without_log() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _range(names: Sequence[str], from_stage: str | None, until: str | None) -> tuple[int, int]:
-    first = 0 if from_stage is None else _position(names, from_stage)
-    last = len(names) - 1 if until is None else _position(names, until)
-    if last < first:
-        raise ConfigError(f"stage {until} comes before {from_stage}", expected=" -> ".join(names))
-    return first, last + 1
-
-
 def _position(names: Sequence[str], name: str) -> int:
     if name not in names:
         message = f"stage {name!r} is not part of this run" if name in STAGE_NAMES else f"unknown stage {name!r}"
         raise ConfigError(message, expected=" | ".join(names), hint=suggestion(name, names))
     return names.index(name)
-
-
-def _too_early(entry: PlannedStage, from_stage: str) -> ArtifactError:
-    reasons = f" ({'; '.join(entry.reasons)})" if entry.reasons else ""
-    return ArtifactError(
-        f"cannot start at {from_stage}: {entry.name} is {entry.state}{reasons}",
-        where=entry.path,
-        hint="run from the first stage; only what is needed runs",
-    )

@@ -90,6 +90,11 @@ def build_report(
     # Before the evaluations, so that a wrong path costs nothing.
     before = {} if options.against is None else load_queries(options.against)
     meta = None if checkpoint is None else read_meta(resolve_checkpoint(checkpoint))
+    visibility = {
+        name.removeprefix("visibility_").replace("auc", "ROC AUC"): value
+        for name, value in (meta.figures.items() if meta else ())
+        if name.startswith("visibility_") and isinstance(value, Mapping)
+    }
     masks = None
     if options.images and checkpoint is not None and meta is not None and meta.model.kind != "baseline":
         masks = Embedder.load(checkpoint, ExtractConfig(device=config.device)).part_masks
@@ -99,7 +104,7 @@ def build_report(
             features=Features.load(test.features),
             rule=MatchingRule.from_config(config),
             dataset=test.dataset,
-            visibility={} if meta is None else _visibility(meta.figures),
+            visibility=visibility,
             training=training,
             device=resolve_device(config.device),
         )
@@ -110,9 +115,7 @@ def build_report(
         found = {one.test_set: one for one in compare_all(tables, before, options.against)}
         inputs = [replace(one, comparison=found.get(one.evaluation.result.test_set)) for one in inputs]
     changed = [name for name, on in (("re-ranking", config.rerank), ("query expansion", config.query_expansion)) if on]
-    notices = []
-    if changed:
-        notices = [f"Metrics include {' and '.join(changed)}; the rankings, failure groups and distances do not."]
+    notice = f"Metrics include {' and '.join(changed)}; the rankings, failure groups and distances do not."
     with memory_advice("extract", ExtractConfig(device=config.device)):
         return collect(
             inputs,
@@ -120,7 +123,7 @@ def build_report(
             queries=options.queries,
             images=options.images,
             masks=masks,
-            notices=notices,
+            notices=[notice] if changed else [],
             progress=progress,
         )
 
@@ -163,12 +166,3 @@ def report_of_tests(
         title=f"Evaluation of {config.name}",
         progress=progress,
     )
-
-
-def _visibility(figures: Mapping[str, object]) -> dict[str, Mapping[str, float]]:
-    """Return the figures of a checkpoint that are given for each part."""
-    return {
-        name.removeprefix("visibility_").replace("auc", "ROC AUC"): value
-        for name, value in figures.items()
-        if name.startswith("visibility_") and isinstance(value, Mapping)
-    }

@@ -35,7 +35,6 @@ class StageOutcome:
     """Outcome of a stage in a run.
 
     Attributes:
-        stage: Its name.
         action: Whether it ran from the start, resumed an interrupted run, or was up to date.
         seconds: Duration of this run; 0 if it was up to date.
         path: Folder of its artifact.
@@ -58,8 +57,7 @@ class RunReport:
     """Outcome of a run.
 
     Attributes:
-        stages: The stages in order, up to the last one asked for.
-        seconds: Wall time of the whole run.
+        stages: In order, up to the last one asked for.
         results: Content of the last stage's result file, None if it has none.
         stopped_by: Configuration key that would accept the rejected inputs after which the run stopped.
     """
@@ -128,7 +126,7 @@ def run_stages(
             plan = make_plan(config, from_stage=from_stage, until=until, force=force, progress=progress, stages=stages)
             if (error := failures(plan.check())) is not None:
                 raise error
-            report = _execute(plan, force=force, wait=wait, progress=progress)
+            report = _execute(plan, force=force, wait=wait)
             report = broadcast(dataclasses.replace(report, seconds=time.monotonic() - started))
         else:
             report = _follow(config, stages, progress)
@@ -137,25 +135,25 @@ def run_stages(
     return report
 
 
-def _execute(plan: Plan, *, force: bool | str, wait: bool, progress: Progress) -> RunReport:
+def _execute(plan: Plan, *, force: bool | str, wait: bool) -> RunReport:
     outcomes: list[StageOutcome] = []
     for entry in plan.selected:
         if entry.will_run:
-            outcome = _build(plan, entry, replace=force in (True, entry.name), wait=wait, progress=progress)
+            outcome = _build(plan, entry, replace=force in (True, entry.name), wait=wait)
         else:
             outcome = _reused(entry, entry.artifact.path)
         outcomes.append(outcome)
         if outcome.rejected:
             counts = f"{len(outcome.rejected)} of {outcome.total} inputs rejected"
             log.warning("%s: %s, see %s", outcome.stage, counts, outcome.path / REJECTED_FILE)
-        if outcome.rejected and entry.stage.allow_key and not outcome.allowed:
-            return RunReport(tuple(outcomes), stopped_by=entry.stage.allow_key)
+            if entry.stage.allow_key and not outcome.allowed:
+                return RunReport(tuple(outcomes), stopped_by=entry.stage.allow_key)
     file = plan.selected[-1].stage.result_file
     results = None if file is None else read_json(outcomes[-1].path / file)
     return RunReport(tuple(outcomes), results=results)
 
 
-def _build(plan: Plan, entry: PlannedStage, *, replace: bool, wait: bool, progress: Progress) -> StageOutcome:
+def _build(plan: Plan, entry: PlannedStage, *, replace: bool, wait: bool) -> StageOutcome:
     started = time.monotonic()
     store = ArtifactStore(plan.config.artifacts)
     if isinstance(entry.artifact.fault, UnusableManifestError):
@@ -168,7 +166,7 @@ def _build(plan: Plan, entry: PlannedStage, *, replace: bool, wait: bool, progre
         if workspace.published:
             log.info("%s: already finished", name)
         else:
-            report = _work(plan, entry, workspace, progress)
+            report = _work(plan, entry, workspace)
     path = store.open(name, plan.config.name, provenance.fingerprint()).path
     folders[name] = path
     if workspace.published:
@@ -184,14 +182,16 @@ def _build(plan: Plan, entry: PlannedStage, *, replace: bool, wait: bool, progre
     )
 
 
-def _work(plan: Plan, entry: PlannedStage, workspace: Workspace, progress: Progress) -> StageReport:
+def _work(plan: Plan, entry: PlannedStage, workspace: Workspace) -> StageReport:
     if workspace.resumed:
         log.info("%s: resuming an interrupted run", entry.name)
     elif entry.previous is not None:
-        log.info("%s: starting from scratch instead of continuing %s%s", entry.name, entry.path, _why_not(entry))
+        hint = f"; {entry.stage.continue_key} continues from earlier weights" if entry.stage.continue_key else ""
+        why = f"{'; '.join(entry.reasons)}{hint}"
+        log.info("%s: starting from scratch instead of continuing %s (%s)", entry.name, entry.path, why)
     if entry.stage.distributed:
         broadcast((entry.name, workspace.path, dict(plan.sources.folders)))
-    report = entry.stage.run(workspace.path, progress)
+    report = entry.stage.run(workspace.path, plan.sources.progress)
     _require_unchanged(entry, workspace, report)
     workspace.extra["config"] = plan.config.model_dump(mode="json")
     workspace.extra["figures"] = {**report.figures, **_peak_memory()}
@@ -199,11 +199,6 @@ def _work(plan: Plan, entry: PlannedStage, workspace: Workspace, progress: Progr
         rows = [{"path": item.path, "reason": item.reason} for item in report.rejected]
         write_json(workspace.path / REJECTED_FILE, {"total": report.total, "rejected": rows})
     return report
-
-
-def _why_not(entry: PlannedStage) -> str:
-    key = f"; {entry.stage.continue_key} continues from earlier weights" if entry.stage.continue_key else ""
-    return f" ({'; '.join(entry.reasons)}{key})"
 
 
 def _follow(config: RunConfig, stages: Sequence[type[Stage]], progress: Progress) -> RunReport:
@@ -217,12 +212,7 @@ def _follow(config: RunConfig, stages: Sequence[type[Stage]], progress: Progress
 
 
 def _require_unchanged(entry: PlannedStage, workspace: Workspace, report: StageReport) -> None:
-    """Check that the inputs are still those of the plan; nothing is kept that was built from others.
-
-    Raises:
-        DataError: Some changed.
-        UserError: Some cannot be read any more.
-    """
+    """Check that the inputs are still those of the plan; nothing is kept that was built from others."""
     stage = type(entry.stage)(entry.stage.config, entry.stage.sources.reopened())
     try:
         # The cache of file times makes this fast.

@@ -57,8 +57,6 @@ class Sources:
     _opened: dict[str, Dataset] = field(default_factory=dict)
     _hashed: dict[tuple[str, tuple[str, ...], bool], str] = field(default_factory=dict)
 
-    # Earlier stages
-
     def folder(self, stage: str) -> Path:
         """Return the folder of an earlier stage's artifact; raises `ArtifactError` if it is not finished."""
         if stage not in self.folders:
@@ -68,8 +66,6 @@ class Sources:
     def reopened(self) -> Sources:
         """Return the same sources with nothing remembered, to find what changed since."""
         return Sources(self.config, SILENT, self.fingerprints, self.folders)
-
-    # Data sets
 
     def open(self, spec: str) -> Dataset:
         """Return the data set of a specification; `rendered` is the one of the stage `synth`.
@@ -99,18 +95,21 @@ class Sources:
             raise DataError("data set has no training images", where=spec, expected="images in the split `train`")
         return dataset
 
+    @property
+    def test_specs(self) -> tuple[str, ...]:
+        """Specifications of the data sets to test on."""
+        return self.config.data.tests or (self.config.data.source,)
+
     def tests(self) -> tuple[TestSet, ...]:
         """Return the data sets to test on, with distinct names."""
-        found: list[TestSet] = []
-        taken: set[str] = set()
-        for spec in self.config.data.tests or (self.config.data.source,):
+        found: dict[str, TestSet] = {}
+        for spec in self.test_specs:
             base = short_name(RENDERED if spec == RENDERED else self.open(spec).name)
             name, number = base, 2
-            while name in taken:
+            while name in found:
                 name, number = f"{base}-{number}", number + 1
-            taken.add(name)
-            found.append(TestSet(name, spec))
-        return tuple(found)
+            found[name] = TestSet(name, spec)
+        return tuple(found.values())
 
     def test_records(self, spec: str) -> tuple[Record, ...]:
         """Return query and gallery of a data set; raises `DataError` if one of them is empty."""
@@ -119,8 +118,6 @@ class Sources:
             if not dataset.split(split):
                 raise DataError(f"data set has no {split} images", where=spec, expected="a query and a gallery")
         return dataset.split("query", "gallery")
-
-    # Checks
 
     def describe_training(self) -> str:
         """Return the numbers of training images and identities; see `training` for errors."""
@@ -143,10 +140,9 @@ class Sources:
         text = f"{len(queries):,} queries, {len(gallery):,} gallery images"
         if not matches:
             return text
-        without = len(queries_without_match(queries, gallery))
         if (fault := match_fault(dataset)) is not None:
             raise DataError(fault.message, where=test.spec, expected=fault.expected, hint=fault.hint)
-        return f"{text}, {len(queries) - without:,} queries with a match"
+        return f"{text}, {len(queries) - len(queries_without_match(queries, gallery)):,} queries with a match"
 
     def count_images(self, spec: str, *splits: Split) -> int:
         """Return the number of images of a data set in some splits."""
@@ -154,8 +150,6 @@ class Sources:
             synth = self.config.synth
             return synth.ids * synth.cameras * synth.shots
         return len(self.open(spec).split(*splits))
-
-    # Fingerprints
 
     def images(self, spec: str, *splits: Split, identities: bool = True) -> str:
         """Return the fingerprint of the images in some splits: names and contents, identities and cameras.
@@ -170,13 +164,14 @@ class Sources:
             dataset = self.open(spec)
             records = dataset.split(*splits)
             if identities:
-                self._hashed[key] = dataset_fingerprint(dataset, records, self._cache, self.progress)
+                cache = self.config.artifacts / _CACHE
+                self._hashed[key] = dataset_fingerprint(dataset, records, cache, self.progress)
             else:
                 self._hashed[key] = self._contents(dataset.root, unique_names(records))
         return self._hashed[key]
 
     def _contents(self, root: Path, names: Sequence[str]) -> str:
-        return fingerprint(image_hashes(root, names, cache=self._cache, progress=self.progress))
+        return fingerprint(image_hashes(root, names, cache=self.config.artifacts / _CACHE, progress=self.progress))
 
     def test_images(self) -> dict[str, str]:
         """Return the fingerprints of the images of all test sets."""
@@ -213,7 +208,3 @@ class Sources:
             raise error(f"{what} not found", where=path) from None
         except OSError as cause:
             raise error(f"{what} cannot be read: {cause.strerror or cause}", where=path) from cause
-
-    @property
-    def _cache(self) -> Path:
-        return self.config.artifacts / _CACHE

@@ -29,12 +29,7 @@ class StageReport:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Something that can be verified in seconds, before the first stage runs.
-
-    Attributes:
-        what: Its subject, as in `training images`.
-        run: Verifies it and returns what was found, as in `12,936 of 751 identities`.
-    """
+    """Something that can be verified in seconds; `run` returns what was found, as in `12,936 of 751 identities`."""
 
     what: str
     run: Callable[[], str]

@@ -40,7 +40,7 @@ class Train(Stage):
         config = self.config
         images = (config.data.source, *(config.data.tests if config.train.eval_every else ()), *self._teacher_data)
         masks = config.model.kind != "baseline" and config.masks.file is None
-        return (*(("synth",) if RENDERED in images else ()), *(("masks",) if masks else ()))
+        return (("synth",) if RENDERED in images else ()) + (("masks",) if masks else ())
 
     def settings(self) -> Mapping[str, Any]:
         """Return the sections `model`, `loss` and `train`."""
@@ -71,25 +71,20 @@ class Train(Stage):
         weights = self.config.model.weights
         return None if weights in ("imagenet", "builtin", "rendered", "none") else at_home(weights)
 
+    @property
+    def _mask_file(self) -> Path | None:
+        """The mask file that the configuration names, if the network needs masks."""
+        return None if self.config.model.kind == "baseline" else self.config.masks.file
+
     def inputs(self) -> Mapping[str, str]:
         """Return the fingerprints of images, masks, starting weights and, if it evaluates, test images."""
         config, sources = self.config, self.sources
         found = {"training images": sources.images(config.data.source, "train")}
-        if config.model.kind != "baseline":
-            file = config.masks.file
-            found["masks"] = (
-                sources.fingerprints["masks"] if file is None else sources.file(file, "mask file", FormatError)
-            )
-        if config.train.start is not None:
-            found["start"] = sources.file(
-                resolve_checkpoint(config.train.start), "checkpoint to start from", WeightsError
-            )
-        elif self._weights_file is not None:
-            found["weights"] = sources.file(self._weights_file, "weights file", WeightsError)
-        elif config.model.weights == "builtin":
-            found["weights"] = sources.file(_BUILTIN_WEIGHTS, "file of the built-in ImageNet weights", WeightsError)
-        elif config.model.weights == "rendered":
-            found["weights"] = sources.file(resolve_checkpoint(BUILTIN), "built-in re-ID network", WeightsError)
+        if (file := self._mask_file) is not None:
+            found["masks"] = sources.file(file, "mask file", FormatError)
+        elif config.model.kind != "baseline":
+            found["masks"] = sources.fingerprints["masks"]
+        found |= {key: sources.file(path, what, WeightsError) for key, path, what in self._starting_files()}
         for spec in self._teacher_data:
             found["teacher images"] = sources.images(spec, "train")
             if spec != RENDERED:
@@ -99,6 +94,17 @@ class Train(Stage):
         if config.train.eval_every:
             found |= sources.test_images()
         return found
+
+    def _starting_files(self) -> Iterator[tuple[str, Path, str]]:
+        """Yield the file that training starts from, if there is one: key, path, and what it is."""
+        if self.config.train.start is not None:
+            yield "start", resolve_checkpoint(self.config.train.start), "checkpoint to start from"
+        elif self._weights_file is not None:
+            yield "weights", self._weights_file, "weights file"
+        elif self.config.model.weights == "builtin":
+            yield "weights", _BUILTIN_WEIGHTS, "file of the built-in ImageNet weights"
+        elif self.config.model.weights == "rendered":
+            yield "weights", resolve_checkpoint(BUILTIN), "built-in re-ID network"
 
     def checks(self) -> Iterator[Check]:
         """Yield images, device, network with its starting weights, batches, mask file and packages."""
@@ -110,8 +116,8 @@ class Train(Stage):
         yield Check("network", self._check_network)
         if config.data.source != RENDERED:
             yield Check("batches", self._check_batches)
-        if config.model.kind != "baseline" and config.masks.file is not None and config.data.source != RENDERED:
-            yield Check("mask file", self._check_mask_file)
+        if (file := self._mask_file) is not None and config.data.source != RENDERED:
+            yield Check("mask file", functools.partial(self._check_mask_file, file))
         for spec in self._teacher_data:
             if spec != RENDERED:
                 yield Check("mask teacher", functools.partial(self._check_teacher, spec))
@@ -124,7 +130,9 @@ class Train(Stage):
         model, start = self.config.model, self.config.train.start
         check_network(model, from_weights=start is None)
         if start is not None:
-            return f"{model.backbone}, continued from {_describe_checkpoint(start, model)}"
+            meta = read_meta(resolve_checkpoint(start))
+            require_same_network(start, meta, model)
+            return f"{model.backbone}, continued from {start.name}, trained on {meta.trained_on}"
         if self._weights_file is not None:
             _check_weights(self._weights_file, model)
         elif model.weights == "imagenet":
@@ -139,17 +147,16 @@ class Train(Stage):
         check_batches(list(pids.values()), train, processes=rank_info().world_size)
         return f"{train.identities} identities with {train.instances} images each"
 
-    def _check_mask_file(self) -> str:
+    def _check_mask_file(self, file: Path) -> str:
         from pipeline.formats.masks import MaskFile
 
-        assert self.config.masks.file is not None
-        masks = MaskFile.open(self.config.masks.file)
+        masks = MaskFile.open(file)
         names = {record.path for record in self.sources.training().split("train")}
         covered = sum(name in masks for name in names)
         if not covered:
             raise FormatError(
                 "mask file has none of the training images",
-                where=self.config.masks.file,
+                where=file,
                 expected=f"masks of images such as {min(names)}; the file has {masks.names[0]}",
             )
         return f"{covered:,} of {len(names):,} images"
@@ -229,14 +236,3 @@ def _check_weights(path: Path, model: ModelConfig) -> None:
         build_model(model, 2, backbone_weights=weights)
     except WeightsError as error:
         raise WeightsError(error.message, where=path, expected=error.expected, hint=error.hint) from error
-
-
-def _describe_checkpoint(path: Path, model: ModelConfig) -> str:
-    """Check that a checkpoint is of a network, whatever its image size and starting weights were.
-
-    Raises:
-        WeightsError: It cannot be read, or is of another network.
-    """
-    meta = read_meta(resolve_checkpoint(path))
-    require_same_network(path, meta, model)
-    return f"{path.name}, trained on {meta.trained_on}"
