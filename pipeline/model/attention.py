@@ -15,7 +15,12 @@ _LEAST_HIDDEN = 16
 
 _DILATION = 4
 
-LOCAL_PARTS = SEMANTIC
+
+def _convolution(channels: int, width: int, size: int = 1, dilation: int = 1) -> tuple[nn.Module, ...]:
+    """A convolution with normalisation and activation that keeps the size of the map."""
+    padding = size // 2 * dilation
+    convolution = nn.Conv2d(channels, width, size, padding=padding, dilation=dilation, bias=False)
+    return convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)
 
 
 class BodyAttention(nn.Module):
@@ -42,11 +47,9 @@ class BodyAttention(nn.Module):
         super().__init__()
         hidden = max(_LEAST_HIDDEN, channels // reduction)
         self.spatial = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1, bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(inplace=True),
-            *_dilated(hidden),
-            *_dilated(hidden),
+            *_convolution(channels, hidden),
+            *_convolution(hidden, hidden, 3, _DILATION),
+            *_convolution(hidden, hidden, 3, _DILATION),
         )
         self.mask = nn.Conv2d(hidden, 1, 3, padding=1)
         self.scale = REFERENCE_DIM / (hidden * 9)
@@ -54,30 +57,11 @@ class BodyAttention(nn.Module):
             nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, channels, 1)
         )
 
-    def start_flat(self) -> None:
-        """Initialise the mask near one half everywhere."""
-        nn.init.normal_(self.mask.weight, std=0.01 / self.scale)
-
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask the features.
-
-        Args:
-            features: (B, C, H, W).
-
-        Returns:
-            The masked features of the same shape, and the mask's logits (B, 1, H, W).
-        """
+        """Return the masked features (B, C, H, W), and the mask's logits (B, 1, H, W)."""
         logits = self.mask(self.spatial(features)) * self.scale
         weights = self.channel(features.mean((2, 3), keepdim=True))
         return features * torch.sigmoid(logits.detach()) * torch.sigmoid(weights), logits
-
-
-def _dilated(width: int) -> tuple[nn.Module, ...]:
-    return (
-        nn.Conv2d(width, width, 3, padding=_DILATION, dilation=_DILATION, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-    )
 
 
 class LocalAttention(nn.Module):
@@ -93,14 +77,12 @@ class LocalAttention(nn.Module):
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
         hidden = max(1, channels // reduction)
-        self.shared = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True)
-        )
+        self.shared = nn.Sequential(*_convolution(channels, hidden))
         # One convolution with four outputs holds the four independent heads.
-        self.heads = nn.Conv2d(hidden, len(LOCAL_PARTS), 3, padding=1)
+        self.heads = nn.Conv2d(hidden, len(SEMANTIC), 3, padding=1)
 
     def forward(self, maps: FeatureMaps) -> Tensor:
-        """Return the logits (B, 4, H/16, W/16) of the part masks, in the order of `LOCAL_PARTS`."""
+        """Return the logits (B, 4, H/16, W/16) of the part masks, in the order of `SEMANTIC`."""
         logits: Tensor = self.heads(self.shared(maps.last))
         return logits
 
@@ -120,25 +102,14 @@ class FineLocalAttention(nn.Module):
         super().__init__()
         self.late = nn.Conv2d(late_channels, hidden, 1, bias=False)
         self.middle = nn.Conv2d(middle_channels, hidden, 1, bias=False)
-        self.fuse = nn.Sequential(
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, hidden, 3, padding=1, bias=False),
-            nn.BatchNorm2d(hidden),
-            nn.ReLU(inplace=True),
-        )
-        self.heads = nn.Conv2d(hidden, len(LOCAL_PARTS), 3, padding=1)
+        self.fuse = nn.Sequential(nn.BatchNorm2d(hidden), nn.ReLU(inplace=True), *_convolution(hidden, hidden, 3))
+        self.heads = nn.Conv2d(hidden, len(SEMANTIC), 3, padding=1)
 
     def forward(self, maps: FeatureMaps) -> Tensor:
-        """Return the logits (B, 4, H/8, W/8) of the part masks, in the order of `LOCAL_PARTS`.
-
-        At stride 16 where the backbone has no finer map.
-        """
-        late = self.late(maps.last)
-        height = late.shape[2]
-        middle = self.middle(maps.middle)
+        """Return the logits (B, 4, H/8, W/8) of the part masks; at stride 16 where the backbone has no finer map."""
+        late, middle = self.late(maps.last), self.middle(maps.middle)
         # Nearest neighbours by broadcasting: interpolation has no deterministic gradient on a GPU.
-        times = middle.shape[2] // height
+        times = middle.shape[2] // late.shape[2]
         late = late[:, :, :, None, :, None].expand(-1, -1, -1, times, -1, times).reshape(middle.shape)
         logits: Tensor = self.heads(self.fuse(late + middle))
         return logits
@@ -172,15 +143,7 @@ class PartEmbeddings(nn.Module):
         self.norm = nn.BatchNorm2d(parts * dim)
 
     def forward(self, features: Tensor, masks: Tensor) -> Tensor:
-        """Project the features of each part.
-
-        Args:
-            features: (B, C, H, W).
-            masks: (B, P, H, W) in [0, 1]; a part that is not masked has ones.
-
-        Returns:
-            (B, P, D, H, W).
-        """
+        """Project features (B, C, H, W) by masks (B, P, H, W) in [0, 1] to (B, P, D, H, W)."""
         projected: Tensor = self.project(features)
         batch, _, height, width = projected.shape
         shape = (batch, self.parts, -1, height, width)
@@ -189,17 +152,11 @@ class PartEmbeddings(nn.Module):
         return activated.view(shape)
 
 
-def masked_mean(features: Tensor, masks: Tensor, epsilon: float = 1e-6) -> Tensor:
-    """Average each part's features weighted by its mask, sum(f m) / sum(m).
+def masked_mean(features: Tensor, masks: Tensor) -> Tensor:
+    """Average the features (B, P, D, H, W) of each part weighted by its mask (B, P, H, W): (B, P, D).
 
-    Args:
-        features: (B, P, D, H, W).
-        masks: (B, P, H, W) in [0, 1]. An empty mask gives zeros, not NaN.
-        epsilon: Least denominator.
-
-    Returns:
-        (B, P, D).
+    An empty mask gives zeros, not NaN.
     """
     weights = masks.to(features.dtype)
-    total = weights.sum((2, 3)).clamp_min(epsilon).unsqueeze(2)
+    total = weights.sum((2, 3)).clamp_min(1e-6).unsqueeze(2)
     return torch.einsum("bpdhw,bphw->bpd", features, weights) / total

@@ -24,14 +24,7 @@ PartSource = Literal["last", "deep", "middle"]
 
 @dataclass(frozen=True)
 class BackboneInfo:
-    """Channels of the feature maps of a backbone.
-
-    Attributes:
-        early_channels: At stride 4.
-        middle_channels: At stride 8.
-        deep_channels: At stride 16, before the last stage.
-        late_channels: At stride 16, after the last stage.
-    """
+    """Channels of a backbone's feature maps at strides 4, 8, 16 and, after the last stage, 16."""
 
     early_channels: int
     middle_channels: int
@@ -101,9 +94,6 @@ class InstanceBatchNorm(nn.Module):
     """IBN-a: instance normalisation of the first half of the channels, batch normalisation of the others.
 
     Published state dicts (Pan et al., "Two at Once", ECCV 2018) name its two layers `IN` and `BN`.
-
-    Args:
-        channels: Channels C.
     """
 
     def __init__(self, channels: int) -> None:
@@ -230,28 +220,18 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], name: str) -
 
 
 def _without_prefix(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Remove the prefix of a larger model from the names of entries.
+    """Remove the prefix of a larger model from the names of entries, where those of the network follow it.
 
     Re-identification and self-supervised trainers save `backbone.`, `base.` or `encoder_q.` before each name.
-
-    Args:
-        weights: The file's entries.
-        own: The network's that are needed.
-
-    Raises:
-        WeightsError: The file has several such networks, and none is known for the trained one.
     """
     counted = [key for key in own if not key.endswith("num_batches_tracked")]
-
-    def fits(prefix: str) -> bool:
-        return all(prefix + key in weights and weights[prefix + key].shape == own[key].shape for key in counted)
-
-    first = counted[0]
-    found = sorted(name.removesuffix(first) for name in weights if name.endswith(first))
-    fitting = [prefix for prefix in found if fits(prefix)]
-    if not fitting:
-        return weights
-    return strip_prefix(weights, choose_prefix(fitting))
+    found = sorted(name.removesuffix(counted[0]) for name in weights if name.endswith(counted[0]))
+    fitting = [
+        prefix
+        for prefix in found
+        if all(prefix + key in weights and weights[prefix + key].shape == own[key].shape for key in counted)
+    ]
+    return strip_prefix(weights, choose_prefix(fitting)) if fitting else weights
 
 
 def strip_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -318,12 +298,4 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.ones_(part.weight)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-
-
-def classifier(features: int, classes: int) -> nn.Linear:
-    """A bias-free identity classifier with small initial weights (Luo et al., "Bag of Tricks", 2019)."""
-    layer = nn.Linear(features, classes, bias=False)
-    torch.nn.init.normal_(layer.weight, std=0.001)
-    return layer
+            nn.init.zeros_(part.bias)

@@ -49,14 +49,7 @@ def embed(network: nn.Module, images: Tensor, *, flip: bool = False, amp: Precis
 
 @torch.inference_mode()
 def predict_masks(network: nn.Module, images: Tensor) -> Tensor:
-    """Predict part masks.
-
-    Args:
-        network: In evaluation mode.
-        images: (B, H, W, 3) uint8 RGB of the network's input size, on its device.
-
-    Returns:
-        (B, 4, h, w) uint8: 255 where the network is certain of the part.
+    """Predict part masks (B, 4, h, w) uint8, 255 where the network is certain of the part; arguments as of `embed`.
 
     Raises:
         WeightsError: The network has no part masks.

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.backbone import REFERENCE_DIM, classifier
+from pipeline.model.backbone import REFERENCE_DIM
 
 _LEAST_ROWS = 4
 
@@ -34,15 +34,14 @@ class MaskedBatchNorm1d(nn.BatchNorm1d):
         enough = count >= min(_LEAST_ROWS, features.shape[0])
         mean = torch.where(enough, mean, self.running_mean)
         variance = torch.where(enough, variance, self.running_var)
-        if self.track_running_stats:
+        assert self.momentum is not None
+        assert self.num_batches_tracked is not None
+        with torch.no_grad():
             # Half the rows move the running statistics half as far.
-            momentum = torch.where(enough, float(self.momentum or 0.0) * count / features.shape[0], 0.0)
-            unbiased = variance.detach() * (count / (count - 1).clamp_min(1.0))
-            with torch.no_grad():
-                self.running_mean.lerp_(mean.detach(), momentum)
-                self.running_var.lerp_(unbiased, momentum)
-                if self.num_batches_tracked is not None:
-                    self.num_batches_tracked.add_(1)
+            momentum = torch.where(enough, self.momentum * count / features.shape[0], 0.0)
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(variance * (count / (count - 1).clamp_min(1.0)), momentum)
+            self.num_batches_tracked.add_(1)
         normal = (values - mean) * torch.rsqrt(variance + self.eps)
         return (normal * self.weight + self.bias).to(features.dtype)
 
@@ -65,7 +64,8 @@ class Head(nn.Module):
         self.neck = MaskedBatchNorm1d(dim)
         # A neck without shift keeps the features around the origin, where cosine distances make sense.
         self.neck.bias.requires_grad_(False)
-        self.classify = classifier(dim, classes)
+        self.classify = nn.Linear(dim, classes, bias=False)
+        nn.init.normal_(self.classify.weight, std=0.001)
         self.scale = scale * REFERENCE_DIM / dim
 
     def forward(self, features: Tensor, present: Tensor | None = None) -> tuple[Tensor, Tensor]:

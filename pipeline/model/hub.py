@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.errors import ConfigError, DataError, FormatError, UserError, WeightsError
 from pipeline.formats.checkpoint import CheckpointMeta, read_meta, resolve_checkpoint
-from pipeline.formats.results import RESULT_FILE, EvaluationResult, intervals_table, load_results, results_table
+from pipeline.formats.results import RESULT_FILE, intervals_table, load_results, results_table
 from pipeline.formats.table import Table
 from pipeline.model.checkpoint import load_checkpoint
 from pipeline.runtime.files import sha256_file
@@ -34,12 +34,7 @@ and are less reliable for people who are hidden, small or unlike the training da
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A repository on the Hub.
-
-    Attributes:
-        address: Its page.
-        private: Whether only its owners see it.
-    """
+    """A repository on the Hub: the address of its page, and whether only its owners see it."""
 
     address: str
     private: bool
@@ -135,14 +130,7 @@ def pull(repo: str, out: Path, *, revision: str | None = None, file: str = FILE)
 
 
 def model_card(repo: str, checkpoint: Path, *, training_data: str, licence: str, results: Path | None = None) -> str:
-    """Return the model card of a checkpoint: Markdown with the Hub's metadata.
-
-    Args:
-        repo: `OWNER/NAME`.
-        checkpoint: The file.
-        training_data: See `push`.
-        licence: See `push`.
-        results: See `push`.
+    """Return the model card of a checkpoint: Markdown with the Hub's metadata. See `push` for the arguments.
 
     Raises:
         ConfigError: The training data or the licence is not stated.
@@ -158,6 +146,7 @@ def model_card(repo: str, checkpoint: Path, *, training_data: str, licence: str,
     meta = read_meta(checkpoint)
     model = meta.model
     kind = "global-feature baseline" if model.kind == "baseline" else "SGSFA network (seven part features)"
+    start = f"starting from {meta.started_from}" if meta.started_from else f"backbone from `{model.weights}`"
     sections = [
         f"---\nlicense: {licence}\nlibrary_name: sgsfa\npipeline_tag: image-feature-extraction\n"
         "tags:\n- person-re-identification\n- occluded-person-re-identification\n---",
@@ -168,18 +157,13 @@ def model_card(repo: str, checkpoint: Path, *, training_data: str, licence: str,
         f"sgsfa hub pull {repo} --out {FILE}\n"
         f"sgsfa search person.jpg --gallery photos --checkpoint {FILE}\n```",
         f"## Training data\n\n{training_data.strip()}",
-        _training_record(meta),
+        f"Recorded in the checkpoint: {meta.trained_on or 'unnamed data'}, {meta.num_classes:,} identities, {start}.",
         "## Schedule\n\n" + _schedule(meta),
         "## Evaluation\n\n" + _evaluation(checkpoint, results),
         f"## Responsible use\n\n{_RESPONSIBLE_USE}",
         f"## Licence\n\nWeights: `{licence}`. The terms of the training data apply as well.",
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _training_record(meta: CheckpointMeta) -> str:
-    start = f", starting from {meta.started_from}" if meta.started_from else f", backbone from `{meta.model.weights}`"
-    return f"Recorded in the checkpoint: {meta.trained_on or 'unnamed data'}, {meta.num_classes:,} identities{start}."
 
 
 def _schedule(meta: CheckpointMeta) -> str:
@@ -209,13 +193,10 @@ def _evaluation(checkpoint: Path, stated: Path | None) -> str:
                 expected=f"an evaluation of features of {checkpoint}",
             )
     tables = [_markdown(results_table(results)), _markdown(intervals_table(results))]
-    return "\n\n".join(filter(None, [*tables, *map(_conditions, results)]))
-
-
-def _conditions(result: EvaluationResult) -> str:
-    counts = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in result.counts.items())
-    notes = "".join(f"\n* {note}" for note in result.notes)
-    return f"{result.test_set}: {counts}.{notes}"
+    for result in results:
+        counts = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in result.counts.items())
+        tables.append(f"{result.test_set}: {counts}." + "".join(f"\n* {note}" for note in result.notes))
+    return "\n\n".join(filter(None, tables))
 
 
 def _markdown(table: Table) -> str:

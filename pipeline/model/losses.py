@@ -45,12 +45,7 @@ class LossParts:
         return torch.stack([term.detach().float() for term in terms])
 
 
-def total_loss(
-    output: NetworkOutput,
-    pids: Tensor,
-    targets: MaskTargets,
-    config: LossConfig,
-) -> LossParts:
+def total_loss(output: NetworkOutput, pids: Tensor, targets: MaskTargets, config: LossConfig) -> LossParts:
     """Return the loss of a batch.
 
     Args:
@@ -103,13 +98,9 @@ def mask_loss(body_mask_logits: Tensor | None, part_logits: Tensor, targets: Mas
 
 
 def smoothed_cross_entropy(logits: Tensor, pids: Tensor, chosen: Tensor, smoothing: float) -> Tensor:
-    """Average eq. 10 over the chosen features.
+    """Average eq. 10 of logits (B, P, K) of P features per image over the `chosen` ones (B, P) bool.
 
-    Args:
-        logits: (B, P, K) of P features per image.
-        pids: (B,) class indices.
-        chosen: (B, P) bool; the others are left out of the mean, not counted as zero.
-        smoothing: epsilon.
+    The others are left out of the mean, not counted as zero.
     """
     batch, features, classes = logits.shape
     each = F.cross_entropy(
@@ -147,18 +138,12 @@ def _global(output: NetworkOutput, pids: Tensor, config: LossConfig) -> Tensor:
 
 def _triplet(output: NetworkOutput, pids: Tensor, shown: Tensor, config: LossConfig) -> Tensor:
     strips = output.spatial[:, :3]
+    parts = torch.cat([output.semantic, strips], 1)
     if config.triplet_on == "parts":
-        features = torch.cat([output.semantic, strips], 1)
         visible = torch.cat([shown, output.spatial_present[:, :3]], 1)
-        distances, same, valid = _pairs(features, pids, visible)
-    else:
-        chosen = {
-            "semantic": output.semantic,
-            "spatial": strips,
-            "all": torch.cat([output.semantic, strips], 1),
-        }[config.triplet_on]
-        distances, same, valid = _pairs(chosen.flatten(1), pids, None)
-    return batch_hard_triplet(distances, same, valid, config.margin)
+        return batch_hard_triplet(*_pairs(parts, pids, visible), config.margin)
+    chosen = {"semantic": output.semantic, "spatial": strips, "all": parts}[config.triplet_on]
+    return batch_hard_triplet(*_pairs(chosen.flatten(1), pids, None), config.margin)
 
 
 def _pairs(features: Tensor, pids: Tensor, visible: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,14 +164,8 @@ def euclidean(a: Tensor, b: Tensor) -> Tensor:
 def shared_part_distance(a: Tensor, b: Tensor, visible_a: Tensor, visible_b: Tensor) -> tuple[Tensor, Tensor]:
     """Average the Euclidean distance over the parts that both images show, as matching does.
 
-    Args:
-        a: (A, P, D) part features.
-        b: (B, P, D).
-        visible_a: (A, P) bool.
-        visible_b: (B, P) bool.
-
-    Returns:
-        Distances (A, B), and whether a pair shares a part (A, B).
+    Features are (A, P, D) and (B, P, D), `visible_a` and `visible_b` (A, P) and (B, P) bool. Returns the distances
+    (A, B), and whether a pair shares a part (A, B).
     """
     parts_a, parts_b = a.transpose(0, 1), b.transpose(0, 1)
     squared = parts_a.square().sum(2, keepdim=True) + parts_b.square().sum(2).unsqueeze(1)

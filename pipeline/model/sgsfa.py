@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from pipeline.config import ModelConfig
 from pipeline.model import spatial
 from pipeline.model.attention import (
-    LOCAL_PARTS,
     BodyAttention,
     FineLocalAttention,
     LocalAttention,
@@ -20,7 +19,7 @@ from pipeline.model.backbone import Backbone, FeatureMaps, initialise
 from pipeline.model.heads import GlobalPooling, Head
 from pipeline.model.output import IdentityLogits, NetworkOutput
 from pipeline.model.visibility import visible_semantic
-from pipeline.parts import NUM_PARTS
+from pipeline.parts import NUM_PARTS, SEMANTIC, SPATIAL
 
 CENTRES = frozenset({"part_centres", "global_centre"})
 """Buffers of `SGSFA` that calibration sets; a network has those whose features have no neck."""
@@ -62,19 +61,18 @@ class SGSFA(nn.Module):
             else LocalAttention(late, config.local_reduction)
         )
         # Four semantic parts and, last, the unmasked features that the strips divide.
-        self.embeddings = PartEmbeddings(info.channels_of(config.part_features), dim, len(LOCAL_PARTS) + 1)
+        self.embeddings = PartEmbeddings(info.channels_of(config.part_features), dim, len(SEMANTIC) + 1)
         self.spatial_heads = nn.ModuleList(self._head(dim, classes) for _ in spatial.COMBINATIONS)
-        self.semantic_heads = nn.ModuleList(self._head(dim, classes) for _ in LOCAL_PARTS) if config.necks else None
+        self.semantic_heads = nn.ModuleList(self._head(dim, classes) for _ in SEMANTIC) if config.necks else None
         self.pool = GlobalPooling(config.global_pooling)
         self.global_project = nn.Linear(late, config.global_dim, bias=False) if config.global_dim else None
         self.global_head = self._head(config.global_dim, classes) if config.global_dim else None
         self.foreground_project = nn.Linear(late, config.foreground_dim, bias=False) if config.foreground_dim else None
         self.foreground_head = self._head(config.foreground_dim, classes) if config.foreground_dim else None
         self.concatenated_head = self._head(NUM_PARTS * dim, classes) if config.concatenated else None
-        self.register_buffer("trained_parts", torch.ones(len(LOCAL_PARTS)))
-        bare_global = None if config.global_dim else torch.zeros(late)
+        self.register_buffer("trained_parts", torch.ones(len(SEMANTIC)))
         self.register_buffer("part_centres", None if config.necks else torch.zeros(NUM_PARTS, dim))
-        self.register_buffer("global_centre", bare_global)
+        self.register_buffer("global_centre", None if config.global_dim else torch.zeros(late))
         self._initialise()
 
     def _head(self, dim: int, classes: int) -> Head:
@@ -90,7 +88,7 @@ class SGSFA(nn.Module):
         # Masks start near one half everywhere: saturated ones would gate the backbone before they know anything.
         nn.init.normal_(self.local_attention.heads.weight, std=0.01)
         if self.body_attention is not None:
-            self.body_attention.start_flat()
+            nn.init.normal_(self.body_attention.mask.weight, std=0.01 / self.body_attention.scale)
 
     def forward(self, images: Tensor) -> NetworkOutput:
         """Embed a batch of (B, 3, H, W) normalised images (`normalise`)."""
@@ -99,11 +97,10 @@ class SGSFA(nn.Module):
 
         # Rows, strips and visibilities are decisions about the masks, not functions to learn through.
         decided = masks.detach().float() * self.trained_parts[None, :, None, None]
-        strips, strip_shown = spatial.find_strips(decided, self.config, testing=not self.training)
+        strips, strip_shown, strip_mean = spatial.find_strips(decided, self.config, testing=not self.training)
         present = spatial.choose_features(strip_shown)
         # Not by the largest value: a shoe fills a tenth of a cell, and its neck has to see it all the same.
         shown = visible_semantic(decided)
-        strip_mean, _ = spatial.strip_visibility(decided, strips)
 
         semantic, pooled = self._part_features(maps, masks, decided, strips)
         matched_semantic, semantic_logits = self._semantic(semantic, shown)
@@ -111,7 +108,7 @@ class SGSFA(nn.Module):
         global_feature, matched_global, global_logits, foreground_logits = self._global(maps.last, decided)
         concatenated_logits: Tensor | None = None
         if self.concatenated_head is not None:
-            parts = torch.cat([semantic, pooled[:, : len(spatial.STRIPS)]], 1)
+            parts = torch.cat([semantic, pooled[:, : len(SPATIAL)]], 1)
             concatenated_logits = self.concatenated_head(parts.flatten(1))[1]
         logits = IdentityLogits(spatial_logits, semantic_logits, global_logits, foreground_logits, concatenated_logits)
         return NetworkOutput(
@@ -155,7 +152,7 @@ class SGSFA(nn.Module):
         trained = self.trained_parts[None, :, None].to(semantic.dtype)
         if self.semantic_heads is None:
             assert self.part_centres is not None
-            return (semantic - self.part_centres[: len(LOCAL_PARTS)]) * trained, None
+            return (semantic - self.part_centres[: len(SEMANTIC)]) * trained, None
         found = [head(semantic[:, i], shown[:, i]) for i, head in enumerate(self.semantic_heads)]
         matched = torch.stack([after for after, _ in found], 1)
         return matched * trained.to(matched.dtype), torch.stack([logits for _, logits in found], 1)
@@ -163,9 +160,9 @@ class SGSFA(nn.Module):
     def _spatial(self, pooled: Tensor, present: Tensor, non_empty: Tensor) -> tuple[Tensor, Tensor]:
         """What matching compares of the strips (B, 3, D), and the logits of all spatial features."""
         found = [head(pooled[:, i], present[:, i]) for i, head in enumerate(self.spatial_heads)]
-        strips = len(spatial.STRIPS)
+        strips = len(SPATIAL)
         if self.part_centres is not None:
-            matched = pooled[:, :strips] - self.part_centres[len(LOCAL_PARTS) :]
+            matched = pooled[:, :strips] - self.part_centres[len(SEMANTIC) :]
         else:
             matched = torch.stack([after for after, _ in found[:strips]], 1)
         # The neck turns the zeros of an empty strip into a constant, which would match that of every other image.

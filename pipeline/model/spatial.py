@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ModelConfig
-from pipeline.parts import SPATIAL
 
-STRIPS = SPATIAL
 COMBINATIONS = ("top", "middle", "bottom", "top+middle", "middle+bottom")
 """FR of eq. 1, in the order of every tensor with five spatial features."""
 
@@ -31,42 +29,26 @@ def active_pixels(masks: Tensor, threshold: float) -> Tensor:
 
 
 def head_row_first(head: Tensor, threshold: float) -> Tensor:
-    """Return the first row of each head mask with an active pixel (`active_pixels`).
-
-    Args:
-        head: (B, H, W) in [0, 1].
-        threshold: A head whose maximum does not exceed it is not found.
-
-    Returns:
-        (B,) int64 row, or `NO_HEAD`.
-    """
+    """Return the first row of each head mask (B, H, W) with an active pixel (`active_pixels`): (B,), or `NO_HEAD`."""
     active = active_pixels(head, threshold).any(2)
-    first = active.to(torch.int64).argmax(1)
-    return torch.where(active.any(1), first, torch.full_like(first, NO_HEAD))
+    return torch.where(active.any(1), active.to(torch.int64).argmax(1), NO_HEAD)
 
 
 def head_row_maximum(head: Tensor, threshold: float) -> Tensor:
     """Return the row of each head mask's maximum plus one, within the image (Sec. 3.3, l_head + 1).
 
-    Args:
-        head: (B, H, W) in [0, 1].
-        threshold: A head whose maximum does not exceed it is not found.
-
-    Returns:
-        (B,) int64 row, or `NO_HEAD`.
+    Without a head, whose maximum exceeds the threshold, it is `NO_HEAD`.
     """
     peaks, rows = head.amax(2).max(1)
     rows = (rows + 1).clamp_max(head.shape[1] - 1)
-    return torch.where(peaks > threshold, rows, torch.full_like(rows, NO_HEAD))
+    return torch.where(peaks > threshold, rows, NO_HEAD)
 
 
 def head_height(head: Tensor, threshold: float) -> Tensor:
     """Count the rows from the first to the last active row of each head mask (B, H, W); 0 without a head."""
     active = active_pixels(head, threshold).any(2)
-    rows = active.shape[1]
-    first = active.to(torch.int64).argmax(1)
-    last = rows - 1 - active.flip(1).to(torch.int64).argmax(1)
-    return torch.where(active.any(1), last - first + 1, torch.zeros_like(first))
+    above, below = active.to(torch.int64).argmax(1), active.flip(1).to(torch.int64).argmax(1)
+    return torch.where(active.any(1), active.shape[1] - above - below, 0)
 
 
 def strip_bounds(start: Tensor, rows: int, fractions: tuple[float, float, float], body: Tensor | None = None) -> Tensor:
@@ -96,10 +78,8 @@ def strip_bounds(start: Tensor, rows: int, fractions: tuple[float, float, float]
     limit = begin + height
     first = torch.minimum(begin + top, limit)
     second = torch.minimum(first + middle, limit)
-    bounds = torch.stack(
-        [torch.stack([begin, first], 1), torch.stack([first, second], 1), torch.stack([second, limit], 1)], 1
-    )
-    return torch.where(found[:, None, None], bounds, torch.zeros_like(bounds))
+    bounds = torch.stack([torch.stack([begin, first, second], 1), torch.stack([first, second, limit], 1)], 2)
+    return torch.where(found[:, None, None], bounds, 0)
 
 
 def strip_masks(bounds: Tensor, rows: int) -> Tensor:
@@ -109,7 +89,7 @@ def strip_masks(bounds: Tensor, rows: int) -> Tensor:
     return inside.to(torch.float32)
 
 
-def find_strips(masks: Tensor, config: ModelConfig, *, testing: bool) -> tuple[Tensor, Tensor]:
+def find_strips(masks: Tensor, config: ModelConfig, *, testing: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Find the strips of images from predicted or true part masks, and which of them show the body (eq. 2).
 
     Args:
@@ -118,7 +98,7 @@ def find_strips(masks: Tensor, config: ModelConfig, *, testing: bool) -> tuple[T
         testing: Begin at the head row of tests (`head_row_test`), which may be another than that of training.
 
     Returns:
-        Row masks (B, 3, H), and t, m, b (B, 3) bool.
+        Row masks (B, 3, H), t, m, b (B, 3) bool, and the visibility of each strip (B, 3).
     """
     head, threshold = masks[:, 0], config.head_threshold
     rows = masks.shape[2]
@@ -128,28 +108,20 @@ def find_strips(masks: Tensor, config: ModelConfig, *, testing: bool) -> tuple[T
     if config.body_height == "head":
         body = torch.round(head_height(head, threshold) / config.strips[0]).to(torch.int64)
     strips = strip_masks(strip_bounds(start, rows, config.strips, body), rows)
-    _, peak = strip_visibility(masks, strips)
-    return strips, peak > threshold
+    mean, peak = strip_visibility(masks, strips)
+    return strips, peak > threshold, mean
 
 
 def strip_visibility(parts: Tensor, strips: Tensor) -> tuple[Tensor, Tensor]:
-    """Measure how much of the body each strip shows.
-
-    Args:
-        parts: (B, 4, H, W) predicted part masks in [0, 1].
-        strips: (B, 3, H) row masks.
+    """Measure how much of the body strips (B, 3, H) show, by part masks (B, 4, H, W) in [0, 1].
 
     Returns:
         Mean of the union (maximum) of the part masks inside each strip (B, 3), 0 for an empty strip; and the
         largest value of that union inside each strip (B, 3), which eq. 2 thresholds.
     """
     union = parts.amax(1)
-    row_mean = union.mean(2)
-    row_peak = union.amax(2)
-    mean = torch.einsum("bh,bsh->bs", row_mean, strips.to(row_mean.dtype))
-    mean = mean / strips.sum(2).clamp_min(1.0)
-    peak = (row_peak.unsqueeze(1) * strips).amax(2)
-    return mean, peak
+    mean = torch.einsum("bh,bsh->bs", union.mean(2), strips.to(union.dtype)) / strips.sum(2).clamp_min(1.0)
+    return mean, (union.amax(2).unsqueeze(1) * strips).amax(2)
 
 
 def strips_to(strips: Tensor, rows: int) -> Tensor:
@@ -158,17 +130,9 @@ def strips_to(strips: Tensor, rows: int) -> Tensor:
 
 
 def choose_features(visible: Tensor) -> Tensor:
-    """Choose the spatial features that train (eq. 3).
-
-    Args:
-        visible: (B, 3) bool: t, m, b.
-
-    Returns:
-        (B, 5) bool in the order of `COMBINATIONS`.
-    """
+    """Choose the spatial features that train (eq. 3) by t, m, b (B, 3): (B, 5) bool, as in `COMBINATIONS`."""
     t, m, b = visible.unbind(1)
-    two = t & m
-    three = two & b
+    two, three = t & m, t & m & b
     return torch.stack([t, two, three, two, three], 1)
 
 

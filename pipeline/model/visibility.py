@@ -30,5 +30,5 @@ def visible_parts(part_masks: Tensor, config: ModelConfig, *, training: bool = F
     Returns:
         (B, 7) bool in the order of `PARTS`.
     """
-    _, strip_shown = spatial.find_strips(part_masks, config, testing=not training)
+    _, strip_shown, _ = spatial.find_strips(part_masks, config, testing=not training)
     return torch.cat([visible_semantic(part_masks), strip_shown], 1)

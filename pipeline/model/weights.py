@@ -34,9 +34,13 @@ def load_backbone_weights(spec: str, backbone: str) -> Mapping[str, Tensor] | No
     if spec == "imagenet":
         return _imagenet(backbone)
     if spec == "builtin":
-        return _builtin()
+        with resources.as_file(resources.files("pipeline.model") / "imagenet" / "mobilenet_v2.safetensors") as path:
+            return {key: value.float() for key, value in load_state_dict(path).items()}
     if spec == "rendered":
-        return _rendered()
+        state, _ = read_checkpoint(resolve_checkpoint(BUILTIN))
+        # The stages are slices of torchvision's `features` and keep its numbers.
+        entries = (name.split(".", 2) for name in state if name.startswith("backbone."))
+        return {f"features.{rest}": state[f"backbone.{stage}.{rest}"].float() for _, stage, rest in entries}
     return load_state_dict(at_home(spec))
 
 
@@ -72,18 +76,3 @@ def _imagenet(backbone: str) -> Mapping[str, Tensor]:
             cause=error,
         ) from error
     return state
-
-
-def _builtin() -> Mapping[str, Tensor]:
-    """Return MobileNetV2's ImageNet weights in this package (`imagenet/card.md`)."""
-    with resources.as_file(resources.files("pipeline.model") / "imagenet" / "mobilenet_v2.safetensors") as path:
-        stored = load_state_dict(path)
-    return {key: value.float() for key, value in stored.items()}
-
-
-def _rendered() -> Mapping[str, Tensor]:
-    """Return the backbone of the built-in re-ID network under torchvision's names (`reid/card.md`)."""
-    state, _ = read_checkpoint(resolve_checkpoint(BUILTIN))
-    # The stages are slices of torchvision's `features` and keep its numbers.
-    entries = (name.split(".", 2) for name in state if name.startswith("backbone."))
-    return {f"features.{rest}": state[f"backbone.{stage}.{rest}"].float() for _, stage, rest in entries}

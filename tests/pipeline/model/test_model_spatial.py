@@ -165,16 +165,16 @@ def test_the_test_time_head_row_may_follow_the_maximum() -> None:
     masks = torch.zeros(1, 4, 16, 8)
     masks[:, :, 4:8] = 0.9
     masks[0, 0, 6, 3] = 1.0
-    strips, _ = spatial.find_strips(masks, config, testing=True)
+    strips, _, _ = spatial.find_strips(masks, config, testing=True)
     assert strips[0].sum(0).nonzero()[0].item() == 7
-    strips, _ = spatial.find_strips(masks, config, testing=False)
+    strips, _, _ = spatial.find_strips(masks, config, testing=False)
     assert strips[0].sum(0).nonzero()[0].item() == 4
 
 
 def test_a_short_body_ends_where_the_head_says() -> None:
     masks = torch.zeros(1, 4, 16, 8)
     masks[0, 0, 2] = 0.9  # a head one row high: a body of round(1 / 0.15) = 7 rows
-    strips, shown = spatial.find_strips(masks, ModelConfig(body_height="head"), testing=True)
+    strips, shown, _ = spatial.find_strips(masks, ModelConfig(body_height="head"), testing=True)
     assert strips[0].sum(0).nonzero().flatten().tolist() == list(range(2, 9))
     # Only the first strip holds the head; nothing of a body is seen in the others.
     assert shown.tolist() == [[True, False, False]]
