@@ -32,8 +32,8 @@ class Difference:
 class Provenance:
     """Settings, fingerprints of inputs and versions that decide a content: scalars by key.
 
-    Two contents with equal records are equal, so work that was begun under one record may be resumed under an equal
-    one. Keys whose value is None count as absent. `flatten` takes nested tables.
+    Two contents with equal records are equal, so unfinished work of one record may be resumed under an equal one. Keys
+    whose value is None count as absent. `flatten` takes nested tables.
 
     Raises:
         TypeError: A value is not a scalar.

@@ -1,4 +1,4 @@
-"""The rule of resuming: begun work may be resumed if its recorded provenance equals the current one."""
+"""The rule of resuming: an unfinished file or artifact is resumed if its recorded provenance equals the current one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.errors import FormatError
 from pipeline.formats.provenance import Difference, Provenance
 
-START_OVER = "delete the file to start from scratch, or choose another name"
+START_OVER = "delete it to start from scratch, or choose another output"
 """The hint of every file that cannot be resumed."""
 
 
@@ -20,13 +20,13 @@ def conflict(
     *,
     incidental: Callable[[Difference], bool] | None = None,
 ) -> FormatError | None:
-    """Return why begun work must not be resumed, as an error to raise; None if it may be.
+    """Return an error that names the differing settings, or None if the unfinished work can be resumed.
 
     Args:
-        title: What was begun, as in `mask file`.
-        path: Where it lies.
-        recorded: The record of the begun work.
-        current: The record of the work that would resume it.
+        title: What is unfinished, as in `mask file`.
+        path: Its path.
+        recorded: Its recorded provenance.
+        current: The provenance of what would resume it.
         incidental: Whether the two may differ in this (the device); None: in nothing.
     """
     differences = [each for each in recorded.diff(current) if incidental is None or not incidental(each)]

@@ -37,7 +37,7 @@ def head_row_first(head: Tensor, threshold: float) -> Tensor:
 def head_row_maximum(head: Tensor, threshold: float) -> Tensor:
     """Return the row of each head mask's maximum plus one, within the image (Sec. 3.3, l_head + 1).
 
-    Without a head, whose maximum exceeds the threshold, it is `NO_HEAD`.
+    It is `NO_HEAD` where the maximum does not exceed the threshold.
     """
     peaks, rows = head.amax(2).max(1)
     rows = (rows + 1).clamp_max(head.shape[1] - 1)

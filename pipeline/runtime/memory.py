@@ -57,8 +57,8 @@ def memory_advice(work: Work, settings: Settings) -> Iterator[None]:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the memory of the computer or of a device is exhausted.
 
-    torch has an exception type for CUDA only; its allocators for the CPU and MPS and ONNX Runtime are recognised by
-    their texts.
+    torch has an exception type for CUDA only; errors of its CPU and MPS allocators and of ONNX Runtime are recognised
+    by their messages.
     """
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):

@@ -79,20 +79,21 @@ class Workspace:
 
 
 def begin_session(folder: Path, provenance: Provenance, built_from: Mapping[str, str], *, resume: bool) -> Workspace:
-    """Create the partial folder, or resume it if it was begun from the same inputs; what differs is discarded."""
+    """Create the partial folder, or resume it if it has the same inputs; what differs is discarded."""
+    inputs = {"provenance": dict(provenance.values), "built_from": dict(built_from)}
     record: Any = None
+    recorded: Provenance | None = None
     if resume:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             record = read_json(folder / RECORD)
-    begun_from = {"provenance": dict(provenance.values), "built_from": dict(built_from)}
-    recorded = Provenance.flatten({key: record[key] for key in begun_from}) if record else None
-    if recorded and not conflict("artifact", folder, recorded, Provenance.flatten(begun_from)):
+            recorded = Provenance.flatten({key: record[key] for key in inputs})
+    if recorded and not conflict("artifact", folder, recorded, Provenance.flatten(inputs)):
         workspace = Workspace(folder, started=str(record["started"]), sessions=int(record["sessions"]) + 1)
     else:
         discard(folder)
         folder.mkdir()
         workspace = Workspace(folder)
-    write_json(folder / RECORD, {**begun_from, "started": workspace.started, "sessions": workspace.sessions})
+    write_json(folder / RECORD, {**inputs, "started": workspace.started, "sessions": workspace.sessions})
     return workspace
 
 

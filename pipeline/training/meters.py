@@ -115,4 +115,4 @@ class VisibilityMeter:
         predicted = torch.cat([each.visibility for each in samples])[known]
         parts = torch.cat([each.parts for each in samples])[known].float() / 255
         true = visible_parts(parts, self._model, training=True)
-        return from_samples(predicted, true, unmodified=len(true)).accuracy
+        return from_samples(predicted, true, reference=len(true)).accuracy

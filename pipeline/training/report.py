@@ -35,7 +35,7 @@ class TrainReport:
         device: Name of the device.
         processes: Number of processes.
         thresholds: Calibrated visibility thresholds tau of the seven parts.
-        visibility_accuracy: Balanced accuracy of `visibility > tau` by part, on unmodified and occluded training images.
+        visibility_accuracy: Balanced accuracy of `visibility > tau` by part, on unmodified and occluded images.
         visibility_auc: Area under its ROC curve, by part.
         best: Epoch and mAP of the best evaluation during training; None without evaluations.
         peak_memory_gb: Peak GPU memory that the allocator held; None on other devices.

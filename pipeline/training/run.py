@@ -78,8 +78,8 @@ def train(
 
     Raises:
         DataError: No training images, too few identities, or a loss that is not finite.
-        FormatError: The mask file is damaged.
-        WeightsError: The starting weights or the state in `workdir` do not fit.
+        FormatError: The mask file is damaged, or the state in `workdir` was created with other settings or data.
+        WeightsError: The starting weights do not fit, or the state is damaged.
         DeviceError: The device is not available or its memory is exhausted; the last saved state is kept.
         KeyboardInterrupt: Stopped by Ctrl-C, SIGTERM, SIGHUP or SIGUSR1, with the state saved.
     """

@@ -42,7 +42,7 @@ _log = logging.getLogger("sgsfa.training")
 
 
 def check_network(model: ModelConfig, *, from_weights: bool = True) -> None:
-    """Check that a network can be built, and, if it starts `from_weights`, that these are of its backbone.
+    """Check that a network can be built and, with `from_weights`, that `model.weights` fit its backbone.
 
     Raises:
         ConfigError: The backbone is unknown or has no features of the needed strides.

@@ -79,7 +79,7 @@ def visibility_chart(figures: Mapping[str, Mapping[str, float]]) -> Chart:
         figures: Values in [0, 1] by part, for each figure's name (`ROC AUC`, `accuracy`).
     """
     series = [Series(name, [values.get(part) for part in PARTS]) for name, values in figures.items()]
-    note = "Measured on occluded training images when the checkpoint was calibrated."
+    note = "Measured on unmodified and occluded training images when the checkpoint was calibrated."
     return Chart("Visibility by part", "bar", "part", ", ".join(figures), series, note, labels=PARTS, unit=True)
 
 

@@ -26,7 +26,7 @@ def test_thresholds__miss_two_percent_of_the_unmodified_images_that_show_a_part(
     stream = np.random.default_rng(seed)
     predicted = stream.random((unmodified + occluded, 7), np.float32)
     true = stream.random((unmodified + occluded, 7)) < 0.6
-    got = from_samples(torch.from_numpy(predicted), torch.from_numpy(true), unmodified=unmodified)
+    got = from_samples(torch.from_numpy(predicted), torch.from_numpy(true), reference=unmodified)
     for i, part in enumerate(PARTS):
         visible, shown = predicted[:, i] > got.thresholds[i], true[:, i]
         count = shown[:unmodified].sum()
@@ -50,10 +50,10 @@ def test_roc_auc__is_the_share_of_pairs_in_order(seed: int, count: int) -> None:
 
 
 def test_thresholds__of_parts_that_are_always_visible() -> None:
-    found = from_samples(torch.full((5, 7), 0.25), torch.ones(5, 7, dtype=torch.bool), unmodified=5)
+    found = from_samples(torch.full((5, 7), 0.25), torch.ones(5, 7, dtype=torch.bool), reference=5)
     assert set(found.accuracy.values()) == {1.0}
     assert found.auc == {}
-    nothing = from_samples(torch.zeros(5, 7), torch.ones(5, 7, dtype=torch.bool), unmodified=5)
+    nothing = from_samples(torch.zeros(5, 7), torch.ones(5, 7, dtype=torch.bool), reference=5)
     assert nothing.thresholds == (0.0,) * 7
 
 
