@@ -62,7 +62,8 @@ def score(checkpoint: Path, dataset: Dataset, device: torch.device) -> dict[str,
     queries, gallery = (_side(network, meta.model, dataset, split, device) for split in ("query", "gallery"))
     if meta.model.kind == "baseline":
         # Without parts every rule is the global distance.
-        return dict.fromkeys((*RULES, "global"), _ranked(queries, gallery, _global_distance(queries, gallery)))
+        names = (*RULES, *(f"shrunk, m = {shrink:g}" for shrink in SHRINKS), "global")
+        return dict.fromkeys(names, _ranked(queries, gallery, _global_distance(queries, gallery)))
     left, right = (_features(side, meta.thresholds) for side in (queries, gallery))
     figures: dict[str, Any] = {
         rule: _ranked(queries, gallery, distance_matrix(left, right, rule=MatchingRule(rule), device=device))

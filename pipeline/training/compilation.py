@@ -77,7 +77,7 @@ class Compiled(Generic[P, R]):
         return self._function(*args, **kwargs)
 
     def _compiled(self, *args: P.args, **kwargs: P.kwargs) -> Callable[P, R]:
-        """Return the compiled function after a forward and a backward pass of it."""
+        """Return the compiled function after one forward and one backward pass."""
         compiled = cast(Callable[P, R], _compile(self._eager))
         results = [each for each in tensors_of(compiled(*args, **kwargs)) if each.requires_grad]
         inputs = [each for value in (*args, *kwargs.values()) for each in tensors_of(value) if each.requires_grad]
