@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pipeline.errors import ArtifactError, WeightsError
 from pipeline.formats.provenance import Provenance
 from pipeline.formats.resume import START_OVER, conflict
+from pipeline.model.backbone import strip_prefix
 from pipeline.runtime.files import atomic_write
 from pipeline.training.ema import ModelEma
 
@@ -99,11 +100,11 @@ def load_state(
     if error := conflict("training state", path, state.provenance, provenance):
         raise error
     tensors = safetensors.torch.load_file(path)
-    _fill(path, network.state_dict(), _under(tensors, "network."))
+    _fill(path, network.state_dict(), strip_prefix(tensors, "network."))
     if ema is not None:
-        _fill(path, ema.network.state_dict(), _under(tensors, "ema."))
+        _fill(path, ema.network.state_dict(), strip_prefix(tensors, "ema."))
     for name, parameter in network.named_parameters():
-        moments = _under(tensors, f"optimizer.{name}.")
+        moments = strip_prefix(tensors, f"optimizer.{name}.")
         if moments := {key: value for key, value in moments.items() if "." not in key}:
             optimizer.state[parameter] = {key: _like(value, parameter) for key, value in moments.items()}
     return state
@@ -125,10 +126,6 @@ def read_state(path: Path) -> TrainState:
         return TrainState(**header)
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"not a training state: {error}", where=path, hint=START_OVER) from error
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _fill(path: Path, own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
