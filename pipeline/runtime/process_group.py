@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,6 +37,8 @@ _LAUNCHER_VARIABLES = (*_COUNTS, "MASTER_ADDR", "MASTER_PORT")
 _CONNECT_TIMEOUT = timedelta(minutes=5)
 _COLLECTIVE_TIMEOUT = timedelta(days=1)
 """Other ranks wait in a collective while rank 0 builds masks or evaluates, which may take hours."""
+_END_AFTER_CAUSE = 2.0
+"""Seconds. Torchrun looks at its processes ten times a second and, of those that have ended, may report any as cause."""
 
 
 class LostProcessError(DeviceError):
@@ -166,6 +169,7 @@ def process_group() -> Iterator[RankInfo]:
     except RuntimeError as error:
         if not _is_connection_loss(error):
             raise
+        time.sleep(_END_AFTER_CAUSE)
         raise LostProcessError(
             "another process of this run ended",
             expected=f"all {info.world_size} processes alive until the end",
