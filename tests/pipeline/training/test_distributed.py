@@ -226,8 +226,7 @@ def test_kill__one_process_ends_all_and_the_run_resumes(tmp_path: Path) -> None:
         done.stderr.close()
 
 
-@pytest.mark.parametrize("kind", ["user", "defect"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "kind"), [(0, "defect"), (1, "user")])
 def test_error__in_one_process_ends_all_and_is_the_root_cause(tmp_path: Path, rank: int, kind: str) -> None:
     make_csv(tmp_path)
     command = training_command(tmp_path, processes=2)
