@@ -50,6 +50,9 @@ OCCLUDED = TrainConfig(flip=0, pad=0, occlude=0.8, occlude_people=0.4, truncate=
 NEVER = 1.0
 """Threshold of a part that no true mask shows (a label set without shoes): no mean exceeds it."""
 
+_FEWEST = 20
+"""Visible and hidden samples of a part that an area under the ROC curve needs."""
+
 _MISSED = 0.02
 """Share of the unmodified images showing a part that its threshold calls hidden."""
 
@@ -62,7 +65,8 @@ class Calibration:
         thresholds: tau for each of the seven parts.
         accuracy: Balanced accuracy of `visibility > tau` by part, on unmodified and occluded images; without parts that
             no true mask shows, and empty without masks.
-        auc: Area under the ROC curve of visibility, by part; without parts that are always or never visible.
+        auc: Area under the ROC curve of visibility, by part; without parts that are visible or hidden in too few images
+            (fewer than 20) for it to mean anything.
     """
 
     thresholds: tuple[float, ...]
@@ -166,7 +170,7 @@ def from_samples(predicted: Tensor, true: Tensor, *, reference: int) -> Calibrat
         thresholds.append(threshold_of(means[:reference, i], shown[:reference, i]))
         if shown[:, i].any():
             accuracy[part] = balanced_accuracy(means[:, i] > thresholds[-1], shown[:, i])
-        if 0 < shown[:, i].sum() < len(shown):
+        if _FEWEST <= shown[:, i].sum() <= len(shown) - _FEWEST:
             auc[part] = roc_auc(means[:, i], shown[:, i])
     return Calibration(tuple(thresholds), accuracy, auc)
 

@@ -57,6 +57,14 @@ def test_thresholds__of_parts_that_are_always_visible() -> None:
     assert nothing.thresholds == (0.0,) * 7
 
 
+@pytest.mark.parametrize(("hidden", "known"), [(1, False), (19, False), (20, True), (80, True), (81, False)])
+def test_auc__needs_enough_samples_of_both_kinds(hidden: int, known: bool) -> None:
+    true = torch.ones(100, 7, dtype=torch.bool)
+    true[:hidden, PARTS.index("upper")] = False
+    found = from_samples(torch.rand(100, 7), true, reference=100)
+    assert set(found.auc) == ({"upper"} if known else set())
+
+
 def test_calibration__names_parts_with_a_poor_auc() -> None:
     assert Calibration((0.0,) * 7, {}, {"head": 0.95, "shoes": 0.4}).weak == {"shoes": 0.4}
 
