@@ -184,9 +184,9 @@ def run_cell(cell: Cell, options: RunOptions) -> dict[str, Any]:
 
 def mask_teacher(config: RunConfig, options: RunOptions) -> TeacherData | None:
     """Rendered images that teach masks; `train.teacher_data` may be a name of `--data`."""
-    if not config.train.mask_teacher:
+    if config.teacher_spec is None:
         return None
-    spec = options.data.get(config.train.teacher_data, config.train.teacher_data)
+    spec = options.data.get(config.teacher_spec, config.teacher_spec)
     return open_teacher(open_dataset(spec, expect_counts=False), config.masks.grouping, SILENT)
 
 

@@ -39,6 +39,9 @@ BACKBONES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"),
     *("resnet18_ibn_a", "resnet34_ibn_a", "resnet50_ibn_a", "resnet101_ibn_a"),
 )
+OCCLUDED = "occluded"
+"""`train.teacher_data`: the training images themselves, occluded or truncated."""
+
 SUMMING_RULES = ("sum", "query")
 """Matching rules whose distance adds up over parts, so that 1 - distance is no similarity."""
 
@@ -317,12 +320,13 @@ class TrainConfig(Section):
     colour_jitter: Fraction = Field(0.0, description="Strength of random brightness, contrast and saturation.")
     mask_teacher: Fraction = Field(
         0.0,
-        description="Rendered images with true masks beside each batch, as a share of its images, for the mask losses "
-        "only; 0: none.",
+        description="Images of occluded people beside each batch, as a share of its images, for the mask losses only; "
+        "0: none.",
     )
     teacher_data: str = Field(
-        "rendered",
-        description="Images of `mask_teacher`: synthetic:DIR, or `rendered` for images rendered with `[synth]`.",
+        OCCLUDED,
+        description="Images of `mask_teacher`: `occluded`, the training images behind cut-outs or truncated; "
+        "synthetic:DIR, rendered images with true masks; or `rendered`, those of `[synth]`.",
     )
     amp: Precision = Field("off", description="Mixed precision: off | bf16 | fp16 (with loss scaling).")
     accumulate: Positive = Field(
@@ -466,6 +470,13 @@ class RunConfig(Section):
     train: TrainConfig = Field(default_factory=TrainConfig)
     extract: ExtractConfig = Field(default_factory=ExtractConfig)
     matching: MatchingConfig = Field(default_factory=MatchingConfig)
+
+    @property
+    def teacher_spec(self) -> str | None:
+        """The data set that teaches masks; None if the training images do, or nothing."""
+        train = self.train
+        taught = train.mask_teacher and self.model.kind == "sgsfa" and train.teacher_data != OCCLUDED
+        return train.teacher_data if taught else None
 
 
 def is_execution(info: FieldInfo) -> bool:

@@ -166,13 +166,13 @@ def _open_teacher(config: RunConfig, bars: Progress) -> TeacherData | None:
     from pipeline.stages.sources import RENDERED
     from pipeline.stages.train import open_teacher
 
-    if not config.train.mask_teacher or config.model.kind == "baseline":
+    if config.teacher_spec is None:
         return None
-    if config.train.teacher_data == RENDERED:
+    if config.teacher_spec == RENDERED:
         raise ConfigError(
             "only a run renders images for a mask teacher", where="train.teacher_data", expected="synthetic:DIR"
         )
-    return open_teacher(open_dataset(config.train.teacher_data), config.masks.grouping, bars)
+    return open_teacher(open_dataset(config.teacher_spec), config.masks.grouping, bars)
 
 
 def load_model(checkpoint: PathLike = BUILTIN, **settings: Any) -> Embedder:

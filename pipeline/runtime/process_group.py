@@ -38,7 +38,7 @@ _CONNECT_TIMEOUT = timedelta(minutes=5)
 _COLLECTIVE_TIMEOUT = timedelta(days=1)
 """Other ranks wait in a collective while rank 0 builds masks or evaluates, which may take hours."""
 _END_AFTER_CAUSE = 2.0
-"""Seconds. Torchrun looks at its processes ten times a second and, of those that have ended, may report any as cause."""
+"""Seconds. Torchrun polls its processes ten times a second and may report any that has ended as the cause."""
 
 
 class LostProcessError(DeviceError):

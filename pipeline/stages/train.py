@@ -63,8 +63,8 @@ class Train(Stage):
     @property
     def _teacher_data(self) -> tuple[str, ...]:
         """The data set that teaches masks, or nothing."""
-        config = self.config
-        return (config.train.teacher_data,) if config.train.mask_teacher and config.model.kind == "sgsfa" else ()
+        spec = self.config.teacher_spec
+        return () if spec is None else (spec,)
 
     @property
     def _weights_file(self) -> Path | None:

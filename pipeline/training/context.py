@@ -36,10 +36,17 @@ class TeacherData:
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """Images of `TeacherData` and their masks, on the device."""
+    """Images for the mask losses.
+
+    Attributes:
+        images: Fetches batches of them.
+        masks: Their masks, on the device.
+        config: How they are augmented.
+    """
 
     images: Prefetcher
     masks: MaskTargets
+    config: TrainConfig
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class TrainContext:
         ranks: Which process this is.
         folder: Folder of the state.
         progress: Shows progress bars.
-        teacher: Rendered images with true masks, if the training has them.
+        teacher: Images for the mask losses only, if the training has them.
     """
 
     meta: CheckpointMeta

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.config import TrainConfig
 from pipeline.runtime.seeds import derive, generator
 from pipeline.training.augment import AugmentParams, draw_params
 from pipeline.training.context import TrainContext
@@ -37,11 +38,10 @@ class StepPlan:
     seed: int
 
 
-def params_of_step(context: TrainContext, stream: str, step: int, count: int) -> AugmentParams:
-    """Draw the augmentation of `count` images in a step; streams of random numbers are independent."""
-    config = context.config
+def params_of_step(context: TrainContext, config: TrainConfig, stream: str, step: int, count: int) -> AugmentParams:
+    """Draw the augmentation of `count` images in a step by `config`; streams of random numbers are independent."""
     share = augmentation_share(step, context.steps_per_epoch, config)
-    numbers, tiles = generator(config.seed, stream, step), len(occluder_tiles())
+    numbers, tiles = generator(context.config.seed, stream, step), len(occluder_tiles())
     return draw_params(numbers, count, *context.size, config, tiles=tiles, share=share)
 
 
@@ -58,7 +58,7 @@ def plan_steps(context: TrainContext, start: int, stop: int) -> Iterator[StepPla
         if batches is None or number == 0:
             batches = epoch_batches(labels, config, epoch)
         batch = batches[number]
-        params = params_of_step(context, "augment", step, len(batch))
+        params = params_of_step(context, config, "augment", step, len(batch))
         rows = batch
         if ranks.world_size > 1:
             donors = params.donor[mine].numpy()

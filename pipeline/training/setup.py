@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pipeline.config import LossConfig, ModelConfig, TrainConfig
+from pipeline.config import OCCLUDED, LossConfig, ModelConfig, TrainConfig
 from pipeline.datasets.records import Dataset
 from pipeline.errors import DataError, WeightsError
 from pipeline.formats.checkpoint import CheckpointMeta, resolve_checkpoint
@@ -32,6 +32,7 @@ from pipeline.training.image_store import ImageStore, cached_images, open_images
 from pipeline.training.prefetch import Prefetcher
 from pipeline.training.sampler import check_batches
 from pipeline.training.targets import load_masks
+from pipeline.training.teacher import occluding
 
 SHARED_FOLDER = "machines that train together need this folder on a disk that they share, under the same path"
 
@@ -98,24 +99,33 @@ def prepare(
         seed=config.seed,
         provenance=_provenance(model, loss, config, identities),
     )
-    taught: Teacher | None = None
-    if teacher is not None:
-        taught_store, mask_file = open_store(folder / _TEACHER, teacher.dataset), folder / _TEACHER / "masks.h5"
-        if ranks.is_main:
-            teacher.build_masks(mask_file)
-        barrier()
-        taught_masks = load_masks(mask_file, taught_store.names, model)
-        if lost := len(taught_store.rejected) + taught_masks.without_mask:
-            _log.warning("%d images of the mask teacher cannot be read or have no mask and are left out", lost)
-        taught = Teacher(Prefetcher(taught_store, device), taught_masks.to(device))
     network, meta = _starting_network(config, meta, targets.supervised_parts)
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    return network, TrainContext(
+    context = TrainContext(
         meta, loss, config, store, Prefetcher(store, device), labels.to(device), targets.to(device), device, ranks,
-        folder, progress, taught,
+        folder, progress,
     )  # fmt: skip
+    return network, dataclasses.replace(context, teacher=_teacher(context, teacher, open_store))
+
+
+def _teacher(
+    context: TrainContext, data: TeacherData | None, open_store: Callable[[Path, Dataset], ImageStore]
+) -> Teacher | None:
+    """Return who teaches masks: the images of `data`, else the training images, if they have masks and shall."""
+    config, masks = context.config, context.masks
+    if data is None:
+        own = config.mask_teacher and config.teacher_data == OCCLUDED and bool(masks.has_mask.any())
+        return Teacher(context.images, masks, occluding(config)) if own else None
+    store, mask_file = open_store(context.folder / _TEACHER, data.dataset), context.folder / _TEACHER / "masks.h5"
+    if context.ranks.is_main:
+        data.build_masks(mask_file)
+    barrier()
+    masks = load_masks(mask_file, store.names, context.model)
+    if lost := len(store.rejected) + masks.without_mask:
+        _log.warning("%d images of the mask teacher cannot be read or have no mask and are left out", lost)
+    return Teacher(Prefetcher(store, context.device), masks.to(context.device), config)
 
 
 def _open_store(
@@ -193,6 +203,7 @@ def _provenance(model: ModelConfig, loss: LossConfig, config: TrainConfig, ident
         del table["model"]["weights"]
     elif (file := Path(model.weights)).is_file():
         table["model"]["weights"] = sha256_file(file)
-    # The stage knows its content.
-    del table["train"]["teacher_data"]
+    if config.teacher_data != OCCLUDED:
+        # The stage knows its content.
+        del table["train"]["teacher_data"]
     return Provenance.flatten({**table, "identities": identities})

@@ -39,7 +39,7 @@ class Batch:
         images: (N, H, W, 3) uint8; the first B are the batch, the others donors.
         rows: (N,) int64, their rows in the masks.
         params: (23, B) augmentation parameters, packed.
-        lesson: Rendered images for the mask losses, if the training has a teacher.
+        lesson: Images for the mask losses only, if the training has a teacher.
     """
 
     images: Tensor
@@ -104,6 +104,7 @@ class TrainStep:
         self.graph: GraphedStep[Batch, StepOutputs] | None = None
         self._precision = functools.partial(autocast, context.device, config.amp)
         self._used = used_augmentations(config)
+        self._taught = frozenset() if context.teacher is None else used_augmentations(context.teacher.config)
         self._tiles = occluder_tiles().to(context.device)
         self._augment: Augmentation = augment
         self._loss_function: LossFunction = total_loss
@@ -194,10 +195,10 @@ class TrainStep:
         return StepOutputs(losses, output.visibility, (masks.parts * 255).to(torch.uint8), masks.has_mask)
 
     def _teach(self, lesson: Batch) -> Tensor:
-        """Add the gradient of the mask losses of rendered images, each of which weighs as much as one of the batch.
+        """Add the gradient of the mask losses of the lesson's images, each of which weighs as much as one of the batch.
 
-        They are normalised by their own batch statistics and leave the running ones alone, which normalise real images
-        when the network is used: rendered ones have other colours and contrasts.
+        They are normalised by their own batch statistics and leave the running ones alone, which normalise whole people
+        on photographs when the network is used.
 
         Returns:
             (1,) the weighted loss.
@@ -205,7 +206,7 @@ class TrainStep:
         context, teacher = self._context, self._context.teacher
         assert teacher is not None
         assert isinstance(self.network, SGSFA)
-        params = AugmentParams.unpacked(lesson.params, self._used)
+        params = AugmentParams.unpacked(lesson.params, self._taught)
         images, masks = augment(lesson.images, teacher.masks.rows(lesson.rows), params, self._tiles)
         with running_statistics_kept(self.network), self._precision():
             _, body_logits, part_logits = self.network.predict(images)

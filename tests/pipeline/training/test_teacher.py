@@ -1,4 +1,4 @@
-"""A teacher of masks: rendered images beside each batch."""
+"""A teacher of masks: rendered images, or occluded training images, beside each batch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import torch
 
 from pipeline.config import LossConfig
 from pipeline.model.checkpoint import load_checkpoint
+from pipeline.model.normalise import normalise
 from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.progress import SILENT
+from pipeline.training.augment import AugmentParams, augment, used_augmentations
 from pipeline.training.context import TeacherData
+from pipeline.training.occluders import occluder_tiles
 from pipeline.training.run import train
 from pipeline.training.setup import prepare
 from pipeline.training.teacher import lessons
@@ -22,19 +25,22 @@ from tests.helpers.training_runs import assert_equal_weights, kill, metrics, tra
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 
+UNTAUGHT = {"config": small_training(checkpoint_minutes=0), "teacher": None}
 
-@pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A training with two rendered images beside each batch of six."""
+
+@pytest.fixture(scope="module", params=["rendered", "occluded"])
+def arguments(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """A training with two rendered or occluded images beside each batch of six."""
     root = tmp_path_factory.mktemp("teacher")
     dataset, rendered = make_people(root / "people"), make_people(root / "rendered", train=4, test=1)
+    teacher = TeacherData(rendered, lambda path: make_masks(path, rendered, failed=2))
     return {
         "dataset": dataset,
-        "masks": make_masks(root / "masks.h5", dataset),
+        "masks": make_masks(root / "masks.h5", dataset, failed=2),
         "model": small_model(),
         "loss": LossConfig(),
         "config": small_training(mask_teacher=0.3, checkpoint_minutes=0),
-        "teacher": TeacherData(rendered, lambda path: make_masks(path, rendered, failed=2)),
+        "teacher": teacher if request.param == "rendered" else None,
     }
 
 
@@ -52,7 +58,7 @@ def first_step(folder: Path, arguments: dict[str, Any]) -> tuple[Trainer, dict[s
 
 
 def test_teacher__adds_only_a_mask_loss(tmp_path: Path, arguments: dict[str, Any]) -> None:
-    plain, without = first_step(tmp_path / "a", arguments | {"teacher": None})
+    plain, without = first_step(tmp_path / "a", arguments | UNTAUGHT)
     taught, losses = first_step(tmp_path / "b", arguments)
     for name in ("triplet", "masks", "identity", "global_feature"):
         assert losses[name] == without[name], name
@@ -111,9 +117,8 @@ def test_teacher__resumes_bit_equal(tmp_path: Path, arguments: dict[str, Any]) -
 
 
 def test_teacher__share_of_zero_changes_nothing(tmp_path: Path, arguments: dict[str, Any]) -> None:
-    config = small_training()
-    train(tmp_path / "without", **arguments | {"config": config, "teacher": None})
-    train(tmp_path / "zero", **arguments | {"config": config})
+    train(tmp_path / "without", **arguments | UNTAUGHT)
+    train(tmp_path / "zero", **arguments | {"config": UNTAUGHT["config"]})
     assert_equal_weights(tmp_path / "without", tmp_path / "zero")
     assert "mask_teacher" not in metrics(tmp_path / "zero", "step")[0]
 
@@ -122,3 +127,45 @@ def test_teacher__baseline_ignores_it(tmp_path: Path, arguments: dict[str, Any])
     train(tmp_path, **arguments | {"model": small_model(kind="baseline")})
     network, _ = load_checkpoint(tmp_path / "model.safetensors")
     assert network.config.kind == "baseline"
+
+
+def test_lessons__of_training_images_hide_what_their_masks_lose(tmp_path: Path) -> None:
+    dataset = make_people(tmp_path / "people")
+    _, context = prepare(
+        tmp_path / "state",
+        dataset,
+        make_masks(tmp_path / "masks.h5", dataset),
+        model=small_model(),
+        loss=LossConfig(),
+        config=small_training(mask_teacher=1.0, flip=0.0, pad=0),
+        teacher=None,
+        ranks=RankInfo(),
+        progress=SILENT,
+    )
+    assert context.teacher is not None
+    used, tiles = used_augmentations(context.teacher.config), occluder_tiles()
+    changed, images = 0, 0
+    for lesson in lessons(context, 0, 40):
+        assert lesson is not None
+        before, params = context.masks.rows(lesson.rows), AugmentParams.unpacked(lesson.params, used)
+        pixels, after = augment(lesson.images, before, params, tiles)
+        whole = normalise(lesson.images.permute(0, 3, 1, 2).float())
+        lost = (after.parts - before.parts.float() / 255).abs().amax((1, 2, 3)) > 0.05
+        assert not (lost & (pixels == whole).flatten(1).all(1)).any(), "pixels change where masks do"
+        changed, images = changed + int(lost.sum()), images + len(lost)
+    assert 0.5 < changed / images < 0.9
+
+
+def test_teacher__training_images_without_masks_teach_nothing(tmp_path: Path) -> None:
+    dataset = make_people(tmp_path / "people")
+    untaught, taught = small_training(), small_training(mask_teacher=0.3)
+    for name, config in (("without", untaught), ("with", taught)):
+        train(tmp_path / name, dataset=dataset, masks=None, model=small_model(), loss=LossConfig(), config=config)
+    assert_equal_weights(tmp_path / "without", tmp_path / "with")
+
+
+def test_teacher__other_images_do_not_resume(tmp_path: Path, arguments: dict[str, Any]) -> None:
+    one = trainer(tmp_path, arguments)
+    other = arguments["config"].model_copy(update={"teacher_data": "synthetic:elsewhere"})
+    two = prepare(tmp_path / "other", **arguments | {"config": other}, ranks=RankInfo(), progress=SILENT)[1]
+    assert one._context.meta.provenance.diff(two.meta.provenance)
