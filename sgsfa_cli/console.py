@@ -16,7 +16,6 @@ from sgsfa_cli import torchrun
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from rich.console import Console, RenderableType
-    from rich.table import Table
 
     from pipeline.runtime.progress import Progress
 
@@ -147,13 +146,14 @@ def plain(obj: object) -> Any:
     return to_jsonable_python(obj, inf_nan_mode="null", fallback=lambda value: value.tolist())
 
 
-def table(*columns: str, rows: Sequence[Sequence[object]], title: str | None = None) -> Table:
+def table(*columns: str, rows: Sequence[Sequence[object]], title: str | None = None) -> RenderableType:
     """Return a table. A column whose name ends in `>` is aligned right."""
     from rich import box
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         if name.endswith(">"):
             # A number that is folded cannot be read.
@@ -162,7 +162,8 @@ def table(*columns: str, rows: Sequence[Sequence[object]], title: str | None = N
             made.add_column(name, overflow="fold")
     for row in rows:
         made.add_row(*(cell if isinstance(cell, Text) else str(cell) for cell in row))
-    return made
+    # A title of Rich is folded to the width of the table.
+    return Group(Text(title, style="italic"), made) if title else made
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import RenderableType
-    from rich.table import Table as RichTable
 
     from pipeline.formats.results import EvaluationResult
     from pipeline.formats.table import Table
@@ -19,7 +18,7 @@ _CAMERA_PAIRS = 12
 """More pairs of cameras than these are left to the JSON."""
 
 
-def draw_table(table: Table) -> RichTable:
+def draw_table(table: Table) -> RenderableType:
     """Return a table for the terminal."""
     heads = [f"{name}>" if table.is_number(name) else name for name in table.columns]
     return console.table(*heads, rows=list(table.text_rows()), title=table.title or None)

@@ -13,7 +13,7 @@ from sgsfa_cli import console
 from sgsfa_cli.options import DEFAULT_FILE, PresetOption, SetOption, command, command_app
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from pipeline.config import RunConfig
     from pipeline.errors import RejectedInputs
@@ -113,7 +113,7 @@ def prune(
             busy = [left for store, some in found.items() for left in store.remove(some)]
     total = sum(removal.size for removal in removals) - sum(left.size for left in busy)
     if not removals:
-        drawn: str | Table = "Nothing to remove."
+        drawn: RenderableType = "Nothing to remove."
     elif dry_run:
         drawn = _removals(removals, title="Would be removed")
     else:
@@ -150,7 +150,7 @@ def _confirmed(total: int) -> bool:
         ) from None
 
 
-def _removals(removals: Sequence[Removal], title: str | None = None) -> Table:
+def _removals(removals: Sequence[Removal], title: str | None = None) -> RenderableType:
     rows = [(removal.path, removal.reason, console.size(removal.size)) for removal in removals]
     return console.table("Path", "Why", "Size>", rows=rows, title=title)
 
@@ -169,7 +169,7 @@ def _as_data(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _table(artifacts: Sequence[dict[str, Any]]) -> Table:
+def _table(artifacts: Sequence[dict[str, Any]]) -> RenderableType:
     rows = [
         (
             each["stage"],

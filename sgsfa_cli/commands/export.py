@@ -11,7 +11,7 @@ from sgsfa_cli import console
 from sgsfa_cli.options import CheckpointArgument, command, command_app
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from pipeline.features.export import ExportReport
 
@@ -45,7 +45,7 @@ def export(
     console.emit(report, lambda: [_table(report)])
 
 
-def _table(report: ExportReport) -> Table:
+def _table(report: ExportReport) -> RenderableType:
     rows = [
         (name, " x ".join(map(str, ("B", *shape))), f"{report.differences[name]:.1g}")
         for name, shape in report.outputs.items()

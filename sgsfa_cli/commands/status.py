@@ -8,7 +8,7 @@ from sgsfa_cli import console
 from sgsfa_cli.options import command, command_app
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from pipeline.config import RunConfig
     from pipeline.stages.plan import PlannedStage
@@ -45,7 +45,7 @@ def _as_data(entry: PlannedStage) -> dict[str, Any]:
     }
 
 
-def _table(stages: list[dict[str, Any]]) -> Table:
+def _table(stages: list[dict[str, Any]]) -> RenderableType:
     from rich.text import Text
 
     rows = [

@@ -106,5 +106,5 @@ def _draw(action: str, folder: Path, result: dict[str, Any]) -> console.Drawn:
         ]
         parts.append(console.table("Part", "Threshold>", "Visibility accuracy>", "ROC AUC>", rows=visibility))
     done = {"ran": "Trained", "resumed": "Resumed and trained", "reused": "Already trained, nothing to do"}
-    files = console.table("", "", rows=[(name, folder / name) for name in _RESULTS])
+    files = console.table("File", "", rows=[(name, folder / name) for name in _RESULTS])
     return [*parts, f"{done[action]}. Checkpoint, curves and logs:", files]
