@@ -39,9 +39,6 @@ BACKBONES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "mobilenet_v2"),
     *("resnet18_ibn_a", "resnet34_ibn_a", "resnet50_ibn_a", "resnet101_ibn_a"),
 )
-OCCLUDED = "occluded"
-"""`train.teacher_data`: the training images themselves, occluded or truncated."""
-
 SUMMING_RULES = ("sum", "query")
 """Matching rules whose distance adds up over parts, so that 1 - distance is no similarity."""
 
@@ -318,15 +315,19 @@ class TrainConfig(Section):
         0.0, description="Share of the training over which `occlude` and `truncate` rise from 0."
     )
     colour_jitter: Fraction = Field(0.0, description="Strength of random brightness, contrast and saturation.")
+    occluded_copies: Fraction = Field(
+        0.0,
+        description="Copies of training images behind cut-outs or truncated beside each batch, as a share of its "
+        "images, for the mask and identity losses; 0: none.",
+    )
     mask_teacher: Fraction = Field(
         0.0,
-        description="Images of occluded people beside each batch, as a share of its images, for the mask losses only; "
-        "0: none.",
+        description="Rendered images with true masks beside each batch, as a share of its images, for the mask losses "
+        "only; needs `occluded_copies = 0`.",
     )
     teacher_data: str = Field(
-        OCCLUDED,
-        description="Images of `mask_teacher`: `occluded`, the training images behind cut-outs or truncated; "
-        "synthetic:DIR, rendered images with true masks; or `rendered`, those of `[synth]`.",
+        "rendered",
+        description="Images of `mask_teacher`: synthetic:DIR, or `rendered` for images rendered with `[synth]`.",
     )
     amp: Precision = Field("off", description="Mixed precision: off | bf16 | fp16 (with loss scaling).")
     accumulate: Positive = Field(
@@ -382,6 +383,12 @@ class TrainConfig(Section):
         of = self.schedule_epochs or self.epochs
         if self.warmup_epochs >= of:
             raise ValueError(f"a warm-up of {self.warmup_epochs:g} of {of} epochs: training never reaches `lr`")
+        return self
+
+    @model_validator(mode="after")
+    def _one_kind_of_extra_images(self) -> Self:
+        if self.occluded_copies and self.mask_teacher:
+            raise ValueError("mask_teacher needs occluded_copies = 0: a batch has one kind of extra images")
         return self
 
 
@@ -473,10 +480,8 @@ class RunConfig(Section):
 
     @property
     def teacher_spec(self) -> str | None:
-        """The data set that teaches masks; None if the training images do, or nothing."""
-        train = self.train
-        taught = train.mask_teacher and self.model.kind == "sgsfa" and train.teacher_data != OCCLUDED
-        return train.teacher_data if taught else None
+        """The data set that teaches masks, if there is one."""
+        return self.train.teacher_data if self.train.mask_teacher and self.model.kind == "sgsfa" else None
 
 
 def is_execution(info: FieldInfo) -> bool:

@@ -45,7 +45,9 @@ class LossParts:
         return torch.stack([term.detach().float() for term in terms])
 
 
-def total_loss(output: NetworkOutput, pids: Tensor, targets: MaskTargets, config: LossConfig) -> LossParts:
+def total_loss(
+    output: NetworkOutput, pids: Tensor, targets: MaskTargets, config: LossConfig, *, triplets: bool = True
+) -> LossParts:
     """Return the loss of a batch.
 
     Args:
@@ -53,6 +55,7 @@ def total_loss(output: NetworkOutput, pids: Tensor, targets: MaskTargets, config
         pids: (B,) int64 class index of each image.
         targets: Augmented masks of the batch.
         config: Weights and choices.
+        triplets: Whether the batch has several images of an identity; else the triplet losses are zero.
     """
     assert output.logits is not None, "the loss needs the output of training mode"
     zero = output.global_feature.float().sum() * 0.0 + 0.0
@@ -60,10 +63,10 @@ def total_loss(output: NetworkOutput, pids: Tensor, targets: MaskTargets, config
     if output.part_mask_logits is None:
         triplet = masks = identity = zero
     else:
-        triplet = _triplet(output, pids, shown, config)
+        triplet = _triplet(output, pids, shown, config) if triplets else zero
         masks = mask_loss(output.body_mask_logits, output.part_mask_logits, targets)
         identity = _identity(output, pids, shown, config)
-    global_feature = zero if output.logits.global_feature is None else _global(output, pids, config)
+    global_feature = zero if output.logits.global_feature is None else _global(output, pids, config, triplets=triplets)
     total = config.balance * (triplet + config.mask_weight * masks) + (1.0 - config.balance) * identity + global_feature
     return LossParts(total, triplet, masks, identity, global_feature)
 
@@ -124,14 +127,14 @@ def _identity(output: NetworkOutput, pids: Tensor, shown: Tensor, config: LossCo
     return loss
 
 
-def _global(output: NetworkOutput, pids: Tensor, config: LossConfig) -> Tensor:
+def _global(output: NetworkOutput, pids: Tensor, config: LossConfig, *, triplets: bool) -> Tensor:
     """Identity losses of the global feature and of what is classified with it, and its triplet loss, weighted."""
     assert output.logits is not None
     classified = (output.logits.global_feature, output.logits.foreground, output.logits.concatenated)
     losses = [
         F.cross_entropy(each.float(), pids, label_smoothing=config.smoothing) for each in classified if each is not None
     ]
-    if config.global_triplet:
+    if config.global_triplet and triplets:
         losses.append(batch_hard_triplet(*_pairs(output.global_feature, pids, None), config.margin))
     return config.global_weight * torch.stack(losses).sum()
 

@@ -35,18 +35,24 @@ class TeacherData:
 
 
 @dataclass(frozen=True, slots=True)
-class Teacher:
-    """Images for the mask losses.
+class ExtraImages:
+    """Images beside each batch that pass through the network separately.
 
     Attributes:
+        name: Of their loss in logs.
+        share: Their number, as a share of the batch's.
+        config: How they are augmented.
         images: Fetches batches of them.
         masks: Their masks, on the device.
-        config: How they are augmented.
+        labels: (N,) int64 class of each, on the device; None: they train nothing but masks.
     """
 
+    name: str
+    share: float
+    config: TrainConfig
     images: Prefetcher
     masks: MaskTargets
-    config: TrainConfig
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class TrainContext:
         ranks: Which process this is.
         folder: Folder of the state.
         progress: Shows progress bars.
-        teacher: Images for the mask losses only, if the training has them.
+        extra: Images beside each batch, if the training has them.
     """
 
     meta: CheckpointMeta
@@ -80,7 +86,7 @@ class TrainContext:
     ranks: RankInfo
     folder: Path
     progress: Progress
-    teacher: Teacher | None = None
+    extra: ExtraImages | None = None
 
     @property
     def model(self) -> ModelConfig:

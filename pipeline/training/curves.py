@@ -14,7 +14,7 @@ from pipeline.parts import PARTS
 from pipeline.runtime.files import atomic_write
 from pipeline.training.metrics_log import read_metrics
 
-_LOSSES = ("loss", "triplet", "masks", "identity", "global_feature", "mask_teacher")
+_LOSSES = ("loss", "triplet", "masks", "identity", "global_feature", "mask_teacher", "occluded_copies")
 
 
 def draw_curves(metrics: Path, out: Path) -> None:

@@ -73,7 +73,7 @@ def train(
         loss: The losses.
         config: The training.
         tests: The first is tested every `config.eval_every` epochs.
-        teacher: Rendered images of `config.mask_teacher`, unless the training images teach; the baseline ignores them.
+        teacher: Rendered images of `config.mask_teacher`; the baseline ignores them.
         progress: Receives progress bars.
 
     Raises:

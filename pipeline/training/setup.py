@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.config import OCCLUDED, LossConfig, ModelConfig, TrainConfig
+from pipeline.config import LossConfig, ModelConfig, TrainConfig
 from pipeline.datasets.records import Dataset
 from pipeline.errors import DataError, WeightsError
 from pipeline.formats.checkpoint import CheckpointMeta, resolve_checkpoint
@@ -27,12 +27,12 @@ from pipeline.runtime.files import sha256_bytes, sha256_file
 from pipeline.runtime.process_group import RankInfo, barrier, broadcast
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.seeds import derive
-from pipeline.training.context import Teacher, TeacherData, TrainContext
+from pipeline.training.context import ExtraImages, TeacherData, TrainContext
+from pipeline.training.extra import occluded_copies
 from pipeline.training.image_store import ImageStore, cached_images, open_images
 from pipeline.training.prefetch import Prefetcher
 from pipeline.training.sampler import check_batches
 from pipeline.training.targets import load_masks
-from pipeline.training.teacher import occluding
 
 SHARED_FOLDER = "machines that train together need this folder on a disk that they share, under the same path"
 
@@ -107,17 +107,14 @@ def prepare(
         meta, loss, config, store, Prefetcher(store, device), labels.to(device), targets.to(device), device, ranks,
         folder, progress,
     )  # fmt: skip
-    return network, dataclasses.replace(context, teacher=_teacher(context, teacher, open_store))
+    extra = occluded_copies(context) if teacher is None else _mask_teacher(context, teacher, open_store)
+    return network, dataclasses.replace(context, extra=extra)
 
 
-def _teacher(
-    context: TrainContext, data: TeacherData | None, open_store: Callable[[Path, Dataset], ImageStore]
-) -> Teacher | None:
-    """Return who teaches masks: the images of `data`, else the training images, if they have masks and shall."""
-    config, masks = context.config, context.masks
-    if data is None:
-        own = config.mask_teacher and config.teacher_data == OCCLUDED and bool(masks.has_mask.any())
-        return Teacher(context.images, masks, occluding(config)) if own else None
+def _mask_teacher(
+    context: TrainContext, data: TeacherData, open_store: Callable[[Path, Dataset], ImageStore]
+) -> ExtraImages:
+    """Decode the images of the mask teacher and build their masks."""
     store, mask_file = open_store(context.folder / _TEACHER, data.dataset), context.folder / _TEACHER / "masks.h5"
     if context.ranks.is_main:
         data.build_masks(mask_file)
@@ -125,7 +122,8 @@ def _teacher(
     masks = load_masks(mask_file, store.names, context.model)
     if lost := len(store.rejected) + masks.without_mask:
         _log.warning("%d images of the mask teacher cannot be read or have no mask and are left out", lost)
-    return Teacher(Prefetcher(store, context.device), masks.to(context.device), config)
+    config, images = context.config, Prefetcher(store, context.device)
+    return ExtraImages("mask_teacher", config.mask_teacher, config, images, masks.to(context.device))
 
 
 def _open_store(
@@ -203,7 +201,6 @@ def _provenance(model: ModelConfig, loss: LossConfig, config: TrainConfig, ident
         del table["model"]["weights"]
     elif (file := Path(model.weights)).is_file():
         table["model"]["weights"] = sha256_file(file)
-    if config.teacher_data != OCCLUDED:
-        # The stage knows its content.
-        del table["train"]["teacher_data"]
+    # The stage knows its content.
+    del table["train"]["teacher_data"]
     return Provenance.flatten({**table, "identities": identities})

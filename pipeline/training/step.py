@@ -39,13 +39,13 @@ class Batch:
         images: (N, H, W, 3) uint8; the first B are the batch, the others donors.
         rows: (N,) int64, their rows in the masks.
         params: (23, B) augmentation parameters, packed.
-        lesson: Images for the mask losses only, if the training has a teacher.
+        extra: Images beside the batch, if the training has them.
     """
 
     images: Tensor
     rows: Tensor
     params: Tensor
-    lesson: Batch | None = None
+    extra: Batch | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class StepOutputs:
     """What a step computes on the device, besides gradients.
 
     Attributes:
-        losses: (5,) float32 in the order of `LOSS_NAMES`; with a teacher (6,), its mask loss last.
+        losses: (5,) float32 in the order of `LOSS_NAMES`; with extra images (6,), their loss last.
         visibility: (B, 7) predicted mask means in [0, 1].
         parts: (B, 4, h, w) uint8 true part masks.
         has_mask: (B,) bool.
@@ -99,12 +99,13 @@ class TrainStep:
         self.ema = ModelEma(network, config.ema) if config.ema else None
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=config.amp == "fp16")
         # With fp16 an infinite gradient is not an error: the scaler skips that step.
-        taught = ("mask_teacher",) if context.teacher is not None else ()
-        self.loss_names = (*LOSS_NAMES, *taught, *(() if config.amp == "fp16" else ("gradient",)))
+        extra = () if context.extra is None else (context.extra.name,)
+        self.loss_names = (*LOSS_NAMES, *extra, *(() if config.amp == "fp16" else ("gradient",)))
         self.graph: GraphedStep[Batch, StepOutputs] | None = None
         self._precision = functools.partial(autocast, context.device, config.amp)
+        self._gathers = config.gather and context.ranks.world_size > 1
         self._used = used_augmentations(config)
-        self._taught = frozenset() if context.teacher is None else used_augmentations(context.teacher.config)
+        self._used_for_extra = used_augmentations(context.extra.config) if context.extra is not None else frozenset()
         self._tiles = occluder_tiles().to(context.device)
         self._augment: Augmentation = augment
         self._loss_function: LossFunction = total_loss
@@ -134,8 +135,8 @@ class TrainStep:
         elif device.type == "cuda" and config.cuda_graph:
             self._work = self.graph = GraphedStep(self._compute_gradients, device)
 
-    def __call__(self, plan: StepPlan, images: Tensor, lesson: Batch | None = None) -> StepResult:
-        """Take one step with the images (N, H, W, 3) uint8 of `plan.rows`, on the device, and the lesson of that step.
+    def __call__(self, plan: StepPlan, images: Tensor, extra: Batch | None = None) -> StepResult:
+        """Take one step with the images (N, H, W, 3) uint8 of `plan.rows`, on the device, and the extra images.
 
         Raises:
             DeviceError: The step cannot be captured as a CUDA graph.
@@ -146,7 +147,7 @@ class TrainStep:
         # Random numbers that a network draws by itself (stochastic depth) depend on the step alone.
         torch.manual_seed(plan.seed)
         rows, params = to_device(plan.rows, device), to_device(plan.params.packed().numpy(), device)
-        outputs = self._work(Batch(images, rows, params, lesson))
+        outputs = self._work(Batch(images, rows, params, extra))
         norm = self._clip_gradients()
         losses = outputs.losses if norm is None else torch.cat([outputs.losses, norm.float().unsqueeze(0)])
         self.scaler.step(self.optimizer)
@@ -174,7 +175,7 @@ class TrainStep:
         context = self._context
         self.optimizer.zero_grad(set_to_none=True)
         # First, because with several processes the last backward pass exchanges the sum of the gradients.
-        taught = None if batch.lesson is None else self._teach(batch.lesson)
+        extra = None if batch.extra is None else self._learn_extra(batch.extra)
         params = AugmentParams.unpacked(batch.params, self._used)
         images, masks = self._augment(batch.images, context.masks.rows(batch.rows), params, self._tiles)
         parts, output = backward(
@@ -186,35 +187,49 @@ class TrainStep:
             loss_function=self._loss_function,
             precision=self._precision,
             pieces=context.config.accumulate,
-            gather=context.config.gather and context.ranks.world_size > 1,
+            gather=self._gathers,
             scale=self.scaler.scale,
         )
         losses = parts.stacked()
-        if taught is not None:
-            losses = torch.cat([losses[:1] + taught, losses[1:], taught])
+        if extra is not None:
+            losses = torch.cat([losses[:1] + extra, losses[1:], extra])
         return StepOutputs(losses, output.visibility, (masks.parts * 255).to(torch.uint8), masks.has_mask)
 
-    def _teach(self, lesson: Batch) -> Tensor:
-        """Add the gradient of the mask losses of the lesson's images, each of which weighs as much as one of the batch.
+    def _learn_extra(self, batch: Batch) -> Tensor:
+        """Add the gradient of the losses of extra images, each of which weighs as much as one of the batch.
 
-        They are normalised by their own batch statistics and leave the running ones alone, which normalise whole people
-        on photographs when the network is used.
+        They are normalised by their own batch statistics and leave the running ones alone, which normalise unoccluded
+        photographs when the network is used. Drawn at random, they have no triplets.
 
         Returns:
             (1,) the weighted loss.
         """
-        context, teacher = self._context, self._context.teacher
-        assert teacher is not None
-        assert isinstance(self.network, SGSFA)
-        params = AugmentParams.unpacked(lesson.params, self._taught)
-        images, masks = augment(lesson.images, teacher.masks.rows(lesson.rows), params, self._tiles)
-        with running_statistics_kept(self.network), self._precision():
-            _, body_logits, part_logits = self.network.predict(images)
+        context, extra = self._context, self._context.extra
+        assert extra is not None
+        params = AugmentParams.unpacked(batch.params, self._used_for_extra)
+        images, masks = augment(batch.images, extra.masks.rows(batch.rows), params, self._tiles)
         share = len(images) * context.ranks.world_size / context.batch_size
-        weight = context.loss.balance * context.loss.mask_weight * share
-        loss = weight * mask_loss(body_logits, part_logits, masks)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        return loss.detach().unsqueeze(0)
+        with running_statistics_kept(self.network):
+            if extra.labels is not None:
+                parts, _ = backward(
+                    self.network,
+                    images,
+                    extra.labels[batch.rows],
+                    masks,
+                    context.loss,
+                    loss_function=functools.partial(total_loss, triplets=False),
+                    precision=self._precision,
+                    gather=self._gathers,
+                    scale=lambda total: self.scaler.scale(share * total),
+                )
+                return share * parts.total.detach().unsqueeze(0)
+            assert isinstance(self.network, SGSFA)
+            with self._precision():
+                _, body_logits, part_logits = self.network.predict(images)
+            weight = share * context.loss.balance * context.loss.mask_weight
+            loss = weight * mask_loss(body_logits, part_logits, masks)
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            return loss.detach().unsqueeze(0)
 
 
 def mean_over_processes(values: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipeline.runtime.progress import Task
 from pipeline.training.context import TrainContext
 from pipeline.training.evaluator import Evaluator
+from pipeline.training.extra import extra_batches
 from pipeline.training.interrupts import Interrupts
 from pipeline.training.meters import LossMeter, VisibilityMeter
 from pipeline.training.metrics_log import MetricsLog
@@ -19,7 +20,6 @@ from pipeline.training.plan import StepPlan, plan_steps
 from pipeline.training.schedule import learning_rate
 from pipeline.training.state import TrainState, load_state, save_state
 from pipeline.training.step import Batch, TrainStep
-from pipeline.training.teacher import lessons
 
 STATE_FILE = "state.safetensors"
 
@@ -84,8 +84,9 @@ class Trainer:
         ):
             self.losses.restart_clock()
             batches = self._context.images.batches(self.plans(), lambda plan: plan.rows)
-            for (plan, images), lesson in zip(batches, lessons(self._context, self.step, self.total), strict=True):
-                self.advance(plan, images, lesson)
+            extras = extra_batches(self._context, self.step, self.total)
+            for (plan, images), extra in zip(batches, extras, strict=True):
+                self.advance(plan, images, extra)
                 self._after_step(task)
             # A signal that came after the last check.
             self._stop_if_requested()
@@ -94,9 +95,9 @@ class Trainer:
         """Yield the plans of all steps that are left."""
         return plan_steps(self._context, self.step, self.total)
 
-    def advance(self, plan: StepPlan, images: Tensor, lesson: Batch | None = None) -> None:
+    def advance(self, plan: StepPlan, images: Tensor, extra: Batch | None = None) -> None:
         """Take one step; `images` are those of `plan.rows`, on the device."""
-        result = self.stepper(plan, images, lesson)
+        result = self.stepper(plan, images, extra)
         self.losses.add(result)
         if self._measures_visibility:
             self._visibility.add(result.outputs)

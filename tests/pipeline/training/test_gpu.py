@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,12 +28,12 @@ from pipeline.training import run as run_module
 from pipeline.training import setup as preparation
 from pipeline.training import step as step_module
 from pipeline.training.augment import AugmentParams
-from pipeline.training.context import Teacher, TeacherData, TrainContext
+from pipeline.training.context import TeacherData, TrainContext
 from pipeline.training.cuda_graph import GraphedStep
+from pipeline.training.extra import extra_batches, occluded_copies
 from pipeline.training.image_store import ImageStore
 from pipeline.training.prefetch import Prefetcher
 from pipeline.training.run import train
-from pipeline.training.teacher import lessons
 from pipeline.training.trainer import Trainer
 from tests.helpers.augmentation import augmented, batch_of, params_of
 from tests.helpers.training import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
@@ -120,8 +121,8 @@ def make_trainer(
         ranks=RankInfo(),
         folder=folder,
         progress=SILENT,
-        teacher=Teacher(prefetcher, masks.to(device)) if config.mask_teacher else None,
     )
+    context = dataclasses.replace(context, extra=occluded_copies(context))
     return Trainer(network, context), prefetcher
 
 
@@ -139,17 +140,17 @@ def forbid_waiting() -> Iterator[None]:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_step__never_waits_for_the_gpu(tmp_path: Path, preset: str, amp: str, mapped: bool, graph: bool) -> None:
     model, loss = PRESETS[preset]
-    config = on_gpu(amp=amp, epochs=10, cuda_graph=graph, mask_teacher=0.0 if model.get("kind") == "baseline" else 0.4)
+    config = on_gpu(amp=amp, epochs=10, cuda_graph=graph, occluded_copies=0.4)
     trainer, images = make_trainer(
         tmp_path, small_model(**model), LossConfig.model_validate(loss), config, mapped=mapped
     )
     assert (images._resident is None) is mapped
     trainer.stepper.prepare()
     batches = images.batches(trainer.plans(), lambda plan: plan.rows)
-    for (plan, batch), lesson in zip(batches, lessons(trainer._context, 0, 8), strict=False):
+    for (plan, batch), extra in zip(batches, extra_batches(trainer._context, 0, 8), strict=False):
         # The first steps choose kernels, allocate memory and are captured, which may wait.
         torch.cuda.set_sync_debug_mode("error" if plan.step >= 5 else "default")
-        trainer.advance(plan, batch, lesson)
+        trainer.advance(plan, batch, extra)
     torch.cuda.set_sync_debug_mode("default")
     assert len(trainer.losses.read()) == 8
     assert (trainer.stepper.graph is not None) is graph
@@ -169,7 +170,11 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> Graphs:
     return made
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 3}, {"clip_norm": 0, "ema": 0}, {"mask_teacher": 0.4}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"accumulate": 3}, {"clip_norm": 0, "ema": 0}, {"mask_teacher": 0.4}, {"occluded_copies": 0.4}],
+    ids=str,
+)
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
 def test_graph__bit_equal_to_eager_steps(
     tmp_path: Path,
@@ -179,7 +184,7 @@ def test_graph__bit_equal_to_eager_steps(
     changes: dict[str, Any],
 ) -> None:
     dataset = arguments["dataset"]
-    teacher = TeacherData(dataset, lambda path: make_masks(path, dataset))
+    teacher = TeacherData(dataset, lambda path: make_masks(path, dataset)) if changes.get("mask_teacher") else None
     for graph in (False, True):
         config = on_gpu(amp=amp, epochs=5, cuda_graph=graph, **changes)
         train(tmp_path / str(graph), **arguments, config=config, teacher=teacher)
