@@ -317,13 +317,13 @@ class TrainConfig(Section):
     colour_jitter: Fraction = Field(0.0, description="Strength of random brightness, contrast and saturation.")
     occluded_copies: Fraction = Field(
         0.0,
-        description="Copies of training images behind cut-outs or truncated beside each batch, as a share of its "
-        "images, for the mask and identity losses; 0: none.",
+        description="Occluded or truncated copies of training images added to each step, as a share of the batch, for the "
+        "mask and identity losses; 0: none.",
     )
     mask_teacher: Fraction = Field(
         0.0,
-        description="Rendered images with true masks beside each batch, as a share of its images, for the mask losses "
-        "only; needs `occluded_copies = 0`.",
+        description="Rendered images with true masks added to each step, as a share of the batch, for the mask losses "
+        "only; 0: none. Not with `occluded_copies`.",
     )
     teacher_data: str = Field(
         "rendered",
@@ -388,7 +388,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _one_kind_of_extra_images(self) -> Self:
         if self.occluded_copies and self.mask_teacher:
-            raise ValueError("mask_teacher needs occluded_copies = 0: a batch has one kind of extra images")
+            raise ValueError("mask_teacher and occluded_copies cannot be combined: set one of them to 0")
         return self
 
 

@@ -153,7 +153,7 @@ def table(*columns: str, rows: Sequence[Sequence[object]], title: str | None = N
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(show_header=any(columns), box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         if name.endswith(">"):
             # A number that is folded cannot be read.

@@ -55,7 +55,7 @@ def total_loss(
         pids: (B,) int64 class index of each image.
         targets: Augmented masks of the batch.
         config: Weights and choices.
-        triplets: Whether the batch has several images of an identity; else the triplet losses are zero.
+        triplets: Compute the triplet losses; otherwise they are zero, for batches without positives.
     """
     assert output.logits is not None, "the loss needs the output of training mode"
     zero = output.global_feature.float().sum() * 0.0 + 0.0

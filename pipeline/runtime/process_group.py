@@ -37,8 +37,8 @@ _LAUNCHER_VARIABLES = (*_COUNTS, "MASTER_ADDR", "MASTER_PORT")
 _CONNECT_TIMEOUT = timedelta(minutes=5)
 _COLLECTIVE_TIMEOUT = timedelta(days=1)
 """Other ranks wait in a collective while rank 0 builds masks or evaluates, which may take hours."""
-_END_AFTER_CAUSE = 2.0
-"""Seconds. Torchrun polls its processes ten times a second and may report any that has ended as the cause."""
+_ROOT_CAUSE_DELAY = 2.0
+"""Seconds to wait before the end, so that torchrun, which polls ten times a second, sees the first failure first."""
 
 
 class LostProcessError(DeviceError):
@@ -169,7 +169,7 @@ def process_group() -> Iterator[RankInfo]:
     except RuntimeError as error:
         if not _is_connection_loss(error):
             raise
-        time.sleep(_END_AFTER_CAUSE)
+        time.sleep(_ROOT_CAUSE_DELAY)
         raise LostProcessError(
             "another process of this run ended",
             expected=f"all {info.world_size} processes alive until the end",

@@ -51,7 +51,7 @@ NEVER = 1.0
 """Threshold of a part that no true mask shows (a label set without shoes): no mean exceeds it."""
 
 _FEWEST = 20
-"""Visible and hidden samples of a part that an area under the ROC curve needs."""
+"""Fewest visible, and fewest hidden, samples of a part for which an area under the ROC curve is computed."""
 
 _MISSED = 0.02
 """Share of the unmodified images showing a part that its threshold calls hidden."""

@@ -36,15 +36,15 @@ class TeacherData:
 
 @dataclass(frozen=True, slots=True)
 class ExtraImages:
-    """Images beside each batch that pass through the network separately.
+    """Images added to each step, which pass through the network separately.
 
     Attributes:
-        name: Of their loss in logs.
+        name: Name of their loss in logs.
         share: Their number, as a share of the batch's.
-        config: How they are augmented.
+        config: Augmentation settings.
         images: Fetches batches of them.
         masks: Their masks, on the device.
-        labels: (N,) int64 class of each, on the device; None: they train nothing but masks.
+        labels: (N,) int64 class of each, on the device; None: mask losses only.
     """
 
     name: str
@@ -72,7 +72,7 @@ class TrainContext:
         ranks: Which process this is.
         folder: Folder of the state.
         progress: Shows progress bars.
-        extra: Images beside each batch, if the training has them.
+        extra: Images added to each step, if the training has them.
     """
 
     meta: CheckpointMeta

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,7 +40,7 @@ class Batch:
         images: (N, H, W, 3) uint8; the first B are the batch, the others donors.
         rows: (N,) int64, their rows in the masks.
         params: (23, B) augmentation parameters, packed.
-        extra: Images beside the batch, if the training has them.
+        extra: Images added to the step, if the training has them.
     """
 
     images: Tensor
@@ -198,8 +199,8 @@ class TrainStep:
     def _learn_extra(self, batch: Batch) -> Tensor:
         """Add the gradient of the losses of extra images, each of which weighs as much as one of the batch.
 
-        They are normalised by their own batch statistics and leave the running ones alone, which normalise unoccluded
-        photographs when the network is used. Drawn at random, they have no triplets.
+        They are normalised by their own batch statistics and leave the running ones alone, which normalise images when
+        the network is used. They are drawn at random, so the triplet losses are left out.
 
         Returns:
             (1,) the weighted loss.
@@ -208,7 +209,9 @@ class TrainStep:
         assert extra is not None
         params = AugmentParams.unpacked(batch.params, self._used_for_extra)
         images, masks = augment(batch.images, extra.masks.rows(batch.rows), params, self._tiles)
+        images = images if context.config.channels_last else images.contiguous()
         share = len(images) * context.ranks.world_size / context.batch_size
+        pieces = math.gcd(len(images), context.config.accumulate)
         with running_statistics_kept(self.network):
             if extra.labels is not None:
                 parts, _ = backward(
@@ -219,6 +222,7 @@ class TrainStep:
                     context.loss,
                     loss_function=functools.partial(total_loss, triplets=False),
                     precision=self._precision,
+                    pieces=pieces if len(images) > pieces else 1,
                     gather=self._gathers,
                     scale=lambda total: self.scaler.scale(share * total),
                 )

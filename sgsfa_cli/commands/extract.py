@@ -76,13 +76,15 @@ def extract(
         as_npz=out.suffix == ".npz" if file_format is None else file_format == "npz",
         progress=console.progress(),
     )
-    rate = f", {report.images_per_second:.1f} images/s" if report.images_per_second else ", nothing to do"
+    rate = f", {report.images_per_second:.1f} images/s" if report.images_per_second else ", already complete"
     rows = [
         ("images", report.done),
         ("time", console.duration(report.seconds) + rate),
         ("features", out),
     ]
-    console.emit({"features": out, **console.plain(report)}, lambda: [console.table("Extraction", "", rows=rows)])
+    console.emit(
+        {"features": out, **console.plain(report)}, lambda: [console.table("", "", rows=rows, title="Extraction")]
+    )
     return RejectedInputs("extract", report.failed, total=report.total) if report.failed else None
 
 

@@ -95,7 +95,7 @@ def _draw(action: str, folder: Path, result: dict[str, Any]) -> console.Drawn:
     if result["best"] is not None:
         epoch, precision = result["best"]
         rows.append(("best in training", f"mAP {100 * precision:.1f} % after epoch {epoch}: best.safetensors"))
-    parts = [console.table("Training", "", rows=rows)]
+    parts = [console.table("", "", rows=rows, title="Training")]
     if result["visibility_accuracy"]:
         accuracy, auc = result["visibility_accuracy"], result["visibility_auc"]
         visibility = [
@@ -106,5 +106,5 @@ def _draw(action: str, folder: Path, result: dict[str, Any]) -> console.Drawn:
         ]
         parts.append(console.table("Part", "Threshold>", "Visibility accuracy>", "ROC AUC>", rows=visibility))
     done = {"ran": "Trained", "resumed": "Resumed and trained", "reused": "Already trained, nothing to do"}
-    files = console.table("File", "", rows=[(name, folder / name) for name in _RESULTS])
+    files = console.table("File", "Path", rows=[(name, folder / name) for name in _RESULTS])
     return [*parts, f"{done[action]}. Checkpoint, curves and logs:", files]

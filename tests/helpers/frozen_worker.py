@@ -17,7 +17,6 @@ from pipeline.config import LossConfig
 from pipeline.datasets.records import Dataset
 from pipeline.runtime.process_group import broadcast, process_group
 from pipeline.training import run, setup
-from pipeline.training.context import TeacherData
 from tests.helpers.training import make_masks, make_people, small_model, small_training
 
 build = setup.build_model
@@ -50,7 +49,7 @@ def train(out: Path, made: Dataset | None) -> None:
         ema=0,
         occlude=0.5,
         eval_every=5,
-        mask_teacher=0.4,
+        occluded_copies=0.5,
     )
     masks = broadcast(None if made is None else make_masks(out / "masks.h5", dataset, failed=3))
     assert masks is not None
@@ -62,7 +61,6 @@ def train(out: Path, made: Dataset | None) -> None:
         loss=LossConfig(triplet_on="parts"),
         config=config,
         tests=[dataset],
-        teacher=TeacherData(dataset, lambda path: make_masks(path, dataset)),
     )
 
 
