@@ -317,8 +317,8 @@ class TrainConfig(Section):
     colour_jitter: Fraction = Field(0.0, description="Strength of random brightness, contrast and saturation.")
     occluded_copies: Fraction = Field(
         0.0,
-        description="Occluded or truncated copies of training images added to each step, as a share of the batch, for the "
-        "mask and identity losses; 0: none.",
+        description="Occluded or truncated copies of training images added to each step, as a share of the batch, for "
+        "the mask and identity losses; 0: none.",
     )
     mask_teacher: Fraction = Field(
         0.0,

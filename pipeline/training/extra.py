@@ -1,8 +1,9 @@
 """Extra images of each step: occluded copies of training images, or rendered images that supervise the masks only.
 
-A network trained without occlusion predicts legs behind every obstacle, and its features contain the obstacle. Occluding
-images of the batch itself lowers the accuracy on unoccluded people. Extra images pass through the network separately,
-with batch statistics of their own, so that the losses of the batch and the running statistics do not change.
+A network trained without occlusion predicts legs behind every obstacle, and its features contain the obstacle.
+Occluding images of the batch itself lowers the accuracy on unoccluded people. Extra images pass through the network
+separately, with batch statistics of their own, so that the losses of the batch and the running statistics do not
+change.
 """
 
 from __future__ import annotations
