@@ -57,10 +57,19 @@ def figures(report: RunReport, config: RunConfig) -> dict[str, Any]:
     rendered = next(iter(tests))
     queries = folder_of(report, "eval") / rendered / "queries.csv"
     return {
-        "tests": tests,
+        "tests": {name: brief(result) for name, result in tests.items()},
         "groups": accuracy_by_group(queries, config.synth.seed),
         "training": json.loads((folder_of(report, "train") / "training.json").read_text()),
     }
+
+
+def brief(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the card needs of a test's result: no curve, and no camera pairs, because each image has its own."""
+    found = {key: result[key] for key in ("metrics", "counts", "intervals", "gain", "breakdown")}
+    found["metrics"] = {key: value for key, value in found["metrics"].items() if key != "cmc"}
+    found["breakdown"] = [row for row in found["breakdown"] if row["by"] != "cameras"]
+    rounded: dict[str, Any] = json.loads(json.dumps(found), parse_float=lambda text: round(float(text), 4))
+    return rounded
 
 
 def render(overrides: Sequence[str]) -> Path:
