@@ -267,11 +267,15 @@ def run_suite(cells: Sequence[Cell], options: RunOptions, workers: int) -> None:
 
 def result_of(suite: Suite, lines: Mapping[str, Mapping[str, Any]], device: str, command: str) -> Result:
     """Return the table of the finished cells: one row per cell and training set, a value per seed."""
-    several = len({cell.train for cell in suite.cells}) > 1
+    trained_on: dict[str, set[str]] = {}
+    for cell in suite.cells:
+        trained_on.setdefault(cell.name, set()).add(cell.train)
     groups: dict[str, list[Cell]] = {}
     for cell in suite.cells:
         if cell.key in lines:
-            groups.setdefault(f"{cell.name}, {cell.train}" if several else cell.name, []).append(cell)
+            groups.setdefault(f"{cell.name}, {cell.train}" if len(trained_on[cell.name]) > 1 else cell.name, []).append(
+                cell
+            )
     rows = []
     for name, cells in groups.items():
         tests = [lines[cell.key]["second" if cell.then is not None else "first"]["tests"] for cell in cells]

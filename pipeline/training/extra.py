@@ -64,7 +64,7 @@ def _plan(context: TrainContext, extra: ExtraImages, step: int, usable: Rows) ->
     # Equally many per process, and two at least: batch normalisation of a feature needs more than one.
     total = max(round(extra.share * context.batch_size / ranks.world_size), 2) * ranks.world_size
     rows = rng(context.config.seed, extra.name, step).choice(usable, total, replace=len(usable) < total)
-    # An image to cut a person out of may be in another process.
+    # Disabled: the image that a person is cut out of may belong to another process.
     config = extra.config.model_copy(update={"occlude_people": 0.0})
     params = params_of_step(context, config, f"augment {extra.name}", step, total)
     mine = shard(total, rank=ranks.rank, processes=ranks.world_size)

@@ -64,7 +64,7 @@ def figures(report: RunReport, config: RunConfig) -> dict[str, Any]:
 
 
 def brief(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the card needs of a test's result: no curve, and no camera pairs, because each image has its own."""
+    """Return the part of a test's result that the model card reports, without CMC curve and camera pairs."""
     found = {key: result[key] for key in ("metrics", "counts", "intervals", "gain", "breakdown")}
     found["metrics"] = {key: value for key, value in found["metrics"].items() if key != "cmc"}
     found["breakdown"] = [row for row in found["breakdown"] if row["by"] != "cameras"]
