@@ -273,9 +273,8 @@ def result_of(suite: Suite, lines: Mapping[str, Mapping[str, Any]], device: str,
     groups: dict[str, list[Cell]] = {}
     for cell in suite.cells:
         if cell.key in lines:
-            groups.setdefault(f"{cell.name}, {cell.train}" if len(trained_on[cell.name]) > 1 else cell.name, []).append(
-                cell
-            )
+            name = f"{cell.name}, {cell.train}" if len(trained_on[cell.name]) > 1 else cell.name
+            groups.setdefault(name, []).append(cell)
     rows = []
     for name, cells in groups.items():
         tests = [lines[cell.key]["second" if cell.then is not None else "first"]["tests"] for cell in cells]
