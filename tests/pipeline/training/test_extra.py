@@ -11,6 +11,7 @@ import torch
 from pipeline.config import LossConfig
 from pipeline.model.checkpoint import load_checkpoint
 from pipeline.model.normalise import normalise
+from pipeline.model.sgsfa import SGSFA
 from pipeline.runtime.process_group import RankInfo
 from pipeline.runtime.progress import SILENT
 from pipeline.training.augment import AugmentParams, augment, used_augmentations
@@ -19,6 +20,7 @@ from pipeline.training.extra import extra_batches
 from pipeline.training.occluders import occluder_tiles
 from pipeline.training.run import train
 from pipeline.training.setup import prepare
+from pipeline.training.step import Batch
 from pipeline.training.trainer import Trainer
 from tests.helpers.training import make_masks, make_people, small_model, small_training
 from tests.helpers.training_runs import assert_equal_weights, kill, metrics, train_until
@@ -182,3 +184,20 @@ def test_occluded_copies__without_masks_train_identities(tmp_path: Path) -> None
 def test_extra__one_kind_at_a_time() -> None:
     with pytest.raises(ValueError, match="mask_teacher and occluded_copies"):
         small_training(occluded_copies=0.25, mask_teacher=0.25)
+
+
+def test_occluded_copies__pass_in_pieces_of_two_at_least(
+    tmp_path: Path, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    forward = SGSFA.forward
+    monkeypatch.setattr(SGSFA, "forward", lambda self, images: sizes.append(len(images)) or forward(self, images))
+    config = arguments["config"].model_copy(update={"mask_teacher": 0.0, "occluded_copies": 0.7, "accumulate": 2})
+    one = trainer(tmp_path, arguments | {"config": config, "teacher": None})
+    one.stepper.prepare()
+    for copies, pieces in ((4, [2, 2]), (2, [2])):
+        batch = next(extra_batches(one._context, 0, 1))
+        assert batch is not None
+        sizes.clear()
+        one.stepper._learn_extra(Batch(batch.images[:copies], batch.rows[:copies], batch.params[:, :copies]))
+        assert sizes[-len(pieces) :] == pieces
