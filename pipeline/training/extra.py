@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,6 +54,8 @@ def extra_batches(context: TrainContext, start: int, stop: int) -> Iterator[Batc
     # Without a mask nothing tells the classifiers which parts an occluder covers.
     masked = extra.masks.has_mask
     usable = (masked if bool(masked.any()) else torch.ones_like(masked)).nonzero()[:, 0].cpu().numpy()
+    # Disabled: the image that a person is cut out of may belong to another process.
+    extra = replace(extra, config=extra.config.model_copy(update={"occlude_people": 0.0}))
     plans = (_plan(context, extra, step, usable) for step in range(start, stop))
     for (rows, params), images in extra.images.batches(plans, lambda plan: plan[0]):
         yield Batch(images, to_device(rows, device), to_device(params.numpy(), device))
@@ -64,8 +67,6 @@ def _plan(context: TrainContext, extra: ExtraImages, step: int, usable: Rows) ->
     # Equally many per process, and two at least: batch normalisation of a feature needs more than one.
     total = max(round(extra.share * context.batch_size / ranks.world_size), 2) * ranks.world_size
     rows = rng(context.config.seed, extra.name, step).choice(usable, total, replace=len(usable) < total)
-    # Disabled: the image that a person is cut out of may belong to another process.
-    config = extra.config.model_copy(update={"occlude_people": 0.0})
-    params = params_of_step(context, config, f"augment {extra.name}", step, total)
+    params = params_of_step(context, extra.config, f"augment {extra.name}", step, total)
     mine = shard(total, rank=ranks.rank, processes=ranks.world_size)
     return rows[mine], params.take(mine).packed()
