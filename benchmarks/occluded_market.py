@@ -1,11 +1,14 @@
-"""Build "occluded Market": the queries of a development split behind cut-outs that training never saw, or truncated.
+"""Build "occluded Market" and "truncated Market": the queries of a development split, and less to see of them.
 
-`python -m benchmarks.occluded_market --data csv:dev_split.csv --out DIR` writes a data set of the kind `csv` (the
-occluded queries, and the gallery as it is) and `truth.npz`, the part masks that the built-in parser found on the clean
-queries, moved and covered with their pixels. Everything is decided by a fixed seed.
-A third of the queries is truncated, the others have an object or a person in front (`tools/occluders.py`: kinds and
-people that are not in the training sheet), or another person of the test set. The images are of real people: for
-measurements only.
+`python -m benchmarks.occluded_market --data csv:dev_split.csv --out DIR` writes two data sets of the kind `csv`, each
+with the gallery as it is. Everything is decided by a fixed seed. The images are of real people: for measurements only.
+
+`DIR/dataset.csv`: a third of the queries is truncated and resized to the whole frame, the others have an object or a
+person in front (`tools/occluders.py`: kinds and people that are not in the training sheet), or another person of the
+test set. `DIR/truth.npz` holds the part masks that the built-in parser found on the clean queries, moved and covered
+with their pixels.
+
+`DIR/truncated/dataset.csv`: all queries are cropped to their upper part or to one side, and keep their proportions.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +26,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.config import MasksConfig, TrainConfig
-from pipeline.datasets.images import decode_batches
-from pipeline.datasets.records import Dataset
+from pipeline.datasets.images import RgbImage, decode_batches, read_image
+from pipeline.datasets.records import Dataset, Record
 from pipeline.datasets.registry import open_dataset
 from pipeline.formats.masks import MaskFile
 from pipeline.masks.build import build_masks
@@ -118,7 +122,7 @@ def occlude(images: Tensor, parts: Tensor, body: Tensor) -> tuple[Tensor, Tensor
 
 
 def build(dataset: Dataset, out: Path, device: str) -> None:
-    """Write the data set; `device` is where the parser works."""
+    """Write both data sets; `device` is where the parser works."""
     out.mkdir(parents=True, exist_ok=True)
     masks, names = out / "masks.h5", [record.path for record in dataset.split("query")]
     build_masks(masks, root=dataset.root, names=names, config=MasksConfig(device=device))
@@ -130,9 +134,27 @@ def build(dataset: Dataset, out: Path, device: str) -> None:
     images = np.concatenate([batch.images for batch in decode_batches(paths, HEIGHT, WIDTH, batch=256, threads=4)])
     parts, body = torch.from_numpy(stored.parts[rows]), torch.from_numpy(stored.body[rows])[:, None]
     occluded, left = occlude(torch.from_numpy(images), parts, body)
+    names = write(dataset, out, queries, list(occluded.numpy()))
+    truncated = np.arange(len(names)) % 3 == 0
+    np.savez_compressed(out / "truth.npz", names=np.array(names), parts=left.numpy(), truncated=truncated)
+    random = rng(SEED, "truncated market")
+    write(dataset, out / "truncated", queries, [cropped(read_image(path), _kept(random)) for path in paths])
+
+
+def cropped(image: RgbImage, box: Box) -> RgbImage:
+    """Return what a box keeps of an image, in whole pixels."""
+    height, width = image.shape[:2]
+    top, bottom, left, right = (
+        round(share * side) for share, side in zip(box, (height,) * 2 + (width,) * 2, strict=True)
+    )
+    return image[top:bottom, left:right]
+
+
+def write(dataset: Dataset, out: Path, queries: Sequence[Record], images: Sequence[RgbImage]) -> list[str]:
+    """Write a data set of queries with new images and of the gallery as it is; return the names of the queries."""
     lines = []
-    (out / "query").mkdir(exist_ok=True)
-    for record, pixels in zip(queries, occluded.numpy(), strict=True):
+    (out / "query").mkdir(exist_ok=True, parents=True)
+    for record, pixels in zip(queries, images, strict=True):
         name = f"query/{Path(record.path).stem}.jpg"
         Image.fromarray(pixels).save(out / name, quality=95)
         lines.append((name, record.pid, record.camid, "query"))
@@ -143,10 +165,8 @@ def build(dataset: Dataset, out: Path, device: str) -> None:
         lines.append((name, record.pid, record.camid, "gallery"))
     with (out / "dataset.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "pid", "camid", "split"), *lines])
-    names = [line[0] for line in lines if line[3] == "query"]
-    truncated = np.arange(len(names)) % 3 == 0
-    np.savez_compressed(out / "truth.npz", names=np.array(names), parts=left.numpy(), truncated=truncated)
-    print(f"{out}: {len(names):,} queries, {len(lines) - len(names):,} gallery images")
+    print(f"{out}: {len(queries):,} queries, {len(lines) - len(queries):,} gallery images")
+    return [line[0] for line in lines if line[3] == "query"]
 
 
 def main() -> None:

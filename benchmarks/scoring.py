@@ -95,7 +95,7 @@ def _side(network: torch.nn.Module, model: ModelConfig, dataset: Dataset, split:
     records: Sequence[Record] = dataset.split(split)
     paths = [dataset.path_of(record) for record in records]
     embedded, kept = [], []
-    for decoded in decode_batches(paths, model.height, model.width, batch=BATCH, threads=THREADS):
+    for decoded in decode_batches(paths, model.height, model.width, batch=BATCH, threads=THREADS, fit=model.fit):
         images, positions = decoded.readable_images()
         embedded.append(embed(network, torch.from_numpy(images).to(device)))
         kept += [records[i] for i in positions]

@@ -155,6 +155,12 @@ class ModelConfig(Section):
     non_local: bool = Field(False, description="Non-local blocks in layers 2 and 3 of a ResNet, as in AGW.")
     height: Annotated[int, Field(ge=64, multiple_of=16)] = Field(256, description="Input height in pixels.")
     width: Annotated[int, Field(ge=32, multiple_of=16)] = Field(128, description="Input width in pixels.")
+    fit: Literal["stretch", "pad"] = Field(
+        "stretch",
+        description="How images are fitted to the input size. stretch: resized to it. pad: distorted by at most 1.25 "
+        "and padded at the bottom or the sides, which concerns images that are less than 1.6 or more than 2.5 times as "
+        "high as wide, as of people cut off at the waist.",
+    )
     body_attention: bool = Field(True, description="Body attention after stage 1 (paper, Table 5).")
     body_reduction: Positive = Field(8, description="gamma of Fig. 3.")
     local_reduction: Positive = Field(2, description="gamma_1 of Fig. 4.")

@@ -43,6 +43,19 @@ Area = tuple[float, float, float, float]
 
 WHOLE_AREA: Area = (0.0, 0.0, 1.0, 1.0)
 
+Fit = Literal["stretch", "pad", "square"]
+"""How an image is fitted to a frame: resized to it; resized with limited distortion and padded (`padded_area`); or
+centred on a black square that is resized to it."""
+
+PERSON_RATIO = 2.0
+"""Height over width of the usual crop of a whole standing person, which fills a frame of any shape."""
+
+MOST_STRETCH = 1.25
+"""Largest distortion of an image that is padded."""
+
+PADDING = (124, 116, 104)
+"""ImageNet's mean colour, RGB; normalised, it is close to zero."""
+
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
 """Suffixes of image files, in lower case."""
 
@@ -109,7 +122,7 @@ def decode_image(data: bytes, where: Path) -> RgbImage:
 
 
 def read_resized(path: Path, height: int, width: int) -> RgbImage:
-    """Read an image and resize it to (height, width, 3); the aspect ratio is not kept, as is usual for person crops.
+    """Read an image and resize it to (height, width, 3) whatever its proportions.
 
     Raises:
         ImageError: As in `read_image`.
@@ -124,6 +137,42 @@ def resize(image: RgbImage, height: int, width: int) -> RgbImage:
     shrinks = height <= image.shape[0] and width <= image.shape[1]
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return np.asarray(resized, dtype=np.uint8)
+
+
+def fitted(image: RgbImage, height: int, width: int, fit: Fit) -> tuple[RgbImage, Area]:
+    """Fit an image to a frame: return uint8 RGB (height, width, 3), and the area of the image in it."""
+    if fit == "square":
+        image, area = on_square(image)
+        return resize(image, height, width), area
+    area = padded_area(image.shape[0], image.shape[1], height, width) if fit == "pad" else WHOLE_AREA
+    if area == WHOLE_AREA:
+        return resize(image, height, width), area
+    top, left, bottom, right = (round(edge * size) for edge, size in zip(area, (height, width) * 2, strict=True))
+    frame = np.full((height, width, 3), PADDING, dtype=np.uint8)
+    frame[top:bottom, left:right] = resize(image, bottom - top, right - left)
+    return frame, area
+
+
+def padded_area(image_height: int, image_width: int, height: int, width: int) -> Area:
+    """Return where an image goes in a frame of height x width pixels, when it is padded.
+
+    A crop that ends at the waist and is resized to the whole frame shows a person twice as tall. Here an image is
+    stretched by at most `MOST_STRETCH`, relative to a crop of `PERSON_RATIO`, and lies at the frame's top, centred.
+    Crops with a ratio of 1.6 to 2.5 fill it.
+
+    Examples:
+        >>> padded_area(160, 100, 256, 128)
+        (0.0, 0.0, 1.0, 1.0)
+        >>> padded_area(100, 100, 256, 128)
+        (0.0, 0.0, 0.625, 1.0)
+        >>> padded_area(400, 100, 256, 128)
+        (0.0, 0.1875, 1.0, 0.8125)
+    """
+    ratio = image_height / image_width / PERSON_RATIO
+    rows = max(round(height * min(MOST_STRETCH * ratio, 1.0)), 1)
+    columns = max(round(width * min(MOST_STRETCH / ratio, 1.0)), 1)
+    left = (width - columns) // 2
+    return 0.0, left / width, rows / height, (left + columns) / width
 
 
 def on_square(image: RgbImage) -> tuple[RgbImage, Area]:
@@ -146,7 +195,7 @@ class DecodedBatch:
     Attributes:
         start: Position of the first one in the list of paths.
         images: uint8 RGB (B, height, width, 3); black where an image could not be used.
-        areas: float64 (B, 4); the `Area` of each image. With `fit="stretch"` all are `WHOLE_AREA`.
+        areas: float64 (B, 4); the `Area` of each image in its frame. With `fit="stretch"` all are `WHOLE_AREA`.
         failed: Why images could not be used, by row.
     """
 
@@ -175,20 +224,19 @@ def decode_batches(
     *,
     batch: int,
     threads: int,
-    fit: Literal["stretch", "square"] = "stretch",
+    fit: Fit = "stretch",
 ) -> Iterator[DecodedBatch]:
-    """Decode images in the background, in order, resized to (height, width) pixels.
+    """Decode images in the background, in order, fitted to (height, width) pixels.
 
     At most three batches exist at a time: the one that the caller uses and two that are being decoded. Decoding
-    releases Python's lock, so `threads` (at least 1) run in parallel. With the fit `square`, images are put `on_square`
-    first. The last batch may be smaller.
+    releases Python's lock, so `threads` (at least 1) run in parallel. The last batch may be smaller.
     """
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
         pending: deque[_Pending] = deque()
         try:
             for start in range(0, len(paths), batch):
                 some = paths[start : start + batch]
-                pending.append(_Pending(pool, some, start, (height, width), square=fit == "square"))
+                pending.append(_Pending(pool, some, start, (height, width), fit))
                 if len(pending) > 2:
                     yield pending.popleft().result()
             while pending:
@@ -219,9 +267,9 @@ class _Pending:
     """A batch in progress: its images are decoded in chunks, directly into their rows."""
 
     def __init__(
-        self, pool: ThreadPoolExecutor, paths: Sequence[Path], start: int, size: tuple[int, int], *, square: bool
+        self, pool: ThreadPoolExecutor, paths: Sequence[Path], start: int, size: tuple[int, int], fit: Fit
     ) -> None:
-        self._paths, self._square = paths, square
+        self._paths, self._fit = paths, fit
         images = np.empty((len(paths), *size, 3), dtype=np.uint8)
         self._batch = DecodedBatch(start, images, np.tile(np.array(WHOLE_AREA), (len(paths), 1)), {})
         rows = range(len(paths))
@@ -234,9 +282,7 @@ class _Pending:
         for row in rows:
             try:
                 image = read_image(self._paths[row])
-                if self._square:
-                    image, self._batch.areas[row] = on_square(image)
-                images[row] = resize(image, *images.shape[1:3])
+                images[row], self._batch.areas[row] = fitted(image, images.shape[1], images.shape[2], self._fit)
             except ImageError as error:
                 failed[row] = error.message
                 images[row] = 0

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional as F
 
 from pipeline.config import ExtractConfig
-from pipeline.datasets.images import DecodedBatch, RgbImage, decode_batches, pillow_to_rgb, read_image, resize
+from pipeline.datasets.images import DecodedBatch, RgbImage, decode_batches, fitted, pillow_to_rgb, read_image
 from pipeline.errors import ConfigError, DataError, ImageError, WeightsError
 from pipeline.features.parser_visibility import THRESHOLD, ParserVisibility
 from pipeline.formats.checkpoint import BUILTIN, CheckpointMeta, read_meta, resolve_checkpoint
@@ -136,7 +137,9 @@ class Embedder:
             yield EmbeddedBatch(arrays, batch.readable, batch.failed)
 
     def _decoded(self, paths: Sequence[Path]) -> Iterator[DecodedBatch]:
-        return decode_batches(paths, *self.input_size, batch=self._config.batch_size, threads=self._threads)
+        return decode_batches(
+            paths, *self.input_size, batch=self._config.batch_size, threads=self._threads, fit=self.meta.model.fit
+        )
 
     def embed(self, images: Sequence[ImageInput], *, channels: Channels = "rgb") -> Features:
         """Embed images in memory.
@@ -203,21 +206,24 @@ class Embedder:
     def part_masks(self, paths: Sequence[Path]) -> Bytes:
         """Predict the part masks of image files (N, 4, H/16, W/16): 255 where the network is certain of the part.
 
-        Those of an unreadable image are of a black one.
+        They cover the image, without the padding of its frame. Those of an unreadable image are of a black one.
 
         Raises:
             WeightsError: The network is a baseline, which has no part masks.
         """
-        batches = (torch.from_numpy(batch.images).to(self.device) for batch in self._decoded(paths))
-        return np.concatenate([predict_masks(self._model, batch).cpu().numpy() for batch in batches])
+        found = []
+        for batch in self._decoded(paths):
+            masks = predict_masks(self._model, torch.from_numpy(batch.images).to(self.device)).cpu()
+            found.append(_without_padding(masks, batch.areas).numpy())
+        return np.concatenate(found)
 
     def _pixels(self, image: ImageInput, position: int, channels: Channels) -> RgbImage | ImageError:
         """Return an image at the input size, or why it cannot be used."""
         try:
             if isinstance(image, str | Path):
-                return resize(read_image(Path(image)), *self.input_size)
+                return self._fitted(read_image(Path(image)))
             if isinstance(image, Image.Image):
-                return resize(pillow_to_rgb(image, Path(f"image-{position + 1}")), *self.input_size)
+                return self._fitted(pillow_to_rgb(image, Path(f"image-{position + 1}")))
         except ImageError as error:
             return error
         array = np.asarray(image)
@@ -227,7 +233,20 @@ class Embedder:
                 expected="uint8 of shape (height, width, 3), RGB unless channels='bgr' is passed, as for OpenCV",
             )
         ordered = array if channels == "rgb" else array[..., ::-1]
-        return resize(np.ascontiguousarray(ordered), *self.input_size)
+        return self._fitted(np.ascontiguousarray(ordered))
+
+    def _fitted(self, image: RgbImage) -> RgbImage:
+        return fitted(image, *self.input_size, self.meta.model.fit)[0]
+
+
+def _without_padding(masks: torch.Tensor, areas: npt.NDArray[np.float64]) -> torch.Tensor:
+    """Stretch the area (N, 4) of each image in its mask (N, C, h, w) uint8 to the whole mask, bilinearly."""
+    top, left, bottom, right = torch.from_numpy(areas).float().unbind(1)
+    across = torch.stack([right - left, torch.zeros_like(left), left + right - 1], 1)
+    down = torch.stack([torch.zeros_like(top), bottom - top, top + bottom - 1], 1)
+    grid = F.affine_grid(torch.stack([across, down], 1), list(masks.shape), align_corners=False)
+    sampled = F.grid_sample(masks.float(), grid, padding_mode="border", align_corners=False)
+    return sampled.round().to(torch.uint8)
 
 
 def embed(

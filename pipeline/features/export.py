@@ -242,6 +242,7 @@ def _description(meta: CheckpointMeta, checkpoint: Path, options: ExportOptions)
         "backbone": meta.model.backbone,
         "height": meta.model.height,
         "width": meta.model.width,
+        "fit": meta.model.fit,
         "flip": options.flip,
         "fp16": options.fp16,
         "parts": list(PARTS),

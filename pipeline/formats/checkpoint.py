@@ -70,7 +70,7 @@ class CheckpointMeta:
         return bool(self.identities) and (self.identities, self.trained_on) == (other.identities, other.trained_on)
 
 
-_NOT_SHAPING = {"weights", "height", "width", "logit_scale"}
+_NOT_SHAPING = {"weights", "height", "width", "fit", "logit_scale"}
 """Settings of a network that may differ from those of the checkpoint it starts from."""
 
 
@@ -83,7 +83,7 @@ def require_same_network(path: Path, meta: CheckpointMeta, model: ModelConfig) -
         raise WeightsError(
             f"the checkpoint to start from has another network: {values}",
             where=path,
-            expected="the same [model] settings; weights, height, width and logit_scale may differ",
+            expected="the same [model] settings; weights, height, width, fit and logit_scale may differ",
         )
 
 

@@ -104,6 +104,7 @@ class BuiltinParser:
             weights_sha256=weights_sha256,
             backend="torch",
             precision="bfloat16" if self._half else "float32",
+            fit="pad",
             device=str(device),
         )
 

@@ -14,7 +14,7 @@ from pipeline.config_file import read_toml
 from pipeline.errors import ConfigError
 from pipeline.runtime.files import sha256_bytes, sha256_file
 
-BUILTIN_VERSION = "5"
+BUILTIN_VERSION = "6"
 """Raised with every change of the weights, preprocessing or postprocessing."""
 
 SCHP_VERSION = "1"

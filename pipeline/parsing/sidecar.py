@@ -33,7 +33,9 @@ class Sidecar(BaseModel):
     height: int | None = Field(None, ge=8, description="Input height in pixels; not needed if the model fixes it.")
     width: int | None = Field(None, ge=8, description="Input width in pixels; likewise.")
     fit: Fit = Field(
-        "stretch", description="stretch: resize to the input size. square: keep proportions, on a black square."
+        "stretch",
+        description="stretch: resize to the input size. pad: limit the distortion and pad, as `model.fit`. square: "
+        "keep proportions, on a black square.",
     )
     layout: Literal["nchw", "nhwc"] = Field("nchw", description="Order of the input's axes.")
     colour: Literal["rgb", "bgr"] = Field("rgb", description="Order of the input's channels.")

@@ -3,11 +3,11 @@
 What is drawn (`draw_params`, on the host, a few numbers per image) is apart from what is done with it (`augment`, on
 the device), so that a step can be repeated exactly and compared with a slow version that treats one image at a time.
 
-The order: horizontal flip, pad and crop, truncation, occluder, random erasing, colour jitter, normalisation. What is
-erased takes the mean colour of the image as it is stored. Masks follow exactly: a mask cell is the share of its pixels
-that show the part; cells are laid on the pixels of the augmented image in closed form (`overlap`), what an occluder or
-an erased rectangle covers is taken away there, and pixels are averaged to cells again. A flip swaps no part: head,
-upper, lower and shoes are symmetric.
+The order: horizontal flip, pad and crop, truncation, occluder, random erasing, colour jitter, normalisation, padding of
+truncated images. What is erased takes the mean colour of the image as it is stored. Masks follow exactly: a mask cell
+is the share of its pixels that show the part; cells are laid on the pixels of the augmented image in closed form
+(`overlap`), what an occluder or an erased rectangle covers is taken away there, and pixels are averaged to cells again.
+A flip swaps no part: head, upper, lower and shoes are symmetric.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import TrainConfig
+from pipeline.config import ModelConfig, TrainConfig
+from pipeline.datasets.images import MOST_STRETCH
 from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.normalise import normalise
 from pipeline.training.tree import tensors_of, with_tensors
@@ -45,7 +46,8 @@ _TRUNCATED_BELOW = 0.75
 _PLACES = (0.45, 0.3, 0.12, 0.13)
 """Shares of occluders that rise from below, reach in from a side, hang from above, or are anywhere."""
 
-_TYPES = {"flip": torch.bool, "mirrored": torch.bool} | dict.fromkeys(("dy", "dx", "tile", "donor"), torch.int64)
+_TYPES = dict.fromkeys(("flip", "mirrored", "padded"), torch.bool)
+_TYPES |= dict.fromkeys(("dy", "dx", "tile", "donor"), torch.int64)
 """Of the fields of `AugmentParams` that are not float32."""
 
 _TRIES = 10
@@ -86,7 +88,7 @@ class AugmentParams:
         flip: (B,) bool.
         dy: (B,) int64; output row y shows row y + dy of the flipped image, black where there is none.
         dx: (B,) int64, likewise for columns.
-        kept: What truncation keeps of the cropped image and stretches to the whole frame.
+        kept: What truncation keeps of the cropped image.
         occluder: Where the occluder goes; it may reach beyond the image.
         tile: (B,) int64; the cut-out that is pasted.
         mirrored: (B,) bool; whether the occluder is flipped.
@@ -96,6 +98,7 @@ class AugmentParams:
         contrast: (B,) factor of the distance from the image's mean grey.
         saturation: (B,) factor of the distance from the pixel's grey.
         erase: Where the image is erased.
+        padded: (B,) bool; whether what is kept is padded (`images.padded_area`) instead of stretched to the frame.
         used: Which of `crop`, `truncate`, `occlude`, `jitter`, `erase` can occur at all; the others are not computed.
     """
 
@@ -112,6 +115,7 @@ class AugmentParams:
     contrast: Tensor
     saturation: Tensor
     erase: Rectangles
+    padded: Tensor
     used: frozenset[str]
 
     def take(self, rows: slice) -> AugmentParams:
@@ -121,7 +125,7 @@ class AugmentParams:
         return replace(mine, donor=torch.where(mine.donor >= 0, behind, -1))
 
     def packed(self) -> Tensor:
-        """(23, B) float32, for a single copy to the device; exact, because no integer reaches 2^24."""
+        """(24, B) float32, for a single copy to the device; exact, because no integer reaches 2^24."""
         return torch.stack([tensor.to(torch.float32) for tensor in tensors_of(self)])
 
     @staticmethod
@@ -169,6 +173,7 @@ def draw_params(
     *,
     tiles: int,
     share: float = 1.0,
+    padded: float = 0.0,
 ) -> AugmentParams:
     """Draw for a batch; the same generator state gives the same parameters whatever the device.
 
@@ -180,6 +185,7 @@ def draw_params(
         config: Probabilities and strengths.
         tiles: Number of cut-outs to choose from.
         share: Factor in [0, 1] of the probabilities of occlusion and truncation, for their gradual introduction.
+        padded: Probability that a truncated image is padded instead of stretched.
     """
     dice = _Dice(generator, batch, height, width)
     pad = round(config.pad * height / PAD_HEIGHT)
@@ -203,8 +209,14 @@ def draw_params(
         contrast=factor(),
         saturation=factor(),
         erase=_draw_erased(dice, config.erase),
+        padded=dice.happens(padded),
         used=used_augmentations(config),
     )
+
+
+def padded_share(model: ModelConfig) -> float:
+    """Share of truncated images that are padded, as crops of their proportions are; the others are stretched."""
+    return 0.5 if model.fit == "pad" else 0.0
 
 
 def _draw_kept(dice: _Dice, probability: float) -> Rectangles:
@@ -283,8 +295,9 @@ def augment(images: Tensor, masks: MaskTargets, params: AugmentParams, tiles: Te
     height, width = images.shape[1:3]
     batch = len(params.flip)
     values = _move_pixels(images[:batch], params)
+    frame = _frame(params, height, width)
     if "truncate" in params.used:
-        values = _stretch(values, params.kept)
+        values = _stretch(values, params.kept, frame)
     uncovered: Tensor | None = None
     if "occlude" in params.used:
         colour, opacity = _occluders(images, masks.body, params, tiles)
@@ -297,31 +310,53 @@ def augment(images: Tensor, masks: MaskTargets, params: AugmentParams, tiles: Te
         values = torch.where(erased.unsqueeze(-1), mean, values)
     if "jitter" in params.used:
         values = _jitter(values, params)
-    parts, body = [_move_mask(each[:batch], params, (height, width), uncovered) for each in (masks.parts, masks.body)]
+    parts, body = [
+        _move_mask(each[:batch], params, frame, (height, width), uncovered) for each in (masks.parts, masks.body)
+    ]
     moved = MaskTargets(parts, body, masks.has_mask[:batch], masks.supervised_parts)
-    return normalise(values.permute(0, 3, 1, 2)), moved
+    normal = normalise(values.permute(0, 3, 1, 2))
+    if "truncate" in params.used:
+        # Last, because the padding of an image from a file is the same for all.
+        normal = normal * frame.inside(height, width).unsqueeze(1)
+    return normal, moved
 
 
-def overlap(cells: int, length: int, shift: Tensor, kept: Tensor) -> Tensor:
+def _frame(params: AugmentParams, height: int, width: int) -> Rectangles:
+    """Where what is kept of each image goes; the rest is padding."""
+    kept, whole = params.kept, torch.zeros_like(params.kept.top)
+    rows = torch.where(params.padded, _least(kept.bottom - kept.top, height), whole + height)
+    columns = torch.where(params.padded, _least(kept.right - kept.left, width), whole + width)
+    left = ((width - columns) / 2).floor()
+    return Rectangles(whole, rows, left, left + columns)
+
+
+def _least(kept: Tensor, length: int) -> Tensor:
+    return (kept * MOST_STRETCH).round().clamp_max(length)
+
+
+def overlap(cells: int, length: int, shown: tuple[Tensor, Tensor], where: tuple[Tensor, Tensor]) -> Tensor:
     """How the cells of a mask, seen as intervals of pixels along one axis, cover the pixels of the moved image.
 
-    Pixel y of the moved image shows [shift + y s, shift + (y + 1) s) of the original, where s = kept / length; cell j
-    is [j c, (j + 1) c), where c = length / cells.
+    Pixels b to e of the moved image show the interval [f, l) of the original: pixel y shows [f + (y - b) s,
+    f + (y + 1 - b) s), where s = (l - f) / (e - b), and pixels outside of b to e nothing. Cell j is [j c, (j + 1) c),
+    where c = length / cells.
 
     Args:
         cells: Number of cells n.
         length: Number of pixels L of the image.
-        shift: (B,) first pixel of the original that is shown.
-        kept: (B,) number of pixels of the original that are shown.
+        shown: f and l, each (B,).
+        where: b and e, each (B,).
 
     Returns:
         (B, L, n) float32: the share of each pixel that each cell fills.
     """
-    size, scale = length / cells, (kept / length)[:, None, None]
-    pixel = torch.arange(length, device=shift.device, dtype=torch.float32)[:, None] * scale + shift[:, None, None]
-    cell = torch.arange(cells, device=shift.device, dtype=torch.float32) * size
-    shared = torch.minimum(pixel + scale, cell + size) - torch.maximum(pixel, cell)
-    return shared.clamp_min(0.0) / scale
+    size = length / cells
+    (first, last), (begin, end) = ([each[:, None, None] for each in pair] for pair in (shown, where))
+    scale = (last - first) / (end - begin)
+    pixel = (torch.arange(length, device=first.device, dtype=torch.float32)[:, None] - begin) * scale + first
+    cell = torch.arange(cells, device=first.device, dtype=torch.float32) * size
+    low, high = torch.maximum(torch.maximum(pixel, cell), first), torch.minimum(pixel + scale, cell + size)
+    return (torch.minimum(high, last) - low).clamp_min(0.0) / scale
 
 
 def _move_pixels(images: Tensor, params: AugmentParams) -> Tensor:
@@ -340,18 +375,19 @@ def _move_pixels(images: Tensor, params: AugmentParams) -> Tensor:
     return values.mul_(inside.unsqueeze(-1)) if "crop" in params.used else values
 
 
-def _stretch(values: Tensor, kept: Rectangles) -> Tensor:
-    """Stretch what is kept of each (H, W, 3) image to the whole frame, bilinearly."""
-    down = _bilinear(values.shape[1], kept.top, kept.bottom)
-    across = _bilinear(values.shape[2], kept.left, kept.right)
+def _stretch(values: Tensor, kept: Rectangles, frame: Rectangles) -> Tensor:
+    """Stretch what is kept of each (H, W, 3) image to its place in the frame, bilinearly."""
+    down = _bilinear(values.shape[1], (kept.top, kept.bottom), (frame.top, frame.bottom))
+    across = _bilinear(values.shape[2], (kept.left, kept.right), (frame.left, frame.right))
     # As two plain products, which leave the channels last.
     return across.unsqueeze(1) @ (down @ values.flatten(2)).view_as(values)
 
 
-def _bilinear(length: int, begin: Tensor, end: Tensor) -> Tensor:
-    """(B, L, L) weights of old pixels in new ones; the identity where all is kept."""
-    scale = ((end - begin) / length)[:, None]
-    place = (begin[:, None] + _centres(begin, length) * scale - 0.5).clamp(0.0, length - 1.0)
+def _bilinear(length: int, shown: tuple[Tensor, Tensor], where: tuple[Tensor, Tensor]) -> Tensor:
+    """(B, L, L) weights of old pixels in new ones, arguments as in `overlap`; the identity where all is kept."""
+    (first, last), (begin, end) = ([each[:, None] for each in pair] for pair in (shown, where))
+    scale = (last - first) / (end - begin)
+    place = (first + (_centres(begin, length) - begin) * scale - 0.5).clamp(0.0, length - 1.0)
     old = torch.arange(length, device=begin.device, dtype=torch.float32)
     return (1.0 - (place[:, :, None] - old).abs()).clamp_min(0.0)
 
@@ -419,7 +455,9 @@ def _grey(values: Tensor) -> Tensor:
     return (_GREY[0] * red + _GREY[1] * green + _GREY[2] * blue).unsqueeze(3)
 
 
-def _move_mask(mask: Tensor, params: AugmentParams, size: tuple[int, int], uncovered: Tensor | None) -> Tensor:
+def _move_mask(
+    mask: Tensor, params: AugmentParams, frame: Rectangles, size: tuple[int, int], uncovered: Tensor | None
+) -> Tensor:
     """Move masks (B, C, h, w) uint8 with their pixels; float32 in [0, 1], less what is covered or erased.
 
     `uncovered` is the share of each pixel (B, H, W) that no occluder covers; None: all of it.
@@ -429,8 +467,9 @@ def _move_mask(mask: Tensor, params: AugmentParams, size: tuple[int, int], uncov
     if not params.used - {"jitter"}:
         return values
     (height, width), (rows, columns), kept = size, mask.shape[2:], params.kept
-    down = overlap(rows, height, params.dy + kept.top, kept.bottom - kept.top)
-    across = overlap(columns, width, params.dx + kept.left, kept.right - kept.left)
+    dy, dx = params.dy, params.dx
+    down = overlap(rows, height, (dy + kept.top, dy + kept.bottom), (frame.top, frame.bottom))
+    across = overlap(columns, width, (dx + kept.left, dx + kept.right), (frame.left, frame.right))
     if uncovered is not None:
         pixels = down.unsqueeze(1) @ values @ across.unsqueeze(1).transpose(2, 3)
         left = uncovered * ~params.erase.inside(height, width) if "erase" in params.used else uncovered

@@ -21,7 +21,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from pipeline.config import TrainConfig
+from pipeline.config import ModelConfig, TrainConfig
 from pipeline.formats.checkpoint import CheckpointMeta
 from pipeline.model.embed import embed
 from pipeline.model.mask_targets import MaskTargets
@@ -31,7 +31,7 @@ from pipeline.model.visibility import visible_parts
 from pipeline.parts import NUM_PARTS, PARTS
 from pipeline.runtime.device import autocast
 from pipeline.runtime.seeds import generator
-from pipeline.training.augment import AugmentParams, augment, draw_params
+from pipeline.training.augment import AugmentParams, augment, draw_params, padded_share
 from pipeline.training.context import TrainContext
 from pipeline.training.occluders import occluder_tiles
 
@@ -110,7 +110,7 @@ def calibrate(network: nn.Module, context: TrainContext, pause: Pause = lambda: 
             if masked:
                 masks = targets.rows(torch.from_numpy(rows).to(device))
                 shown = visible_parts(masks.parts.float() / 255, context.model)
-                hidden, left = _occluded(images, masks, seed=int(rows[0]))
+                hidden, left = _occluded(images, masks, context.model, seed=int(rows[0]))
                 with torch.inference_mode(), autocast(device, amp):
                     output: NetworkOutput = network(hidden)
                 plain.append((found.visibility, shown))
@@ -125,11 +125,12 @@ def calibrate(network: nn.Module, context: TrainContext, pause: Pause = lambda: 
     return from_samples(predicted, true, reference=len(chosen))
 
 
-def _occluded(images: Tensor, masks: MaskTargets, *, seed: int) -> tuple[Tensor, MaskTargets]:
+def _occluded(images: Tensor, masks: MaskTargets, model: ModelConfig, *, seed: int) -> tuple[Tensor, MaskTargets]:
     """Images with cut-outs in front or truncated, normalised, and what is left of their masks."""
     tiles = occluder_tiles().to(images.device)
     stream = generator(0, "calibrate", seed)
-    params = draw_params(stream, len(images), images.shape[1], images.shape[2], OCCLUDED, tiles=len(tiles))
+    size, padded = (images.shape[1], images.shape[2]), padded_share(model)
+    params = draw_params(stream, len(images), *size, OCCLUDED, tiles=len(tiles), padded=padded)
     return augment(images, masks, AugmentParams.unpacked(params.packed().to(images.device), params.used), tiles)
 
 

@@ -63,9 +63,9 @@ class Evaluator:
 
     def _embed(self, network: nn.Module, records: tuple[Record, ...], task: Task, pause: Pause) -> Features:
         paths = [self._dataset.path_of(record) for record in records]
-        height, width = self._context.size
+        (height, width), fit = self._context.size, self._context.model.fit
         outputs, kept = [], []
-        for batch in decode_batches(paths, height, width, batch=_BATCH, threads=worker_count(-1)):
+        for batch in decode_batches(paths, height, width, batch=_BATCH, threads=worker_count(-1), fit=fit):
             pause()
             images, positions = batch.readable_images()
             if positions:

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.config import ModelConfig
 from pipeline.datasets.images import decode_batches
 from pipeline.datasets.records import Dataset
 from pipeline.errors import ArtifactError, DataError, Rejected
@@ -36,11 +37,13 @@ class ImageStore:
         images: (N, H, W, 3) RGB, in memory or mapped from the cache file.
         names: (N) image names.
         rejected: Images that could not be read and have no row.
+        areas: (N, 4) the `Area` of each image in its frame; None: all fill it.
     """
 
     images: Bytes
     names: tuple[str, ...]
     rejected: tuple[Rejected, ...] = ()
+    areas: npt.NDArray[np.float64] | None = None
 
     @property
     def in_memory(self) -> bool:
@@ -49,27 +52,27 @@ class ImageStore:
 
 
 def cached_images(
-    dataset: Dataset, names: Sequence[str], *, height: int, width: int, cache: Path, progress: Progress
+    dataset: Dataset, names: Sequence[str], model: ModelConfig, *, cache: Path, progress: Progress
 ) -> Path:
-    """Return an HDF5 file of decoded and resized images; write it if the folder `cache` has none of these images.
+    """Return an HDF5 file of images as a network sees them; write it if the folder `cache` has none of these images.
 
-    Its name holds a hash of the size and of the names, file sizes and modification times of the images; other files of
-    this kind in the folder are removed.
+    Its name holds a hash of their size and fit, and of the names, file sizes and modification times of the images;
+    other files of this kind in the folder are removed.
 
     Raises:
         DataError: No image can be read.
         ArtifactError: The file cannot be written.
     """
-    path = cache / f"images-{_key(dataset, names, height, width)}.h5"
+    path = cache / f"images-{_key(dataset, names, model)}.h5"
     if not path.is_file():
         try:
             cache.mkdir(parents=True, exist_ok=True)
             for stale in cache.glob("images-*.h5*"):
                 stale.unlink()
-            _decode_into(path, dataset, names, height, width, progress)
+            _decode_into(path, dataset, names, model, progress)
         except OSError as error:
             path.with_suffix(_PARTIAL).unlink(missing_ok=True)
-            needed = len(names) * height * width * 3
+            needed = len(names) * model.height * model.width * 3
             raise ArtifactError(
                 f"cannot write the decoded images: {error.strerror or error}",
                 where=path,
@@ -78,8 +81,8 @@ def cached_images(
     return path
 
 
-def _key(dataset: Dataset, names: Sequence[str], height: int, width: int) -> str:
-    digest = hashlib.sha256(f"{height}x{width}".encode())
+def _key(dataset: Dataset, names: Sequence[str], model: ModelConfig) -> str:
+    digest = hashlib.sha256(f"{model.height}x{model.width} {model.fit}".encode())
     for name in names:
         try:
             status = (dataset.root / name).stat()
@@ -91,9 +94,8 @@ def _key(dataset: Dataset, names: Sequence[str], height: int, width: int) -> str
     return digest.hexdigest()[:16]
 
 
-def _decode_into(
-    path: Path, dataset: Dataset, names: Sequence[str], height: int, width: int, progress: Progress
-) -> None:
+def _decode_into(path: Path, dataset: Dataset, names: Sequence[str], model: ModelConfig, progress: Progress) -> None:
+    height, width = model.height, model.width
     paths = [dataset.root / name for name in names]
     # Under a fixed name, so that the next run removes what a killed one has left.
     temporary = path.with_suffix(_PARTIAL)
@@ -108,10 +110,12 @@ def _decode_into(
         # HDF5 released the space when it opened the file, and truncates the file when it closes it.
         reserve(temporary, needed)
         rows = file.create_dataset("images", (len(names), height, width, 3), np.uint8)
-        for batch in decode_batches(paths, height, width, batch=_BATCH, threads=worker_count(-1)):
+        areas = file.create_dataset("areas", (len(names), 4), np.float64)
+        for batch in decode_batches(paths, height, width, batch=_BATCH, threads=worker_count(-1), fit=model.fit):
             images, positions = batch.readable_images()
             if positions:
                 rows[len(kept) : len(kept) + len(positions)] = images
+                areas[len(kept) : len(kept) + len(positions)] = batch.areas[batch.readable]
             kept += positions
             rejected += [Rejected(names[batch.start + row], reason) for row, reason in batch.failed.items()]
             task.advance(len(batch.images))
@@ -135,4 +139,6 @@ def open_images(path: Path, budget_gb: float) -> ImageStore:
         else:
             # The array is contiguous and uncompressed, so that it can be mapped.
             images = np.memmap(path, np.uint8, mode="r", offset=rows.id.get_offset(), shape=shape)
-    return ImageStore(images, tuple(contents["names"]), tuple(Rejected(*each) for each in contents["rejected"]))
+        areas = file["areas"][:count]
+    rejected = tuple(Rejected(*each) for each in contents["rejected"])
+    return ImageStore(images, tuple(contents["names"]), rejected, areas)

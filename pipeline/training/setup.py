@@ -81,7 +81,7 @@ def prepare(
     store = open_store(folder / _IMAGES, dataset)
     # Classes are numbered in the order of the person ids.
     labels = torch.from_numpy(np.unique([pids[name] for name in store.names], return_inverse=True)[1])
-    targets = load_masks(masks, store.names, model)
+    targets = load_masks(masks, store.names, model, store.areas)
     check_batches(labels.tolist(), config, processes=ranks.world_size)
     classes = int(labels.max()) + 1
     where = device_label(device) + (f", {ranks.world_size} processes" if ranks.world_size > 1 else "")
@@ -119,7 +119,7 @@ def _mask_teacher(
     if context.ranks.is_main:
         data.build_masks(mask_file)
     barrier()
-    masks = load_masks(mask_file, store.names, context.model)
+    masks = load_masks(mask_file, store.names, context.model, store.areas)
     if lost := len(store.rejected) + masks.without_mask:
         _log.warning("%d images of the mask teacher cannot be read or have no mask and are left out", lost)
     config, images = context.config, Prefetcher(store, context.device)
@@ -133,7 +133,7 @@ def _open_store(
     names = sorted({record.path for record in dataset.split("train")})
     path = Path()
     if ranks.is_main:
-        path = cached_images(dataset, names, height=model.height, width=model.width, cache=cache, progress=progress)
+        path = cached_images(dataset, names, model, cache=cache, progress=progress)
     path = broadcast(path)
     if not path.is_file():
         raise DataError(

@@ -39,7 +39,7 @@ class Batch:
     Attributes:
         images: (N, H, W, 3) uint8; the first B are the batch, the others donors.
         rows: (N,) int64, their rows in the masks.
-        params: (23, B) augmentation parameters, packed.
+        params: (24, B) augmentation parameters, packed.
         extra: Images added to the step, if the training has them.
     """
 

@@ -6,16 +6,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pipeline.config import ModelConfig
+from pipeline.datasets.images import WHOLE_AREA
 from pipeline.errors import DataError
 from pipeline.formats.masks import BODY_SIZE, OK, PART_NAMES, PARTS_SIZE, MaskFile
 from pipeline.model.mask_targets import MaskTargets, resized
 
+_CHUNK = 256
 
-def load_masks(path: Path | None, names: Sequence[str], model: ModelConfig) -> MaskTargets:
-    """Read the masks of images by name, averaged to the maps of a network; without a file no image has one.
+
+def load_masks(
+    path: Path | None, names: Sequence[str], model: ModelConfig, areas: npt.NDArray[np.float64] | None = None
+) -> MaskTargets:
+    """Read the masks of images by name, averaged to the maps of a network.
+
+    Args:
+        path: The mask file; None: no image has a mask.
+        names: Of N images.
+        model: The network.
+        areas: (N, 4) the `Area` of each image in its frame; None: all fill it.
 
     Raises:
         FormatError: The mask file is damaged or of another kind.
@@ -47,11 +60,43 @@ def load_masks(path: Path | None, names: Sequence[str], model: ModelConfig) -> M
         body[has_mask, 0] = stored.body[taken]
     stride = 8 if model.fine_masks else 16
     return MaskTargets(
-        resized(torch.from_numpy(parts), (model.height // stride, model.width // stride)),
-        resized(torch.from_numpy(body), (model.height // 4, model.width // 4)),
+        resized(placed(torch.from_numpy(parts), areas), (model.height // stride, model.width // stride)),
+        resized(placed(torch.from_numpy(body), areas), (model.height // 4, model.width // 4)),
         torch.from_numpy(has_mask),
         torch.from_numpy(supervised),
     )
+
+
+def placed(masks: Tensor, areas: npt.NDArray[np.float64] | None) -> Tensor:
+    """Move masks of images to where the images are in their frames; the rest of a frame shows nothing.
+
+    Args:
+        masks: (N, C, h, w) uint8, share of each cell of the image.
+        areas: (N, 4) `Area` of each image; None: all fill their frames.
+
+    Returns:
+        (N, C, h, w) uint8, share of each cell of the frame.
+    """
+    if areas is None:
+        return masks
+    found = masks.clone()
+    padded = np.flatnonzero((areas != WHOLE_AREA).any(1))
+    for start in range(0, len(padded), _CHUNK):
+        rows = torch.from_numpy(padded[start : start + _CHUNK])
+        top, left, bottom, right = torch.from_numpy(areas)[rows].float().unbind(1)
+        down, across = _shares(masks.shape[2], top, bottom), _shares(masks.shape[3], left, right)
+        moved = down.unsqueeze(1) @ masks[rows].float() @ across.unsqueeze(1).mT
+        found[rows] = moved.round().to(torch.uint8)
+    return found
+
+
+def _shares(cells: int, begin: Tensor, end: Tensor) -> Tensor:
+    """(B, n, n) share of each cell of a frame that each cell of an image at `begin` to `end` covers, on one axis."""
+    edges = torch.arange(cells + 1) / cells
+    own = begin[:, None] + (end - begin)[:, None] * edges
+    low = torch.maximum(edges[None, :-1, None], own[:, None, :-1])
+    high = torch.minimum(edges[None, 1:, None], own[:, None, 1:])
+    return (high - low).clamp_min(0.0) * cells
 
 
 def _rows(path: Path, names: Sequence[str], row_of: Mapping[str, int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -19,8 +19,11 @@ def everything(**changes: object) -> TrainConfig:
     return TrainConfig.model_validate(EVERYTHING | changes)
 
 
-def params_of(seed: int, count: int = 6, size: tuple[int, int] = (HEIGHT, WIDTH), **changes: object) -> AugmentParams:
-    return draw_params(torch.Generator().manual_seed(seed), count, *size, everything(**changes), tiles=len(TILES))
+def params_of(
+    seed: int, count: int = 6, size: tuple[int, int] = (HEIGHT, WIDTH), *, padded: float = 0.0, **changes: object
+) -> AugmentParams:
+    numbers, config = torch.Generator().manual_seed(seed), everything(**changes)
+    return draw_params(numbers, count, *size, config, tiles=len(TILES), padded=padded)
 
 
 def batch_of(seed: int, count: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from pipeline.config import ExtractConfig
-from pipeline.datasets.images import read_image, read_resized, write_image
+from pipeline.datasets.images import fitted, read_image, read_resized, write_image
 from pipeline.datasets.records import Dataset, Record
 from pipeline.errors import ArtifactError, DataError, DeviceError, FormatError, LockedError, WeightsError
 from pipeline.features import embedder as embedder_module
@@ -265,6 +265,35 @@ def test_extract__baseline_has_no_parts(tmp_path: Path, dataset: Dataset) -> Non
     assert features.parts.shape == (COUNT, 7, 0)
     assert features.global_feature.shape == (COUNT, 12)
     assert not features.visible.any()
+
+
+def test_extract__padded_images_reach_the_network_with_their_proportions(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+    write_image(tmp_path / "cut.png", pixels)
+    network = make_checkpoint(tmp_path / "model.safetensors", fit="pad")
+    frame, area = fitted(pixels, HEIGHT, WIDTH, "pad")
+    assert area == (0, 0, 0.75, 1)
+    embedder = Embedder.load(network, config())
+    (batch,) = embedder.batches([tmp_path / "cut.png"])
+    in_memory = embedder.embed([pixels])
+    wanted = embedder.forward(frame[None])
+    np.testing.assert_array_equal(batch.arrays["global_feature"], wanted["global_feature"])
+    np.testing.assert_allclose(in_memory.global_feature, wanted["global_feature"], rtol=1e-4)
+    stretched = Embedder.load(make_checkpoint(tmp_path / "other.safetensors"), config()).embed([pixels])
+    assert not np.allclose(stretched.global_feature, in_memory.global_feature, rtol=1e-2, atol=0)
+
+
+def test_part_masks__cover_the_image_without_its_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_image(tmp_path / "cut.png", np.zeros((40, 40, 3), np.uint8))
+    write_image(tmp_path / "whole.png", np.zeros((80, 40, 3), np.uint8))
+    rows = torch.arange(16, dtype=torch.uint8).view(1, 1, 16, 1) * 10
+    predicted = rows.expand(2, 4, 16, 8).contiguous()
+    monkeypatch.setattr(embedder_module, "predict_masks", lambda network, images: predicted)
+    embedder = Embedder.load(make_checkpoint(tmp_path / "model.safetensors", fit="pad"), config())
+    cut, whole = embedder.part_masks([tmp_path / "cut.png", tmp_path / "whole.png"])
+    np.testing.assert_array_equal(whole, predicted[1].numpy())
+    # Five eighths of the frame's rows show the image: row i of the mask is row 0.625 (i + 0.5) - 0.5 of the frame.
+    np.testing.assert_allclose(cut[0, 1:, 0], 10 * (0.625 * (np.arange(1, 16) + 0.5) - 0.5), atol=0.6)
 
 
 def test_extract__npz_holds_the_same_features(tmp_path: Path, dataset: Dataset, checkpoint: Path) -> None:

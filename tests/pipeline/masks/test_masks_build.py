@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.config import MasksConfig
-from pipeline.datasets.images import read_resized
+from pipeline.datasets.images import fitted, read_image, read_resized
 from pipeline.errors import ArtifactError, ConfigError, DataError, DeviceError, FormatError, LockedError
 from pipeline.formats import rows
 from pipeline.formats.masks import FAILED, OK, MaskFile
@@ -122,6 +122,21 @@ def test_square_parsers_see_own_proportions(tmp_path: Path) -> None:
         expected = quantise(area_average(body, (64, 32), area))[0, 0].astype(int)
         # Pillow and OpenCV interpolate a little differently.
         assert np.abs(masks.body[file.index(name)] - expected).mean() < 3
+
+
+def test_padded_images_have_masks_of_their_own_area(tmp_path: Path) -> None:
+    model = write_onnx(tmp_path / "padded.onnx", size=(64, 32))
+    model.with_name("padded.onnx.toml").write_text('label_set = "lip-20"\nfit = "pad"\n')
+    people = (tmp_path, sorted(set(write_people(tmp_path, 3, size=(40, 40)))))
+    run(tmp_path / "masks.h5", people, f"onnx:{model}")
+    file, parser = MaskFile.open(tmp_path / "masks.h5"), load_parser(f"onnx:{model}", device="cpu")
+    lip = load_label_set("lip-20")
+    for name in people[1]:
+        frame, area = fitted(read_image(tmp_path / name), 64, 32, "pad")
+        assert area == (0, 0, 0.625, 1)
+        _, body = group_soft(parser.parse(frame[None]), lip, load_grouping("spreid", lip))
+        expected = quantise(area_average(body, (64, 32), np.array([area])))[0, 0]
+        np.testing.assert_array_equal(file.body[file.index(name)], expected)
 
 
 # Bad images ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.datasets.images import MOST_STRETCH, PERSON_RATIO, padded_area
 from pipeline.model.normalise import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.training.augment import KEPT_HEIGHT, AugmentParams, Rectangles, draw_params, overlap
 from pipeline.training.occluders import TILE_HEIGHT, TILE_WIDTH, occluder_tiles, read_tiles
@@ -56,6 +57,18 @@ def pasted(params: AugmentParams, images: np.ndarray, body: np.ndarray, i: int) 
     return (picture[..., :3] * float(params.shade[i]) / opacity.clip(1e-3)).clip(0, 255), opacity
 
 
+def frame_of(params: AugmentParams, i: int) -> tuple[int, int, int, int]:
+    """First and last row and column, ends exclusive, of what is kept of image i, by the rule for files."""
+    if not params.padded[i]:
+        return 0, HEIGHT, 0, WIDTH
+    top, bottom, left, right = edges(params.kept, i)
+    # A crop of a whole person has the proportions of the frame.
+    crop = (bottom - top) * PERSON_RATIO / HEIGHT, (right - left) / WIDTH
+    area = padded_area(*(round(1000 * side) for side in crop), HEIGHT, WIDTH)
+    top, left, bottom, right = (round(edge * size) for edge, size in zip(area, (HEIGHT, WIDTH) * 2, strict=True))
+    return top, bottom, left, right
+
+
 def moved_cells(mask: np.ndarray, params: AugmentParams, i: int) -> np.ndarray:
     """(C, H, W): what each pixel of the moved image shows of a mask (C, h, w), by fine sampling."""
     fine = 8 if params.used & {"truncate"} else 1
@@ -63,12 +76,15 @@ def moved_cells(mask: np.ndarray, params: AugmentParams, i: int) -> np.ndarray:
     full = np.repeat(np.repeat(mask.astype(np.float64) / 255, rows, 1), columns, 2)
     full = full[:, :, ::-1] if params.flip[i] else full
     top, bottom, left, right = edges(params.kept, i)
+    begin, end, first, last = frame_of(params, i)
     out = np.zeros((mask.shape[0], HEIGHT, WIDTH))
     offsets = (np.arange(fine) + 0.5) / fine
     for y in range(HEIGHT):
-        source_rows = int(params.dy[i]) + top + (y + offsets) * (bottom - top) / HEIGHT
+        source_rows = int(params.dy[i]) + top + (y - begin + offsets) * (bottom - top) / (end - begin)
         for x in range(WIDTH):
-            source_columns = int(params.dx[i]) + left + (x + offsets) * (right - left) / WIDTH
+            if not (begin <= y < end and first <= x < last):
+                continue
+            source_columns = int(params.dx[i]) + left + (x - first + offsets) * (right - left) / (last - first)
             inside_rows = source_rows[(source_rows >= 0) & (source_rows < HEIGHT)].astype(int)
             inside_columns = source_columns[(source_columns >= 0) & (source_columns < WIDTH)].astype(int)
             out[:, y, x] = full[:, inside_rows][:, :, inside_columns].sum((1, 2)) / fine**2
@@ -85,11 +101,12 @@ def literal(images: np.ndarray, parts: np.ndarray, body: np.ndarray, params: Aug
             if 0 <= source[0] < HEIGHT and 0 <= source[1] < WIDTH:
                 cropped[y, x] = image[source]
     top, bottom, left, right = edges(params.kept, i)
+    begin, end, first, last = frame_of(params, i)
     values = np.zeros(image.shape)
     for y in range(HEIGHT):
         for x in range(WIDTH):
-            down = np.clip(top + (y + 0.5) * (bottom - top) / HEIGHT - 0.5, 0, HEIGHT - 1)
-            across = np.clip(left + (x + 0.5) * (right - left) / WIDTH - 0.5, 0, WIDTH - 1)
+            down = np.clip(top + (y + 0.5 - begin) * (bottom - top) / (end - begin) - 0.5, 0, HEIGHT - 1)
+            across = np.clip(left + (x + 0.5 - first) * (right - left) / (last - first) - 0.5, 0, WIDTH - 1)
             values[y, x] = interpolated(cropped, down, across)
     colour, opacity = pasted(params, images, body, i)
     values = values * (1 - opacity) + colour * opacity
@@ -104,6 +121,7 @@ def literal(images: np.ndarray, parts: np.ndarray, body: np.ndarray, params: Aug
     each = (values @ grey)[..., None]
     values = np.clip(each + (values - each) * float(params.saturation[i]), 0, 255)
     normal = (values / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    normal[:begin], normal[end:], normal[:, :first], normal[:, last:] = 0, 0, 0, 0
     cells = []
     for mask in (parts[i], body[i]):
         pixels = moved_cells(mask, params, i) * uncovered
@@ -118,7 +136,7 @@ def test_augment__equals_a_pixel_by_pixel_version(seed: int, off: tuple[str, ...
     images, parts, body = batch_of(seed, 3)
     # Without a mask a person cannot be cut out; an object stands there instead.
     body[1] = 0
-    params = params_of(seed, 3, **dict.fromkeys(off, 0))
+    params = params_of(seed, 3, padded=0.5, **dict.fromkeys(off, 0))
     got = augmented(*(torch.from_numpy(each) for each in (images, parts, body)), params)
     for i in range(len(images)):
         image, (part, whole) = literal(images, parts, body, params, i)
@@ -235,14 +253,45 @@ def test_augment__erased_area_takes_the_mean_colour_of_the_image_itself() -> Non
         torch.testing.assert_close(erased, torch.full_like(erased, own), atol=1e-3, rtol=0)
 
 
+def test_augment__padding_is_exactly_zero() -> None:
+    images, parts, body = (torch.from_numpy(a) for a in batch_of(5))
+    params = params_of(0, padded=1.0, truncate=1, occlude=1, erase=1, colour_jitter=0.5)
+    zero = torch.zeros(len(images))
+    kept = Rectangles(top=zero, bottom=zero + HEIGHT / 2, left=zero, right=zero + WIDTH)
+    normal, part, whole = augmented(images, parts, body, replace(params, kept=kept))
+    filled = round(HEIGHT / 2 * MOST_STRETCH)
+    assert normal[:, :, filled:].eq(0).all()
+    assert normal[:, :, :filled].ne(0).float().mean() > 0.99
+    for mask in (part, whole):
+        first_empty = -(-filled * mask.shape[2] // HEIGHT)
+        assert not mask[:, :, first_empty:].any()
+
+
+def test_draw_params__padding_changes_no_other_choice() -> None:
+    stretched, padded = params_of(3, 64, truncate=1), params_of(3, 64, truncate=1, padded=1.0)
+    assert padded.padded.all()
+    for one, two in zip(tensors_of(stretched), tensors_of(replace(padded, padded=stretched.padded)), strict=True):
+        assert torch.equal(one, two)
+
+
+def whole(length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor([0.0]), torch.tensor([float(length)])
+
+
+def test_overlap__outside_of_what_is_kept_there_is_nothing() -> None:
+    moved = overlap(4, 16, (torch.tensor([4.0]), torch.tensor([8.0])), (torch.tensor([2.0]), torch.tensor([7.0])))[0]
+    assert moved[2:7, 1].tolist() == pytest.approx([1.0] * 5)
+    assert moved.sum().item() == pytest.approx(5)
+
+
 @pytest.mark.parametrize("shift", [-20, -3, 0, 7, 16, 40])
 def test_overlap__conserves_what_stays_inside(shift: int) -> None:
-    moved = overlap(8, 128, torch.tensor([shift]), torch.tensor([128.0]))
+    moved = overlap(8, 128, (torch.tensor([shift]), torch.tensor([shift + 128.0])), whole(128))
     assert moved.sum().item() == pytest.approx(max(0, 128 - abs(shift)))
 
 
 def test_overlap__stretches_what_is_kept() -> None:
-    moved = overlap(4, 16, torch.tensor([4.0]), torch.tensor([4.0]))[0]
+    moved = overlap(4, 16, (torch.tensor([4.0]), torch.tensor([8.0])), whole(16))[0]
     assert moved[:, 1].eq(1).all()
     assert moved.sum().item() == 16
 

@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.datasets.images import resize
+from pipeline.config import ModelConfig
+from pipeline.datasets.images import fitted, resize, write_image
 from pipeline.datasets.records import Dataset
 from pipeline.errors import ArtifactError, DataError
 from pipeline.runtime.progress import SILENT
@@ -17,10 +18,18 @@ from pipeline.training.image_store import ImageStore, cached_images, open_images
 from tests.helpers.training import HEIGHT, WIDTH, paint
 
 
-def load(dataset: Dataset, cache: Path, *, budget: float = 1.0, size: tuple[int, int] = (HEIGHT, WIDTH)) -> ImageStore:
+def load(
+    dataset: Dataset,
+    cache: Path,
+    *,
+    budget: float = 1.0,
+    size: tuple[int, int] = (HEIGHT, WIDTH),
+    fit: str = "stretch",
+) -> ImageStore:
     names = sorted(record.path for record in dataset.split("train"))
-    path = cached_images(dataset, names, height=size[0], width=size[1], cache=cache, progress=SILENT)
-    return open_images(path, budget)
+    # A network's own sizes are multiples of 16; the smallest keep the tests fast.
+    model = ModelConfig.model_construct(height=size[0], width=size[1], fit=fit)
+    return open_images(cached_images(dataset, names, model, cache=cache, progress=SILENT), budget)
 
 
 @pytest.mark.parametrize("budget", [1.0, 1e-9])
@@ -32,6 +41,21 @@ def test_store__holds_the_resized_images(tmp_path: Path, people: Dataset, budget
         assert store.names[row] == record.path
         shot = int(record.path[-5])
         np.testing.assert_array_equal(store.images[row], resize(paint(record.pid, shot), 32, 16))
+
+
+def test_store__fits_images_and_keeps_their_areas(tmp_path: Path, people: Dataset) -> None:
+    record = min(people.split("train"), key=lambda record: record.path)
+    cut = paint(record.pid, 0)[:30]
+    write_image(people.path_of(record).with_suffix(".png"), cut)
+    people.path_of(record).with_suffix(".png").rename(people.path_of(record))
+    stretched, padded = (load(people, tmp_path / "cache", size=(64, 32), fit=fit) for fit in ("stretch", "pad"))
+    pixels, area = fitted(cut, 64, 32, "pad")
+    np.testing.assert_array_equal(padded.images[0], pixels)
+    assert padded.areas is not None
+    assert tuple(padded.areas[0]) == area
+    assert area[2] < 1
+    assert (padded.areas[1:] == (0, 0, 1, 1)).all()
+    np.testing.assert_array_equal(padded.images[1:], stretched.images[1:])
 
 
 def test_store__decodes_again_when_a_file_changes(

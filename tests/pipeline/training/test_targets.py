@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from pipeline.datasets.records import Dataset
 from pipeline.errors import DataError, FormatError
@@ -34,6 +36,25 @@ def test_load_masks__averages_to_the_maps_of_another_input_size(tmp_path: Path, 
     assert targets.body.shape[1:] == (1, 96, 32)
     full = load_masks(masks, names_of(people), small_model(height=256, width=128))
     assert targets.body.float().mean() == pytest.approx(full.body.float().mean().item(), abs=2)
+
+
+def test_load_masks__places_masks_in_padded_frames(tmp_path: Path, people: Dataset) -> None:
+    masks, names = make_masks(tmp_path / "masks.h5", people), names_of(people)
+    areas = np.tile((0.0, 0.0, 1.0, 1.0), (len(names), 1))
+    areas[1], areas[2] = (0.0, 0.0, 0.5, 1.0), (0.0, 0.125, 1.0, 0.875)
+    model = small_model(height=256, width=128)
+    whole, moved = load_masks(masks, names, model), load_masks(masks, names, model, areas)
+    for before, after in ((whole.parts, moved.parts), (whole.body, moved.body)):
+        assert torch.equal(before[0], after[0])
+        rows = before.shape[2]
+        halved = before[1].float().unflatten(1, (rows // 2, 2)).mean(2)
+        torch.testing.assert_close(after[1, :, : rows // 2].float(), halved, atol=0.51, rtol=0)
+        assert not after[1, :, rows // 2 :].any()
+        # The same area of the part, as a share of the frame.
+        assert after[2].float().mean().item() == pytest.approx(0.75 * before[2].float().mean().item(), abs=0.6)
+        edge = after.shape[3] // 8
+        assert not after[2, :, :, :edge].any()
+        assert not after[2, :, :, -edge:].any()
 
 
 def test_load_masks__other_or_damaged_files_are_refused(tmp_path: Path, people: Dataset) -> None:
