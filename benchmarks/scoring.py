@@ -28,7 +28,7 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 BATCH = 256
 THREADS = 4
-RULES = ("shrunk", "mean", "all")
+RULES = ("shrunk", "mean", "query", "all", "sum")
 SHRINKS = (0.5, 2.0, 4.0)
 
 
