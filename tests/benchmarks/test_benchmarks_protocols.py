@@ -16,7 +16,9 @@ from benchmarks import occluded_market, protocols
 from benchmarks.protocols import Cell, RunOptions, Suite, finished, read_suite, result_of, stages_of
 from benchmarks.report import Result
 from pipeline.config_file import load_config
+from pipeline.datasets.images import read_image, write_image
 from pipeline.datasets.records import Dataset, Record
+from pipeline.datasets.registry import open_dataset
 from pipeline.training.occluders import occluder_tiles, read_tiles
 
 
@@ -142,3 +144,18 @@ def test_occluded_market__covers_masks_with_their_pixels() -> None:
         changed = (occluded[i].int() - images[i].int()).abs().amax(2) > 1
         assert 0.02 < changed.float().mean() < 0.95
         assert left[i].float().mean() < 254
+
+
+def test_truncated_market__keeps_the_proportions_of_what_is_left(tmp_path: Path) -> None:
+    pixels = np.arange(128 * 64 * 3, dtype=np.uint32).reshape(128, 64, 3).astype(np.uint8)
+    assert np.array_equal(occluded_market.cropped(pixels, (0.0, 0.5, 0.0, 1.0)), pixels[:64])
+    assert np.array_equal(occluded_market.cropped(pixels, (0.0, 1.0, 0.25, 1.0)), pixels[:, 16:])
+    write_image(tmp_path / "in" / "gallery.png", pixels)
+    records = (Record("query.png", 1, 1, "query"), Record("gallery.png", 1, 2, "gallery"))
+    out = tmp_path / "out"
+    names = occluded_market.write(Dataset("csv", "in", tmp_path / "in", records), out, records[:1], [pixels[:64]])
+    written = open_dataset(f"csv:{out / 'dataset.csv'}", expect_counts=False)
+    assert [record.path for record in written.split("query")] == names
+    assert read_image(out / names[0]).shape == (64, 64, 3)
+    (gallery,) = written.split("gallery")
+    assert np.array_equal(read_image(written.path_of(gallery)), pixels)
