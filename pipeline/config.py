@@ -157,9 +157,9 @@ class ModelConfig(Section):
     width: Annotated[int, Field(ge=32, multiple_of=16)] = Field(128, description="Input width in pixels.")
     fit: Literal["stretch", "pad"] = Field(
         "stretch",
-        description="How images are fitted to the input size. stretch: resized to it. pad: distorted by at most 1.25 "
-        "and padded at the bottom or the sides, which concerns images that are less than 1.6 or more than 2.5 times as "
-        "high as wide, as of people cut off at the waist.",
+        description="How images are fitted to the input size. stretch: resized to it. pad: images that are less than "
+        "1.6 or more than 2.5 times as high as wide, as of people cut off at the waist, keep their proportions and are "
+        "padded at the bottom or the sides; the others are resized.",
     )
     body_attention: bool = Field(True, description="Body attention after stage 1 (paper, Table 5).")
     body_reduction: Positive = Field(8, description="gamma of Fig. 3.")

@@ -44,14 +44,14 @@ Area = tuple[float, float, float, float]
 WHOLE_AREA: Area = (0.0, 0.0, 1.0, 1.0)
 
 Fit = Literal["stretch", "pad", "square"]
-"""How an image is fitted to a frame: resized to it; resized with limited distortion and padded (`padded_area`); or
-centred on a black square that is resized to it."""
+"""How an image is fitted to a frame: resized to it; padded if it is unlike a crop of a whole person (`padded_area`),
+else resized; or centred on a black square that is resized."""
 
 PERSON_RATIO = 2.0
 """Height over width of the usual crop of a whole standing person, which fills a frame of any shape."""
 
-MOST_STRETCH = 1.25
-"""Largest distortion of an image that is padded."""
+TOLERANCE = 1.25
+"""Factor by which the ratio of an image may differ from `PERSON_RATIO` before it is padded."""
 
 PADDING = (124, 116, 104)
 """ImageNet's mean colour, RGB; normalised, it is close to zero."""
@@ -156,21 +156,23 @@ def fitted(image: RgbImage, height: int, width: int, fit: Fit) -> tuple[RgbImage
 def padded_area(image_height: int, image_width: int, height: int, width: int) -> Area:
     """Return where an image goes in a frame of height x width pixels, when it is padded.
 
-    A crop that ends at the waist and is resized to the whole frame shows a person twice as tall. Here an image is
-    stretched by at most `MOST_STRETCH`, relative to a crop of `PERSON_RATIO`, and lies at the frame's top, centred.
-    Crops with a ratio of 1.6 to 2.5 fill it.
+    A crop that ends at the waist and is resized to the whole frame shows a person twice as tall. Crops with a ratio of
+    1.6 to 2.5 fill the frame, because those of whole people differ by as much. Others have the scale of a crop of
+    `PERSON_RATIO`, and lie at the frame's top, centred.
 
     Examples:
         >>> padded_area(160, 100, 256, 128)
         (0.0, 0.0, 1.0, 1.0)
         >>> padded_area(100, 100, 256, 128)
-        (0.0, 0.0, 0.625, 1.0)
+        (0.0, 0.0, 0.5, 1.0)
         >>> padded_area(400, 100, 256, 128)
-        (0.0, 0.1875, 1.0, 0.8125)
+        (0.0, 0.25, 1.0, 0.75)
     """
     ratio = image_height / image_width / PERSON_RATIO
-    rows = max(round(height * min(MOST_STRETCH * ratio, 1.0)), 1)
-    columns = max(round(width * min(MOST_STRETCH / ratio, 1.0)), 1)
+    if 1 / TOLERANCE <= ratio <= TOLERANCE:
+        return WHOLE_AREA
+    rows = max(round(height * min(ratio, 1.0)), 1)
+    columns = max(round(width * min(1.0 / ratio, 1.0)), 1)
     left = (width - columns) // 2
     return 0.0, left / width, rows / height, (left + columns) / width
 

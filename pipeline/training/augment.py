@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config import ModelConfig, TrainConfig
-from pipeline.datasets.images import MOST_STRETCH
+from pipeline.datasets.images import TOLERANCE
 from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.normalise import normalise
 from pipeline.training.tree import tensors_of, with_tensors
@@ -98,7 +98,7 @@ class AugmentParams:
         contrast: (B,) factor of the distance from the image's mean grey.
         saturation: (B,) factor of the distance from the pixel's grey.
         erase: Where the image is erased.
-        padded: (B,) bool; whether what is kept is padded (`images.padded_area`) instead of stretched to the frame.
+        padded: (B,) bool; whether what is kept is padded where `images.padded_area` would, else it is stretched.
         used: Which of `crop`, `truncate`, `occlude`, `jitter`, `erase` can occur at all; the others are not computed.
     """
 
@@ -324,14 +324,14 @@ def augment(images: Tensor, masks: MaskTargets, params: AugmentParams, tiles: Te
 def _frame(params: AugmentParams, height: int, width: int) -> Rectangles:
     """Where what is kept of each image goes; the rest is padding."""
     kept, whole = params.kept, torch.zeros_like(params.kept.top)
-    rows = torch.where(params.padded, _least(kept.bottom - kept.top, height), whole + height)
-    columns = torch.where(params.padded, _least(kept.right - kept.left, width), whole + width)
+    rows = torch.where(params.padded, _own_size(kept.bottom - kept.top, height), height)
+    columns = torch.where(params.padded, _own_size(kept.right - kept.left, width), width)
     left = ((width - columns) / 2).floor()
     return Rectangles(whole, rows, left, left + columns)
 
 
-def _least(kept: Tensor, length: int) -> Tensor:
-    return (kept * MOST_STRETCH).round().clamp_max(length)
+def _own_size(kept: Tensor, length: int) -> Tensor:
+    return torch.where(kept * TOLERANCE < length, kept.round(), length)
 
 
 def overlap(cells: int, length: int, shown: tuple[Tensor, Tensor], where: tuple[Tensor, Tensor]) -> Tensor:

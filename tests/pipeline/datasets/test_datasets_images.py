@@ -340,18 +340,16 @@ def test_batches_on_a_square_keep_proportions(folder: list[Path]) -> None:
 
 
 @given(st.integers(8, 400), st.integers(8, 400), st.sampled_from([(256, 128), (128, 64), (64, 64)]))
-def test_padded_area__limits_the_distortion_and_fills_one_side(height: int, width: int, size: tuple[int, int]) -> None:
+def test_padded_area__keeps_the_scale_of_a_whole_person(height: int, width: int, size: tuple[int, int]) -> None:
     top, left, bottom, right = images.padded_area(height, width, *size)
     assert top == 0
-    assert bottom == 1 or (left, right) == (0, 1)
     assert abs(left - (1 - right)) <= 1 / size[1]
     ratio = height / width / images.PERSON_RATIO
-    # Relative to a crop of a whole person, which fills the frame; the place is in whole pixels.
-    distortion = bottom / (right - left) / ratio
-    slack = 1.5 / (size[0] * bottom) + 1.5 / (size[1] * (right - left))
-    assert 1 / images.MOST_STRETCH - slack <= distortion / 1.0 <= images.MOST_STRETCH * (1 + slack)
     if 1.6 <= height / width <= 2.5:
         assert (bottom, left, right) == (1, 0, 1)
+    else:
+        assert bottom == pytest.approx(min(ratio, 1), abs=0.6 / size[0])
+        assert right - left == pytest.approx(min(1 / ratio, 1), abs=0.6 / size[1])
 
 
 def test_batches_with_padding_keep_proportions(tmp_path: Path) -> None:
@@ -359,13 +357,13 @@ def test_batches_with_padding_keep_proportions(tmp_path: Path) -> None:
     for name, shape in shapes.items():
         write_image(tmp_path / f"{name}.png", np.full((*shape, 3), 200, np.uint8))
     (batch,) = decode_batches([tmp_path / f"{name}.png" for name in shapes], 64, 32, batch=3, threads=1, fit="pad")
-    assert batch.areas.tolist() == [[0, 0, 1, 1], [0, 0, 0.625, 1], [0, 0.1875, 1, 0.8125]]
+    assert batch.areas.tolist() == [[0, 0, 1, 1], [0, 0, 0.5, 1], [0, 0.25, 1, 0.75]]
     assert (batch.images[0] == 200).all()
-    assert (batch.images[1, :40] == 200).all()
-    assert (batch.images[1, 40:] == images.PADDING).all()
-    assert (batch.images[2, :, 6:26] == 200).all()
-    assert (batch.images[2, :, :6] == images.PADDING).all()
-    assert (batch.images[2, :, 26:] == images.PADDING).all()
+    assert (batch.images[1, :32] == 200).all()
+    assert (batch.images[1, 32:] == images.PADDING).all()
+    assert (batch.images[2, :, 8:24] == 200).all()
+    assert (batch.images[2, :, :8] == images.PADDING).all()
+    assert (batch.images[2, :, 24:] == images.PADDING).all()
 
 
 def test_batches_do_not_run_ahead(folder: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

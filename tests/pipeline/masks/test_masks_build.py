@@ -133,7 +133,7 @@ def test_padded_images_have_masks_of_their_own_area(tmp_path: Path) -> None:
     lip = load_label_set("lip-20")
     for name in people[1]:
         frame, area = fitted(read_image(tmp_path / name), 64, 32, "pad")
-        assert area == (0, 0, 0.625, 1)
+        assert area == (0, 0, 0.5, 1)
         _, body = group_soft(parser.parse(frame[None]), lip, load_grouping("spreid", lip))
         expected = quantise(area_average(body, (64, 32), np.array([area])))[0, 0]
         np.testing.assert_array_equal(file.body[file.index(name)], expected)
