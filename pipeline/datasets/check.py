@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.datasets.faults import Fault, FaultKind, match_fault
-from pipeline.datasets.images import decode_image, read_bytes
+from pipeline.datasets.images import decode_image, is_padded, read_bytes
 from pipeline.datasets.kind import Count, count
 from pipeline.datasets.records import UNKNOWN, Dataset, Record, Split, queries_without_match, unique_names
 from pipeline.datasets.registry import accepted_kinds, parse_spec, read_logged
@@ -36,11 +36,12 @@ class SplitReport:
 
 @dataclass(frozen=True, slots=True)
 class SizeReport:
-    """Sizes of the decoded images, in pixels: (height, width)."""
+    """Sizes of the decoded images, in pixels: (height, width); how many are padded with `model.fit = "pad"`."""
 
     smallest: tuple[int, int]
     median: tuple[int, int]
     largest: tuple[int, int]
+    padded: int
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,6 @@ def check_dataset(
         else:
             hashes[name], size = result
             sizes.append(size)
-    sizes.sort(key=lambda size: (size[0] * size[1], size))
     expected = parsed.info.counts.get(parsed.variant, {})
     return DatasetReport(
         spec=spec,
@@ -122,7 +122,7 @@ def check_dataset(
         notes=(*notes, *_equal_files(dataset, hashes)),
         images=len(names),
         decoded=len(sizes),
-        sizes=SizeReport(sizes[0], sizes[len(sizes) // 2], sizes[-1]) if sizes else None,
+        sizes=_size_report(sizes) if sizes else None,
     )
 
 
@@ -134,6 +134,12 @@ def as_whole(report: DatasetReport) -> DataError | None:
     kinds = sorted({fault.kind.value for fault in faults})
     plural = "s" if len(faults) > 1 else ""
     return DataError(f"{len(faults):,} fault{plural} in the data set ({', '.join(kinds)})", where=report.spec)
+
+
+def _size_report(sizes: Sequence[tuple[int, int]]) -> SizeReport:
+    ordered = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    padded = sum(is_padded(*size) for size in sizes)
+    return SizeReport(ordered[0], ordered[len(ordered) // 2], ordered[-1], padded)
 
 
 def _split_report(split: Split, records: Sequence[Record], expected: Count | None) -> SplitReport:

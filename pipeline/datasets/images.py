@@ -153,6 +153,12 @@ def fitted(image: RgbImage, height: int, width: int, fit: Fit) -> tuple[RgbImage
     return frame, area
 
 
+def is_padded(image_height: int, image_width: int) -> bool:
+    """Whether an image is padded: its ratio is not that of a crop of a whole person, 1.6 to 2.5."""
+    ratio = image_height / image_width / PERSON_RATIO
+    return not 1 / TOLERANCE <= ratio <= TOLERANCE
+
+
 def padded_area(image_height: int, image_width: int, height: int, width: int) -> Area:
     """Return where an image goes in a frame of height x width pixels, when it is padded.
 
@@ -168,9 +174,9 @@ def padded_area(image_height: int, image_width: int, height: int, width: int) ->
         >>> padded_area(400, 100, 256, 128)
         (0.0, 0.25, 1.0, 0.75)
     """
-    ratio = image_height / image_width / PERSON_RATIO
-    if 1 / TOLERANCE <= ratio <= TOLERANCE:
+    if not is_padded(image_height, image_width):
         return WHOLE_AREA
+    ratio = image_height / image_width / PERSON_RATIO
     rows = max(round(height * min(ratio, 1.0)), 1)
     columns = max(round(width * min(1.0 / ratio, 1.0)), 1)
     left = (width - columns) // 2

@@ -106,6 +106,11 @@ def _draw_report(report: DatasetReport, shown: int | None) -> console.Drawn:
             f"{report.decoded:,} of {report.images:,} image files decoded; "
             f"smallest {smallest}, median {median}, largest {largest} pixels"
         )
+        if sizes.padded:
+            parts.append(
+                f"{sizes.padded:,} of them are less than 1.6 or more than 2.5 times as high as wide, as crops of people "
+                "cut off at the waist are; networks with model.fit=pad see them padded"
+            )
     parts += [f"note: {note}" for note in report.notes]
     if not report.faults:
         return [*parts, "no faults" if report.decoded else "no faults; the images were not decoded"]
