@@ -1,4 +1,4 @@
-"""Build "occluded Market" and "truncated Market": the queries of a development split, and less to see of them.
+"""Build "occluded Market" and "truncated Market" from a development split.
 
 `python -m benchmarks.occluded_market --data csv:dev_split.csv --out DIR` writes two data sets of the kind `csv`, each
 with the gallery as it is. Everything is decided by a fixed seed. The images are of real people: for measurements only.

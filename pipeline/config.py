@@ -158,8 +158,8 @@ class ModelConfig(Section):
     fit: Literal["stretch", "pad"] = Field(
         "stretch",
         description="How images are fitted to the input size. stretch: resized to it. pad: images that are less than "
-        "1.6 or more than 2.5 times as high as wide, as of people cut off at the waist, keep their proportions and are "
-        "padded at the bottom or the sides; the others are resized.",
+        "1.6 or more than 2.5 times as high as wide, such as crops that end at the waist, keep their proportions and "
+        "are padded at the bottom or the sides; the others are resized.",
     )
     body_attention: bool = Field(True, description="Body attention after stage 1 (paper, Table 5).")
     body_reduction: Positive = Field(8, description="gamma of Fig. 3.")
@@ -315,7 +315,9 @@ class TrainConfig(Section):
         0.4, description="Share of occluders that are people of the batch, cut out by their body masks."
     )
     truncate: Fraction = Field(
-        0.0, description="Probability of keeping only the upper part or one side of an image, stretched to the frame."
+        0.0,
+        description="Probability of keeping only the upper part or one side of an image, resized to the frame or, with "
+        "`model.fit = pad`, also padded.",
     )
     augment_ramp: Fraction = Field(
         0.0, description="Share of the training over which `occlude` and `truncate` rise from 0."

@@ -183,7 +183,7 @@ class Embedder:
         )
 
     def forward(self, images: npt.NDArray[np.uint8]) -> dict[str, Floats]:
-        """Embed (B, H, W, 3) uint8 RGB images of the input size: `parts`, `global_feature` and `visibility`.
+        """Embed (B, H, W, 3) uint8 RGB images, fitted to the input: `parts`, `global_feature` and `visibility`.
 
         Raises:
             WeightsError: The network returns features that are not finite.
@@ -240,11 +240,15 @@ class Embedder:
 
 
 def _without_padding(masks: torch.Tensor, areas: npt.NDArray[np.float64]) -> torch.Tensor:
-    """Stretch the area (N, 4) of each image in its mask (N, C, h, w) uint8 to the whole mask, bilinearly."""
+    """Stretch the area (N, 4) of each image in its mask (N, C, h, w) uint8 to the whole mask, bilinearly within it."""
     top, left, bottom, right = torch.from_numpy(areas).float().unbind(1)
     across = torch.stack([right - left, torch.zeros_like(left), left + right - 1], 1)
     down = torch.stack([torch.zeros_like(top), bottom - top, top + bottom - 1], 1)
     grid = F.affine_grid(torch.stack([across, down], 1), list(masks.shape), align_corners=False)
+    # Not beyond the centres of the first and last cells, so that no padding is mixed in.
+    half = 1 / torch.tensor([masks.shape[3], masks.shape[2]])
+    first, last = 2 * torch.stack([left, top], 1) - 1 + half, 2 * torch.stack([right, bottom], 1) - 1 - half
+    grid = grid.clamp(first[:, None, None], last[:, None, None])
     sampled = F.grid_sample(masks.float(), grid, padding_mode="border", align_corners=False)
     return sampled.round().to(torch.uint8)
 

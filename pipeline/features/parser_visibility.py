@@ -18,7 +18,7 @@ THRESHOLD = 0.5
 
 
 class ParserVisibility:
-    """The parts that the built-in parser finds, by the rules that training applies to its masks.
+    """The parts that the built-in parser finds in the network's input, by the rules that training applies to its masks.
 
     Args:
         model: Rules of head row and strips.

@@ -152,7 +152,7 @@ def model_card(repo: str, checkpoint: Path, *, training_data: str, licence: str,
         "tags:\n- person-re-identification\n- occluded-person-re-identification\n---",
         f"# {repo.rpartition('/')[2]}",
         f"{kind} for person re-identification on {model.backbone}. Input: crops of one person, "
-        f"{model.height} x {model.width}. SHA-256: `{sha256_file(checkpoint)}`.",
+        f"{model.height} x {model.width}, fit `{model.fit}`. SHA-256: `{sha256_file(checkpoint)}`.",
         f"## Use\n\nIn a checkout of the source of sgsfa {meta.version} or later:\n\n```sh\npip install '.[hub]'\n"
         f"sgsfa hub pull {repo} --out {FILE}\n"
         f"sgsfa search person.jpg --gallery photos --checkpoint {FILE}\n```",

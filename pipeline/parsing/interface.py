@@ -15,8 +15,8 @@ from torch import Tensor
 from pipeline.parsing.labels import LabelSet
 
 Fit = Literal["stretch", "pad", "square"]
-"""How an image is fitted to the input size: resized to it; padded or resized as for networks with `model.fit = "pad"`;
-or with its proportions kept, centred on a black square."""
+"""How an image is fitted to the input size: resized to it; as networks with `model.fit = "pad"` see it; or with its
+proportions kept, centred on a black square."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,8 @@ class Sidecar(BaseModel):
     width: int | None = Field(None, ge=8, description="Input width in pixels; likewise.")
     fit: Fit = Field(
         "stretch",
-        description="stretch: resize to the input size. pad: pad crops of cut-off people, as `model.fit`. square: keep "
-        "proportions, on a black square.",
+        description="stretch: resize to the input size. pad: pad truncated crops, as with `model.fit = pad`. square: "
+        "keep proportions, on a black square.",
     )
     layout: Literal["nchw", "nhwc"] = Field("nchw", description="Order of the input's axes.")
     colour: Literal["rgb", "bgr"] = Field("rgb", description="Order of the input's channels.")

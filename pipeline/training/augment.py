@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config import ModelConfig, TrainConfig
-from pipeline.datasets.images import TOLERANCE
+from pipeline.datasets.images import RATIO_TOLERANCE
 from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.normalise import normalise
 from pipeline.training.tree import tensors_of, with_tensors
@@ -98,7 +98,7 @@ class AugmentParams:
         contrast: (B,) factor of the distance from the image's mean grey.
         saturation: (B,) factor of the distance from the pixel's grey.
         erase: Where the image is erased.
-        padded: (B,) bool; whether what is kept is padded where `images.padded_area` would, else it is stretched.
+        padded: (B,) bool; what is kept is padded if `images.padded_area` pads a crop of that shape, else stretched.
         used: Which of `crop`, `truncate`, `occlude`, `jitter`, `erase` can occur at all; the others are not computed.
     """
 
@@ -185,7 +185,7 @@ def draw_params(
         config: Probabilities and strengths.
         tiles: Number of cut-outs to choose from.
         share: Factor in [0, 1] of the probabilities of occlusion and truncation, for their gradual introduction.
-        padded: Probability that a truncated image is padded instead of stretched.
+        padded: Probability that a truncated image, if less than 80 % of it is kept, is padded instead of stretched.
     """
     dice = _Dice(generator, batch, height, width)
     pad = round(config.pad * height / PAD_HEIGHT)
@@ -214,8 +214,8 @@ def draw_params(
     )
 
 
-def padded_share(model: ModelConfig) -> float:
-    """Share of truncated images that are padded, as crops of their proportions are; the others are stretched."""
+def padding_probability(model: ModelConfig) -> float:
+    """Return `padded` of `draw_params`. Data sets also have truncated crops that were resized before."""
     return 0.5 if model.fit == "pad" else 0.0
 
 
@@ -316,22 +316,23 @@ def augment(images: Tensor, masks: MaskTargets, params: AugmentParams, tiles: Te
     moved = MaskTargets(parts, body, masks.has_mask[:batch], masks.supervised_parts)
     normal = normalise(values.permute(0, 3, 1, 2))
     if "truncate" in params.used:
-        # Last, because the padding of an image from a file is the same for all.
+        # Last, so that the padding is constant, as it is where features are extracted.
         normal = normal * frame.inside(height, width).unsqueeze(1)
     return normal, moved
 
 
 def _frame(params: AugmentParams, height: int, width: int) -> Rectangles:
     """Where what is kept of each image goes; the rest is padding."""
-    kept, whole = params.kept, torch.zeros_like(params.kept.top)
+    kept, zero = params.kept, torch.zeros_like(params.kept.top)
     rows = torch.where(params.padded, _own_size(kept.bottom - kept.top, height), height)
     columns = torch.where(params.padded, _own_size(kept.right - kept.left, width), width)
     left = ((width - columns) / 2).floor()
-    return Rectangles(whole, rows, left, left + columns)
+    return Rectangles(zero, rows, left, left + columns)
 
 
 def _own_size(kept: Tensor, length: int) -> Tensor:
-    return torch.where(kept * TOLERANCE < length, kept.round(), length)
+    """(B,) pixels of a side that kept so many of `length`, by the rule of `images.padded_area`."""
+    return torch.where(kept * RATIO_TOLERANCE < length, kept.round(), length)
 
 
 def overlap(cells: int, length: int, shown: tuple[Tensor, Tensor], where: tuple[Tensor, Tensor]) -> Tensor:

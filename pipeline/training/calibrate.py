@@ -31,7 +31,7 @@ from pipeline.model.visibility import visible_parts
 from pipeline.parts import NUM_PARTS, PARTS
 from pipeline.runtime.device import autocast
 from pipeline.runtime.seeds import generator
-from pipeline.training.augment import AugmentParams, augment, draw_params, padded_share
+from pipeline.training.augment import AugmentParams, augment, draw_params, padding_probability
 from pipeline.training.context import TrainContext
 from pipeline.training.occluders import occluder_tiles
 
@@ -129,7 +129,7 @@ def _occluded(images: Tensor, masks: MaskTargets, model: ModelConfig, *, seed: i
     """Images with cut-outs in front or truncated, normalised, and what is left of their masks."""
     tiles = occluder_tiles().to(images.device)
     stream = generator(0, "calibrate", seed)
-    size, padded = (images.shape[1], images.shape[2]), padded_share(model)
+    size, padded = (images.shape[1], images.shape[2]), padding_probability(model)
     params = draw_params(stream, len(images), *size, OCCLUDED, tiles=len(tiles), padded=padded)
     return augment(images, masks, AugmentParams.unpacked(params.packed().to(images.device), params.used), tiles)
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import ModelConfig
-from pipeline.datasets.images import decode_batches
+from pipeline.datasets.images import PADDING, PERSON_RATIO, RATIO_TOLERANCE, decode_batches
 from pipeline.datasets.records import Dataset
 from pipeline.errors import ArtifactError, DataError, Rejected
 from pipeline.runtime.files import is_no_space, reserve
@@ -37,7 +37,7 @@ class ImageStore:
         images: (N, H, W, 3) RGB, in memory or mapped from the cache file.
         names: (N) image names.
         rejected: Images that could not be read and have no row.
-        areas: (N, 4) the `Area` of each image in its frame; None: all fill it.
+        areas: (N, 4) the `Area` of each image in its frame; None: every image fills its frame.
     """
 
     images: Bytes
@@ -82,7 +82,8 @@ def cached_images(
 
 
 def _key(dataset: Dataset, names: Sequence[str], model: ModelConfig) -> str:
-    digest = hashlib.sha256(f"{model.height}x{model.width} {model.fit}".encode())
+    rule = f" {PERSON_RATIO} {RATIO_TOLERANCE} {PADDING}" if model.fit == "pad" else ""
+    digest = hashlib.sha256(f"{model.height}x{model.width}{rule}".encode())
     for name in names:
         try:
             status = (dataset.root / name).stat()

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.config import TrainConfig
 from pipeline.runtime.seeds import derive, generator
-from pipeline.training.augment import AugmentParams, draw_params, padded_share
+from pipeline.training.augment import AugmentParams, draw_params, padding_probability
 from pipeline.training.context import TrainContext
 from pipeline.training.occluders import occluder_tiles
 from pipeline.training.sampler import Rows, epoch_batches, shard
@@ -42,7 +42,7 @@ def params_of_step(context: TrainContext, config: TrainConfig, stream: str, step
     """Draw the augmentation of `count` images in a step by `config`; streams of random numbers are independent."""
     share = augmentation_share(step, context.steps_per_epoch, config)
     numbers, tiles = generator(context.config.seed, stream, step), len(occluder_tiles())
-    padded = padded_share(context.model)
+    padded = padding_probability(context.model)
     return draw_params(numbers, count, *context.size, config, tiles=tiles, share=share, padded=padded)
 
 

@@ -15,6 +15,7 @@ from pipeline.datasets.images import WHOLE_AREA
 from pipeline.errors import DataError
 from pipeline.formats.masks import BODY_SIZE, OK, PART_NAMES, PARTS_SIZE, MaskFile
 from pipeline.model.mask_targets import MaskTargets, resized
+from pipeline.training.augment import overlap
 
 _CHUNK = 256
 
@@ -28,7 +29,7 @@ def load_masks(
         path: The mask file; None: no image has a mask.
         names: Of N images.
         model: The network.
-        areas: (N, 4) the `Area` of each image in its frame; None: all fill it.
+        areas: (N, 4) the `Area` of each image in its frame; None: every image fills its frame.
 
     Raises:
         FormatError: The mask file is damaged or of another kind.
@@ -68,35 +69,28 @@ def load_masks(
 
 
 def placed(masks: Tensor, areas: npt.NDArray[np.float64] | None) -> Tensor:
-    """Move masks of images to where the images are in their frames; the rest of a frame shows nothing.
+    """Move masks of images to where the images are in their frames; the rest of a frame is zero.
 
     Args:
         masks: (N, C, h, w) uint8, share of each cell of the image.
-        areas: (N, 4) `Area` of each image; None: all fill their frames.
+        areas: (N, 4) `Area` of each image; None: every image fills its frame.
 
     Returns:
         (N, C, h, w) uint8, share of each cell of the frame.
     """
-    if areas is None:
+    padded = np.flatnonzero((areas != WHOLE_AREA).any(1)) if areas is not None else ()
+    if areas is None or not len(padded):
         return masks
-    found = masks.clone()
-    padded = np.flatnonzero((areas != WHOLE_AREA).any(1))
+    found, (height, width) = masks.clone(), masks.shape[2:]
     for start in range(0, len(padded), _CHUNK):
         rows = torch.from_numpy(padded[start : start + _CHUNK])
         top, left, bottom, right = torch.from_numpy(areas)[rows].float().unbind(1)
-        down, across = _shares(masks.shape[2], top, bottom), _shares(masks.shape[3], left, right)
+        zero = torch.zeros_like(top)
+        down = overlap(height, height, (zero, zero + height), (top * height, bottom * height))
+        across = overlap(width, width, (zero, zero + width), (left * width, right * width))
         moved = down.unsqueeze(1) @ masks[rows].float() @ across.unsqueeze(1).mT
         found[rows] = moved.round().to(torch.uint8)
     return found
-
-
-def _shares(cells: int, begin: Tensor, end: Tensor) -> Tensor:
-    """(B, n, n) share of each cell of a frame that each cell of an image at `begin` to `end` covers, on one axis."""
-    edges = torch.arange(cells + 1) / cells
-    own = begin[:, None] + (end - begin)[:, None] * edges
-    low = torch.maximum(edges[None, :-1, None], own[:, None, :-1])
-    high = torch.minimum(edges[None, 1:, None], own[:, None, 1:])
-    return (high - low).clamp_min(0.0) * cells
 
 
 def _rows(path: Path, names: Sequence[str], row_of: Mapping[str, int]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -352,6 +352,27 @@ def test_padded_area__keeps_the_scale_of_a_whole_person(height: int, width: int,
         assert right - left == pytest.approx(min(1 / ratio, 1), abs=0.6 / size[1])
 
 
+@pytest.mark.parametrize(
+    ("shape", "filled"),
+    [
+        ((8, 160), (2, 32)),  # the most extreme ratios that are read
+        ((160, 8), (64, 3)),
+        ((80, 50), (64, 32)),  # exactly 1.6 and 2.5
+        ((125, 50), (64, 32)),
+        ((63, 63), (32, 32)),
+        ((96, 33), (64, 22)),
+    ],
+)
+def test_fitted__pads_to_the_frame(shape: tuple[int, int], filled: tuple[int, int]) -> None:
+    frame, area = images.fitted(np.full((*shape, 3), 7, np.uint8), 64, 32, "pad")
+    assert frame.shape == (64, 32, 3)
+    own = (frame == 7).all(2)
+    assert (own.any(1).sum(), own.any(0).sum()) == filled
+    assert own.sum() == filled[0] * filled[1]
+    assert (frame[~own] == images.PADDING).all()
+    assert area == images.padded_area(*shape, 64, 32)
+
+
 def test_batches_with_padding_keep_proportions(tmp_path: Path) -> None:
     shapes = {"whole": (80, 40), "waist": (40, 40), "side": (100, 25)}
     for name, shape in shapes.items():

@@ -80,12 +80,8 @@ def test_export__returns_what_extraction_writes(tmp_path: Path, changes: dict[st
         np.testing.assert_allclose(given["visibility"], visibility, rtol=1e-4, atol=1e-6)
         np.testing.assert_array_equal(given["visible"], visibility > np.float32(network.meta.thresholds))
     described = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
-    assert (described["height"], described["width"], described["flip"], described["parts"]) == (
-        HEIGHT,
-        WIDTH,
-        flip,
-        list(PARTS),
-    )
+    assert (described["height"], described["width"], described["flip"]) == (HEIGHT, WIDTH, flip)
+    assert (described["parts"], described["fit"]) == (list(PARTS), "stretch")
     assert described["thresholds"] == pytest.approx([0.1, 0.2, 0.3, 0.05, 0.1, 0.1, 0.1])
     # The export leaves nothing in cached constants.
     assert np.isfinite(network.forward(images)["global_feature"]).all()

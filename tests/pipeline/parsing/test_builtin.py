@@ -35,6 +35,7 @@ def test_it_is_a_parser(parser: BuiltinParser) -> None:
     assert parser.input_size == (256, 128)
     assert parser.info.label_set.name == "lip-20"
     assert parser.info.precision == "float32"
+    assert parser.info.fit == "pad"
     assert len(parser.info.weights_sha256) == 64
 
 

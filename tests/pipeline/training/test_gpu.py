@@ -80,7 +80,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize("seed", range(5))
 def test_augment__equals_the_cpu(seed: int) -> None:
     images, parts, body = (torch.from_numpy(each) for each in batch_of(seed, 16))
-    params = params_of(seed, 16)
+    params = params_of(seed, 16, padded=0.5)
     there = AugmentParams.unpacked(params.packed().cuda(), params.used)
     wanted = augmented(images, parts, body, params)
     got = augmented(images.cuda(), parts.cuda(), body.cuda(), there)
