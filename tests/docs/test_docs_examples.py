@@ -6,11 +6,16 @@ Commands that accept `--set` get small sizes. Commands that need foreign data or
 import re
 import shlex
 import shutil
+import sys
+import types
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from pipeline.datasets.images import fitted
 from sgsfa import api as sgsfa_api
 from sgsfa_cli.main import app
 
@@ -95,3 +100,31 @@ def test_page__blocks_run(page, world, tmp_path, monkeypatch):
             exec(compile(code, page.name, "exec"), {})
         else:
             sgsfa(code)
+
+
+@pytest.mark.parametrize("shape", [(80, 40), (70, 40), (40, 40), (33, 57), (99, 30), (300, 90), (128, 64)])
+def test_export_page__prepares_images_as_extraction_does(shape, tmp_path, monkeypatch):
+    fed = []
+
+    class Session:
+        def __init__(self, path):
+            pass
+
+        def get_inputs(self):
+            return [types.SimpleNamespace(shape=["batch", 64, 32, 3])]
+
+        def get_outputs(self):
+            return []
+
+        def run(self, names, given):
+            fed.append(given["images"])
+            return []
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.SimpleNamespace(InferenceSession=Session))
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    # Readers go by the content: a PNG keeps the exact pixels.
+    Path("person.jpg").write_bytes(cv2.imencode(".png", pixels[..., ::-1])[1].tobytes())
+    ((_, code),) = (block for block in blocks(ROOT / "docs/tasks/export.md") if block[0] == "python")
+    exec(compile(code, "export.md", "exec"), {})
+    np.testing.assert_array_equal(fed[0][0], fitted(pixels, 64, 32, "pad")[0])

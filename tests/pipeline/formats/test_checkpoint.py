@@ -18,6 +18,7 @@ from pipeline.formats.checkpoint import (
     CheckpointMeta,
     read_checkpoint,
     read_meta,
+    require_same_network,
     resolve_checkpoint,
     write_checkpoint,
 )
@@ -90,6 +91,19 @@ def test_read__damaged_header_is_refused(checkpoint: Path, change: dict[str, obj
     rewrite_header(checkpoint, **change)
     with pytest.raises(WeightsError, match="header"):
         read_meta(checkpoint)
+
+
+def test_read__header_without_a_setting_has_its_default(checkpoint: Path) -> None:
+    old = META.model.model_dump()
+    del old["fit"]
+    rewrite_header(checkpoint, model=old)
+    assert read_meta(checkpoint).model.fit == "stretch"
+
+
+def test_require_same_network__another_fit_is_allowed_and_another_shape_is_not(checkpoint: Path) -> None:
+    require_same_network(checkpoint, META, META.model.model_copy(update={"fit": "pad"}))
+    with pytest.raises(WeightsError, match="part_dim = 16 instead of 8"):
+        require_same_network(checkpoint, META, META.model.model_copy(update={"part_dim": 8}))
 
 
 def test_same_identities__needs_the_same_data_and_a_known_hash() -> None:

@@ -9,15 +9,19 @@ import pytest
 import torch
 
 from pipeline.config import LossConfig
+from pipeline.datasets.images import PADDING, write_image
 from pipeline.datasets.records import Dataset
 from pipeline.errors import DataError, WeightsError
 from pipeline.formats.checkpoint import read_meta
 from pipeline.formats.masks import PART_NAMES
 from pipeline.model.checkpoint import load_checkpoint
 from pipeline.runtime.files import sha256_file
+from pipeline.training import evaluator as evaluator_module
+from pipeline.training import run as run_module
 from pipeline.training.calibrate import NEVER
+from pipeline.training.context import TrainContext
 from pipeline.training.run import train
-from tests.helpers.training import HEIGHT, WIDTH, make_masks, make_people, small_model, small_training
+from tests.helpers.training import HEIGHT, WIDTH, make_masks, make_people, paint, small_model, small_training
 from tests.helpers.training_runs import Straight, assert_equal_weights, interrupt, train_until, weights
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -62,6 +66,34 @@ def test_masks__that_supervise_nothing_are_refused(
     with pytest.raises(DataError, match=said) as caught:
         train(tmp_path / "run", **straight.changed(masks=masks))
     assert caught.value.where == str(masks)
+
+
+def test_masks__follow_padded_images(tmp_path: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_people(tmp_path / "people")
+    first = min(dataset.split("train"), key=lambda record: record.path)
+    write_image(dataset.path_of(first), paint(first.pid, 0)[: HEIGHT // 2])
+    tested: list[str] = []
+    decode = evaluator_module.decode_batches
+    monkeypatch.setattr(evaluator_module, "decode_batches", lambda *a, **k: tested.append(k["fit"]) or decode(*a, **k))
+    contexts: list[TrainContext] = []
+    made = run_module.Trainer
+    monkeypatch.setattr(
+        run_module, "Trainer", lambda network, context: contexts.append(context) or made(network, context)
+    )
+    changed = straight.changed(
+        dataset=dataset, tests=[dataset], model=small_model(fit="pad"), config=small_training(epochs=1, eval_every=1)
+    )
+    train(tmp_path / "run", **changed)
+    (context,) = contexts
+    row = context.store.names.index(first.path)
+    half = context.masks.body.shape[2] // 2
+    assert context.masks.body[row, :, :half].any()
+    assert not context.masks.body[row, :, half:].any()
+    assert (context.store.images[row, HEIGHT // 2 :] == PADDING).all()
+    others = [i for i in range(len(context.store.names)) if i != row]
+    assert context.masks.body[others][:, :, half:].flatten(1).any(1).all()
+    assert set(tested) == {"pad"}
+    assert read_meta(tmp_path / "run" / "model.safetensors").model.fit == "pad"
 
 
 def test_warnings__parts_that_no_mask_shows_and_single_images(
