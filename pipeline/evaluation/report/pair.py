@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from pipeline.datasets.images import read_resized
+from pipeline.datasets.images import read_image
 from pipeline.evaluation.explain import TERMS, PairExplanation, explain_pair
 from pipeline.evaluation.report.collect import entry_fields, explained_hits
 from pipeline.evaluation.report.images import ImageStore
@@ -20,8 +20,6 @@ from pipeline.matching.distance import MatchingRule
 from pipeline.parts import SEMANTIC
 from pipeline.runtime.files import atomic_write
 from pipeline.version import __version__
-
-HEIGHT, WIDTH = 256, 128
 
 
 def pair_report(
@@ -59,15 +57,16 @@ def draw_pair(path: Path, paths: Sequence[Path], pair: PairExplanation, masks: n
     left, right = figure.subfigures(1, 2, width_ratios=(1.6 * columns, 4.2), squeeze=False)[0]
     panels = left.subplots(2, columns, squeeze=False)
     for row, image_path in enumerate(paths):
-        pixels = read_resized(image_path, HEIGHT, WIDTH)
+        pixels = read_image(image_path)
+        extent = (0, pixels.shape[1], pixels.shape[0], 0)
         for column, axes in enumerate(panels[row]):
-            axes.imshow(pixels)
+            axes.imshow(pixels, interpolation="bilinear", extent=extent)
             axes.set_axis_off()
             if column:
                 assert masks is not None
                 # Inferno is readable without colour vision.
                 heat = masks[row, column - 1] / 255
-                axes.imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1, extent=(0, WIDTH, HEIGHT, 0))
+                axes.imshow(heat, cmap="inferno", alpha=0.6, vmin=0, vmax=1, extent=extent)
             axes.set_title(SEMANTIC[column - 1] if column else image_path.name[-18:], fontsize=8)
     axes = right.subplots()
     names = [part.name for part in pair.parts]
