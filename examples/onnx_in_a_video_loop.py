@@ -24,7 +24,7 @@ def main(model: str, crops: str) -> None:
         image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
         pixels = np.zeros((height, width, 3), np.float32)
         ratio = image.shape[0] / image.shape[1] / 2
-        ratio = 1 if 0.8 <= ratio <= 1.25 else ratio  # others are padded
+        ratio = 1 if 0.8 <= ratio <= 1.5 else ratio  # others are padded
         rows, columns = round(height * min(ratio, 1)), round(width * min(1 / ratio, 1))
         left = (width - columns) // 2
         pixels[:rows, left : left + columns] = (cv2.resize(image, (columns, rows)) / 255.0 - MEAN) / STD

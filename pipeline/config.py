@@ -158,7 +158,7 @@ class ModelConfig(Section):
     fit: Literal["stretch", "pad"] = Field(
         "stretch",
         description="How images are fitted to the input size. stretch: resized to it. pad: images that are less than "
-        "1.6 or more than 2.5 times as high as wide, such as crops that end at the waist, keep their proportions and "
+        "1.6 or more than 3 times as high as wide, such as crops that end at the waist, keep their proportions and "
         "are padded at the bottom or the sides; the others are resized.",
     )
     body_attention: bool = Field(True, description="Body attention after stage 1 (paper, Table 5).")

@@ -44,14 +44,14 @@ Area = tuple[float, float, float, float]
 WHOLE_AREA: Area = (0.0, 0.0, 1.0, 1.0)
 
 Fit = Literal["stretch", "pad", "square"]
-"""How an image is fitted to a frame: resized to it; resized if its height is 1.6 to 2.5 times its width, else padded
+"""How an image is fitted to a frame: resized to it; resized if its height is 1.6 to 3 times its width, else padded
 (`padded_area`); or centred on a black square that is resized."""
 
 PERSON_RATIO = 2.0
 """Height over width of the usual crop of a whole standing person, which fills a frame of any shape."""
 
-RATIO_TOLERANCE = 1.25
-"""Factor by which the ratio of an image may differ from `PERSON_RATIO` before it is padded."""
+PERSON_RATIOS = (1.6, 3.0)
+"""Range of the same ratio in which an image is taken for a crop of a whole person. Tight boxes reach 2.7 (VIPeR)."""
 
 PADDING = (124, 116, 104)
 """ImageNet's mean colour, RGB; normalised, it is close to zero."""
@@ -154,16 +154,15 @@ def fitted(image: RgbImage, height: int, width: int, fit: Fit) -> tuple[RgbImage
 
 
 def is_padded(image_height: int, image_width: int) -> bool:
-    """Whether an image is padded: its ratio is not that of a crop of a whole person, 1.6 to 2.5."""
-    ratio = image_height / image_width / PERSON_RATIO
-    return not 1 / RATIO_TOLERANCE <= ratio <= RATIO_TOLERANCE
+    """Whether an image is padded: its height over width is outside `PERSON_RATIOS`."""
+    return not PERSON_RATIOS[0] <= image_height / image_width <= PERSON_RATIOS[1]
 
 
 def padded_area(image_height: int, image_width: int, height: int, width: int) -> Area:
     """Return the area of an image in a padded frame of height x width pixels; `WHOLE_AREA` if it fills the frame.
 
     A crop that ends at the waist and is resized to the whole frame shows a person twice as tall. Crops with a ratio of
-    1.6 to 2.5 fill the frame, because crops of whole people vary by that much. Others get the scale that a crop of
+    1.6 to 3 fill the frame, because crops of whole people vary by that much. Others get the scale that a crop of
     `PERSON_RATIO` has in the frame, whatever its own shape, and lie at its top, centred.
 
     Examples:

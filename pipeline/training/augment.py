@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.config import ModelConfig, TrainConfig
-from pipeline.datasets.images import RATIO_TOLERANCE
+from pipeline.datasets.images import PERSON_RATIO, PERSON_RATIOS
 from pipeline.model.mask_targets import MaskTargets
 from pipeline.model.normalise import normalise
 from pipeline.training.tree import tensors_of, with_tensors
@@ -185,7 +185,8 @@ def draw_params(
         config: Probabilities and strengths.
         tiles: Number of cut-outs to choose from.
         share: Factor in [0, 1] of the probabilities of occlusion and truncation, for their gradual introduction.
-        padded: Probability that a truncated image, if less than 80 % of it is kept, is padded instead of stretched.
+        padded: Probability that a truncated image, if it is left with less than 80 % of its height or two thirds of its
+            width, is padded instead of stretched.
     """
     dice = _Dice(generator, batch, height, width)
     pad = round(config.pad * height / PAD_HEIGHT)
@@ -324,15 +325,13 @@ def augment(images: Tensor, masks: MaskTargets, params: AugmentParams, tiles: Te
 def _frame(params: AugmentParams, height: int, width: int) -> Rectangles:
     """Where what is kept of each image goes; the rest is padding."""
     kept, zero = params.kept, torch.zeros_like(params.kept.top)
-    rows = torch.where(params.padded, _own_size(kept.bottom - kept.top, height), height)
-    columns = torch.where(params.padded, _own_size(kept.right - kept.left, width), width)
+    rows, columns = kept.bottom - kept.top, kept.right - kept.left
+    # What is left of a crop of a whole person, by the rule of `images.padded_area`.
+    ratio = rows / height / (columns / width) * PERSON_RATIO
+    padded = params.padded & ((ratio < PERSON_RATIOS[0]) | (ratio > PERSON_RATIOS[1]))
+    rows, columns = (torch.where(padded, own.round(), size) for own, size in ((rows, height), (columns, width)))
     left = ((width - columns) / 2).floor()
     return Rectangles(zero, rows, left, left + columns)
-
-
-def _own_size(kept: Tensor, length: int) -> Tensor:
-    """(B,) pixels of a side that kept so many of `length`, by the rule of `images.padded_area`."""
-    return torch.where(kept * RATIO_TOLERANCE < length, kept.round(), length)
 
 
 def overlap(cells: int, length: int, shown: tuple[Tensor, Tensor], where: tuple[Tensor, Tensor]) -> Tensor:

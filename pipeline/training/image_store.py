@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import ModelConfig
-from pipeline.datasets.images import PADDING, PERSON_RATIO, RATIO_TOLERANCE, decode_batches
+from pipeline.datasets.images import PADDING, PERSON_RATIO, PERSON_RATIOS, decode_batches
 from pipeline.datasets.records import Dataset
 from pipeline.errors import ArtifactError, DataError, Rejected
 from pipeline.runtime.files import is_no_space, reserve
@@ -82,7 +82,7 @@ def cached_images(
 
 
 def _key(dataset: Dataset, names: Sequence[str], model: ModelConfig) -> str:
-    rule = f" {PERSON_RATIO} {RATIO_TOLERANCE} {PADDING}" if model.fit == "pad" else ""
+    rule = f" {PERSON_RATIO} {PERSON_RATIOS} {PADDING}" if model.fit == "pad" else ""
     digest = hashlib.sha256(f"{model.height}x{model.width}{rule}".encode())
     for name in names:
         try:

@@ -108,7 +108,7 @@ def _draw_report(report: DatasetReport, shown: int | None) -> console.Drawn:
         )
         if sizes.padded:
             parts.append(
-                f"{sizes.padded:,} of them are less than 1.6 or more than 2.5 times as high as wide, such as crops "
+                f"{sizes.padded:,} of them are less than 1.6 or more than 3 times as high as wide, such as crops "
                 "that end at the waist; networks with model.fit=pad see them padded"
             )
     parts += [f"note: {note}" for note in report.notes]

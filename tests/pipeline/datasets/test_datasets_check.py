@@ -42,7 +42,7 @@ def test_a_sound_set_has_no_faults(spec: str, folder: Path) -> None:
     assert (report.images, report.decoded) == (40, 40)
     assert report.sizes is not None
     assert (report.sizes.smallest, report.sizes.median, report.sizes.largest) == ((32, 16), (52, 16), (71, 16))
-    assert report.sizes.padded == sum(height > 2.5 * 16 for height in range(32, 72))
+    assert report.sizes.padded == sum(height > 3 * 16 for height in range(32, 72))
 
 
 def test_single_bad_images_are_rejected_but_the_set_is_whole(spec: str, folder: Path) -> None:

@@ -62,7 +62,7 @@ def frame_of(params: AugmentParams, i: int) -> tuple[int, int, int, int]:
     if not params.padded[i]:
         return 0, HEIGHT, 0, WIDTH
     top, bottom, left, right = edges(params.kept, i)
-    # A crop of a whole person has the proportions of the frame.
+    # The crop of a whole person is 2:1 whatever the frame.
     crop = (bottom - top) * PERSON_RATIO / HEIGHT, (right - left) / WIDTH
     area = padded_area(*(round(1e7 * side) for side in crop), HEIGHT, WIDTH)
     top, left, bottom, right = (round(edge * size) for edge, size in zip(area, (HEIGHT, WIDTH) * 2, strict=True))
