@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import sys
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -357,15 +357,17 @@ def test_extract__diverged_network(tmp_path: Path, dataset: Dataset, checkpoint:
 
 
 def test_extract__a_pickle_in_place_of_a_checkpoint_is_not_opened(tmp_path: Path, dataset: Dataset) -> None:
-    import pickle
-
-    class Bomb:
+    class Trap:
         def __reduce__(self) -> tuple[object, ...]:
-            return (sys.exit, (3,))
+            return (Path.touch, (tmp_path / "sprung",))
 
-    (tmp_path / "bomb.safetensors").write_bytes(pickle.dumps(Bomb()))
+    pickled = pickle.dumps(Trap())
+    pickle.loads(pickled)
+    (tmp_path / "sprung").unlink()
+    (tmp_path / "trap.safetensors").write_bytes(pickled)
     with pytest.raises(WeightsError):
-        run(tmp_path / "f.h5", dataset, tmp_path / "bomb.safetensors")
+        run(tmp_path / "f.h5", dataset, tmp_path / "trap.safetensors")
+    assert not (tmp_path / "sprung").exists()
 
 
 @pytest.mark.parametrize(
