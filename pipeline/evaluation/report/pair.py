@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from pipeline.datasets.images import read_image
+from pipeline.datasets.images import read_image, resize
 from pipeline.evaluation.explain import TERMS, PairExplanation, explain_pair
 from pipeline.evaluation.report.collect import entry_fields, explained_hits
 from pipeline.evaluation.report.images import ImageStore
@@ -20,6 +20,9 @@ from pipeline.matching.distance import MatchingRule
 from pipeline.parts import SEMANTIC
 from pipeline.runtime.files import atomic_write
 from pipeline.version import __version__
+
+HEIGHT = 256
+"""Pixels that an image in a figure is high."""
 
 
 def pair_report(
@@ -58,9 +61,11 @@ def draw_pair(path: Path, paths: Sequence[Path], pair: PairExplanation, masks: n
     panels = left.subplots(2, columns, squeeze=False)
     for row, image_path in enumerate(paths):
         pixels = read_image(image_path)
-        extent = (0, pixels.shape[1], pixels.shape[0], 0)
+        # All panels draw it; what a camera recorded in full is needlessly large for that.
+        pixels = resize(pixels, HEIGHT, max(round(HEIGHT * pixels.shape[1] / pixels.shape[0]), 1))
+        extent = (0, pixels.shape[1], HEIGHT, 0)
         for column, axes in enumerate(panels[row]):
-            axes.imshow(pixels, interpolation="bilinear", extent=extent)
+            axes.imshow(pixels, extent=extent)
             axes.set_axis_off()
             if column:
                 assert masks is not None
